@@ -1,0 +1,65 @@
+"""What the reader yields: one rank's share of a global batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class Batch(Pipelineable):
+    """One rank's rows of a global batch.
+
+    Attributes:
+        rows: real rows B. The jagged collections hold `stride` >= rows rows, equal on all ranks; the surplus ones at
+            the end are empty.
+        dense: float32 [rows, sum of dims], the dense features side by side in the order asked for.
+        jagged: ids by collection name; every collection has the same stride.
+        labels: float32 [rows, T].
+        weights: float32 [rows], or None where every row weighs 1.
+        weight_sums: float64 [K] over all ranks, the objective's normalisers; set by the trainer, None before that.
+    """
+
+    rows: int
+    dense: Tensor
+    jagged: dict[str, KeyedJaggedTensor]
+    labels: Tensor
+    weights: Tensor | None = None
+    weight_sums: Tensor | None = None
+
+    def feature(self, name: str) -> JaggedTensor:
+        """The ids of one feature, the padding rows included. Raises KeyError for an unknown one."""
+        for collection in self.jagged.values():
+            if name in collection.keys():
+                return collection[name]
+        raise KeyError(name)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """The same batch on `device`."""
+        return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory."""
+        return self._map(lambda x: x.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory alive until `stream` has used it."""
+        for value in (self.dense, self.labels, self.weights, self.weight_sums, *self.jagged.values()):
+            if value is not None:
+                value.record_stream(stream)
+
+    def _map(self, move: object) -> Batch:
+        f = move
+        assert callable(f)
+        return replace(
+            self,
+            dense=f(self.dense),
+            jagged={name: f(value) for name, value in self.jagged.items()},
+            labels=f(self.labels),
+            weights=None if self.weights is None else f(self.weights),
+            weight_sums=None if self.weight_sums is None else f(self.weight_sums),
+        )

@@ -1,0 +1,19 @@
+"""Errors that a user can mend: one line that names the thing and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The command line prints the message as one line and exits with 2."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A clause that suggests what was meant: `did you mean 'x'?`, else the valid names."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"valid: {', '.join(names)}" if names else "there are none"

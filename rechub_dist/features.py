@@ -1,0 +1,211 @@
+"""Features and tables: what a data set holds, in words that need nothing but the standard library.
+
+A *table* is an embedding matrix. A *feature* is a column of the data set; sparse and sequence features read a table,
+and several features may read the same one (a target item and the history of items, say).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Pooling = Literal["sum", "mean"]
+IdPolicy = Literal["error", "drop", "unknown"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """An embedding table of `rows` vectors of width `dim`.
+
+    `dim=None` leaves the width to the model's own `embedding_dim` (or `hidden_size`), else to the run's
+    `embedding.dim`. Weights start as N(0, init_std^2); `init_std=0` starts at zero.
+    """
+
+    name: str
+    rows: int
+    dim: int | None = None
+    init_std: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"table name {self.name!r} must be non-empty and without '/'")
+        if self.rows < 1:
+            raise ValueError(f"table {self.name!r}: rows is {self.rows}, must be at least 1")
+        if self.dim is not None and self.dim < 1:
+            raise ValueError(f"table {self.name!r}: dim is {self.dim}, must be at least 1")
+        if self.init_std < 0:
+            raise ValueError(f"table {self.name!r}: init_std is {self.init_std}, must not be negative")
+
+    @property
+    def linear(self) -> Table:
+        """The table of first-order (wide) weights over the same ids: one scalar an id, zero at first."""
+        return Table(f"{self.name}.linear", self.rows, dim=1, init_std=0.0)
+
+
+@dataclass(frozen=True)
+class DenseFeature:
+    """`dim` float values a row (a scalar column, or a fixed-size list column when `dim` > 1).
+
+    `transform="log"` takes sign(x) * log(1 + |x|). `null="fill"` puts `fill` where a value is missing (before the
+    transform); `null="error"` refuses the row group. NaN counts as missing.
+    """
+
+    name: str
+    column: str | None = None
+    dim: int = 1
+    transform: Literal["none", "log"] = "none"
+    null: Literal["error", "fill"] = "error"
+    fill: float = 0.0
+    kind: Literal["dense"] = "dense"
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"feature {self.name!r}: dim is {self.dim}, must be at least 1")
+
+    @property
+    def source(self) -> str:
+        """The data set's column."""
+        return self.column or self.name
+
+
+@dataclass(frozen=True)
+class SparseFeature:
+    """Ids into `table`: one a row (an integer column) or several (a list column), pooled to one vector a row.
+
+    Args:
+        table: the table that the ids index; ids are 0 .. table.rows - 1.
+        pooling: how several ids become one vector; an empty list gives the zero vector.
+        hash: hash any integer into the table instead of requiring an id in range.
+        out_of_range: what to do with an id outside the table: `error` refuses the file by name, `drop` removes the
+            id, `unknown` replaces it by `unknown_id`.
+        null: the same for a missing id. A missing list is an empty one.
+    """
+
+    name: str
+    table: Table
+    column: str | None = None
+    pooling: Pooling = "sum"
+    hash: bool = False
+    out_of_range: IdPolicy = "error"
+    null: IdPolicy = "error"
+    unknown_id: int = 0
+    kind: Literal["sparse"] = "sparse"
+
+    def __post_init__(self) -> None:
+        _check_unknown_id(self)
+
+    @property
+    def source(self) -> str:
+        """The data set's column."""
+        return self.column or self.name
+
+
+@dataclass(frozen=True)
+class SequenceFeature:
+    """An ordered list of ids into `table`, read unpooled as vectors with their lengths.
+
+    At most `max_length` ids a row are kept: the last ones (`keep="last"`, the newest of a history in time order) or
+    the first. The id policies are those of `SparseFeature`.
+    """
+
+    name: str
+    table: Table
+    max_length: int
+    column: str | None = None
+    keep: Literal["first", "last"] = "last"
+    hash: bool = False
+    out_of_range: IdPolicy = "error"
+    null: IdPolicy = "error"
+    unknown_id: int = 0
+    kind: Literal["sequence"] = "sequence"
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise ValueError(f"feature {self.name!r}: max_length is {self.max_length}, must be at least 1")
+        _check_unknown_id(self)
+
+    @property
+    def source(self) -> str:
+        """The data set's column."""
+        return self.column or self.name
+
+
+@dataclass(frozen=True)
+class NegativeFeature:
+    """Ids drawn uniformly from `table` while the batch is collated; no column holds them.
+
+    A row gets `count` ids for each id of the feature `like` (of the row as kept, after `max_length`). Ids that the
+    row holds in any of the features `exclude` are not drawn. The draws depend on (seed, epoch, the row's position in
+    the epoch) alone.
+    """
+
+    name: str
+    table: Table
+    like: str
+    count: int = 1
+    exclude: tuple[str, ...] = ()
+    kind: Literal["negative"] = "negative"
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"feature {self.name!r}: count is {self.count}, must be at least 1")
+
+
+IdFeature = SparseFeature | SequenceFeature
+Feature = DenseFeature | SparseFeature | SequenceFeature
+
+
+@dataclass(frozen=True)
+class Label:
+    """A target column (any numeric or boolean type). A classification label must be 0 or 1; null is an error."""
+
+    name: str
+    column: str | None = None
+    type: Literal["classification", "regression"] = "classification"
+
+    @property
+    def source(self) -> str:
+        """The data set's column."""
+        return self.column or self.name
+
+
+@dataclass(frozen=True)
+class FeatureSchema:
+    """What a data set offers: features and labels by name, and the column of row weights, if there is one.
+
+    Raises:
+        ValueError: where two features share a name, or two tables share a name and differ.
+    """
+
+    features: tuple[Feature, ...]
+    labels: tuple[Label, ...] = ()
+    weight: str | None = None
+
+    def __post_init__(self) -> None:
+        tables: dict[str, Table] = {}
+        names: set[str] = set()
+        for feature in (*self.features, *self.labels):
+            if feature.name in names:
+                raise ValueError(f"feature {feature.name!r} is declared twice")
+            names.add(feature.name)
+            if isinstance(feature, SparseFeature | SequenceFeature):
+                known = tables.setdefault(feature.table.name, feature.table)
+                if known != feature.table:
+                    raise ValueError(
+                        f"table {known.name!r} is declared twice and differs: {known} (feature {feature.name!r}: "
+                        f"{feature.table})"
+                    )
+
+    def __getitem__(self, name: str) -> Feature:
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise KeyError(name)
+
+
+def _check_unknown_id(feature: SparseFeature | SequenceFeature) -> None:
+    if not 0 <= feature.unknown_id < feature.table.rows:
+        raise ValueError(
+            f"feature {feature.name!r}: unknown_id {feature.unknown_id} is outside its table {feature.table.name!r} "
+            f"of {feature.table.rows} rows"
+        )

@@ -1,0 +1,55 @@
+"""What every model is: a plain module that says what it looks up."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.features import DenseFeature
+
+
+class Model(nn.Module):
+    """Base of all models.
+
+    Attributes:
+        table_width: the constructor's parameter that sets the width of its tables (`embedding_dim`, `hidden_size`);
+            None where the widths come with the features.
+        paper: where the mathematics comes from.
+    """
+
+    table_width: ClassVar[str | None] = None
+    paper: ClassVar[str] = ""
+
+    def lookups(self) -> tuple[Lookup, ...]:
+        """The tables that the model reads."""
+        raise NotImplementedError
+
+    def dense_features(self) -> tuple[DenseFeature, ...]:
+        """The dense features that the model reads, in the order in which it wants them."""
+        return ()
+
+    def forward(self, embedded: Embedded) -> Output:
+        """The model's output for B rows, 0 included."""
+        raise NotImplementedError
+
+
+class RecallModel(Model):
+    """A model that scores by the inner product of user and item vectors.
+
+    `forward` is for training. `user` and `item` are what serving, evaluation and export use; a user's score for an
+    item is the largest over the user's vectors.
+    """
+
+    def user(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
+        """The user's vectors [B, Q, D] and which of them are live, bool [B, Q]."""
+        raise NotImplementedError
+
+    def item(self, embedded: Embedded) -> Tensor:
+        """The item's vector, [B, D]."""
+        raise NotImplementedError
+
+    def item_lookups(self) -> tuple[Lookup, ...]:
+        """The part of `lookups()` that `item` reads."""
+        raise NotImplementedError
