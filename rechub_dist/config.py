@@ -1,0 +1,310 @@
+"""A run's configuration: one frozen tree, read from strict YAML, changed by `--set a.b=c`, checked before anything runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rechub_dist.errors import UserError, nearest
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class DataConfig(Section):
+    """Where the rows come from and how they are dealt into batches."""
+
+    root: Path = Field(description="folder of a prepared data set")
+    dataset: str | dict[str, Any] | None = Field(
+        None, description="the schema: a YAML file (relative to the run file) or inline; default <root>/dataset.yaml"
+    )
+    train: str = Field("train", description="train split: folder, file or glob below root")
+    valid: str | None = Field("valid", description="validation split; null for none")
+    test: str | None = Field("test", description="test split, evaluated at the end; null for none")
+    labels: tuple[str, ...] | None = Field(None, description="labels to train on, in order; default all of the schema")
+    batch_size: int = Field(4096, gt=0, description="rows of a global batch, over all ranks")
+    eval_batch_size: int | None = Field(None, gt=0, description="global batch in evaluation; default batch_size")
+    shuffle: bool = Field(True, description="shuffle rows anew each epoch")
+    shuffle_rows: int = Field(8_000_000, gt=0, description="rows in the shuffle's windows over all ranks")
+    prefetch: int = Field(4, gt=0, description="batches a rank prepares ahead")
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the steps: linear warm-up, then constant, or decay to `final` of the base rate."""
+
+    name: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    decay_steps: int | None = Field(None, gt=0, description="steps until the end of decay; needed by linear and cosine")
+    final: float = Field(0.0, ge=0, le=1)
+
+
+class TableOptimizerConfig(Section):
+    """The optimizer of embedding tables.
+
+    `sgd`, `adagrad` and `rowwise_adagrad` mean the same mathematics wherever a table lies. `adam` needs a replicated
+    table (it moves rows without a gradient too); `lazy_adam`, which moves looked-up rows only, needs a sharded table on
+    CUDA.
+    """
+
+    name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "lazy_adam"] = "rowwise_adagrad"
+    lr: float = Field(0.02, gt=0)
+    eps: float = Field(1e-8, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+Sharding = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "replicated"]
+
+
+class TableRule(Section):
+    """Placement and optimizer of the tables whose name matches a glob pattern. The first rule that matches decides."""
+
+    tables: str = Field(description="glob pattern of table names, `*.linear` for instance")
+    sharding: Sharding | None = None
+    kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] | None = None
+    optimizer: TableOptimizerConfig | None = None
+
+
+class EmbeddingConfig(Section):
+    """The embedding tables: width, placement, optimizer."""
+
+    dim: int | None = Field(None, gt=0, description="width of tables to which neither schema nor model gives one")
+    sharding: Sharding | Literal["auto"] = Field(
+        "auto", description="placement of tables without a rule; auto: row_wise from row_wise_above rows, else table_wise"
+    )
+    row_wise_above: int = Field(1_000_000, gt=0, description="rows from which `auto` shards a table row-wise")
+    replicate_below: int = Field(
+        0, ge=0, description="tables of fewer rows than this are replicated on every rank (0: none, unless by rule)"
+    )
+    kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] = Field(
+        "fused", description="compute kernel of sharded tables; the UVM kernels need CUDA"
+    )
+    optimizer: TableOptimizerConfig = TableOptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    rules: tuple[TableRule, ...] = ()
+    memory_per_rank_gb: float | None = Field(
+        None, gt=0, description="memory a rank may give to sharded tables; default: its share of this host's"
+    )
+
+
+class OptimizerConfig(Section):
+    """The optimizer of the dense parameters."""
+
+    name: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the dense gradient")
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class PointwiseConfig(Section):
+    """Cross-entropy for classification labels, squared error for regression, summed with weights over the labels."""
+
+    name: Literal["pointwise"] = "pointwise"
+    task_weights: dict[str, float] = Field(default_factory=dict)
+
+
+class RetrievalConfig(Section):
+    """Next-item training of recall models, and full-catalogue ranking in evaluation."""
+
+    name: Literal["retrieval"] = "retrieval"
+    loss: Literal["bce"] = "bce"
+    negatives: int = Field(1, gt=0, description="sampled negatives a position")
+    top_k: tuple[int, ...] = (5, 10, 20)
+    exclude_seen: bool = Field(True, description="leave the items of the history out of the ranking")
+
+
+ObjectiveConfig = Annotated[PointwiseConfig | RetrievalConfig, Field(discriminator="name")]
+
+
+class TrainConfig(Section):
+    """How long to train, when to evaluate and what to report."""
+
+    epochs: int = Field(1, gt=0)
+    max_steps: int | None = Field(None, gt=0, description="stop after so many steps, whatever the epoch")
+    log_every: int = Field(50, gt=0, description="steps between two training records")
+    eval_every: int | None = Field(None, gt=0, description="steps between evaluations; default: every eval_epochs")
+    eval_epochs: int = Field(1, gt=0, description="epochs between evaluations where eval_every is not set")
+    best_metric: str | None = Field(
+        None, description="metric of the valid split that names the best checkpoint; default: the first reported"
+    )
+    best_mode: Literal["max", "min"] = "max"
+    patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
+    histograms: bool = Field(True, description="histograms of predictions and table norms in TensorBoard")
+
+
+class CheckpointConfig(Section):
+    """When to save, and how many to keep besides the best."""
+
+    every_steps: int | None = Field(None, gt=0, description="steps between checkpoints; default: each epoch")
+    keep_last: int = Field(2, gt=0)
+
+
+class DistributedConfig(Section):
+    """Process groups and pipeline."""
+
+    timeout_seconds: float = Field(300.0, gt=0, description="how long a rank waits for its peers")
+    threads: int | None = Field(None, gt=0, description="torch threads a rank; default: cores / local ranks")
+    pipeline: Literal["auto", "base", "sparse_dist"] = Field(
+        "auto", description="auto: sparse_dist on CUDA (overlaps id exchange with compute), base on CPU"
+    )
+
+
+class ModelConfig(BaseModel):
+    """The model's class name, and its constructor's parameters beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's parameters as written in the run file."""
+        return dict(self.model_extra or {})
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    output_dir: Path = Field(description="folder for config, metrics, checkpoints and TensorBoard logs")
+    seed: int = Field(2024, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig
+    model: ModelConfig
+    objective: ObjectiveConfig | None = Field(None, description="default: retrieval for recall models, else pointwise")
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+    def dump(self) -> str:
+        """The configuration as YAML that can be launched again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run file, apply `section.key=value` overrides and inline the data set's schema.
+
+    Raises:
+        UserError: unreadable or duplicate YAML, unknown keys, wrong types; the message names key and fix.
+    """
+    tree = read_yaml(path)
+    for override in overrides:
+        _override(tree, override)
+    config = _validate(tree, str(path))
+    return resolve_dataset(config, base=path.parent)
+
+
+def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
+    """The same configuration with the schema inline, so that it does not depend on where the run file lies."""
+    dataset = config.data.dataset
+    if isinstance(dataset, dict):
+        return config
+    file = config.data.root / "dataset.yaml" if dataset is None else base / dataset
+    if not file.is_file():
+        raise UserError(
+            f"data.root: {config.data.root} holds no dataset.yaml; prepare the data first (rechub-dist data prepare "
+            f"or synthesize), or name the schema in data.dataset"
+            if dataset is None
+            else f"data.dataset: no such file: {file}"
+        )
+    data = config.data.model_copy(update={"dataset": read_yaml(file)})
+    return config.model_copy(update={"data": data})
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {override}: write section.key=value")
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: {parent!r} is a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _validate(tree: Mapping[str, Any], where: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    loc = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {'.'.join(loc)!r}: {nearest(loc[-1], _fields(loc[:-1]))}"
+    if error["type"] == "missing":
+        return f"missing key {'.'.join(loc)!r}"
+    return f"{'.'.join(loc)}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _fields(path: list[str]) -> list[str]:
+    """The valid keys of the section at `path`."""
+    classes: list[type[BaseModel]] = [RunConfig]
+    for part in path:
+        annotations = [c.model_fields[part].annotation for c in classes if part in c.model_fields]
+        if annotations:
+            classes = _sections(annotations[0])
+        # Otherwise a list index, or the tag of a union: the classes stay the candidates.
+        tagged = [c for c in classes if "name" in c.model_fields and c.model_fields["name"].default == part]
+        classes = tagged or classes
+    return sorted({name for c in classes for name in c.model_fields})
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [c for argument in getattr(annotation, "__args__", ()) for c in _sections(argument)]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; duplicate keys are refused, and 1e-3 is a number.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds no mapping.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds no mapping of keys to values")
+    return tree
+
+
+class _StrictLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+# PyYAML follows YAML 1.1, where 1e-3 is a string.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)

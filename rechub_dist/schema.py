@@ -1,0 +1,94 @@
+"""A data set's schema file: names, tables, features and labels as YAML, checked and turned into a `FeatureSchema`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from rechub_dist.errors import UserError, nearest
+from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table
+
+KINDS: dict[str, type[DenseFeature] | type[SparseFeature] | type[SequenceFeature]] = {
+    "dense": DenseFeature,
+    "sparse": SparseFeature,
+    "sequence": SequenceFeature,
+}
+
+
+def parse_schema(tree: dict[str, Any]) -> FeatureSchema:
+    """The schema that a `dataset.yaml` describes.
+
+    A sparse or sequence feature names a table of `tables`, or gives `rows` (and `dim`, `init_std`) and so owns a table
+    of its own name.
+
+    Raises:
+        UserError: unknown keys, kinds, tables; wrong types; contradictions.
+    """
+    _known(tree, {"name", "tables", "features", "labels", "weight"}, "dataset")
+    tables = {name: _build(Table, name, spec, f"dataset.tables.{name}") for name, spec in _items(tree, "tables")}
+    features = tuple(_feature(name, spec, tables) for name, spec in _items(tree, "features"))
+    labels = tuple(_build(Label, name, spec, f"dataset.labels.{name}") for name, spec in _items(tree, "labels"))
+    weight = tree.get("weight")
+    if weight is not None and not isinstance(weight, str):
+        raise UserError(f"dataset.weight: names a column, got {weight!r}")
+    if not features:
+        raise UserError("dataset.features: at least one feature is needed")
+    try:
+        return FeatureSchema(features, labels, weight)
+    except ValueError as error:
+        raise UserError(f"dataset: {error}") from error
+
+
+def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Feature:
+    where = f"dataset.features.{name}"
+    kind = spec.get("kind")
+    if kind not in KINDS:
+        raise UserError(f"{where}.kind: got {kind!r}; {nearest(str(kind), KINDS)}")
+    if kind != "dense":
+        spec = dict(spec)
+        table = spec.get("table", name if "rows" not in spec else None)
+        if table is None:
+            own = {key: spec.pop(key) for key in ("rows", "dim", "init_std") if key in spec}
+            if name in tables:
+                raise UserError(f"{where}: gives rows, but a table {name!r} is declared too; write table: {name}")
+            spec["table"] = dataclasses.asdict(_build(Table, name, own, where))
+        elif table in tables:
+            spec["table"] = dataclasses.asdict(tables[table])
+        elif "table" in spec:
+            raise UserError(f"{where}.table: there is no table {table!r}: {nearest(str(table), tables)}")
+        else:
+            raise UserError(f"{where}: give rows (the number of ids), or the name of a shared table")
+    return _build(KINDS[kind], name, spec, where)
+
+
+def _build(cls: Any, name: str, spec: dict[str, Any], where: str) -> Any:
+    _known(spec, {f.name for f in dataclasses.fields(cls)} - {"name"} | ({"rows"} if "kind" in spec else set()), where)
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps({"name": name, **spec}, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError("; ".join(_line(where, e) for e in error.errors())) from error
+
+
+def _line(where: str, error: Any) -> str:
+    key = ".".join([where, *(str(part) for part in error["loc"])])
+    if error["type"] == "missing":
+        return f"missing key {key!r}"
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _known(tree: dict[str, Any], valid: set[str], where: str) -> None:
+    for key in tree:
+        if key not in valid:
+            raise UserError(f"unknown key '{where}.{key}': {nearest(str(key), valid)}")
+
+
+def _items(tree: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
+    section = tree.get(key) or {}
+    if not isinstance(section, dict) or not all(isinstance(v, dict | None) for v in section.values()):
+        raise UserError(f"dataset.{key}: write a mapping of names to mappings")
+    return [(str(name), spec or {}) for name, spec in section.items()]
