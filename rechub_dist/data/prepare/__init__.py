@@ -1,0 +1,50 @@
+"""Public data sets made ready to train on: one file a data set, found by listing this folder.
+
+A preparation is a module that exposes `NAME`, `SUMMARY` (one line) and `prepare(source, out)`. It reads the data set's
+published files from the folder `source` and writes a *prepared folder*: `train/`, `valid/` and `test/` with Parquet
+shards, whose ids are dense from 0, and `dataset.yaml`, the schema (see `writer`). `synthetic` generates such a folder
+from nothing but a seed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from rechub_dist.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A public data set that can be prepared: `prepare(source, out)`."""
+
+    name: str
+    summary: str
+    prepare: Callable[[Path, Path], None]
+
+
+@cache
+def preparations() -> dict[str, Preparation]:
+    """Every preparation by name."""
+    found: dict[str, Preparation] = {}
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        if hasattr(module, "NAME"):
+            found[module.NAME] = Preparation(module.NAME, module.SUMMARY, module.prepare)
+    return found
+
+
+def preparation(name: str) -> Preparation:
+    """The preparation called `name`.
+
+    Raises:
+        UserError: where there is none.
+    """
+    found = preparations()
+    if name not in found:
+        raise UserError(f"unknown data set {name!r}: {nearest(name, found)}")
+    return found[name]

@@ -1,0 +1,182 @@
+"""The prepared folder: Parquet shards a split, and `dataset.yaml`.
+
+```
+out/
+  train/part-00000.parquet ...   zstd, row groups of 65,536 rows
+  valid/part-00000.parquet ...
+  test/part-00000.parquet ...
+  dataset.yaml                   the features, tables and labels
+```
+
+All is written into a hidden folder beside `out` that takes its place when everything is there, so a preparation that
+was killed leaves nothing that could be taken for a finished one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from rechub_dist.errors import UserError
+from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Table
+
+SPLITS = ("train", "valid", "test")
+SCHEMA_FILE = "dataset.yaml"
+TRUTH_FILE = "truth.json"
+ROW_GROUP = 65_536
+SHARD_ROWS = 4 * ROW_GROUP
+
+
+@contextmanager
+def prepared_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` when the block ends well and is removed when it does not.
+
+    An earlier preparation at `out` is replaced, and only then.
+
+    Raises:
+        UserError: where `out` is a file, or holds anything that is not a preparation's.
+    """
+    out = out.absolute()
+    _check_replaceable(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".{out.name}.preparing")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+        _check_replaceable(out)
+        if out.exists():
+            old = out.with_name(f".{out.name}.replaced")
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(out, old)
+            os.rename(work, out)
+            shutil.rmtree(old)
+        else:
+            os.rename(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_replaceable(out: Path) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file: name a folder to prepare into")
+    names = {entry.name for entry in out.iterdir()}
+    foreign = sorted(names - {*SPLITS, SCHEMA_FILE, TRUTH_FILE})
+    if foreign or (names and SCHEMA_FILE not in names):
+        what = f"{foreign[0]!r} in it is none of its files" if foreign else f"it has no {SCHEMA_FILE}"
+        raise UserError(f"{out} is not empty and no earlier preparation ({what}): name a new folder or empty this one")
+
+
+class ShardWriter:
+    """Appends the rows of one split, in shards of `shard_rows` rows; close it, or use it as a context.
+
+    A split has one shard at least, even without a row, so that its columns can always be read.
+    """
+
+    def __init__(self, folder: Path, split: str, schema: pa.Schema, shard_rows: int = SHARD_ROWS) -> None:
+        self._folder = folder / split
+        self._folder.mkdir()
+        self._schema = schema
+        self._shard_rows = shard_rows
+        self._shard = 0
+        self._room = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._open()
+
+    def _open(self) -> None:
+        self.close()
+        path = self._folder / f"part-{self._shard:05d}.parquet"
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._shard += 1
+        self._room = self._shard_rows
+
+    def write(self, table: pa.Table) -> None:
+        """Appends rows."""
+        table = table.select(self._schema.names).cast(self._schema)
+        while table.num_rows:
+            if not self._room:
+                self._open()
+            assert self._writer is not None, "write after close"
+            rows = table.slice(0, self._room)
+            self._writer.write_table(rows, row_group_size=ROW_GROUP)
+            self._room -= rows.num_rows
+            table = table.slice(rows.num_rows)
+
+    def close(self) -> None:
+        """Ends the open shard."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_split(folder: Path, split: str, table: pa.Table, shard_rows: int = SHARD_ROWS) -> None:
+    """Writes a split that is at hand as a whole."""
+    with ShardWriter(folder, split, table.schema, shard_rows) as writer:
+        writer.write(table)
+
+
+def write_schema(folder: Path, name: str, schema: FeatureSchema) -> None:
+    """Writes `dataset.yaml`."""
+    (folder / SCHEMA_FILE).write_text(schema_text(name, schema), encoding="utf-8")
+
+
+def schema_text(name: str, schema: FeatureSchema) -> str:
+    """The schema as YAML: features in their order, fields that differ from their defaults.
+
+    A feature that alone reads a plain table of its own name gives `rows`; other tables are listed under `tables`.
+    """
+    readers: dict[str, list[Feature]] = {}
+    for feature in schema.features:
+        if not isinstance(feature, DenseFeature):
+            readers.setdefault(feature.table.name, []).append(feature)
+    listed: dict[str, Table] = {}
+    features: dict[str, dict[str, Any]] = {}
+    for feature in schema.features:
+        entry: dict[str, Any] = {"kind": feature.kind}
+        if not isinstance(feature, DenseFeature):
+            table = feature.table
+            own = table.name == feature.name and len(readers[table.name]) == 1
+            if own and table == Table(table.name, table.rows):
+                entry["rows"] = table.rows
+            else:
+                listed[table.name] = table
+                entry["table"] = table.name
+        features[feature.name] = entry | _changed(feature, without={"name", "kind", "table"})
+    document: dict[str, Any] = {"name": name}
+    if listed:
+        document["tables"] = {table.name: _changed(table, without={"name"}) for table in listed.values()}
+    document["features"] = features
+    if schema.labels:
+        document["labels"] = {
+            label.name: {"type": label.type} | _changed(label, without={"name", "type"}) for label in schema.labels
+        }
+    if schema.weight is not None:
+        document["weight"] = schema.weight
+    text: str = yaml.safe_dump(document, default_flow_style=None, sort_keys=False, width=120, allow_unicode=True)
+    return text
+
+
+def _changed(value: Any, without: Iterable[str]) -> dict[str, Any]:
+    """The fields of a dataclass that have no default or another value than it."""
+    return {
+        field.name: getattr(value, field.name)
+        for field in fields(value)
+        if field.name not in without and getattr(value, field.name) != field.default
+    }
