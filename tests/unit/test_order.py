@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rechub_dist.data.order import EpochOrder, RowOrder, lane_count, permutation
+
+WORLDS = (1, 2, 3, 4, 7)
+layouts = st.lists(st.integers(0, 40), min_size=1, max_size=12)
+
+
+def rows_of(epoch: EpochOrder, step: int, rank: int, world: int) -> list[tuple[int, int]]:
+    """The (row group, row) pairs of a rank's share."""
+    rows: list[tuple[int, int]] = []
+    share = epoch.share(step, rank, world)
+    for piece in share.slices:
+        window = epoch.window(piece.window)
+        order = epoch.permutation(piece.window)
+        local = np.arange(window.stop - window.start) if order is None else order
+        assert 0 <= piece.start < piece.stop <= len(local)
+        assert window.first_step <= step <= window.last_step
+        rows += [(window.group, window.start + int(i)) for i in local[piece.start : piece.stop]]
+    assert len(rows) == share.rows
+    return rows
+
+
+def batches(epoch: EpochOrder, world: int = 1) -> list[list[tuple[int, int]]]:
+    return [
+        [row for rank in range(world) for row in rows_of(epoch, step, rank, world)] for step in range(epoch.order.steps)
+    ]
+
+
+def stored(counts: list[int]) -> list[tuple[int, int]]:
+    return [(group, row) for group, count in enumerate(counts) for row in range(count)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    counts=layouts,
+    batch_size=st.integers(1, 50),
+    shuffle=st.booleans(),
+    shuffle_rows=st.integers(1, 400),
+    lanes=st.none() | st.integers(1, 9),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 3),
+)
+def test_each_row_once_and_the_same_batches_for_every_world_size(
+    *, counts: list[int], batch_size: int, shuffle: bool, shuffle_rows: int, lanes: int | None, seed: int, epoch: int
+) -> None:
+    order = RowOrder(counts, batch_size, shuffle=shuffle, seed=seed, shuffle_rows=shuffle_rows, lanes=lanes)
+    reference = batches(order.epoch(epoch))
+    assert sorted(row for batch in reference for row in batch) == stored(counts)
+    assert [len(batch) for batch in reference[:-1]] == [batch_size] * (len(reference) - 1)
+    for world in WORLDS[1:]:
+        assert batches(order.epoch(epoch), world) == reference
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=layouts, batch_size=st.integers(1, 50), world=st.sampled_from(WORLDS), seed=st.integers(0, 99))
+def test_shares_differ_by_one_row_at_most(counts: list[int], batch_size: int, world: int, seed: int) -> None:
+    order = RowOrder(counts, batch_size, seed=seed, shuffle_rows=100)
+    epoch = order.epoch(0)
+    for step in range(order.steps):
+        shares = [epoch.share(step, rank, world) for rank in range(world)]
+        n = sum(share.rows for share in shares)
+        assert [share.rows for share in shares] == [n // world + (r < n % world) for r in range(world)]
+        assert {share.stride for share in shares} == {-(-n // world)}
+        before = [sum(s.rows for s in shares[:r]) for r in range(world)]
+        assert [share.position for share in shares] == [step * batch_size + b for b in before]
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=layouts, batch_size=st.integers(1, 50), lanes=st.none() | st.integers(1, 9))
+def test_windows_know_their_first_and_last_step(counts: list[int], batch_size: int, lanes: int | None) -> None:
+    epoch = RowOrder(counts, batch_size, shuffle_rows=100, lanes=lanes).epoch(1)
+    used: dict[int, list[int]] = {}
+    for step in range(epoch.order.steps):
+        for piece in epoch.share(step).slices:
+            used.setdefault(piece.window, []).append(step)
+    assert sorted(used) == list(range(epoch.windows))
+    for index, steps in used.items():
+        assert (epoch.window(index).first_step, epoch.window(index).last_step) == (min(steps), max(steps))
+
+
+@settings(max_examples=40, deadline=None)
+@given(counts=layouts, batch_size=st.integers(1, 50))
+def test_unshuffled_is_the_stored_order(counts: list[int], batch_size: int) -> None:
+    order = RowOrder(counts, batch_size, shuffle=False)
+    assert order.lanes == 1
+    assert [row for batch in batches(order.epoch(0)) for row in batch] == stored(counts)
+
+
+def test_epochs_and_seeds_differ() -> None:
+    counts = [50] * 8
+    orders = [batches(RowOrder(counts, 32, seed=seed).epoch(epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+    assert orders[0] == batches(RowOrder(counts, 32, seed=0).epoch(0))
+
+
+def test_rows_of_a_batch_come_from_all_over_the_data() -> None:
+    epoch = RowOrder([100] * 64, 64).epoch(0)
+    for step in range(100):
+        groups = {epoch.window(piece.window).group for piece in epoch.share(step).slices}
+        assert len(groups) == 64
+
+
+@pytest.mark.parametrize(
+    ("counts", "shuffle_rows", "lanes"),
+    [
+        ([100_000] * 1000, 8_000_000, 64),
+        ([1_000_000] * 64, 8_000_000, 8),
+        ([1_000_000] * 10, 8_000_000, 8),
+        ([100] * 7, 8_000_000, 4),
+        ([100, 0, 0, 0], 8_000_000, 1),
+        ([100] * 10, 50, 1),
+        ([], 50, 1),
+    ],
+)
+def test_lane_count(counts: list[int], shuffle_rows: int, lanes: int) -> None:
+    assert lane_count(counts, shuffle_rows) == lanes
+    assert RowOrder(counts, 10, shuffle_rows=shuffle_rows).lanes == lanes
+
+
+def test_a_rank_opens_only_what_it_needs() -> None:
+    counts = [1000] * 64
+    for order in (RowOrder(counts, 256), RowOrder(counts, 256, shuffle=False, lanes=4)):
+        epoch = order.epoch(0)
+        opened = [{s.window for step in range(order.steps) for s in epoch.share(step, r, 4).slices} for r in range(4)]
+        assert [len(windows) for windows in opened] == [16] * 4
+        assert len(set().union(*opened)) == 64
+
+
+def test_permutations_are_fixed_for_good() -> None:
+    # a change of these numbers would change the rows of every run that resumes
+    assert permutation(8, 1, 2, 3).tolist() == [1, 3, 7, 5, 2, 0, 4, 6]
+    assert permutation(0, 1).tolist() == []
+    assert permutation(1, 1).tolist() == [0]
+
+
+def test_permutations_are_uniform() -> None:
+    first = np.bincount([permutation(5, seed)[0] for seed in range(5000)], minlength=5)
+    assert ((first - 1000) ** 2 / 1000).sum() < 18.5  # chi-squared, 4 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"batch_size": 0}, "batch_size is 0"), ({"seed": -1}, "seed is -1"), ({"lanes": 0}, "lanes is 0")],
+)
+def test_refuses_impossible_settings(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RowOrder([10], **{"batch_size": 4, **arguments})
+    with pytest.raises(ValueError, match="epoch is -1"):
+        RowOrder([10], 4).epoch(-1)
+    with pytest.raises(IndexError, match="step 3"):
+        RowOrder([10], 4).epoch(0).share(3)
+    with pytest.raises(IndexError, match="rank 2"):
+        RowOrder([10], 4).epoch(0).share(0, 2, 2)
