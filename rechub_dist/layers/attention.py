@@ -1,0 +1,66 @@
+"""Attention over right-padded sequences."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rechub_dist.layers.mlp import MLP
+
+
+class ActivationUnit(nn.Module):
+    """The weight of each behaviour for a target (DIN, section 4.3): MLP([e_j, v, e_j - v, e_j * v]), no softmax.
+
+    Only real positions enter the MLP: padding can neither take a weight nor shift the statistics of Dice.
+
+    Args:
+        width: of a behaviour's and of the target's vector.
+        hidden_units: the MLP's hidden widths.
+        activation: the MLP's activation.
+    """
+
+    def __init__(self, width: int, hidden_units: list[int], activation: str) -> None:
+        super().__init__()
+        self.mlp = MLP(4 * width, hidden_units, activation=activation, out_dim=1)
+
+    def forward(self, behaviors: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Weights [B, L], 0 where padded, from behaviours [B, L, D], target [B, D] and mask, bool [B, L]."""
+        e = behaviors[mask]  # [P, D], P real positions
+        v = target[:, None].expand_as(behaviors)[mask]
+        weights = self.mlp(torch.cat([e, v, e - v, e * v], dim=1)).squeeze(1)
+        return weights.new_zeros(mask.shape).masked_scatter(mask, weights)
+
+
+class CausalSelfAttention(nn.Module):
+    """softmax(Q K^T / sqrt(d / heads)) V, where position t sees positions 0 .. t (SASRec, section III-B).
+
+    Q, K and V are projections without bias of the input; as in the paper the heads are concatenated and not projected
+    again. In a right-padded row the padded keys come after every real position, so that the causal mask hides them
+    too; every position sees at least itself, so that a row of length 0 gives no NaN.
+
+    Args:
+        width: of the input and the output.
+        num_heads: a divisor of `width`.
+        dropout_rate: of the attention weights.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout_rate: float) -> None:
+        super().__init__()
+        if num_heads < 1 or width % num_heads:
+            raise ValueError(f"num_heads is {num_heads}: it must divide the width {width}")
+        self.num_heads = num_heads
+        self.dropout_rate = dropout_rate
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D], from finite values; those at padded positions mean nothing."""
+        q, k, v = (self._heads(layer(x)) for layer in (self.query, self.key, self.value))
+        dropout = self.dropout_rate if self.training else 0.0
+        heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # [B, heads, L, D / heads]
+        return heads.transpose(1, 2).flatten(2)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,156 @@
+"""SASRec: self-attention over a history predicts the next item at every position."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.features import SequenceFeature, SparseFeature, Table
+from rechub_dist.layers.attention import CausalSelfAttention
+from rechub_dist.layers.inputs import sized
+from rechub_dist.layers.masking import following, last, zero_padding
+from rechub_dist.models.base import RecallModel
+
+
+class SASRec(RecallModel):
+    """state_t = Transformer(sqrt(d) e_0 + p_0 .. sqrt(d) e_t + p_t); the score of an item is <state_t, e_item>.
+
+    Blocks are x + Dropout(g(LayerNorm(x))), with g causal self-attention and then a point-wise network of width d
+    (section III-B); a LayerNorm ends the stack. The scale sqrt(d) of the inputs, the dropout of attention weights and
+    the eps of the norms are those of the authors' code. Items are scored by their raw embeddings.
+
+    Positions count from the oldest item that is kept (0) to the newest. A state then depends on nothing but its prefix:
+    the state that training fits at position t is the one that serving computes for a history of t + 1 items. (Counted
+    from the newest, as left padding does it, each further item would change every earlier state.)
+
+    Args:
+        item_num: rows of the item table.
+        max_len: the longest history.
+        num_heads: attention heads, a divisor of `hidden_size`.
+        num_layers: blocks.
+        hidden_size: width d of items and states.
+        dropout_rate: of the inputs, the attention weights and the blocks' outputs.
+        history: the items in time order; a name makes a feature over the table of `item`.
+        item: the item that follows the history; a name makes a feature over the table of `history`. Where both are
+            names, the table is called "item".
+    """
+
+    table_width = "hidden_size"
+    paper = "Kang & McAuley 2018, Self-Attentive Sequential Recommendation"
+
+    def __init__(  # noqa: PLR0917 - the specification's parameters
+        self,
+        item_num: int,
+        max_len: int,
+        num_heads: int,
+        num_layers: int,
+        hidden_size: int,
+        dropout_rate: float,
+        *,
+        history: SequenceFeature | str = "history",
+        item: SparseFeature | str = "item",
+    ) -> None:
+        super().__init__()
+        if max_len < 1 or num_layers < 1:
+            raise ValueError(f"max_len is {max_len} and num_layers {num_layers}: both must be at least 1")
+        self.history_feature, self.item_feature = _features(history, item, item_num, max_len)
+        table = sized(self.item_feature.table, hidden_size, "hidden_size")
+        self.history_lookup = Lookup(self.history_feature.name, self.history_feature, table, None)
+        self.item_lookup = Lookup(self.item_feature.name, self.item_feature, table, "sum")
+
+        self.max_len = max_len
+        self.scale = math.sqrt(hidden_size)
+        self.positions = nn.Parameter(torch.empty(max_len, hidden_size))
+        self.dropout = nn.Dropout(dropout_rate)
+        self.blocks = nn.ModuleList(_Block(hidden_size, num_heads, dropout_rate) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(hidden_size, eps=1e-8)
+        nn.init.normal_(self.positions, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def lookups(self) -> tuple[Lookup, ...]:
+        return (self.history_lookup, self.item_lookup)
+
+    def item_lookups(self) -> tuple[Lookup, ...]:
+        return (self.item_lookup,)
+
+    def forward(self, embedded: Embedded) -> Output:
+        """At every position the state, `user` [B, L, D], and the item that follows, `item` [B, L, D].
+
+        `user_mask` [B, L] is True at real positions. item[:, t] is the history's next item, or the row's `item` for
+        the last real position.
+        """
+        history = embedded.sequences[self.history_lookup.name]
+        target = following(history.values, history.lengths, self.item(embedded))
+        return Output(user=self._states(embedded), user_mask=history.mask, item=target)
+
+    def user(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
+        """The state after the whole history, [B, 1, D]; zeros for an empty one."""
+        lengths = embedded.sequences[self.history_lookup.name].lengths
+        state = last(self._states(embedded), lengths)[:, None]
+        return state, torch.ones_like(state[..., 0], dtype=torch.bool)
+
+    def item(self, embedded: Embedded) -> Tensor:
+        """The item's raw embedding, [B, D]."""
+        return embedded.vectors[self.item_lookup.name]
+
+    def _states(self, embedded: Embedded) -> Tensor:
+        """[B, L, D]; those at padded positions are finite and mean nothing."""
+        history = embedded.sequences[self.history_lookup.name]
+        length = history.values.shape[1]
+        if length > self.max_len:
+            raise ValueError(f"a history has {length} items, but max_len is {self.max_len}: cut it, or raise max_len")
+        x = self.dropout(self.scale * history.values + self.positions[:length])
+        x = zero_padding(x, history.mask)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, num_heads: int, dropout_rate: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=1e-8)
+        self.attention = CausalSelfAttention(width, num_heads, dropout_rate)
+        self.network_norm = nn.LayerNorm(width, eps=1e-8)
+        self.network = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout_rate), nn.Linear(width, width)
+        )
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        return x + self.dropout(self.network(self.network_norm(x)))
+
+
+def _features(
+    history: SequenceFeature | str, item: SparseFeature | str, item_num: int, max_len: int
+) -> tuple[SequenceFeature, SparseFeature]:
+    """The two features, over one table of `item_num` rows."""
+    given = [feature.table for feature in (history, item) if not isinstance(feature, str)]
+    table = given[0] if given else Table("item", item_num, init_std=0.02)
+    if isinstance(history, str):
+        history = SequenceFeature(history, table, max_length=max_len)
+    if isinstance(item, str):
+        item = SparseFeature(item, table)
+    if history.name == item.name:
+        raise ValueError(f"history and item are both named {item.name!r}: give them different names")
+    if history.table != item.table:
+        raise ValueError(
+            f"history {history.name!r} reads table {history.table.name!r} and item {item.name!r} reads "
+            f"{item.table.name!r}: make both read the same table"
+        )
+    if table.rows != item_num:
+        raise ValueError(f"item_num is {item_num}, but table {table.name!r} has {table.rows} rows: make them equal")
+    if history.max_length > max_len:
+        raise ValueError(
+            f"history {history.name!r} has max_length {history.max_length}, but max_len is {max_len}: lower the one or "
+            f"raise the other"
+        )
+    return history, item
