@@ -1,0 +1,102 @@
+"""DIN: the behaviours that matter for the candidate item, weighted by a local activation unit."""
+
+from __future__ import annotations
+
+import torch
+
+from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.features import DenseFeature, Feature, SequenceFeature, SparseFeature
+from rechub_dist.layers.attention import ActivationUnit
+from rechub_dist.layers.inputs import Fields, check_distinct, sized
+from rechub_dist.layers.masking import zero_padding
+from rechub_dist.layers.mlp import MLP
+from rechub_dist.models.base import Model
+
+
+class DIN(Model):
+    """logit = MLP([features, v, sum_j a(e_j, v) e_j, dense values])  (sections 4.2 and 4.3).
+
+    e_j are the vectors of behaviour j side by side (item, category, ...), v those of the candidate in the same order.
+    The weights a(e_j, v) are not normalised, which keeps the intensity of an interest.
+
+    Args:
+        features: the other features of user and context; may be empty.
+        behavior_features: the history, one sequence an attribute; of one row all have the same length.
+        attention_units: hidden widths of the activation unit.
+        hidden_units: hidden widths of the MLP.
+        activation: of both: "dice", "prelu", "relu", ...
+        target_features: the candidate, one feature an attribute: target_features[i] and behavior_features[i] read
+            the same table. They are part of the MLP's input, so leave them out of `features`.
+        dropout_rates: of the MLP, one rate a hidden layer, or one for all.
+        batch_norm: batch normalisation in the MLP.
+
+    Every table's width is its own `dim`.
+    """
+
+    paper = "Zhou et al. 2018, Deep Interest Network for Click-Through Rate Prediction"
+
+    def __init__(
+        self,
+        features: list[Feature],
+        behavior_features: list[SequenceFeature],
+        attention_units: list[int],
+        hidden_units: list[int],
+        activation: str = "dice",
+        *,
+        target_features: list[SparseFeature],
+        dropout_rates: float | list[float] = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        check_distinct([*features, *target_features, *behavior_features])
+        _check_pairs(behavior_features, target_features)
+        self.fields = Fields.of([*features, *target_features])
+        self.behavior_lookups = tuple(
+            Lookup(feature.name, feature, sized(feature.table, None), None) for feature in behavior_features
+        )
+        self.target_names = [feature.name for feature in target_features]
+        width = sum(lookup.dim for lookup in self.behavior_lookups)
+        self.attention = ActivationUnit(width, attention_units, activation)
+        self.mlp = MLP(
+            self.fields.width + width,
+            hidden_units,
+            dropout_rates,
+            activation=activation,
+            batch_norm=batch_norm,
+            out_dim=1,
+        )
+
+    def lookups(self) -> tuple[Lookup, ...]:
+        return (*self.fields.lookups, *self.behavior_lookups)
+
+    def dense_features(self) -> tuple[DenseFeature, ...]:
+        return self.fields.dense
+
+    def forward(self, embedded: Embedded) -> Output:
+        """Logits [B, 1]."""
+        sequences = [embedded.sequences[lookup.name] for lookup in self.behavior_lookups]
+        mask = sequences[0].mask
+        behaviors = zero_padding(torch.cat([sequence.values for sequence in sequences], dim=2), mask)  # [B, L, D]
+        target = embedded.concat(self.target_names, [])  # [B, D]
+        weights = self.attention(behaviors, target, mask)  # [B, L]
+        interest = (weights[..., None] * behaviors).sum(dim=1)  # [B, D]
+        return Output(logits=self.mlp(torch.cat([self.fields.concat(embedded), interest], dim=1)))
+
+
+def _check_pairs(behavior_features: list[SequenceFeature], target_features: list[SparseFeature]) -> None:
+    """Each behaviour feature has its target feature, over the same table."""
+    if not behavior_features or len(behavior_features) != len(target_features):
+        raise ValueError(
+            f"{len(behavior_features)} behavior_features and {len(target_features)} target_features: give at least one "
+            f"behaviour feature, and for each the target feature that it is matched with"
+        )
+    for behavior, target in zip(behavior_features, target_features, strict=True):
+        if not isinstance(behavior, SequenceFeature):
+            raise ValueError(f"behaviour feature {behavior.name!r} is {behavior.kind}: make it a SequenceFeature")
+        if not isinstance(target, SparseFeature):
+            raise ValueError(f"target feature {target.name!r} is {target.kind}: make it a SparseFeature")
+        if behavior.table != target.table:
+            raise ValueError(
+                f"behaviour feature {behavior.name!r} reads table {behavior.table.name!r} and its target feature "
+                f"{target.name!r} reads {target.table.name!r}: make both read the same table"
+            )
