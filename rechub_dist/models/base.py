@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature
 
+TASK_TYPES = ("classification", "regression")
+
 
 class Model(nn.Module):
     """Base of all models.
@@ -53,3 +55,14 @@ class RecallModel(Model):
     def item_lookups(self) -> tuple[Lookup, ...]:
         """The part of `lookups()` that `item` reads."""
         raise NotImplementedError
+
+
+def check_tasks(num_tasks: int, task_types: list[str]) -> None:
+    """One known type a task, and at least one task."""
+    if num_tasks < 1 or len(task_types) != num_tasks:
+        raise ValueError(
+            f"num_tasks is {num_tasks} and task_types {list(task_types)}: give one type for each of at least one task"
+        )
+    for kind in task_types:
+        if kind not in TASK_TYPES:
+            raise ValueError(f"task type {kind!r} is unknown: use one of {', '.join(TASK_TYPES)}")

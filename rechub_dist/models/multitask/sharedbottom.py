@@ -1,0 +1,72 @@
+"""SharedBottom: one network for all tasks, and a tower for each on top."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.features import DenseFeature, Feature
+from rechub_dist.layers.inputs import Fields
+from rechub_dist.layers.mlp import MLP
+from rechub_dist.models.base import Model, check_tasks
+
+
+class SharedBottom(Model):
+    """logit_k = h_k(f(x)), f shared by the tasks (as formulated in Ma et al. 2018, MMoE, section 3.1).
+
+    Args:
+        features: sparse, sequence (pooled by their mean) and dense features. Every table's width is its own `dim`.
+        hidden_units: widths of the shared network f.
+        task_hidden_units: hidden widths of each task's tower h_k; may be empty.
+        num_tasks: number of tasks.
+        task_types: "classification" or "regression" for each task, in the run's label order. A tower gives a logit or
+            a value accordingly; both are linear.
+        dropout_rates: of the shared network, one rate a layer, or one for all.
+        task_dropout_rates: the same for each tower.
+        activation: of all networks.
+        batch_norm: batch normalisation in all networks.
+    """
+
+    paper = "Caruana 1997, Multitask Learning"
+
+    def __init__(
+        self,
+        features: list[Feature],
+        hidden_units: list[int],
+        task_hidden_units: list[int],
+        num_tasks: int,
+        task_types: list[str],
+        *,
+        dropout_rates: float | list[float] = 0.0,
+        task_dropout_rates: float | list[float] = 0.0,
+        activation: str = "relu",
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        check_tasks(num_tasks, task_types)
+        self.task_types = tuple(task_types)
+        self.fields = Fields.of(features)
+        self.bottom = MLP(self.fields.width, hidden_units, dropout_rates, activation=activation, batch_norm=batch_norm)
+        self.towers = nn.ModuleList(
+            MLP(
+                self.bottom.out_dim,
+                task_hidden_units,
+                task_dropout_rates,
+                activation=activation,
+                batch_norm=batch_norm,
+                out_dim=1,
+            )
+            for _ in range(num_tasks)
+        )
+
+    def lookups(self) -> tuple[Lookup, ...]:
+        return self.fields.lookups
+
+    def dense_features(self) -> tuple[DenseFeature, ...]:
+        return self.fields.dense
+
+    def forward(self, embedded: Embedded) -> Output:
+        """Logits [B, num_tasks]."""
+        shared = self.bottom(self.fields.concat(embedded))
+        return Output(logits=torch.cat([tower(shared) for tower in self.towers], dim=1))
