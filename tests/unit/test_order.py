@@ -97,6 +97,8 @@ def test_epochs_and_seeds_differ() -> None:
     orders = [batches(RowOrder(counts, 32, seed=seed).epoch(epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
     assert orders[0] == batches(RowOrder(counts, 32, seed=0).epoch(0))
+    groups = [[row[0] for batch in order for row in batch] for order in orders]
+    assert all(a != b for i, a in enumerate(groups) for b in groups[:i])
 
 
 def test_rows_of_a_batch_come_from_all_over_the_data() -> None:
@@ -137,6 +139,10 @@ def test_permutations_are_fixed_for_good() -> None:
     assert permutation(8, 1, 2, 3).tolist() == [1, 3, 7, 5, 2, 0, 4, 6]
     assert permutation(0, 1).tolist() == []
     assert permutation(1, 1).tolist() == [0]
+    assert batches(RowOrder([2, 3, 1], 4, seed=5, shuffle_rows=6).epoch(1)) == [
+        [(1, 2), (1, 1), (2, 0), (0, 1)],
+        [(1, 0), (0, 0)],
+    ]
 
 
 def test_permutations_are_uniform() -> None:
