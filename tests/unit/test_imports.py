@@ -1,0 +1,66 @@
+"""Who may import what: a model needs torch alone, and only launch/ knows Ray."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "rechub_dist"
+ALLOWED = ("torch", "rechub_dist.embedded", "rechub_dist.features", "rechub_dist.layers")
+
+
+def imports(file: Path) -> set[str]:
+    """The dotted names that a file imports, wherever in it, and `torch.distributed` where it is reached by dots."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute) and node.attr == "distributed":
+            found.add(ast.unparse(node))
+    return found
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+@pytest.mark.parametrize("folder", ["models", "layers"])
+def test_models_and_layers_import_torch_alone(folder: str) -> None:
+    allowed = (*ALLOWED, "rechub_dist.models.base") if folder == "models" else ALLOWED
+    files = sorted((PACKAGE / folder).rglob("*.py"))
+    assert files
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in files
+        for name in sorted(imports(file))
+        if name.partition(".")[0] not in sys.stdlib_module_names
+        and (not within(name, *allowed) or within(name, "torch.distributed"))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_features_need_the_standard_library_alone() -> None:
+    assert all(name.partition(".")[0] in sys.stdlib_module_names for name in imports(PACKAGE / "features.py"))
+
+
+def test_only_launch_imports_ray() -> None:
+    files = [file for folder in ("rechub_dist", "benchmarks", "docker") for file in (ROOT / folder).rglob("*.py")]
+    wrong = [str(file.relative_to(ROOT)) for file in files for name in imports(file) if within(name, "ray")]
+    assert not wrong, f"only launch/ may import ray: {wrong}"
+
+
+def test_a_notebook_needs_torch_alone() -> None:
+    code = (
+        "import sys; from rechub_dist.models import DeepFM; "
+        "print([name for name in ('torchrec', 'fbgemm_gpu', 'ray', 'pydantic', 'pyarrow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
