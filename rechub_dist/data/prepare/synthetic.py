@@ -35,11 +35,11 @@ from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, Se
 
 POSITIVE_RATE = 0.25
 LOGIT_VARIANCE = 3.0
-SHARES = {"sparse": 0.45, "dense": 0.25, "pairs": 0.30}
-SEQUENCE_SHARE = 0.3
+SHARES = {"sparse": 0.35, "dense": 0.30, "pairs": 0.35, "sequence": 0.30}
 LABEL_CORRELATION = 0.8
 RANK = 4
-PAIRS = 3
+DECAY = 0.4
+PAIRS = 2
 MAX_LENGTH = 20
 PROBE_ROWS = 65_536
 BINS = 1 << 18
@@ -208,7 +208,14 @@ class _World:
         return np.asarray(radius * np.cos(angle))
 
     def _vectors(self, name: str, ids: Ints) -> Floats:
-        return np.stack([self._weights(f"{name}/{k}", ids) for k in range(RANK)], axis=1)
+        """A latent vector for each id; its components matter less and less, so that few samples an id tell much."""
+        return np.stack([self._weights(f"{name}/{k}", ids) * DECAY**k for k in range(RANK)], axis=1)
+
+    def _offset_vectors(self, name: str, ids: Ints) -> Floats:
+        """With a mean in the first component: products show in the first order too, where a model starts to learn."""
+        vectors = self._vectors(name, ids)
+        vectors[:, 0] += 1.0
+        return vectors
 
     # logits
 
@@ -225,7 +232,9 @@ class _World:
             return parts
         pairs = [(f"sparse_{i}", f"sparse_{i + 1}") for i in range(0, self.sparse - 1, 2)][:PAIRS]
         if pairs:
-            vectors = {name: self._vectors(f"{name}/vector", sample.sparse[name]) for pair in pairs for name in pair}
+            vectors = {
+                name: self._offset_vectors(f"{name}/vector", sample.sparse[name]) for pair in pairs for name in pair
+            }
             parts["pairs"] = np.sum([(vectors[a] * vectors[b]).sum(axis=1) for a, b in pairs], axis=0)
         if sample.history is not None:
             items, lengths = sample.history
@@ -244,7 +253,7 @@ class _World:
         scales = []
         for label in range(self.labels):
             parts = self._parts(self._probe, label)
-            shares = {name: SEQUENCE_SHARE if name == "sequence" else SHARES[name] for name in parts}
+            shares = {name: SHARES[name] for name in parts}
             total = sum(shares.values())
             scales.append(
                 {
