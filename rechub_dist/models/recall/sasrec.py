@@ -41,7 +41,7 @@ class SASRec(RecallModel):
     table_width = "hidden_size"
     paper = "Kang & McAuley 2018, Self-Attentive Sequential Recommendation"
 
-    def __init__(  # noqa: PLR0917 - the specification's parameters
+    def __init__(
         self,
         item_num: int,
         max_len: int,
