@@ -12,7 +12,8 @@ from rechub_dist.layers.mlp import MLP
 class ActivationUnit(nn.Module):
     """The weight of each behaviour for a target (DIN, section 4.3): MLP([e_j, v, e_j - v, e_j * v]), no softmax.
 
-    Only real positions enter the MLP: padding can neither take a weight nor shift the statistics of Dice.
+    In training only real positions enter the MLP, so that padding cannot shift the statistics of Dice. In evaluation
+    positions do not depend on each other, so that all of them enter, with shapes that an export can trace.
 
     Args:
         width: of a behaviour's and of the target's vector.
@@ -26,9 +27,11 @@ class ActivationUnit(nn.Module):
 
     def forward(self, behaviors: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Weights [B, L], 0 where padded, from behaviours [B, L, D], target [B, D] and mask, bool [B, L]."""
-        e = behaviors[mask]  # [P, D], P real positions
-        v = target[:, None].expand_as(behaviors)[mask]
-        weights = self.mlp(torch.cat([e, v, e - v, e * v], dim=1)).squeeze(1)
+        v = target[:, None].expand_as(behaviors)
+        pairs = torch.cat([behaviors, v, behaviors - v, behaviors * v], dim=2)  # [B, L, 4 D]
+        if not self.training:
+            return self.mlp(pairs.flatten(0, 1)).view(mask.shape).masked_fill(~mask, 0.0)
+        weights = self.mlp(pairs[mask]).squeeze(1)  # [P], P real positions
         return weights.new_zeros(mask.shape).masked_scatter(mask, weights)
 
 

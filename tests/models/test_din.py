@@ -67,6 +67,12 @@ def test_attention_is_not_normalised_and_skips_padding() -> None:
     assert torch.equal(*weights_of(model, twice).unbind(1))
 
 
+def test_training_and_evaluation_agree_where_nothing_is_normalised() -> None:
+    model = DIN([], [history, shops], [3], [4], "relu", target_features=[item, shop]).double()
+    embedded = cases.make_batch(model, 4, lengths=[3, 0, 1, 5])
+    torch.testing.assert_close(weights_of(model.eval(), embedded), weights_of(model.train(), embedded))
+
+
 def test_order_of_behaviours_does_not_matter() -> None:
     model = cases.build(DIN).eval()
     embedded = cases.make_batch(model, 2, lengths=[4, 4])
