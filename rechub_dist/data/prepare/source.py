@@ -43,7 +43,7 @@ def read_delimited(path: Path, columns: dict[str, pa.DataType], *, delimiter: st
             convert_options=pcsv.ConvertOptions(column_types=columns, strings_can_be_null=False, null_values=[]),
         )
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not in the published format ({', '.join(columns)}): {error}") from None
+        raise UserError(f"{path} is not in the published format ({', '.join(columns)}): {error_line(error)}") from None
 
 
 def array(values: Any) -> pa.Array:
@@ -79,3 +79,8 @@ def numpy(values: Any) -> np.ndarray[Any, Any]:
     """A column without nulls as a NumPy array."""
     result: np.ndarray[Any, Any] = array(values).to_numpy(zero_copy_only=False)
     return result
+
+
+def error_line(error: Exception) -> str:
+    """An error's message as one line."""
+    return " ".join(str(error).split())

@@ -91,33 +91,37 @@ class ShardWriter:
         self._shard_rows = shard_rows
         self._shard = 0
         self._room = 0
-        self._writer: pq.ParquetWriter | None = None
-        self._open()
+        self._pending = schema.empty_table()
+        self._writer = self._next()
 
-    def _open(self) -> None:
-        self.close()
+    def _next(self) -> pq.ParquetWriter:
         path = self._folder / f"part-{self._shard:05d}.parquet"
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
         self._shard += 1
         self._room = self._shard_rows
+        return pq.ParquetWriter(path, self._schema, compression="zstd")
 
     def write(self, table: pa.Table) -> None:
         """Appends rows."""
         table = table.select(self._schema.names).cast(self._schema)
-        while table.num_rows:
+        self._pending = pa.concat_tables([self._pending, table])
+        self._flush(ROW_GROUP)
+
+    def _flush(self, least: int) -> None:
+        """Writes row groups while `least` rows wait, or as many as the shard has room for."""
+        while self._pending.num_rows >= max(1, min(least, self._room)):
             if not self._room:
-                self._open()
-            assert self._writer is not None, "write after close"
-            rows = table.slice(0, self._room)
+                self._writer.close()
+                self._writer = self._next()
+                continue
+            rows = self._pending.slice(0, min(ROW_GROUP, self._room))
             self._writer.write_table(rows, row_group_size=ROW_GROUP)
             self._room -= rows.num_rows
-            table = table.slice(rows.num_rows)
+            self._pending = self._pending.slice(rows.num_rows)
 
     def close(self) -> None:
-        """Ends the open shard."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Writes what waits and ends the open shard."""
+        self._flush(1)
+        self._writer.close()
 
     def __enter__(self) -> ShardWriter:
         return self
