@@ -34,7 +34,7 @@ class Batch(Pipelineable):
     def feature(self, name: str) -> JaggedTensor:
         """The ids of one feature, the padding rows included. Raises KeyError for an unknown one."""
         for collection in self.jagged.values():
-            if name in collection.keys():
+            if name in collection.keys():  # noqa: SIM118 - no mapping
                 return collection[name]
         raise KeyError(name)
 

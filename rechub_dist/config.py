@@ -1,4 +1,4 @@
-"""A run's configuration: one frozen tree, read from strict YAML, changed by `--set a.b=c`, checked before anything runs."""
+"""A run's configuration: one frozen tree from strict YAML, changed by `--set a.b=c`, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ class EmbeddingConfig(Section):
 
     dim: int | None = Field(None, gt=0, description="width of tables to which neither schema nor model gives one")
     sharding: Sharding | Literal["auto"] = Field(
-        "auto", description="placement of tables without a rule; auto: row_wise from row_wise_above rows, else table_wise"
+        "auto",
+        description="of tables without a rule; auto: row_wise from row_wise_above rows, else table_wise",
     )
     row_wise_above: int = Field(1_000_000, gt=0, description="rows from which `auto` shards a table row-wise")
     replicate_below: int = Field(

@@ -37,6 +37,19 @@ class Table:
             raise ValueError(f"table {self.name!r}: init_std is {self.init_std}, must not be negative")
 
     @property
+    def stored_dim(self) -> int:
+        """The width in memory, in which the surplus columns stay zero: fused kernels want multiples of 4.
+
+        It is the same wherever the table lies, since row-wise Adagrad averages over it. Checkpoints hold `dim` columns.
+
+        Raises:
+            ValueError: the table has no width yet.
+        """
+        if self.dim is None:
+            raise ValueError(f"table {self.name!r} has no width: give it a dim, or set the run's embedding.dim")
+        return -(-self.dim // 4) * 4
+
+    @property
     def linear(self) -> Table:
         """The table of first-order (wide) weights over the same ids: one scalar an id, zero at first."""
         return Table(f"{self.name}.linear", self.rows, dim=1, init_std=0.0)

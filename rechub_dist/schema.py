@@ -51,7 +51,7 @@ def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Featu
         spec = dict(spec)
         table = spec.get("table", name if "rows" not in spec else None)
         if table is None:
-            own = {key: spec.pop(key) for key in ("rows", "dim", "init_std") if key in spec}
+            own: dict[str, Any] = {key: spec.pop(key) for key in ("rows", "dim", "init_std") if key in spec}
             if name in tables:
                 raise UserError(f"{where}: gives rows, but a table {name!r} is declared too; write table: {name}")
             spec["table"] = dataclasses.asdict(_build(Table, name, own, where))

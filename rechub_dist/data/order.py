@@ -75,9 +75,11 @@ def permutation(n: int, *seed: int) -> IntArray:
     words = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(n)
     # the index rides in the low bits: one plain sort, and no ties whose order would depend on the sorting algorithm
     mask = np.uint64((1 << bits) - 1)
-    keys = (words & ~mask) | np.arange(n, dtype=np.uint64)
-    keys.sort()
-    return (keys & mask).astype(np.int64)
+    words &= ~mask
+    words |= np.arange(n, dtype=np.uint64)
+    words.sort()
+    words &= mask
+    return words.view(np.int64)
 
 
 def lane_count(counts: Sequence[int], shuffle_rows: int = SHUFFLE_ROWS) -> int:

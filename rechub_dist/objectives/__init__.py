@@ -1,0 +1,7 @@
+"""Objectives: from a model's output to its loss and predictions."""
+
+from rechub_dist.objectives.base import Objective
+from rechub_dist.objectives.pointwise import PointwiseObjective
+from rechub_dist.objectives.retrieval import RetrievalObjective
+
+__all__ = ["Objective", "PointwiseObjective", "RetrievalObjective"]

@@ -1,0 +1,238 @@
+"""Configuration -> the parts of a run: schema, model, objective, layout, reader specification. Local and pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rechub_dist.batch import Batch
+from rechub_dist.config import PointwiseConfig, RetrievalConfig, RunConfig
+from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.spec import BatchSpec
+from rechub_dist.embedding.layout import Layout, make_layout
+from rechub_dist.embedding.stage import EmbeddingStage
+from rechub_dist.errors import UserError, nearest
+from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, SequenceFeature, SparseFeature
+from rechub_dist.models import Model, RecallModel, catalogue
+from rechub_dist.objectives import Objective, PointwiseObjective, RetrievalObjective
+from rechub_dist.schema import parse_schema
+
+DEFAULT_DIM = 16  # of tables to which schema, model and run give no width
+
+
+class TrainStep(nn.Module):
+    """Stage, model and objective, wired: batch -> (loss times world size, detached local loss).
+
+    The factor undoes the division by the world size that DDP and the sharded tables apply to gradients; the
+    objective's loss is already this rank's part of the global loss.
+    """
+
+    def __init__(self, stage: EmbeddingStage, model: Model, objective: Objective, world_size: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.model = model
+        self.objective = objective
+        self.world_size = world_size
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One forward pass; wiring only, so that it can be traced."""
+        embedded = self.stage(batch)
+        loss = self.objective(self.model(embedded), embedded, batch)
+        return loss * self.world_size, loss.detach()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration describes, before any rank talks to another."""
+
+    config: RunConfig
+    schema: FeatureSchema
+    labels: tuple[Label, ...]
+    layout: Layout
+    spec: BatchSpec
+    step: TrainStep
+
+
+def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
+    """Everything that can be checked and made without data and without other ranks.
+
+    Raises:
+        UserError: names the key or feature at fault and the fix.
+    """
+    assert isinstance(config.data.dataset, dict), "the schema is inlined when a run is loaded"
+    schema = parse_schema(config.data.dataset)
+    torch.manual_seed(config.seed)
+    model = build_model(config, schema)
+    labels = _labels(config, schema)
+    objective = _objective(config, model, labels)
+    if isinstance(objective, RetrievalObjective):
+        labels = ()
+    lookups = (*model.lookups(), *objective.lookups())
+    layout = make_layout(lookups, config.embedding, device=device, world_size=world_size)
+    spec = BatchSpec(
+        features=tuple(layout.features.values()),
+        dense=model.dense_features(),
+        labels=labels,
+        weight=schema.weight,
+        collections=layout.collections,
+    )
+    stage = EmbeddingStage(layout, model.dense_features(), config.seed)
+    return Parts(config, schema, labels, layout, spec, TrainStep(stage, model, objective, world_size))
+
+
+def build_model(config: RunConfig, schema: FeatureSchema) -> Model:
+    """The model that `model:` names, with feature names turned into the schema's features.
+
+    Raises:
+        UserError: an unknown model, parameter or feature; a missing or ill-typed parameter; whatever the model refuses.
+    """
+    models = catalogue()
+    if config.model.name not in models:
+        raise UserError(f"model.name: no model {config.model.name!r}: {nearest(config.model.name, models)}")
+    cls = models[config.model.name]
+    where = f"model ({cls.__name__})"
+    signature = inspect.signature(cls.__init__)
+    valid = [name for name in signature.parameters if name != "self"]
+    given = config.model.parameters
+    for name in given:
+        if name not in valid:
+            raise UserError(f"unknown key 'model.{name}': {nearest(name, valid)}")
+    hints = typing.get_type_hints(cls.__init__)
+    schema = _with_widths(config, cls, schema)
+    arguments = {name: _argument(f"model.{name}", value, hints.get(name), schema) for name, value in given.items()}
+    for name, parameter in signature.parameters.items():
+        if name == "self" or name in arguments:
+            continue
+        if name in ("history", "item") and isinstance(parameter.default, str):
+            arguments[name] = _argument(f"model.{name}", parameter.default, hints.get(name), schema)
+        elif parameter.default is inspect.Parameter.empty and name != "item_num":
+            raise UserError(f"missing key 'model.{name}': {cls.__name__} needs {', '.join(valid)}")
+    if "item_num" in valid and "item_num" not in arguments:
+        arguments["item_num"] = arguments["history"].table.rows
+    try:
+        return cls(**arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _with_widths(config: RunConfig, cls: type[Model], schema: FeatureSchema) -> FeatureSchema:
+    """The run's `embedding.dim` for tables without a width, unless the model sets widths itself."""
+    dim = config.embedding.dim
+    if cls.table_width is not None:
+        own = config.model.parameters.get(cls.table_width)
+        if dim is not None and own is not None and dim != own:
+            raise UserError(f"embedding.dim is {dim}, but model.{cls.table_width} is {own}; leave embedding.dim out")
+        return schema
+    dim = dim or DEFAULT_DIM
+
+    def widen(feature: Feature) -> Feature:
+        if isinstance(feature, DenseFeature) or feature.table.dim is not None:
+            return feature
+        return dataclasses.replace(feature, table=dataclasses.replace(feature.table, dim=dim))
+
+    return dataclasses.replace(schema, features=tuple(widen(feature) for feature in schema.features))
+
+
+_KINDS: tuple[type, ...] = (DenseFeature, SparseFeature, SequenceFeature)
+
+
+def _argument(where: str, value: Any, hint: Any, schema: FeatureSchema) -> Any:
+    """A YAML value as the constructor's annotation wants it: names become features, plain values are type-checked."""
+    kinds = _feature_kinds(hint)
+    if not kinds:
+        _check_type(where, value, hint)
+        return value
+    if typing.get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise UserError(f"{where}: write a list of feature names, got {value!r}")
+        return [_feature(where, name, kinds, schema) for name in value]
+    return _feature(where, value, kinds, schema)
+
+
+def _feature(where: str, name: Any, kinds: set[type], schema: FeatureSchema) -> Feature:
+    names = [feature.name for feature in schema.features]
+    if name not in names:
+        raise UserError(f"{where}: the data set has no feature {name!r}: {nearest(str(name), names)}")
+    feature = schema[name]
+    if type(feature) not in kinds:
+        wanted = " or ".join(sorted(kind.__name__.removesuffix("Feature").lower() for kind in kinds))
+        raise UserError(f"{where}: feature {name!r} is {feature.kind}, but a {wanted} feature is needed here")
+    return feature
+
+
+def _feature_kinds(hint: Any) -> set[type]:
+    if hint in _KINDS:
+        return {hint}
+    return {kind for argument in typing.get_args(hint) for kind in _feature_kinds(argument)}
+
+
+def _check_type(where: str, value: Any, hint: Any) -> None:
+    """Type-check a plain value against an annotation of numbers, strings, lists and unions."""
+    if not _fits(value, hint):
+        name = getattr(hint, "__name__", None) if typing.get_origin(hint) is None else str(hint).replace("typing.", "")
+        raise UserError(f"{where}: should be {name or hint}, got {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(v, typing.get_args(hint)[0]) for v in value)
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if origin is not None:
+        return any(_fits(value, argument) for argument in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _labels(config: RunConfig, schema: FeatureSchema) -> tuple[Label, ...]:
+    by_name = {label.name: label for label in schema.labels}
+    wanted = config.data.labels if config.data.labels is not None else tuple(by_name)
+    for name in wanted:
+        if name not in by_name:
+            raise UserError(f"data.labels: the data set has no label {name!r}: {nearest(name, by_name)}")
+    return tuple(by_name[name] for name in wanted)
+
+
+def _objective(config: RunConfig, model: Model, labels: tuple[Label, ...]) -> Objective:
+    chosen = config.objective or (RetrievalConfig() if isinstance(model, RecallModel) else PointwiseConfig())
+    if isinstance(chosen, PointwiseConfig):
+        return PointwiseObjective(chosen, labels)
+    if not isinstance(model, RecallModel):
+        raise UserError(f"objective: {chosen.name} needs a recall model; {config.model.name} takes pointwise")
+    return RetrievalObjective(chosen, model)
+
+
+def identity(config: RunConfig, parts: Parts, manifest: Manifest) -> dict[str, Any]:
+    """What makes two runs the same run: ranks, sharding, device, paths, cadence and duration do not."""
+    tree = config.model_dump(mode="json")
+    return {
+        "seed": config.seed,
+        "model": tree["model"],
+        "objective": tree["objective"],
+        "data": {
+            "schema": tree["data"]["dataset"],
+            "labels": [label.name for label in parts.labels],
+            "batch_size": config.data.batch_size,
+            "shuffle": config.data.shuffle,
+            "shuffle_rows": config.data.shuffle_rows,
+            "train": manifest.fingerprint(),
+        },
+        "optimizer": tree["optimizer"],
+        "embedding": {
+            "schedule": tree["embedding"]["schedule"],
+            "optimizers": {
+                name: placed.optimizer.model_dump(mode="json") for name, placed in parts.layout.tables.items()
+            },
+            "widths": {name: placed.table.dim for name, placed in parts.layout.tables.items()},
+        },
+    }

@@ -1,0 +1,156 @@
+"""The command `rechub-dist`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rechub_dist.data.commands import data_app
+from rechub_dist.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train Torch-RecHub's recommender models at scale: sharded tables, DDP towers, streaming Parquet.",
+)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the run file; may be given many times."),
+]
+Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")]
+
+
+@app.command()
+def train(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")], set_: Overrides = None, nproc: Nproc = None
+) -> None:
+    """Train, evaluate and save as RUN.yaml says; go on by itself where its output folder holds a checkpoint.
+
+    Example: rechub-dist train configs/runs/deepfm_synthetic.yaml --nproc 2 --set train.epochs=3
+
+    On several machines: torchrun ... -m rechub_dist train RUN.yaml
+    """
+    from rechub_dist.config import load_run  # noqa: PLC0415 - torch takes seconds to import; --help should not
+
+    config = load_run(run_file, set_ or [])
+    if nproc is not None and not _is_worker():
+        _launch(["train", str(run_file), *(part for item in set_ or [] for part in ("--set", item))], nproc)
+        return
+    from rechub_dist.report import show_summary  # noqa: PLC0415
+    from rechub_dist.trainer import run  # noqa: PLC0415
+
+    _quiet()
+    summary = run(config)
+    if not _is_main() or summary.preempted:
+        return
+    rows: dict[str, Any] = {"steps": summary.step}
+    if summary.valid:
+        rows["best step"] = summary.best_step
+        rows.update({f"valid {name}": value for name, value in summary.valid.items()})
+    rows.update({f"test {name}": value for name, value in summary.test.items()})
+    rows.update(_truth(config.data.root / "truth.json", summary.test))
+    if summary.samples_per_second is not None:
+        rows["training samples/s"] = f"{summary.samples_per_second:,.0f}"
+    rows["checkpoints"] = config.output_dir / "checkpoints"
+    rows["TensorBoard"] = f"tensorboard --logdir {config.output_dir / 'tensorboard'}"
+    show_summary(Console(), config.model.name, rows)
+
+
+@app.command()
+def evaluate(
+    output_dir: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="Output folder of a run.")],
+    data: Annotated[Path, typer.Option(help="Parquet file or folder to evaluate on.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    nproc: Nproc = None,
+) -> None:
+    """Evaluate a run's best checkpoint (the newest, where none is best) on data of the same schema."""
+    from rechub_dist.config import load_run  # noqa: PLC0415
+
+    config = load_run(output_dir / "config.yaml", [f"output_dir={json.dumps(str(output_dir))}"])
+    if nproc is not None and not _is_worker():
+        _launch(["evaluate", str(output_dir), "--data", str(data), *(["--json"] if as_json else [])], nproc)
+        return
+    from rechub_dist.report import show_summary  # noqa: PLC0415
+    from rechub_dist.trainer import evaluate_run  # noqa: PLC0415
+
+    _quiet()
+    step, found = evaluate_run(config, data)
+    if not _is_main():
+        return
+    if as_json:
+        print(json.dumps({"step": step, "rows": found.rows, **found.metrics}))
+    else:
+        show_summary(Console(), f"{config.model.name} on {data}", {"step": step, "rows": found.rows, **found.metrics})
+
+
+@app.command()
+def models(name: Annotated[str | None, typer.Argument(help="A model's class name.")] = None) -> None:
+    """List the models by family, or show one: parameters, lookups, paper, and a run file's model section."""
+    from rechub_dist.describe import describe_model, list_models  # noqa: PLC0415
+
+    console = Console()
+    if name is None:
+        list_models(console)
+    else:
+        describe_model(console, name)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        if _is_main():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            # The agent ends all ranks as soon as one has ended: leave the main rank the time to print.
+            time.sleep(1.0)
+        sys.exit(2)
+
+
+def _launch(arguments: list[str], nproc: int) -> None:
+    from rechub_dist.distributed.local_launch import launch_local  # noqa: PLC0415
+
+    raise typer.Exit(launch_local(arguments, nproc))
+
+
+def _is_worker() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _quiet() -> None:
+    """Library chatter that a user can do nothing about; RECHUB_DEBUG=1 lets it through."""
+    if os.environ.get("RECHUB_DEBUG"):
+        return
+    warnings.filterwarnings("ignore")
+    for name in ("torchrec", "torch", "fbgemm_gpu", "root"):
+        logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
+
+
+def _truth(path: Path, test: dict[str, float]) -> dict[str, float]:
+    """What a perfect model would score on the test split, where the data set's generator knows."""
+    if not test or not path.is_file():
+        return {}
+    truth = json.loads(path.read_text(encoding="utf-8"))["test"]
+    best = {}
+    for name in test:
+        label, _, metric = name.rpartition("/")
+        known = truth.get(label or next(iter(truth)), {})
+        if metric in known:
+            best[f"best reachable test {name}"] = known[metric]
+    return best

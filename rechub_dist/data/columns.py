@@ -1,0 +1,230 @@
+"""One column at a time: is it of a fitting type, and what are its ids or numbers. Whole arrays, no loop over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rechub_dist.data.negatives import hash_ids
+from rechub_dist.data.spec import BatchSpec
+from rechub_dist.errors import UserError, nearest
+from rechub_dist.features import DenseFeature, IdFeature, Label, NegativeFeature, SequenceFeature
+
+Ints = NDArray[np.integer]
+Numbers = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+
+def column_names(spec: BatchSpec) -> list[str]:
+    """The columns that `spec` reads, each once."""
+    features = [feature for feature in spec.features if not isinstance(feature, NegativeFeature)]
+    names = [item.source for item in (*features, *spec.dense, *spec.labels)]
+    return list(dict.fromkeys([*names, spec.weight] if spec.weight else names))
+
+
+def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> None:
+    """Check that every column that `spec` reads is there and of a fitting type.
+
+    Raises:
+        UserError: naming `where`, the column, and what would fit.
+    """
+    types: dict[str, pa.DataType] = dict(zip(schema.names, schema.types, strict=True))
+    for name in column_names(spec):
+        if name not in types:
+            raise UserError(f"{where}: there is no column {name!r}; {nearest(name, types)}")
+        if schema.names.count(name) > 1:
+            raise UserError(f"{where}: column {name!r} is there {schema.names.count(name)} times; rename one")
+
+    for column, kind, fits, user, wanted in _needs(types, spec):
+        if not fits:
+            raise UserError(f"{where}: column {column!r} is {kind}, but {user} needs {wanted}")
+
+
+def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str, pa.DataType, bool, str, str]]:
+    """For each use of a column: the column, its type, whether it fits, who uses it, and what would fit."""
+    for feature in spec.features:
+        if isinstance(feature, NegativeFeature):
+            continue
+        kind = types[feature.source]
+        fits = _is_integer(kind.value_type if is_list(kind) else kind)
+        if isinstance(feature, SequenceFeature):
+            user, wanted = f"sequence feature {feature.name!r}", "a list of integers"
+            fits = fits and is_list(kind)
+        else:
+            user, wanted = f"sparse feature {feature.name!r}", "an integer or a list of integers"
+        yield feature.source, kind, fits, user, wanted
+    for dense in spec.dense:
+        kind = types[dense.source]
+        if dense.dim == 1:
+            fits = _is_number(kind)
+        else:
+            fits = is_list(kind) and _is_number(kind.value_type)
+            fits = fits and not (pa.types.is_fixed_size_list(kind) and kind.list_size != dense.dim)
+        wanted = "a number" if dense.dim == 1 else f"a list of {dense.dim} numbers"
+        yield dense.source, kind, fits, f"dense feature {dense.name!r}", wanted
+    for label in spec.labels:
+        kind = types[label.source]
+        yield label.source, kind, _is_number(kind), f"label {label.name!r}", "a number or a boolean"
+    if spec.weight:
+        kind = types[spec.weight]
+        yield spec.weight, kind, _is_number(kind), "the row weight", "a number"
+
+
+def read_ids(array: pa.Array, feature: IdFeature, where: str) -> tuple[Ints, Mask | None]:
+    """The ids of an integer array after the feature's policies.
+
+    Returns:
+        The ids, any integer type [n], and which of them to keep, bool [n]; None where all are kept.
+
+    Raises:
+        UserError: for a missing id or one outside the table where the policy is `error`.
+    """
+    table = feature.table
+    missing: Mask | None = None
+    if array.null_count:
+        missing = array.is_null().to_numpy(zero_copy_only=False)
+        array = pc.fill_null(array, 0)
+    ids: Ints = array.to_numpy(zero_copy_only=False)
+    outside: Mask | None = None
+    if feature.hash:
+        ids = hash_ids(ids, table.name, table.rows)
+    elif len(ids) and (ids.min() < 0 or ids.max() >= table.rows):
+        outside = (ids < 0) | (ids >= table.rows)
+
+    if missing is not None and feature.null == "error":
+        raise _error(
+            where, feature.source, f"{missing.sum()} id(s) are missing; fill them in, or set null: drop | unknown"
+        )
+    if outside is not None and feature.out_of_range == "error":
+        raise _error(
+            where,
+            feature.source,
+            f"id {ids[outside][0]} is outside table {table.name!r} of {table.rows} rows (ids 0..{table.rows - 1}); "
+            "raise the table's rows, or set out_of_range: drop | unknown, or hash: true",
+        )
+    keep: Mask | None = None
+    for bad, policy in ((missing, feature.null), (outside, feature.out_of_range)):
+        if bad is None:
+            continue
+        if policy == "unknown":
+            # the type of the column may be too narrow for the id that stands for the unknown
+            ids = np.where(bad, np.int64(feature.unknown_id), ids.astype(np.int64))
+        else:
+            keep = ~bad if keep is None else keep & ~bad
+    return ids, keep
+
+
+def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
+    """The values of a dense feature, float32 [n, dim].
+
+    Raises:
+        UserError: for a missing value where the policy is `error`, or a row with other than `dim` values.
+    """
+    if feature.dim == 1:
+        values = _numbers(array).reshape(-1, 1)
+    else:
+        lengths = pc.list_value_length(array)
+        there = lengths.is_valid().to_numpy(zero_copy_only=False)
+        if (wrong := lengths.filter(pc.not_equal(lengths, feature.dim))) and len(wrong):
+            raise _error(
+                where,
+                feature.source,
+                f"a row has {wrong[0]} values; feature {feature.name!r} needs {feature.dim} a row",
+            )
+        flat = _numbers(array.flatten()).reshape(-1, feature.dim)
+        values = flat
+        if not there.all():
+            values = np.full((len(array), feature.dim), np.nan)
+            values[there] = flat
+    if values.dtype.kind == "f" and (missing := np.isnan(values)).any():
+        if feature.null == "error":
+            raise _error(
+                where, feature.source, f"{missing.sum()} value(s) are missing; fill them in, or set null: fill"
+            )
+        values = np.where(missing, values.dtype.type(feature.fill), values)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32, copy=False)
+    return np.copysign(np.log1p(np.abs(values)), values) if feature.transform == "log" else values
+
+
+def read_label(array: pa.Array, label: Label, where: str) -> Numbers:
+    """The values of a label, numbers [n].
+
+    Raises:
+        UserError: for a missing value, one that is not finite, or a classification label other than 0 and 1.
+    """
+    values = _numbers(array)
+    if label.type == "classification":
+        wrong = ~((values == 0) | (values == 1))
+        wanted = "a classification label must be 0 or 1; mend the data, or set type: regression"
+    else:
+        wrong = ~np.isfinite(values)
+        wanted = "a label must be a finite number; remove the row"
+    if wrong.any():
+        if array.null_count:
+            raise _error(where, label.source, f"{array.null_count} label(s) are missing; remove the rows without one")
+        raise _error(where, label.source, f"label {values[wrong][0]} in {wrong.sum()} row(s); {wanted}")
+    return values
+
+
+def read_weight(array: pa.Array, where: str, column: str) -> Numbers:
+    """The row weights, numbers [n].
+
+    Raises:
+        UserError: for a weight that is missing, negative or not finite.
+    """
+    values = _numbers(array)
+    wrong = ~((values >= 0) & (values < np.inf))
+    if wrong.any():
+        first = "null" if array.null_count else values[wrong][0]
+        fix = "a weight must be a finite number and not negative; give 0 to leave a row out"
+        raise _error(where, column, f"weight {first} in {wrong.sum()} row(s); {fix}")
+    return values
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds a list a row."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def one_array(table: pa.Table, column: str) -> pa.Array:
+    """A column in one piece, its dictionary (or that of its elements) resolved."""
+    chunks = table.column(column)
+    array = (
+        chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks or [pa.array([], chunks.type)])
+    )
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return array.dictionary_decode()
+    if is_list(kind) and pa.types.is_dictionary(kind.value_type):
+        return array.cast(pa.large_list(kind.value_type.value_type))
+    return array
+
+
+def _is_integer(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    types = pa.types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind))
+
+
+def _numbers(array: pa.Array) -> Numbers:
+    """The values as numpy has them; where any are missing, floats with NaN in their places."""
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.int8())
+    elif pa.types.is_decimal(array.type):
+        array = array.cast(pa.float64())
+    values: Numbers = array.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _error(where: str, column: str, text: str) -> UserError:
+    return UserError(f"{where}: column {column!r}: {text}")

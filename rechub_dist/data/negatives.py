@@ -1,0 +1,99 @@
+"""Negative ids, drawn anew for each row of each epoch from counters instead of a random stream.
+
+A draw is a function of (seed, epoch, the feature's name, the row's position in the epoch, the index within the row)
+and of the ids that the row excludes. So it does not matter which rank draws, how rows are split into batches, or
+whether the run has been resumed. All arithmetic is on uint64, which wraps, and is the same on every platform.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rechub_dist.errors import UserError
+from rechub_dist.features import NegativeFeature
+
+Ids = NDArray[np.int64]
+Words = NDArray[np.uint64]
+
+
+class Draw(NamedTuple):
+    """What the draws of a batch depend on; `position` is the position in the epoch of the batch's first row."""
+
+    seed: int
+    epoch: int
+    position: int
+
+
+def mix64(words: Words) -> Words:
+    """splitmix64 of each word: a bijection on uint64 whose every output bit depends on every input bit."""
+    z = words + np.uint64(0x9E3779B97F4A7C15)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+def name_salt(name: str) -> np.uint64:
+    """A 64-bit hash of a name, the same in every process."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
+
+
+def hash_ids(ids: NDArray[Any], table: str, rows: int) -> Ids:
+    """Any integers -> ids of a table, int64 of the same shape in 0 .. rows - 1; other tables scatter them otherwise."""
+    words = mix64(ids.astype(np.int64).view(np.uint64) ^ name_salt(table))
+    words %= np.uint64(rows)
+    return words.view(np.int64)
+
+
+def draw_negatives(
+    feature: NegativeFeature, like: Ids, exclude: Sequence[tuple[NDArray[Any], NDArray[Any]]], draw: Draw
+) -> Ids:
+    """Draw `feature.count` ids for each id of the feature `like`, uniform over the ids that the row does not exclude.
+
+    Args:
+        feature: what to draw.
+        like: int64 [n], how many ids each row has in the feature `like`.
+        exclude: (ids [m], lengths [n]), integers, of each excluded feature, row after row.
+        draw: seed, epoch, and the position of the first of the n rows.
+
+    Returns:
+        int64 [feature.count * sum(like)], row after row.
+
+    Raises:
+        UserError: where a row excludes every id of the table.
+    """
+    n, rows = len(like), feature.table.rows
+    counts = like * feature.count
+    row = np.repeat(np.arange(n), counts)
+    index = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    key = mix64(np.array([draw.seed], np.uint64))
+    key = mix64(mix64(key ^ np.uint64(draw.epoch)) ^ name_salt(feature.name))
+    row_keys = mix64(key ^ (np.uint64(draw.position) + np.arange(n, dtype=np.uint64)))
+    words = mix64(row_keys[row] + index.view(np.uint64))
+
+    # Each excluded id once, as row * rows + id, in order: a row's excluded ids e_0 < e_1 < ... stand together.
+    keys = [np.repeat(np.arange(n), lengths) * rows + ids for ids, lengths in exclude]
+    taken = np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
+    ends = np.searchsorted(taken, np.arange(n + 1) * rows)
+    left = rows - np.diff(ends)
+    if len(row) and not left[row].all():
+        raise UserError(
+            f"feature {feature.name!r}: a row holds all {rows} ids of table {feature.table.name!r} in "
+            f"{', '.join(map(repr, feature.exclude))}, so that no negative is left; shorten 'exclude'"
+        )
+    # The k-th id that is left is k plus the number of excluded ids before it, those with e_j - j <= k. As e_j - j
+    # never falls with j, one search over all rows finds it: exact, with no draw rejected.
+    k = (words % left[row].astype(np.uint64)).view(np.int64)
+    if not len(taken):
+        return k
+    owner = taken // rows
+    shifted = taken - (np.arange(len(taken)) - ends[owner])
+    return k + np.searchsorted(shifted, row * rows + k, side="right") - ends[row]

@@ -1,0 +1,251 @@
+"""Parquet -> batches: a background thread opens the windows that this rank needs, just in time, and closes them."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from rechub_dist.batch import Batch
+from rechub_dist.data.collate import Window, assemble, open_window
+from rechub_dist.data.columns import check_schema, column_names
+from rechub_dist.data.manifest import DataFile, Manifest, unreadable
+from rechub_dist.data.negatives import Draw
+from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, RowOrder, Slice
+from rechub_dist.data.spec import BatchSpec
+from rechub_dist.errors import UserError
+
+_OPEN_FILES = 64
+_ATTEMPTS = 3  # for each row group of an object store; local disks get one
+
+
+class ParquetReader:
+    """One rank's batches of a data set.
+
+    Which rows make which global batch depends on the manifest, `batch_size`, `shuffle`, `seed`, `shuffle_rows` and
+    `lanes` alone (see `RowOrder`), neither on the world size nor on where an epoch is taken up.
+
+    Args:
+        manifest: the data set.
+        spec: what to deliver.
+        batch_size: rows of a global batch, over all ranks.
+        rank, world_size: this rank gets a contiguous slice of each global batch.
+        shuffle: False keeps the stored order.
+        seed: of the order and of drawn negatives.
+        shuffle_rows: bound on the rows in open windows over all ranks (a quarter more are opened ahead).
+        prefetch: batches that wait in the queue; 0 reads in the caller's thread.
+        lanes: overrides the number of lanes; a multiple of the world size suits an unshuffled pass on several ranks.
+
+    Raises:
+        UserError: where a column of `spec` is missing or of a wrong type.
+        ValueError: for impossible sizes.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        spec: BatchSpec,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        seed: int = 0,
+        shuffle_rows: int = SHUFFLE_ROWS,
+        prefetch: int = 4,
+        lanes: int | None = None,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is outside a world of {world_size}")
+        if prefetch < 0:
+            raise ValueError(f"prefetch is {prefetch}, must not be negative")
+        check_schema(manifest.schema, spec, manifest.path)
+        self.manifest = manifest
+        self.spec = spec
+        self.rank = rank
+        self.world_size = world_size
+        self.prefetch = prefetch
+        self.order = RowOrder(
+            manifest.counts, batch_size, shuffle=shuffle, seed=seed, shuffle_rows=shuffle_rows, lanes=lanes
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch over all ranks."""
+        return self.order.rows
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch, the same on all ranks."""
+        return self.order.steps
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's batches of `epoch` from `start_step` on, one a step; `start_step == steps` gives none.
+
+        Closing the generator stops the thread that reads ahead.
+
+        Raises:
+            ValueError: where `start_step` is outside 0 .. steps, or the epoch is negative.
+            UserError: when the batch is asked for whose rows cannot be read or are bad.
+        """
+        if not 0 <= start_step <= self.steps:
+            raise ValueError(f"start_step is {start_step}, must be within 0..{self.steps}")
+        source = _Source(self, self.order.epoch(epoch))
+        return self._read_ahead(source, start_step) if self.prefetch else source.batches(start_step)
+
+    def _read_ahead(self, source: _Source, start_step: int) -> Iterator[Batch]:
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(self.prefetch)
+        stop = threading.Event()
+        thread = threading.Thread(
+            target=_fill, args=(source, start_step, ready, stop), name="rechub-dist-reader", daemon=True
+        )
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _fill(source: _Source, start_step: int, ready: queue.Queue[Any], stop: threading.Event) -> None:
+    """The thread: put the batches into the queue, then None, or what went wrong."""
+    batches = source.batches(start_step)
+    try:
+        while not stop.is_set():
+            item: Batch | BaseException | None = None
+            try:
+                item = next(batches, None)
+            except BaseException as error:  # whatever it is, it belongs to the consumer
+                item = error
+            while not stop.is_set():
+                # while the consumer is busy, open windows that will be due: lanes tend to need new ones together
+                if ready.full() and source.open_ahead():
+                    continue
+                with contextlib.suppress(queue.Full):
+                    ready.put(item, timeout=0.05)
+                    break
+            if not isinstance(item, Batch):
+                return
+    finally:
+        batches.close()
+
+
+class _Opened(NamedTuple):
+    window: Window
+    first_step: int
+    last_step: int
+
+
+class _Source:
+    """The open windows and files of one pass over an epoch; used by one thread."""
+
+    def __init__(self, reader: ParquetReader, order: EpochOrder) -> None:
+        self._reader = reader
+        self._order = order
+        self._columns = column_names(reader.spec)
+        self._remote = not isinstance(reader.manifest.filesystem, pafs.LocalFileSystem)
+        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._windows: dict[int, _Opened] = {}
+        self._finished: list[Window] = []  # their memory serves the next ones
+        self._step = 0
+        self._slices: list[Slice] = []
+        self._ahead = True
+
+    def batches(self, start_step: int) -> Generator[Batch]:
+        """The rank's batches, one a step."""
+        reader, order = self._reader, self._order
+        try:
+            for step in range(start_step, reader.steps):
+                share = order.share(step, reader.rank, reader.world_size)
+                self._step, self._slices = step, share.slices
+                parts = [(self._window(piece.window), piece.start, piece.stop) for piece in share.slices]
+                draw = Draw(reader.order.seed, order.epoch, share.position)
+                batch = assemble(reader.spec, parts, share.stride, draw)
+                del parts  # it holds windows that are finished
+                for index in [i for i, opened in self._windows.items() if opened.last_step <= step]:
+                    self._finished.append(self._windows.pop(index).window)
+                yield batch
+        finally:
+            self._windows.clear()
+            while self._files:
+                self._files.popitem()[1].close(force=True)
+
+    def open_ahead(self) -> bool:
+        """Open the window that is due next. False where nothing is, or enough are open ahead.
+
+        At most a quarter of the lanes that the rank reads, and one, are ahead. Only windows that the rank surely
+        needs are opened.
+        """
+        reader, order = self._reader, self._order
+        ahead = sum(opened.first_step > self._step for opened in self._windows.values())
+        if not self._ahead or ahead > len(self._slices) // 4:
+            return False
+        due: list[tuple[int, int]] = []
+        for piece in self._slices:
+            lane, index = order.window(piece.window).lane, piece.window + 1
+            while index in self._windows:
+                index += 1
+            if index < order.windows and order.window(index).lane == lane:
+                due.append((order.window(index).first_step, index))
+        for step, index in sorted(due):
+            if any(piece.window == index for piece in order.share(step, reader.rank, reader.world_size).slices):
+                try:
+                    self._window(index)
+                except Exception:
+                    self._ahead = False  # it is raised again, at the step that needs the window
+                return self._ahead
+        return False
+
+    def _window(self, index: int) -> Window:
+        """Window `index`, opened unless it is open."""
+        if index not in self._windows:
+            reader, place = self._reader, self._order.window(index)
+            file, group = reader.manifest.groups[place.group]
+            table = self._read(file, group).slice(place.start, place.stop - place.start)
+            reuse = self._finished.pop() if self._finished else None
+            window = open_window(table, reader.spec, self._order.permutation(index), file.path, reuse)
+            self._windows[index] = _Opened(window, place.first_step, place.last_step)
+        return self._windows[index].window
+
+    def _read(self, file: DataFile, group: int) -> pa.Table:
+        """The needed columns of a row group. Object stores get several attempts."""
+        for attempt in range(_ATTEMPTS if self._remote else 1):
+            if attempt:
+                time.sleep(0.1 * 2**attempt)
+            try:
+                table = self._file(file).read_row_group(group, columns=self._columns, use_threads=False)
+            except (OSError, pa.ArrowException) as caught:
+                error = caught
+                if file.path in self._files:
+                    self._files.pop(file.path).close(force=True)
+                continue
+            if table.num_rows != file.counts[group]:
+                raise UserError(
+                    f"{file.path}: row group {group} has {table.num_rows} rows, not {file.counts[group]} as when the "
+                    "run began; do not change the data of a run"
+                )
+            return table
+        raise unreadable(file.path, error, f"row group {group}") from error
+
+    def _file(self, file: DataFile) -> pq.ParquetFile:
+        """The open file; the least recently used one makes room."""
+        if file.path in self._files:
+            self._files.move_to_end(file.path)
+            return self._files[file.path]
+        if len(self._files) >= _OPEN_FILES:
+            self._files.popitem(last=False)[1].close(force=True)
+        source = self._reader.manifest.filesystem.open_input_file(file.path)
+        # on an object store, fetch a row group's bytes in few requests
+        self._files[file.path] = pq.ParquetFile(source, pre_buffer=self._remote)
+        return self._files[file.path]

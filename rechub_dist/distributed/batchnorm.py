@@ -1,0 +1,58 @@
+"""Batch normalisation over the global batch; unlike SyncBatchNorm it runs on CPU, and with no local row at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` over inputs [N, C] whose statistics are those of all ranks' rows together."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Normalise [N, C]; N may differ between ranks and be 0."""
+        if not self.training:
+            return super().forward(input)
+        stats = torch.cat([input.sum(0), input.square().sum(0), input.new_tensor([float(len(input))])])
+        stats = _AllReduceSum.apply(stats)
+        count = stats[-1].detach().clamp(min=1)
+        mean = stats[: self.num_features] / count
+        variance = (stats[self.num_features : -1] / count - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            self._update_running(mean, variance, count)
+        output = (input - mean) * torch.rsqrt(variance + self.eps)
+        return output if self.weight is None else output * self.weight + self.bias
+
+    def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
+
+
+def globalize(module: nn.Module) -> None:
+    """Turn every `nn.BatchNorm1d` below `module` into a global one, in place; parameters and buffers stay."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm1d:
+            child.__class__ = GlobalBatchNorm1d
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over ranks; every rank's loss depends on every rank's input, so the gradient is summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ARG004
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total

@@ -1,0 +1,138 @@
+"""Optimizers: fused ones of the sharded tables, plain ones of the replicated tables and of the dense parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import KeyedOptimizer
+from torchrec.optim.optimizers import Adam as FusedAdam
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from rechub_dist.config import OptimizerConfig, ScheduleConfig, TableOptimizerConfig
+from rechub_dist.embedding.layout import REPLICATED, Layout
+from rechub_dist.embedding.local import LocalTables
+from rechub_dist.errors import UserError
+
+_DENSE: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "rowwise_adagrad": RowWiseAdagrad,
+}
+
+
+def fused_optimizer(config: TableOptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The class and arguments that choose a fused kernel's optimizer."""
+    arguments: dict[str, Any] = {"lr": config.lr}
+    if config.name == "lazy_adam":
+        return FusedAdam, {**arguments, "eps": config.eps, "betas": config.betas}
+    return _DENSE[config.name], _with_eps(config, arguments)
+
+
+def _with_eps(config: TableOptimizerConfig | OptimizerConfig, arguments: dict[str, Any]) -> dict[str, Any]:
+    return arguments if config.name == "sgd" else {**arguments, "eps": config.eps}
+
+
+def schedule_factor(schedule: ScheduleConfig, step: int) -> float:
+    """The learning rate of (0-based) `step`, over the base rate."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.decay_steps is None:
+        raise UserError(f"schedule: {schedule.name} needs decay_steps, the steps until the end of the decay")
+    done = min(1.0, (step - schedule.warmup_steps) / schedule.decay_steps)
+    shape = 1 - done if schedule.name == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return schedule.final + (1 - schedule.final) * shape
+
+
+class Optimizers:
+    """All optimizers of a run, stepped together.
+
+    `dense` is over the model's parameters by name; `replicated` has one torch optimizer for each replicated table;
+    `fused` updates the sharded tables inside backward, and is stepped to carry the learning rate there.
+    """
+
+    def __init__(
+        self,
+        module: DistributedModelParallel,
+        layout: Layout,
+        dense: OptimizerConfig,
+        dense_schedule: ScheduleConfig,
+        table_schedule: ScheduleConfig,
+    ) -> None:
+        schedule_factor(dense_schedule, 0), schedule_factor(table_schedule, 0)
+        self._schedules = (dense_schedule, table_schedule)
+        self._clip = dense.clip_norm
+        step = module.module
+        self.parameters: dict[str, nn.Parameter] = dict(step.model.named_parameters())
+        arguments: dict[str, Any] = {"lr": dense.lr, "weight_decay": dense.weight_decay}
+        if dense.name in ("adam", "adamw"):
+            arguments["betas"] = dense.betas
+        self.dense: torch.optim.Optimizer | None = None
+        if self.parameters:
+            self.dense = _DENSE[dense.name](list(self.parameters.values()), **_with_eps(dense, arguments))
+        self.replicated: dict[str, torch.optim.Optimizer] = {}
+        for placed in layout.tables_in(REPLICATED):
+            local: LocalTables = step.stage.replicated.local
+            config = placed.optimizer
+            arguments = {"lr": config.lr, **({"betas": config.betas} if config.name == "adam" else {})}
+            self.replicated[placed.table.name] = _DENSE[config.name](
+                [local.weight(placed.table.name)], **_with_eps(config, arguments)
+            )
+        self.fused: KeyedOptimizer = module.fused_optimizer
+        for optimizer in ([self.dense] if self.dense else []) + list(self.replicated.values()):
+            _init_state(optimizer)
+        self._base = [
+            [
+                (group, group["lr"])
+                for optimizer in ([self.dense] if self.dense else [])
+                for group in optimizer.param_groups
+            ],
+            [
+                (group, group["lr"])
+                for optimizer in (*self.replicated.values(), self.fused)
+                for group in optimizer.param_groups
+            ],
+        ]
+
+    def set_step(self, step: int) -> float:
+        """Set the learning rates of the (0-based) step; returns the dense one."""
+        for schedule, groups in zip(self._schedules, self._base, strict=True):
+            factor = schedule_factor(schedule, step)
+            for group, base in groups:
+                group["lr"] = base * factor
+        return self._base[0][0][0]["lr"] if self._base[0] else 0.0
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self._all():
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        """Apply the gradients; the fused optimizers have done so in backward, with the rates of `set_step`."""
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters.values(), self._clip)
+        for optimizer in self._all():
+            optimizer.step()
+
+    def _all(self) -> list[Any]:
+        return [*([self.dense] if self.dense else []), *self.replicated.values(), self.fused]
+
+
+def _init_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make Adam's states at once rather than at the first step, so that a checkpoint has somewhere to load to."""
+    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }

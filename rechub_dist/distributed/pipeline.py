@@ -1,0 +1,116 @@
+"""One training step after another: plainly, or with the id exchange of the next batch under the compute of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from rechub_dist.batch import Batch
+from rechub_dist.distributed.optim import Optimizers
+from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.errors import UserError
+from rechub_dist.objectives import Objective
+
+
+class Feed:
+    """This rank's batches, with the ranks' agreement on each before anyone starts on it.
+
+    One small all-reduce a batch adds up the objective's normalisers and tells whether a rank has failed to read its
+    part, was asked to stop, or saw a loss that is not finite; so no rank waits in a collective for one that has failed.
+    """
+
+    def __init__(
+        self, batches: Iterator[Batch], objective: Objective, runtime: Runtime, stop: Callable[[], bool]
+    ) -> None:
+        self._batches = batches
+        self._objective = objective
+        self._runtime = runtime
+        self._stop = stop
+        self.last_loss: Tensor | None = None  # this rank's loss of the last step, where reading it costs nothing
+        self.stopped = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            StopIteration: no more batches, or all ranks agree to stop (`stopped`).
+            UserError: on all ranks, if one of them cannot read its rows or has a loss that is not finite.
+        """
+        if self.stopped:
+            raise StopIteration
+        batch, message = None, None
+        try:
+            batch = next(self._batches, None)
+        except UserError as error:
+            message = str(error)
+        if batch is None and message is None:
+            raise StopIteration
+        control = torch.zeros(3 + self._objective.terms, dtype=torch.float64)
+        control[0] = message is not None
+        control[1] = self._stop()
+        control[2] = self.last_loss is not None and not bool(self.last_loss.isfinite())
+        if batch is not None:
+            control[3:] = self._objective.weight_sums(batch)
+        torch.distributed.all_reduce(control, group=self._runtime.control)
+        if control[0] > 0:
+            self._runtime.raise_together(message)
+        if control[2] > 0:
+            raise UserError(
+                "the loss is not finite; lower optimizer.lr or embedding.optimizer.lr, set optimizer.clip_norm, or "
+                "look for extreme values in dense features"
+            )
+        if control[1] > 0:
+            self.stopped = True
+            raise StopIteration
+        assert batch is not None
+        batch.weight_sums = control[3:]
+        return batch
+
+
+class PlainPipeline:
+    """Forward, backward, step; one batch at a time."""
+
+    def __init__(self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device) -> None:
+        self._module = module
+        self._optimizers = optimizers
+        self._device = device
+
+    def progress(self, batches: Iterator[Batch]) -> Tensor:
+        """Train on the next batch; returns this rank's part of its loss. Raises StopIteration at the end."""
+        batch = next(batches)
+        if self._device.type != "cpu":
+            batch = batch.to(self._device, non_blocking=True)
+        self._optimizers.zero_grad()
+        loss, local = self._module(batch)
+        loss.backward()
+        self._optimizers.step()
+        return local
+
+
+class Pipeline(Protocol):
+    """What trains step after step."""
+
+    def progress(self, dataloader_iter: Iterator[Batch], /) -> Tensor:
+        """Train on a batch; returns this rank's part of its loss. Raises StopIteration when all are done."""
+
+
+def make_pipeline(
+    kind: Literal["auto", "base", "sparse_dist"],
+    module: DistributedModelParallel,
+    optimizers: Optimizers,
+    device: torch.device,
+) -> Pipeline:
+    """The pipeline for this device. A model without sharded tables has no id exchange to hide: the plain one."""
+    stage = module.module.stage
+    sharded = stage.pooled is not None or len(stage.unpooled) > 0
+    if sharded and (kind == "sparse_dist" or (kind == "auto" and device.type == "cuda")):
+        return TrainPipelineSparseDist(module, optimizers, device, execute_all_batches=True)
+    return PlainPipeline(module, optimizers, device)

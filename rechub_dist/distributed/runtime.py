@@ -1,0 +1,107 @@
+"""Process group and device of this rank, and how ranks agree on an error."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from rechub_dist.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This rank's place. `control` is a CPU group for small host-side exchanges."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+    group: dist.ProcessGroup
+    control: dist.ProcessGroup
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and talks to the terminal."""
+        return self.rank == 0
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do local work that may fail on some ranks; if it did on any, all raise the first failing rank's error."""
+        result: T | None = None
+        message: str | None = None
+        try:
+            result = work()
+        except UserError as error:
+            message = str(error)
+        self.raise_together(message)
+        return result  # type: ignore[return-value]
+
+    def raise_together(self, message: str | None) -> None:
+        """Raise a UserError on all ranks if any rank comes with a message. Collective."""
+        failed = torch.tensor([0 if message is None else 1])
+        dist.all_reduce(failed, group=self.control)
+        if not failed.item():
+            return
+        messages: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(messages, message, group=self.control)
+        raise UserError(next(m for m in messages if m is not None))
+
+
+def environment() -> tuple[int, int, int, int]:
+    """Rank, world size, local rank and local world size, as torchrun gives them; one process without it."""
+    read = os.environ.get
+    world = int(read("WORLD_SIZE", "1"))
+    return int(read("RANK", "0")), world, int(read("LOCAL_RANK", "0")), int(read("LOCAL_WORLD_SIZE", str(world)))
+
+
+def device_type(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """CUDA where it is wanted and there.
+
+    Raises:
+        UserError: CUDA is asked for and absent.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda is asked for, but torch finds no CUDA device; use device: auto or cpu")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int | None = None) -> Iterator[Runtime]:
+    """Join the process group that the environment describes, or make one of this process alone."""
+    rank, world, local_rank, local_world = environment()
+    _die_with_agent()
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
+    target = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(target)
+    timeout = timedelta(seconds=timeout_seconds)
+    backend = "nccl" if device == "cuda" else "gloo"
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    try:
+        group = dist.group.WORLD
+        assert group is not None
+        control = group if device == "cpu" else dist.new_group(backend="gloo", timeout=timeout)
+        yield Runtime(rank, world, local_world, target, group, control)
+    finally:
+        dist.destroy_process_group()
+
+
+def _die_with_agent() -> None:
+    """Ask the kernel to end this worker when the agent that started it is killed, so that no orphan trains on."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)

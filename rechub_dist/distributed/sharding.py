@@ -1,0 +1,180 @@
+"""A training step's collections -> sharded over ranks: the planner fitted with the layout's constraints, then DMP."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import (
+    KernelConfig,
+    ParameterConstraints,
+    PlannerError,
+    TopologyFactory,
+    TrainerConfig,
+)
+from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
+
+from rechub_dist.distributed.optim import fused_optimizer
+from rechub_dist.embedding.init import init_table
+from rechub_dist.embedding.layout import REPLICATED, Layout, PlacedTable
+from rechub_dist.embedding.local import module_key
+from rechub_dist.errors import UserError
+
+_SHARDING_TYPES = [
+    ShardingType.TABLE_WISE.value,
+    ShardingType.ROW_WISE.value,
+    ShardingType.COLUMN_WISE.value,
+    ShardingType.TABLE_ROW_WISE.value,
+    ShardingType.TABLE_COLUMN_WISE.value,
+]
+
+
+class _PooledSharder(EmbeddingBagCollectionSharder):
+    # On CPU torchrec offers fewer sharding types than its kernels support; the layout chooses among these.
+    def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002
+        return _SHARDING_TYPES
+
+
+class _UnpooledSharder(EmbeddingCollectionSharder):
+    def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002
+        return _SHARDING_TYPES[:3]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The ranks that a plan is made for."""
+
+    world_size: int
+    local_world_size: int
+    device: str  # cpu or cuda
+
+
+def make_plan(
+    step: nn.Module, layout: Layout, cluster: Cluster, batch_size: int, memory_per_rank_gb: float | None
+) -> ShardingPlan | None:
+    """Which rank holds which shard; the same on every rank, without communication. None where nothing is sharded.
+
+    Marks the collections' parameters with their fused optimizers, so that the planner counts optimizer state.
+
+    Raises:
+        UserError: the tables do not fit.
+    """
+    placed = {module_key(p.table.name): p for p in layout.tables.values() if p.collection != REPLICATED}
+    if not placed:
+        return None
+    for name, parameter in step.named_parameters():
+        table = placed.get(name.rsplit(".", 2)[-2])
+        if table is not None and name.startswith(("stage.pooled.", "stage.unpooled.")):
+            cls, arguments = fused_optimizer(table.optimizer)
+            _apply_optimizer_in_backward(cls, [parameter], arguments)
+    memory = int((memory_per_rank_gb or _default_memory_gb(cluster)) * 1024**3)
+    planner = EmbeddingShardingPlanner(
+        topology=TopologyFactory.create_topology(
+            TrainerConfig(
+                world_size=cluster.world_size,
+                local_world_size=cluster.local_world_size,
+                hbm_cap_bytes=memory if cluster.device == "cuda" else 0,
+                ddr_cap_bytes=None if cluster.device == "cuda" else memory,
+            ),
+            kernel_config=KernelConfig(compute_device=cluster.device),
+        ),
+        batch_size=max(1, batch_size // cluster.world_size),
+        constraints={name: _constraint(table, cluster.world_size) for name, table in placed.items()},
+        storage_reservation=FixedPercentageStorageReservation(0.0),
+        debug=False,
+    )
+    try:
+        return planner.plan(step, _sharders())
+    except PlannerError as error:
+        rows = sum(p.table.rows * p.table.stored_dim for p in placed.values()) * 4 / 1024**3
+        raise UserError(
+            f"embedding.memory_per_rank_gb: the sharded tables ({rows:.3g} GB of weights, with optimizer states and "
+            f"buffers more) do not fit {cluster.world_size} ranks of {memory / 1024**3:.3g} GB under the given "
+            f"shardings; give more memory or ranks, shard the largest tables row_wise, or use a smaller embedding.dim"
+        ) from error
+
+
+def shard(
+    step: nn.Module,
+    layout: Layout,
+    plan: ShardingPlan | None,
+    group: dist.ProcessGroup,
+    device: torch.device,
+    seed: int,
+) -> DistributedModelParallel:
+    """Shard the step's collections, put DDP around the rest, and fill the tables with their initial weights."""
+    module = DistributedModelParallel(
+        step,
+        env=ShardingEnv.from_process_group(group),
+        device=device,
+        plan=plan or ShardingPlan({}),
+        sharders=_sharders(),
+        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
+    )
+    for name, shards in table_shards(module, layout).items():
+        for piece in shards:
+            init_table(piece.tensor, layout.tables[name].table, seed, piece.offsets[0], piece.offsets[1])
+    return module
+
+
+@dataclass(frozen=True)
+class Piece:
+    """This rank's part of a table: a live tensor and where it begins in the whole (row, column)."""
+
+    tensor: Tensor
+    offsets: tuple[int, int]
+
+
+def table_shards(module: DistributedModelParallel, layout: Layout) -> dict[str, list[Piece]]:
+    """The parts of the sharded tables' weights that this rank holds, by canonical name; live tensors."""
+    return {
+        name: [_piece(shard.tensor, shard.metadata.shard_offsets) for shard in weights.local_shards()]
+        for name, weights in sharded_weights(module, layout).items()
+    }
+
+
+def sharded_weights(module: DistributedModelParallel, layout: Layout) -> dict[str, ShardedTensor]:
+    """The sharded tables' weights at their stored width, by canonical name."""
+    stage = module.module.stage
+    state: dict[str, Any] = {}
+    for collection in ([stage.pooled] if stage.pooled is not None else []) + list(stage.unpooled.values()):
+        state.update({key.rsplit(".", 2)[-2]: value for key, value in collection.state_dict().items()})
+    return {name: state[module_key(name)] for name, placed in layout.tables.items() if placed.collection != REPLICATED}
+
+
+def _piece(tensor: Tensor, offsets: list[int]) -> Piece:
+    return Piece(tensor, (offsets[0], offsets[1] if len(offsets) > 1 else 0))
+
+
+def _sharders() -> list[ModuleSharder[nn.Module]]:
+    return [_PooledSharder(), _UnpooledSharder()]
+
+
+def _constraint(placed: PlacedTable, world_size: int) -> ParameterConstraints:
+    constraint = ParameterConstraints(sharding_types=[placed.sharding], compute_kernels=[placed.kernel])
+    if placed.sharding in ("column_wise", "table_column_wise"):
+        # As many column shards as ranks, where multiples of 4 allow it.
+        width = placed.table.stored_dim
+        shards = max(s for s in range(1, world_size + 1) if width % (4 * s) == 0)
+        constraint.min_partition = width // shards
+    return constraint
+
+
+def _default_memory_gb(cluster: Cluster) -> float:
+    """An equal share of this host's memory, or of its smallest device's, a fifth left for everything else."""
+    if cluster.device == "cuda":
+        sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+        return 0.8 * min(sizes) / 1024**3
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0.8 * total / cluster.local_world_size / 1024**3

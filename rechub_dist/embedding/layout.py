@@ -1,0 +1,159 @@
+"""Lookups -> tables and collections: which table lies where, under which optimizer. Pure: configuration decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+from rechub_dist.config import EmbeddingConfig, Sharding, TableOptimizerConfig
+from rechub_dist.embedded import Lookup, LookupFeature
+from rechub_dist.embedding.local import tables_of
+from rechub_dist.errors import UserError
+from rechub_dist.features import Table
+
+REPLICATED: Final = "replicated"
+POOLED: Final = "pooled"
+
+
+@dataclass(frozen=True)
+class PlacedTable:
+    """A table, where it lies and what updates it.
+
+    Attributes:
+        collection: `replicated`, `pooled` (the EmbeddingBagCollection) or `d<width>` (the EmbeddingCollection of that
+            stored width, for tables of which some lookup wants single vectors).
+        features: names of the features that read it, in lookup order.
+    """
+
+    table: Table
+    collection: str
+    sharding: Sharding
+    kernel: str
+    optimizer: TableOptimizerConfig
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything that is looked up lies.
+
+    Attributes:
+        lookups: all lookups, in the order given, each once.
+        tables: by canonical name.
+        features: the id features by name, drawn ones last.
+    """
+
+    lookups: tuple[Lookup, ...]
+    tables: dict[str, PlacedTable]
+    features: dict[str, LookupFeature]
+
+    @property
+    def collections(self) -> dict[str, tuple[str, ...]]:
+        """The features of each collection, in the key order of its KeyedJaggedTensor."""
+        found: dict[str, dict[str, None]] = {}
+        for placed in self.tables.values():
+            found.setdefault(placed.collection, {}).update(dict.fromkeys(placed.features))
+        return {name: tuple(features) for name, features in found.items()}
+
+    def tables_in(self, collection: str) -> list[PlacedTable]:
+        """The tables of one collection."""
+        return [placed for placed in self.tables.values() if placed.collection == collection]
+
+    def lookups_in(self, collection: str) -> tuple[Lookup, ...]:
+        """The lookups on the tables of one collection."""
+        return tuple(lk for lk in self.lookups if self.tables[lk.table.name].collection == collection)
+
+
+def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: str, world_size: int) -> Layout:
+    """Place every table.
+
+    Placement and optimizer come from `config` alone; `world_size` and `device` only decide whether that can be had.
+
+    Raises:
+        UserError: contradicting lookups, a rule that matches nothing, and every combination of placement, kernel,
+            optimizer and device that would be wrong or refused by the kernels.
+    """
+    unique = tuple(dict.fromkeys(lookups))
+    try:
+        specs = tables_of(unique)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for rule in config.rules:
+        if not any(fnmatchcase(name, rule.tables) for name in specs):
+            raise UserError(f"embedding.rules: {rule.tables!r} matches no table; the tables are {', '.join(specs)}")
+    features: dict[str, LookupFeature] = {}
+    for lookup in sorted(unique, key=lambda lk: lk.feature.kind == "negative"):
+        if features.setdefault(lookup.feature.name, lookup.feature) != lookup.feature:
+            raise UserError(f"feature {lookup.feature.name!r} is looked up in two versions")
+    tables = {}
+    for name, table in specs.items():
+        readers = [lookup for lookup in unique if lookup.table.name == name]
+        tables[name] = _place(table, readers, config)
+        _refuse(tables[name], device, world_size)
+    return Layout(unique, tables, features)
+
+
+def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> PlacedTable:
+    rule = next((r for r in config.rules if fnmatchcase(table.name, r.tables)), None)
+    sharding: Sharding
+    if rule and rule.sharding:
+        sharding = rule.sharding
+    elif table.rows < config.replicate_below:
+        sharding = REPLICATED
+    elif config.sharding == "auto":
+        sharding = "row_wise" if table.rows >= config.row_wise_above else "table_wise"
+    else:
+        sharding = config.sharding
+    if sharding == REPLICATED:
+        collection = REPLICATED
+    elif any(lookup.pooling is None for lookup in readers):
+        collection = f"d{table.stored_dim}"
+    else:
+        collection = POOLED
+    return PlacedTable(
+        table=table,
+        collection=collection,
+        sharding=sharding,
+        kernel=(rule and rule.kernel) or config.kernel,
+        optimizer=(rule and rule.optimizer) or config.optimizer,
+        features=tuple(dict.fromkeys(lookup.feature.name for lookup in readers)),
+    )
+
+
+def _refuse(placed: PlacedTable, device: str, world_size: int) -> None:
+    """Refuse what the kernels get wrong or cannot do, before anything is built."""
+    name, sharding, optimizer = placed.table.name, placed.sharding, placed.optimizer.name
+    if sharding == REPLICATED:
+        if optimizer == "lazy_adam":
+            raise UserError(f"table {name!r}: lazy_adam needs a sharded table on CUDA; use adam for a replicated one")
+        return
+    if optimizer == "adam":
+        raise UserError(
+            f"table {name!r}: adam moves every row each step, which no sharded table does; use rowwise_adagrad, "
+            f"or replicate the table (sharding: replicated)"
+        )
+    if optimizer == "lazy_adam" and device != "cuda":
+        raise UserError(
+            f"table {name!r}: fused Adam (lazy_adam) is not available on CPU; use rowwise_adagrad, adagrad or sgd, "
+            f"or replicate the table (sharding: replicated) and use adam"
+        )
+    if placed.kernel != "fused" and device != "cuda":
+        raise UserError(f"table {name!r}: kernel {placed.kernel} needs CUDA; use kernel: fused on CPU")
+    if sharding in ("column_wise", "table_column_wise") and optimizer == "rowwise_adagrad":
+        raise UserError(
+            f"table {name!r}: rowwise_adagrad on a {sharding} table keeps one state a column shard, which is another "
+            f"algorithm; use adagrad or sgd, or shard it row_wise or table_wise"
+        )
+    if placed.collection != POOLED and sharding in ("table_row_wise", "table_column_wise"):
+        raise UserError(
+            f"table {name!r}: {sharding} is not supported for a table that is read unpooled; use table_wise, row_wise "
+            f"or column_wise"
+        )
+    rows = placed.table.rows
+    if sharding in ("row_wise", "table_row_wise") and -(-rows // world_size) * (world_size - 1) >= rows:
+        raise UserError(
+            f"table {name!r}: {rows} rows cannot be sharded {sharding} over {world_size} ranks, one would hold none; "
+            f"use table_wise or replicated"
+        )

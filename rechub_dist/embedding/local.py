@@ -1,0 +1,124 @@
+"""The tables of a model in plain torch: a notebook's embedding stage, and the replicated tables of a sharded run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rechub_dist.embedded import Embedded, Jagged, Lookup, Sequence
+from rechub_dist.embedding.init import init_table
+from rechub_dist.features import Table
+
+
+class LocalTables(nn.Module):
+    """Every table that `lookups` read, whole, in this process.
+
+    ```python
+    model = DeepFM(features, [64, 32], 0.0, embedding_dim=16)
+    tables = LocalTables(model.lookups())
+    embedded = tables({"user_id": Jagged.single(ids)}, dense={"age": age})
+    logits = model(embedded).logits
+    ```
+
+    Args:
+        lookups: what the model (and its objective) look up.
+        seed: of the initial weights; the same seed gives the same weights as a sharded run.
+    """
+
+    def __init__(self, lookups: Iterable[Lookup], seed: int = 0) -> None:
+        super().__init__()
+        self.lookups = tuple(lookups)
+        self.specs = tables_of(self.lookups)
+        self.tables = nn.ModuleDict()
+        for name, table in self.specs.items():
+            weight = nn.Parameter(torch.empty(table.rows, table.stored_dim))
+            init_table(weight.data, table, seed)
+            self.tables[module_key(name)] = _Table(weight)
+
+    def weight(self, table: str) -> nn.Parameter:
+        """The weights of one table, float32 [rows, stored width]; columns beyond its `dim` are zero."""
+        module = self.tables[module_key(table)]
+        assert isinstance(module, _Table)
+        return module.weight
+
+    def forward(self, ids: Mapping[str, Jagged], dense: Mapping[str, Tensor] | None = None) -> Embedded:
+        """Look up `ids` by feature name, B rows each.
+
+        Raises:
+            IndexError: an id outside its table.
+            KeyError: a feature that a lookup names is missing from `ids`.
+        """
+        embedded = Embedded(dense=dict(dense or {}))
+        for lookup in self.lookups:
+            jagged = ids[lookup.feature.name]
+            weight = self.weight(lookup.table.name)
+            if lookup.pooling is None:
+                vectors = F.embedding(jagged.values, weight)[:, : lookup.dim]
+                embedded.sequences[lookup.name] = to_padded(vectors, jagged.lengths)
+            else:
+                lengths = jagged.lengths.long()
+                start = lengths.cumsum(0) - lengths
+                pooled = F.embedding_bag(jagged.values, weight, start, mode="sum")[:, : lookup.dim]
+                embedded.vectors[lookup.name] = mean_of(pooled, lengths) if lookup.pooling == "mean" else pooled
+        return embedded
+
+
+class _Table(nn.Module):
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+
+def module_key(table: str) -> str:
+    """The table's name as a submodule's name, which may hold no dot."""
+    return table.replace(".", "/")
+
+
+def tables_of(lookups: Iterable[Lookup]) -> dict[str, Table]:
+    """The tables that the lookups read, by name.
+
+    Raises:
+        ValueError: two lookups share a name and differ, or disagree about a table.
+    """
+    tables: dict[str, Table] = {}
+    by_name: dict[str, Lookup] = {}
+    for lookup in lookups:
+        if by_name.setdefault(lookup.name, lookup) != lookup:
+            raise ValueError(f"two lookups are named {lookup.name!r} and differ: {lookup} and {by_name[lookup.name]}")
+        known = tables.setdefault(lookup.table.name, lookup.table)
+        if (known.rows, known.dim) != (lookup.table.rows, lookup.table.dim):
+            raise ValueError(
+                f"table {known.name!r} is wanted with {known.rows} rows of width {known.dim} and with "
+                f"{lookup.table.rows} rows of width {lookup.table.dim}"
+            )
+        _ = lookup.dim
+        if lookup.feature.table.rows != lookup.table.rows:
+            raise ValueError(
+                f"feature {lookup.feature.name!r} has ids below {lookup.feature.table.rows}, but its lookup "
+                f"{lookup.name!r} reads table {lookup.table.name!r} of {lookup.table.rows} rows"
+            )
+    return tables
+
+
+def rows_of(lengths: Tensor, total: int) -> Tensor:
+    """For each value of a jagged feature the row that it belongs to: int64 [total]."""
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths, output_size=total)
+
+
+def to_padded(values: Tensor, lengths: Tensor) -> Sequence:
+    """Jagged vectors [sum of lengths, D] as a right-padded `Sequence` [B, max length (at least 1), D]."""
+    longest = max(1, int(lengths.max())) if len(lengths) else 1
+    row = rows_of(lengths, len(values))
+    lengths = lengths.long()
+    start = lengths.cumsum(0) - lengths
+    position = torch.arange(len(values), device=values.device) - start[row]
+    padded = values.new_zeros(len(lengths) * longest, values.shape[1]).index_copy(0, row * longest + position, values)
+    return Sequence(padded.view(len(lengths), longest, values.shape[1]), lengths)
+
+
+def mean_of(pooled: Tensor, lengths: Tensor) -> Tensor:
+    """The mean from the sum [B, D] of `lengths` [B] vectors; zero for none."""
+    return pooled / lengths.clamp(min=1)[:, None].to(pooled.dtype)

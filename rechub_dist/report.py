@@ -1,0 +1,137 @@
+"""What a run tells: the progress bar, `metrics.jsonl`, TensorBoard. The main rank alone has one that speaks."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Reporter:
+    """Writes the records of a run below `folder` (None: none) and shows how far it is; a quiet one does nothing.
+
+    On a terminal there is a bar; elsewhere a line every `line_seconds`.
+    """
+
+    def __init__(self, folder: Path | None, *, quiet: bool, start_step: int = 0, line_seconds: float = 10.0) -> None:
+        self.quiet = quiet
+        self.console = Console(stderr=True, quiet=quiet)
+        self._line_seconds = line_seconds
+        self._last_line = time.monotonic()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._file: TextIO | None = None
+        self._board: SummaryWriter | None = None
+        if not quiet and folder is not None:
+            metrics = folder / "metrics.jsonl"
+            _forget_after(metrics, start_step)
+            self._file = metrics.open("a", encoding="utf-8")
+            purge = start_step + 1 if start_step else None
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+
+    def record(self, split: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """One JSON line, and a TensorBoard scalar `<split>/<name>` for each value."""
+        if self._file is None or self._board is None:
+            return
+        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split, **clean}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        """A TensorBoard histogram."""
+        if self._board is not None and len(values):
+            self._board.add_histogram(name, values, step)
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        """Begin a bar of `total` steps."""
+        if self.quiet:
+            return
+        self.finish()
+        self._what, self._total, self._done, self._began = what, total, done, time.monotonic()
+        self._first = done
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self.console, transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task(what, total=total, completed=done, note="")
+
+    def advance(self, done: int, note: str = "") -> None:
+        """`done` steps of the bar are done; `note` is shown beside it."""
+        if self.quiet:
+            return
+        self._done = done
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, note=note)
+        elif time.monotonic() - self._last_line >= self._line_seconds:
+            self._last_line = time.monotonic()
+            rate = (done - self._first) / max(1e-9, self._last_line - self._began)
+            eta = f", ETA {(self._total - done) / rate:.0f} s" if rate > 0 else ""
+            self.say(f"{self._what} {done}/{self._total}{', ' if note else ''}{note}{eta}")
+
+    def finish(self) -> None:
+        """End the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def say(self, message: str) -> None:
+        """A line for people, on stderr."""
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self.finish()
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def show_summary(console: Console, title: str, rows: Mapping[str, Any]) -> None:
+    """A two-column table."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, f"{value:.5f}" if isinstance(value, float) else str(value))
+    console.print(table)
+
+
+def short(values: Mapping[str, float]) -> str:
+    """`name value` pairs on one line."""
+    return ", ".join(f"{name} {value:.5g}" for name, value in values.items())
+
+
+def _forget_after(metrics: Path, step: int) -> None:
+    """Drop the records of steps that a resumed run will do again, and of the test split, which comes last."""
+    if not metrics.exists():
+        return
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _kept(line, step)]
+    if len(kept) < len(lines):
+        temporary = metrics.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(metrics)
+
+
+def _kept(line: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+        return record["step"] <= step and record["split"] != "test"
+    except (ValueError, KeyError):
+        return False  # a line cut short by a kill

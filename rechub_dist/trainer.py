@@ -1,0 +1,356 @@
+"""The only training loop, the same under every launcher."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from rechub_dist.build import Parts, build, identity
+from rechub_dist.checkpoint import Checkpoints, Position
+from rechub_dist.config import RunConfig
+from rechub_dist.data.reader import ParquetReader
+from rechub_dist.distributed.batchnorm import globalize
+from rechub_dist.distributed.optim import Optimizers
+from rechub_dist.distributed.pipeline import Feed, make_pipeline
+from rechub_dist.distributed.runtime import Runtime, device_type, runtime
+from rechub_dist.distributed.sharding import Cluster, make_plan, shard, table_shards
+from rechub_dist.distributed.state import train_state, weights_state
+from rechub_dist.embedding.layout import REPLICATED
+from rechub_dist.errors import UserError, nearest
+from rechub_dist.evaluate import Evaluation, evaluate
+from rechub_dist.report import Reporter, short
+from rechub_dist.splits import evaluation_reader, open_reader, optional_reader
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to.
+
+    Attributes:
+        preempted: a signal stopped it; the same command goes on from the checkpoint.
+        valid, test: metrics of the best (or, without a valid split, the last) weights.
+        samples_per_second: training rows over all ranks, evaluations and checkpoints not counted; None if this call
+            trained nothing.
+    """
+
+    step: int
+    best_step: int | None
+    preempted: bool
+    valid: dict[str, float]
+    test: dict[str, float]
+    samples_per_second: float | None
+
+
+def run(config: RunConfig) -> Summary:
+    """Train as `config` says on this rank; called on every rank.
+
+    Raises:
+        UserError: on all ranks together, whichever rank has found the fault.
+    """
+    device = device_type(config.device)
+    with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
+        trainer = Trainer(config, rt)
+        try:
+            return trainer.fit()
+        finally:
+            trainer.report.close()
+
+
+def evaluate_run(config: RunConfig, data: Path) -> tuple[int, Evaluation]:
+    """The step and metrics of a run's best checkpoint (else its newest) on `data`; called on every rank.
+
+    Raises:
+        UserError: the run has no checkpoint, or `data` does not fit it.
+    """
+    device = device_type(config.device)
+    with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
+        parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        reader = rt.together(lambda: evaluation_reader(config, parts, rt, data))
+        checkpoints = Checkpoints(config.output_dir / "checkpoints", rt, config.checkpoint.keep_last)
+        module = shard_step(config, parts, rt)
+        step = checkpoints.load_best(weights_state(module, parts.layout, rt.group))
+        report = Reporter(None, quiet=not rt.is_main)
+        report.start(f"evaluating {data}", reader.steps)
+        found = evaluate(parts.step, parts, reader, rt, report.advance)
+        report.close()
+        return step, found
+
+
+def shard_step(config: RunConfig, parts: Parts, rt: Runtime) -> DistributedModelParallel:
+    """Plan and shard the tables, make batch normalisation global, and put DDP around the rest."""
+    cluster = Cluster(rt.world_size, rt.local_world_size, rt.device.type)
+    memory = config.embedding.memory_per_rank_gb
+    plan = rt.together(lambda: make_plan(parts.step, parts.layout, cluster, config.data.batch_size, memory))
+    globalize(parts.step.model)
+    return shard(parts.step, parts.layout, plan, rt.group, rt.device, config.seed)
+
+
+class Trainer:
+    """A run on this rank: built and checked before the first exchange of data, then trained by `fit`."""
+
+    def __init__(self, config: RunConfig, rt: Runtime) -> None:
+        self.config = config
+        self.rt = rt
+        self.parts: Parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        self.train_reader: ParquetReader = rt.together(lambda: open_reader(config, self.parts, rt, "train"))
+        self.valid_reader = rt.together(lambda: optional_reader(config, self.parts, rt, "valid"))
+        self.test_reader = rt.together(lambda: optional_reader(config, self.parts, rt, "test"))
+        rt.together(lambda: _make_output(config, rt))
+        self.module = shard_step(config, self.parts, rt)
+        self.optimizers = rt.together(
+            lambda: Optimizers(
+                self.module, self.parts.layout, config.optimizer, config.optimizer.schedule, config.embedding.schedule
+            )
+        )
+        self.checkpoints = Checkpoints(config.output_dir / "checkpoints", rt, config.checkpoint.keep_last)
+        self.identity = identity(config, self.parts, self.train_reader.manifest)
+        self.position = self._resume()
+        self.report = Reporter(config.output_dir, quiet=not rt.is_main, start_step=self.position.step)
+        self._stop_asked = threading.Event()
+        self._best_metric = config.train.best_metric or ""
+        self._busy = 0.0  # seconds of training
+        self._note = ""
+        steps = config.train.epochs * self.train_reader.steps
+        self.total_steps = min(steps, config.train.max_steps or steps)
+
+    def fit(self) -> Summary:
+        """Train to the end, or to a signal; evaluate; keep checkpoints."""
+        start, began = self.position, time.monotonic()
+        self.report.say(self._headline())
+        preempted = False
+        if not start.stopped_early and start.step < self.total_steps:
+            with self._signals():
+                preempted = self._train()
+        rows = self._rows_between(start.step, self.position.step)
+        rate = rows / self._busy if rows else None
+        if preempted:
+            self.report.say(f"preempted at step {self.position.step}, resume with the same command")
+            return Summary(self.position.step, self.position.best_step, True, {}, {}, rate)
+        test = self._final()
+        self.report.say(f"finished at step {self.position.step} after {time.monotonic() - began:.1f} s")
+        return Summary(self.position.step, self.position.best_step, False, self.position.best_metrics, test, rate)
+
+    def _train(self) -> bool:
+        """Segments of steps between evaluations, checkpoints and epochs; True if a signal ended it."""
+        per_epoch = self.train_reader.steps
+        model, optimizers = self.parts.step, self.optimizers
+        pipeline = make_pipeline(self.config.distributed.pipeline, self.module, optimizers, self.rt.device)
+        model.train()
+        self.report.start("training", self.total_steps, self.position.step)
+        while self.position.step < self.total_steps:
+            epoch, offset = divmod(self.position.step, per_epoch)
+            with closing(self.train_reader.batches(epoch, offset)) as batches:
+                feed = Feed(batches, model.objective, self.rt, self._stop_asked.is_set)
+                for end in self._boundaries(epoch):
+                    self._segment(pipeline, feed, end)
+                    if feed.stopped:
+                        self._save()
+                        return True
+                    if self._after(end):
+                        return False
+        return False
+
+    def _boundaries(self, epoch: int) -> Iterator[int]:
+        """The steps of this epoch at which something happens besides training, its end included."""
+        per_epoch = self.train_reader.steps
+        end = min((epoch + 1) * per_epoch, self.total_steps)
+        every = [self.config.train.eval_every, self.config.checkpoint.every_steps]
+        while self.position.step < end:
+            yield min([end, *((self.position.step // n + 1) * n for n in every if n)])
+
+    def _segment(self, pipeline: Any, feed: Feed, end: int) -> None:
+        """Train to step `end`; the pipeline is empty afterwards."""
+        config, first = self.config, self.position.step
+        batches = islice(feed, end - first)
+        losses: list[Tensor] = []
+        began = mark = time.monotonic()
+        marked = first
+        while True:
+            step = self.position.step
+            rate = self.optimizers.set_step(step)
+            # Dropout is drawn from (seed, step, rank), so a resumed run draws what the uninterrupted one did.
+            torch.manual_seed(_key(config.seed, step, self.rt.rank))
+            try:
+                loss = pipeline.progress(batches)
+            except StopIteration:
+                break
+            step += 1
+            self.position = replace(self.position, step=step)
+            losses.append(loss)
+            if self.rt.device.type == "cpu":
+                feed.last_loss = loss
+            if step % config.train.log_every == 0 or step == end:
+                values = {"loss": self._global_mean(losses)}
+                now = time.monotonic()
+                values["samples_per_second"] = self._rows_between(marked, step) / max(1e-9, now - mark)
+                values["learning_rate"] = rate
+                mark, marked, losses = now, step, []
+                if step % config.train.log_every == 0:
+                    self.report.record("train", step, (step - 1) // self.train_reader.steps, values)
+                self._note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
+            self.report.advance(step, self._note)
+        self._busy += time.monotonic() - began
+
+    def _after(self, step: int) -> bool:
+        """Evaluate and save where they are due; True if the run is to end here."""
+        train, last = self.config.train, step == self.total_steps
+        epoch_end = step % self.train_reader.steps == 0
+        epochs = step // self.train_reader.steps
+        due = step % train.eval_every == 0 if train.eval_every else epoch_end and epochs % train.eval_epochs == 0
+        stop = improved = False
+        if self.valid_reader is not None and (due or last):
+            improved = self._validate(self.valid_reader)
+            stop = train.patience is not None and self.position.evaluations_since_best >= train.patience
+        every = self.config.checkpoint.every_steps
+        save = step % every == 0 if every else epoch_end
+        self.position = replace(self.position, stopped_early=stop)
+        if save or improved or last or stop:
+            self._save()
+        if stop:
+            self.report.say(f"no better {self._best_metric} for {train.patience} evaluations: stopping early")
+        return stop
+
+    def _validate(self, reader: ParquetReader) -> bool:
+        """Evaluate on the valid split; True if it is the best so far."""
+        found = self._evaluate(reader, "valid")
+        wanted = self._best_metric = self._best_metric or next(iter(found.metrics))
+        if wanted not in found.metrics:
+            raise UserError(f"train.best_metric: no metric {wanted!r}: {nearest(wanted, found.metrics)}")
+        best = self.position.best_metrics.get(wanted, math.nan)
+        sign = 1 if self.config.train.best_mode == "max" else -1
+        improved = math.isnan(best) or sign * found.metrics[wanted] > sign * best
+        self.position = (
+            replace(self.position, best_step=self.position.step, best_metrics=found.metrics, evaluations_since_best=0)
+            if improved
+            else replace(self.position, evaluations_since_best=self.position.evaluations_since_best + 1)
+        )
+        return improved
+
+    def _evaluate(self, reader: ParquetReader, split: str) -> Evaluation:
+        step = self.position.step
+        began = time.monotonic()
+        self.report.start(f"evaluating {split}", reader.steps)
+        found = evaluate(self.parts.step, self.parts, reader, self.rt, self.report.advance)
+        seconds = max(1e-9, time.monotonic() - began)
+        values = {**found.metrics, "samples_per_second": found.rows / seconds}
+        epoch = max(0, step - 1) // self.train_reader.steps
+        self.report.record(split, step, epoch, values)
+        if self.config.train.histograms:
+            for label, predictions in found.predictions.items():
+                self.report.histogram(f"{split}/predictions/{label}", predictions, step)
+            self._table_histograms(step)
+        self.report.say(f"step {step} {split}: {short(found.metrics)}")
+        if split == "valid":
+            self.report.start("training", self.total_steps, step)
+        return found
+
+    def _table_histograms(self, step: int) -> None:
+        """Norms of the main rank's rows of each table: dead tables and exploding ones show at a glance."""
+        if not self.rt.is_main:
+            return
+        layout = self.parts.layout
+        pieces = {name: [p.tensor for p in parts] for name, parts in table_shards(self.module, layout).items()}
+        for placed in layout.tables_in(REPLICATED):
+            local = self.parts.step.stage.replicated
+            assert local is not None
+            pieces[placed.table.name] = [local.local.weight(placed.table.name).detach()]
+        for name, tensors in pieces.items():
+            norms = [tensor[:100_000].norm(dim=1).cpu() for tensor in tensors]
+            if norms:
+                self.report.histogram(f"row_norms/{name}", torch.cat(norms).numpy(), step)
+
+    def _final(self) -> dict[str, float]:
+        """Metrics of the best weights on the test split."""
+        if self.test_reader is None:
+            return {}
+        last, best = self.position, self.position.best_step
+        if best is not None and best != last.step:
+            self.checkpoints.load_weights(weights_state(self.module, self.parts.layout, self.rt.group), best)
+            self.position = replace(last, step=best)
+        found = self._evaluate(self.test_reader, "test")
+        self.position = last
+        return found.metrics
+
+    def _save(self) -> None:
+        state = train_state(self.module, self.parts.layout, self.optimizers, self.rt.group)
+        self.checkpoints.save(state, self.position, self.identity, self.config.dump())
+
+    def _resume(self) -> Position:
+        state = train_state(self.module, self.parts.layout, self.optimizers, self.rt.group)
+        return self.checkpoints.load(state, self.identity) or Position()
+
+    def _rows_between(self, first: int, last: int) -> int:
+        """Rows of the global batches of steps first .. last - 1."""
+        per_epoch, rows, size = self.train_reader.steps, self.train_reader.rows, self.config.data.batch_size
+        done = [(step // per_epoch) * rows + min(rows, (step % per_epoch) * size) for step in (first, last)]
+        return done[1] - done[0]
+
+    def _global_mean(self, losses: list[Tensor]) -> float:
+        total = torch.stack(losses).double().mean().cpu()
+        dist.all_reduce(total, group=self.rt.control)
+        return float(total)
+
+    def _headline(self) -> str:
+        layout, config = self.parts.layout, self.config
+        rows = sum(placed.table.rows for placed in layout.tables.values())
+        weights = sum(placed.table.rows * (placed.table.dim or 0) for placed in layout.tables.values())
+        dense = sum(parameter.numel() for parameter in self.optimizers.parameters.values())
+        resumed = f", resumed at step {self.position.step}" if self.position.step else ""
+        return (
+            f"{config.model.name}: {len(layout.tables)} tables of {rows:,} rows ({weights:,} weights), {dense:,} dense "
+            f"parameters; {self.rt.world_size} rank(s) on {self.rt.device.type}; {self.train_reader.rows:,} rows, "
+            f"{self.total_steps:,} steps of {config.data.batch_size:,}{resumed}"
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM or SIGINT asks for a checkpoint and a clean end; a second one is not waited for."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, _frame: object) -> None:
+            self._stop_asked.set()
+            signal.signal(number, signal.SIG_DFL)
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _make_output(config: RunConfig, rt: Runtime) -> None:
+    """The output folder with config.yaml in it, and proof that this rank can write there."""
+    try:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        probe = config.output_dir / f".writable-{rt.rank}"
+        probe.write_text("")
+        probe.unlink()
+        if rt.is_main:
+            (config.output_dir / "checkpoints").mkdir(exist_ok=True)
+            (config.output_dir / ".config.yaml.tmp").write_text(config.dump(), encoding="utf-8")
+            (config.output_dir / ".config.yaml.tmp").replace(config.output_dir / "config.yaml")
+    except OSError as error:
+        raise UserError(
+            f"output_dir: {config.output_dir} cannot be written: {error.strerror}; choose another folder"
+        ) from error
+
+
+def _key(*parts: int) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "little")
