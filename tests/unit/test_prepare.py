@@ -95,7 +95,7 @@ def check_prepared(folder: Path) -> None:
 
 
 def break_down(out: Path) -> None:
-    with prepared_folder(out) as folder:
+    with prepared_folder(out, "small") as folder:
         small(folder)
         raise RuntimeError
 
@@ -166,13 +166,13 @@ def test_failure_leaves_nothing_and_keeps_the_earlier(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         break_down(out)
     assert list(out.parent.iterdir()) == []
-    with prepared_folder(out) as folder:
+    with prepared_folder(out, "small") as folder:
         small(folder)
     before = digest(out)
     with pytest.raises(RuntimeError):
         break_down(out)
     assert digest(out) == before
-    with prepared_folder(out) as folder:
+    with prepared_folder(out, "small") as folder:
         small(folder)
         write_split(folder, "valid", pa.table({"x": [1]}))
     assert (out / "valid").is_dir()
@@ -183,28 +183,28 @@ def test_killed_preparation_is_cleared_by_the_next(tmp_path: Path) -> None:
     debris = tmp_path / ".out.preparing" / "train"
     debris.mkdir(parents=True)
     (debris / "part-00099.parquet").touch()
-    with prepared_folder(tmp_path / "out") as folder:
+    with prepared_folder(tmp_path / "out", "small") as folder:
         small(folder)
     assert sorted(digest(tmp_path / "out")) == ["dataset.yaml", "train/part-00000.parquet"]
 
 
-@pytest.mark.parametrize("files", [["notes.txt"], ["dataset.yaml", "notes.txt"], ["train"]])
+@pytest.mark.parametrize("files", [["notes.txt"], ["dataset.yaml", "notes.txt"], ["train"], ["dataset.yaml", "train"]])
 def test_foreign_folder_is_refused(tmp_path: Path, files: list[str]) -> None:
     out = tmp_path / "out"
     out.mkdir()
     for name in files:
-        (out / name).touch()
-    with pytest.raises(UserError, match="no earlier preparation"), prepared_folder(out):
+        (out / name).write_text("name: smaller\n")
+    with pytest.raises(UserError, match="no earlier preparation"), prepared_folder(out, "small"):
         pass
     assert sorted(path.name for path in out.iterdir()) == sorted(files)
 
 
 def test_file_as_folder_is_refused_and_empty_folder_is_fine(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file"), prepared_folder(tmp_path / "file"):
+    with pytest.raises(UserError, match="is a file"), prepared_folder(tmp_path / "file", "small"):
         pass
     (tmp_path / "out").mkdir()
-    with prepared_folder(tmp_path / "out") as folder:
+    with prepared_folder(tmp_path / "out", "small") as folder:
         small(folder)
     assert (tmp_path / "out" / "dataset.yaml").is_file()
 

@@ -90,7 +90,7 @@ def prepare(source: Path, out: Path) -> None:
         columns[name] = array(log[column].cast(pa.int8()))
     table = pa.table(columns)
     ends = [*np.searchsorted(numpy(log["time_ms"]), MIDNIGHTS).tolist(), log.num_rows]
-    with prepared_folder(out) as folder:
+    with prepared_folder(out, NAME) as folder:
         start = 0
         for split, end in zip(("train", "valid", "test"), ends, strict=True):
             write_split(folder, split, table.slice(start, end - start))

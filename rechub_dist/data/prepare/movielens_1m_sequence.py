@@ -56,7 +56,7 @@ def prepare(source: Path, out: Path) -> None:
             SequenceFeature("history", movie, max_length=MAX_LENGTH),
         )
     )
-    with prepared_folder(out) as folder:
+    with prepared_folder(out, NAME) as folder:
         for split, (place, chosen) in places.items():
             write_split(folder, split, _rows(items, starts, place, np.flatnonzero(chosen)))
         write_schema(folder, NAME, schema)

@@ -33,6 +33,7 @@ from rechub_dist.data.prepare.writer import ROW_GROUP, SPLITS, TRUTH_FILE, Shard
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table
 
+DATASET = "synthetic"
 POSITIVE_RATE = 0.25
 LOGIT_VARIANCE = 3.0
 SHARES = {"sparse": 0.35, "dense": 0.30, "pairs": 0.35, "sequence": 0.30}
@@ -95,7 +96,7 @@ def synthesize(
     sizes = dict(zip(SPLITS, (rows - 2 * tenth, tenth, tenth), strict=True))
     shard_rows = math.ceil(sizes["train"] / files)
     truth: dict[str, dict[str, dict[str, float | None]]] = {}
-    with prepared_folder(out) as folder:
+    with prepared_folder(out, DATASET) as folder:
         for number, (split, size) in enumerate(sizes.items()):
             scores = {name: _Score() for name in world.label_names}
             with ShardWriter(folder, split, world.arrow_schema, shard_rows) as writer:
@@ -110,7 +111,7 @@ def synthesize(
                     writer.write(pa.table(columns))
             truth[split] = {name: score.result() for name, score in scores.items()}
         (folder / TRUTH_FILE).write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
-        write_schema(folder, "synthetic", world.schema)
+        write_schema(folder, DATASET, world.schema)
 
 
 @dataclass(frozen=True)

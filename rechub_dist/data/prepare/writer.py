@@ -37,23 +37,23 @@ SHARD_ROWS = 4 * ROW_GROUP
 
 
 @contextmanager
-def prepared_folder(out: Path) -> Iterator[Path]:
+def prepared_folder(out: Path, name: str) -> Iterator[Path]:
     """A folder to write into, which becomes `out` when the block ends well and is removed when it does not.
 
-    An earlier preparation at `out` is replaced, and only then.
+    An earlier preparation of the data set `name` at `out` is replaced, and only then.
 
     Raises:
-        UserError: where `out` is a file, or holds anything that is not a preparation's.
+        UserError: where `out` is a file, or holds anything but an earlier preparation of the same data set.
     """
     out = out.absolute()
-    _check_replaceable(out)
+    _check_replaceable(out, name)
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".{out.name}.preparing")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
         yield work
-        _check_replaceable(out)
+        _check_replaceable(out, name)
         if out.exists():
             old = out.with_name(f".{out.name}.replaced")
             shutil.rmtree(old, ignore_errors=True)
@@ -66,16 +66,26 @@ def prepared_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _check_replaceable(out: Path) -> None:
+def _check_replaceable(out: Path, name: str) -> None:
     if not out.exists():
         return
     if not out.is_dir():
         raise UserError(f"{out} is a file: name a folder to prepare into")
     names = {entry.name for entry in out.iterdir()}
     foreign = sorted(names - {*SPLITS, SCHEMA_FILE, TRUTH_FILE})
-    if foreign or (names and SCHEMA_FILE not in names):
-        what = f"{foreign[0]!r} in it is none of its files" if foreign else f"it has no {SCHEMA_FILE}"
-        raise UserError(f"{out} is not empty and no earlier preparation ({what}): name a new folder or empty this one")
+    if not names:
+        return
+    if foreign:
+        why = f"{foreign[0]!r} in it is none of its files"
+    elif SCHEMA_FILE not in names:
+        why = f"it has no {SCHEMA_FILE}"
+    elif not (out / SCHEMA_FILE).read_text(encoding="utf-8").startswith(f"name: {name}\n"):
+        why = f"its {SCHEMA_FILE} is another's"
+    else:
+        return
+    raise UserError(
+        f"{out} is not empty and no earlier preparation of {name} ({why}): name a new folder or empty this one"
+    )
 
 
 class ShardWriter:
