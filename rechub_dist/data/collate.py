@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.data.columns import check_schema, is_list, one_array, read_dense, read_ids, read_label, read_weight
+from rechub_dist.data.columns import (
+    check_schema,
+    is_list,
+    one_array,
+    read_dense,
+    read_ids,
+    read_label,
+    read_weight,
+)
 from rechub_dist.data.negatives import Draw, draw_negatives
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.features import IdFeature, NegativeFeature, SequenceFeature
@@ -147,8 +155,10 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
     jagged: dict[str, KeyedJaggedTensor] = {}
     for collection, keys in spec.collections.items():
         lengths = np.zeros((len(keys), stride), np.int32)
+        lengths[:, :n] = 1
         for row, key in zip(lengths, keys, strict=True):
-            row[:n] = ids(key)[1]
+            if key not in place:
+                row[:n] = ragged[key][1]
         first = place.get(keys[0], 0)
         if flat[first : first + len(keys)] == tuple(keys):
             values = block[first : first + len(keys)].reshape(-1)  # a view: the keys are neighbours in the block

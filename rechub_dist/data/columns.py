@@ -93,7 +93,7 @@ def read_ids(array: pa.Array, feature: IdFeature, where: str) -> tuple[Ints, Mas
     outside: Mask | None = None
     if feature.hash:
         ids = hash_ids(ids, table.name, table.rows)
-    elif len(ids) and (ids.min() < 0 or ids.max() >= table.rows):
+    elif len(ids) and not _within(ids, table.rows):
         outside = (ids < 0) | (ids >= table.rows)
 
     if missing is not None and feature.null == "error":
@@ -224,6 +224,13 @@ def _numbers(array: pa.Array) -> Numbers:
         array = array.cast(pa.float64())
     values: Numbers = array.to_numpy(zero_copy_only=False)
     return values
+
+
+def _within(ids: Ints, rows: int) -> bool:
+    """Whether all ids are in 0 .. rows - 1, in one pass: seen as unsigned, negative ids are the largest."""
+    info = np.iinfo(ids.dtype)
+    limit = min(rows, 2 ** (info.bits - 1)) if info.min < 0 else rows
+    return bool(ids.view(f"u{ids.dtype.itemsize}").max() < limit)
 
 
 def _error(where: str, column: str, text: str) -> UserError:

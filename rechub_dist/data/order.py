@@ -217,12 +217,14 @@ class EpochOrder:
         start, stop = base + np.maximum(begins, low), base + np.minimum(ends, high)
         first = np.searchsorted(self._cuts, start, side="right") - 1
         last = np.searchsorted(self._cuts, stop, side="left") - 1
+        if ((first == last) & (start < stop)).all():  # the usual case: no lane crosses to its next window
+            cuts = self._cuts[first]
+            return list(map(Slice, first.tolist(), (start - cuts).tolist(), (stop - cuts).tolist()))
         slices: list[Slice] = []
         for a, b, i, j in zip(start.tolist(), stop.tolist(), first.tolist(), last.tolist(), strict=True):
-            if a < b:
-                for window in range(i, j + 1):
-                    cut, end = int(self._cuts[window]), int(self._cuts[window + 1])
-                    slices.append(Slice(window, max(a, cut) - cut, min(b, end) - cut))
+            for window in range(i, j + 1) if a < b else ():
+                cut, end = int(self._cuts[window]), int(self._cuts[window + 1])
+                slices.append(Slice(window, max(a, cut) - cut, min(b, end) - cut))
         return slices
 
     def _given(self, rows: int) -> IntArray:
