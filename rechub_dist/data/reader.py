@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -19,7 +19,8 @@ from rechub_dist.data.collate import Window, assemble, open_window
 from rechub_dist.data.columns import check_schema, column_names
 from rechub_dist.data.manifest import DataFile, Manifest, unreadable
 from rechub_dist.data.negatives import Draw
-from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, RowOrder, Slice
+from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
+from rechub_dist.data.order import Window as Place
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 
@@ -87,7 +88,7 @@ class ParquetReader:
         """Steps of an epoch, the same on all ranks."""
         return self.order.steps
 
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """This rank's batches of `epoch` from `start_step` on, one a step; `start_step == steps` gives none.
 
         Closing the generator stops the thread that reads ahead.
@@ -101,7 +102,7 @@ class ParquetReader:
         source = _Source(self, self.order.epoch(epoch))
         return self._read_ahead(source, start_step) if self.prefetch else source.batches(start_step)
 
-    def _read_ahead(self, source: _Source, start_step: int) -> Iterator[Batch]:
+    def _read_ahead(self, source: _Source, start_step: int) -> Generator[Batch]:
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(self.prefetch)
         stop = threading.Event()
         thread = threading.Thread(
@@ -210,32 +211,33 @@ class _Source:
     def _window(self, index: int) -> Window:
         """Window `index`, opened unless it is open."""
         if index not in self._windows:
-            reader, place = self._reader, self._order.window(index)
-            file, group = reader.manifest.groups[place.group]
-            table = self._read(file, group).slice(place.start, place.stop - place.start)
-            reuse = self._finished.pop() if self._finished else None
-            window = open_window(table, reader.spec, self._order.permutation(index), file.path, reuse)
+            place = self._order.window(index)
+            file, group = self._reader.manifest.groups[place.group]
+            window = self._read(file, group, place, self._order.permutation(index))
             self._windows[index] = _Opened(window, place.first_step, place.last_step)
         return self._windows[index].window
 
-    def _read(self, file: DataFile, group: int) -> pa.Table:
-        """The needed columns of a row group. Object stores get several attempts."""
+    def _read(self, file: DataFile, group: int, place: Place, permutation: IntArray | None) -> Window:
+        """Read and convert a piece of a row group. Object stores get several attempts."""
+        reuse = self._finished.pop() if self._finished else None
         for attempt in range(_ATTEMPTS if self._remote else 1):
             if attempt:
                 time.sleep(0.1 * 2**attempt)
             try:
-                table = self._file(file).read_row_group(group, columns=self._columns, use_threads=False)
+                parquet = self._file(file)
+                rows = parquet.metadata.row_group(group).num_rows
+                if rows != file.counts[group]:
+                    raise UserError(
+                        f"{file.path}: row group {group} has {rows} rows, not {file.counts[group]} as when the run "
+                        "began; leave the data of a run as it is, or begin a new run"
+                    )
+                table = parquet.read_row_group(group, columns=self._columns, use_threads=False)
+                table = table.slice(place.start, place.stop - place.start)
+                return open_window(table, self._reader.spec, permutation, file.path, reuse)
             except (OSError, pa.ArrowException) as caught:
                 error = caught
                 if file.path in self._files:
                     self._files.pop(file.path).close(force=True)
-                continue
-            if table.num_rows != file.counts[group]:
-                raise UserError(
-                    f"{file.path}: row group {group} has {table.num_rows} rows, not {file.counts[group]} as when the "
-                    "run began; do not change the data of a run"
-                )
-            return table
         raise unreadable(file.path, error, f"row group {group}") from error
 
     def _file(self, file: DataFile) -> pq.ParquetFile:
