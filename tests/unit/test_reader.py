@@ -207,13 +207,22 @@ def test_open_windows_are_bounded(tmp_path: Path, ahead: bool) -> None:
     manifest = write(tmp_path, [[20] * 16] * 2)
     reader = ParquetReader(manifest, SPEC, batch_size=16, shuffle_rows=8 * 20, prefetch=0)
     assert reader.order.lanes == 8
-    source = _Source(reader, reader.order.epoch(0))
     most = 0
-    for _ in source.batches(0):
-        assert len(source._windows) <= 8 + 3
+
+    class Source(_Source):
+        def _read(self, *arguments: Any) -> Any:
+            nonlocal most
+            most = max(most, len(self._windows) + 1)
+            return super()._read(*arguments)
+
+    source = Source(reader, reader.order.epoch(0))
+    for step, _ in enumerate(source.batches(0)):
         while ahead and source.open_ahead():
             pass
-        most = max(most, len(source._windows))
+        for index, opened in source._windows.items():
+            assert opened.last_step > step
+            # what is open ahead is the next of its lane
+            assert opened.first_step <= step + 1 or index - 1 in source._windows
     assert most == (11 if ahead else 8)
     assert not source._windows
 
