@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ranks import RankPool
+from runs import write_data
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[RankPool]:
+    found = RankPool()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_data(root)
+    return root

@@ -1,0 +1,157 @@
+"""A small data set with every kind of feature, run files over it, and what a finished run left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed.checkpoint as dcp
+import yaml
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+
+from rechub_dist.config import RunConfig, load_run
+from rechub_dist.trainer import Summary, run
+
+ROWS = 530  # not a multiple of any batch size here
+SCHEMA = {
+    "name": "small",
+    "tables": {"item": {"rows": 61, "init_std": 0.3}, "shop": {"rows": 17, "init_std": 0.3}},
+    "features": {
+        "user": {"kind": "sparse", "rows": 101, "init_std": 0.3},
+        "item": {"kind": "sparse", "table": "item"},
+        "shop": {"kind": "sparse", "table": "shop"},
+        "tags": {"kind": "sparse", "rows": 23, "pooling": "mean", "init_std": 0.3},
+        "history": {"kind": "sequence", "table": "item", "max_length": 6},
+        "history_shop": {"kind": "sequence", "table": "shop", "max_length": 6},
+        "age": {"kind": "dense"},
+        "profile": {"kind": "dense", "dim": 3},
+    },
+    "labels": {"click": {}, "stay": {"type": "regression"}},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "DeepFM": {
+        "features": ["user", "item", "tags", "history", "age", "profile"],
+        "hidden_units": [16, 8],
+        "dropout_rates": 0.0,
+        "embedding_dim": 6,
+    },
+    "DIN": {
+        "features": ["user", "tags", "age"],
+        "behavior_features": ["history", "history_shop"],
+        "target_features": ["item", "shop"],
+        "attention_units": [8],
+        "hidden_units": [16, 8],
+        "activation": "dice",
+    },
+    "SharedBottom": {
+        "features": ["user", "item", "tags", "age"],
+        "hidden_units": [16],
+        "task_hidden_units": [8],
+        "num_tasks": 2,
+        "task_types": ["classification", "regression"],
+        "batch_norm": True,
+    },
+    "SASRec": {"max_len": 6, "num_heads": 2, "num_layers": 1, "hidden_size": 8, "dropout_rate": 0.0},
+}
+
+
+def write_data(root: Path) -> None:
+    """Rows with empty, short and long histories; labels that depend on the ids."""
+    rng = np.random.default_rng(0)
+    for split, rows in (("train", ROWS), ("valid", 90), ("test", 70)):
+        lengths = rng.integers(0, 9, rows)
+        histories = [rng.integers(0, 61, n) for n in lengths]
+        user, item = rng.integers(0, 101, rows), rng.integers(0, 61, rows)
+        table = pa.table(
+            {
+                "user": user,
+                "item": item,
+                "shop": item % 17,
+                "tags": [rng.integers(0, 23, n).tolist() for n in rng.integers(0, 4, rows)],
+                "history": [h.tolist() for h in histories],
+                "history_shop": [(h % 17).tolist() for h in histories],
+                "age": rng.normal(size=rows).astype(np.float32),
+                "profile": pa.FixedSizeListArray.from_arrays(rng.normal(size=rows * 3).astype(np.float32), 3),
+                "click": ((user * 7 + item) % 3 == 0).astype(np.int8),
+                "stay": rng.normal(size=rows).astype(np.float32),
+            }
+        )
+        folder = root / split
+        folder.mkdir(parents=True)
+        for part, offset in enumerate(range(0, rows, 200)):
+            pq.write_table(table.slice(offset, 200), folder / f"part-{part}.parquet", row_group_size=70)
+    (root / "dataset.yaml").write_text(yaml.safe_dump(SCHEMA, sort_keys=False))
+
+
+def run_file(folder: Path, root: Path, model: str, **sections: Any) -> Path:
+    """Write a run file for `model`; `sections` are merged over the defaults."""
+    tree: dict[str, Any] = {
+        "output_dir": str(folder / "out"),
+        "seed": 7,
+        "data": {"root": str(root), "batch_size": 64, "eval_batch_size": 50},
+        "model": {"name": model, **MODELS[model]},
+        "embedding": {"optimizer": {"name": "rowwise_adagrad", "lr": 0.05}},
+        "optimizer": {"name": "adam", "lr": 0.01},
+        "train": {"epochs": 2, "log_every": 1},
+        "distributed": {"timeout_seconds": 60, "threads": 1},
+    }
+    if model in ("DeepFM", "DIN"):
+        tree["data"]["labels"] = ["click"]
+    if model == "SASRec":
+        tree["objective"] = {"name": "retrieval", "negatives": 2}
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
+
+
+def train(path: Path, overrides: list[str] | None = None) -> Summary:
+    """What every rank does."""
+    return run(load_run(path, overrides or []))
+
+
+def records(path: Path, split: str) -> list[dict[str, Any]]:
+    """The records of a split in the run's metrics.jsonl."""
+    lines = (output(path) / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["split"] == split]
+
+
+def losses(path: Path) -> list[float]:
+    """The training loss of every step."""
+    found = records(path, "train")
+    assert [record["step"] for record in found] == list(range(1, len(found) + 1))
+    return [record["loss"] for record in found]
+
+
+def output(path: Path) -> Path:
+    """The run's output folder."""
+    return config_of(path).output_dir
+
+
+def config_of(path: Path) -> RunConfig:
+    """The run's configuration."""
+    return load_run(path)
+
+
+def last_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The newest checkpoint of a run, whole, by canonical name."""
+    return read_checkpoint(max((output(path) / "checkpoints").glob("step-*")))
+
+
+def read_checkpoint(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors, whole, read by one process without a process group."""
+    reader = FileSystemReader(folder)
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+    }
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    return state

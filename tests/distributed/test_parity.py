@@ -1,0 +1,151 @@
+"""Sharded training on one to four ranks equals the same mathematics in one process of plain torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import RankPool
+from runs import MODELS, config_of, last_checkpoint, losses, run_file, train
+
+from rechub_dist.build import build
+from rechub_dist.config import TableOptimizerConfig
+from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.reader import ParquetReader
+from rechub_dist.embedded import Embedded, Jagged
+from rechub_dist.embedding.local import LocalTables
+
+STEPS = 18  # two epochs of nine steps, each with an uneven tail
+
+
+def rowwise_adagrad_(weight: torch.Tensor, state: torch.Tensor, config: TableOptimizerConfig) -> None:
+    """Row-wise Adagrad from its definition: one accumulator a row, the mean of the squared gradient."""
+    grad = weight.grad
+    assert grad is not None
+    state += grad.square().mean(dim=1)
+    weight.data -= config.lr * grad / (state.sqrt() + config.eps)[:, None]
+
+
+def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Per-step losses and final table weights of a loop over whole global batches, without torchrec or ranks."""
+    config = config_of(path)
+    parts = build(config, device="cpu", world_size=1)
+    model, objective = parts.step.model, parts.step.objective
+    tables = LocalTables(parts.layout.lookups, config.seed)
+    placed = {name: table.optimizer for name, table in parts.layout.tables.items()}
+    states = {name: torch.zeros(len(tables.weight(name))) for name in placed}
+    others = {
+        name: {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam}[optimizer.name](
+            [tables.weight(name)], lr=optimizer.lr, **({"eps": optimizer.eps} if optimizer.name != "sgd" else {})
+        )
+        for name, optimizer in placed.items()
+        if optimizer.name != "rowwise_adagrad"
+    }
+    dense = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
+    reader = ParquetReader(
+        Manifest.read(str(config.data.root / "train")), parts.spec, batch_size=config.data.batch_size, seed=config.seed
+    )
+    found = []
+    for epoch in range(config.train.epochs):
+        for batch in reader.batches(epoch):
+            ids = {
+                name: Jagged(batch.feature(name).values(), batch.feature(name).lengths())
+                for name in parts.layout.features
+            }
+            columns, start = {}, 0
+            for feature in parts.spec.dense:
+                columns[feature.name] = batch.dense[:, start : start + feature.dim]
+                start += feature.dim
+            embedded: Embedded = tables(ids, columns)
+            batch.weight_sums = objective.weight_sums(batch)
+            model.zero_grad()
+            tables.zero_grad()
+            loss = objective(model(embedded), embedded, batch)
+            loss.backward()
+            dense.step()
+            for name, optimizer in placed.items():
+                if optimizer.name == "rowwise_adagrad":
+                    rowwise_adagrad_(tables.weight(name), states[name], optimizer)
+                else:
+                    others[name].step()
+            found.append(loss.item())
+    widths = {name: table.table.dim for name, table in parts.layout.tables.items()}
+    return found, {name: tables.weight(name).detach()[:, : widths[name]] for name in placed}
+
+
+MIXED = {
+    "sharding": "table_wise",
+    "rules": [
+        {"tables": "user*", "sharding": "row_wise"},
+        {"tables": "item.linear", "sharding": "replicated"},
+        {"tables": "tags", "sharding": "column_wise", "optimizer": {"name": "adagrad", "lr": 0.05}},
+    ],
+}
+PLACEMENTS: dict[str, dict] = {
+    "table_wise": {"sharding": "table_wise"},
+    "row_wise": {"sharding": "row_wise"},
+    "column_wise": {"sharding": "column_wise", "optimizer": {"name": "adagrad", "lr": 0.05}},
+    "sgd": {"sharding": "row_wise", "optimizer": {"name": "sgd", "lr": 0.1}},
+    "replicated": {"sharding": "replicated"},
+    "replicated_adam": {"sharding": "replicated", "optimizer": {"name": "adam", "lr": 0.01}},
+    "mixed": MIXED,
+}
+CASES = [
+    *((model, "table_wise", ranks) for model in MODELS for ranks in (1, 2, 3)),
+    *((model, "row_wise", ranks) for model in MODELS for ranks in (2, 3)),
+    *(("DeepFM", placement, 2) for placement in ("column_wise", "sgd", "replicated", "replicated_adam", "mixed")),
+    *(("DIN", placement, 2) for placement in ("column_wise", "replicated")),
+    ("SASRec", "column_wise", 2),
+    ("SASRec", "replicated_adam", 2),
+    ("DeepFM", "mixed", 4),
+    ("DIN", "row_wise", 4),
+]
+
+
+@pytest.mark.parametrize(("model", "placement", "ranks"), CASES)
+def test_equals_the_unsharded_run(
+    pool: RankPool, data_root: Path, tmp_path: Path, model: str, placement: str, ranks: int
+) -> None:
+    path = run_file(tmp_path, data_root, model, embedding=PLACEMENTS[placement])
+    summaries = pool.run(ranks, train, path)
+    assert all(summary == summaries[0] for summary in summaries)
+    expected, weights = unsharded(path)
+    assert len(expected) == STEPS
+    torch.testing.assert_close(losses(path), expected, rtol=0, atol=3e-6)
+    assert expected[-1] < expected[0] * 0.999  # it does learn
+    state = last_checkpoint(path)
+    for name, weight in weights.items():
+        torch.testing.assert_close(state[f"tables/{name}/weight"], weight, rtol=1e-4, atol=2e-5, msg=name)
+
+
+def test_sparse_dist_pipeline_gives_the_same_losses(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    for model in ("DIN", "SASRec"):
+        plain = run_file(tmp_path / model / "plain", data_root, model)
+        overlapped = run_file(tmp_path / model / "overlapped", data_root, model, distributed={"pipeline": "sparse_dist"})
+        pool.run(2, train, plain)
+        pool.run(2, train, overlapped)
+        torch.testing.assert_close(losses(overlapped), losses(plain), rtol=0, atol=1e-6)
+
+
+def pipelined_modules(path: Path) -> tuple[int, int]:
+    """How many sharded modules there are, and how many of them the pipeline has taken over."""
+    from rechub_dist.distributed.pipeline import Feed, make_pipeline  # noqa: PLC0415
+    from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
+    from rechub_dist.trainer import Trainer  # noqa: PLC0415
+
+    with runtime("cpu", 60) as rt:
+        trainer = Trainer(config_of(path), rt)
+        pipeline = make_pipeline("sparse_dist", trainer.module, trainer.optimizers, rt.device)
+        feed = Feed(iter(trainer.train_reader.batches(0)), trainer.parts.step.objective, rt, lambda: False)
+        pipeline.progress(feed)
+        stage = trainer.parts.step.stage
+        trainer.report.close()
+        return (stage.pooled is not None) + len(stage.unpooled), len(pipeline._pipelined_modules)
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_every_sharded_module_is_pipelined(pool: RankPool, data_root: Path, tmp_path: Path, model: str) -> None:
+    path = run_file(tmp_path, data_root, model)
+    for sharded, pipelined in pool.run(2, pipelined_modules, path):
+        assert sharded == pipelined > 0
