@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rechub_dist.errors import UserError, nearest
@@ -39,7 +40,7 @@ def describe_model(console: Console, name: str) -> None:
     parameters = _parameters(cls)
     for parameter in parameters:
         required = parameter.default is inspect.Parameter.empty
-        table.add_row(parameter.name, str(parameter.annotation), "" if required else repr(parameter.default))
+        table.add_row(parameter.name, escape(str(parameter.annotation)), "" if required else repr(parameter.default))
     console.print(table)
     console.print("in a run file:", highlight=False)
     section: dict[str, Any] = {"name": name}

@@ -59,15 +59,15 @@ class Table:
 class DenseFeature:
     """`dim` float values a row (a scalar column, or a fixed-size list column when `dim` > 1).
 
-    `transform="log"` takes sign(x) * log(1 + |x|). `null="fill"` puts `fill` where a value is missing (before the
-    transform); `null="error"` refuses the row group. NaN counts as missing.
+    `transform="log"` takes sign(x) * log(1 + |x|). `missing="fill"` puts `fill` where a value is missing (before the
+    transform); `missing="error"` refuses the row group. NaN counts as missing.
     """
 
     name: str
     column: str | None = None
     dim: int = 1
     transform: Literal["none", "log"] = "none"
-    null: Literal["error", "fill"] = "error"
+    missing: Literal["error", "fill"] = "error"
     fill: float = 0.0
     kind: Literal["dense"] = "dense"
 
@@ -91,7 +91,7 @@ class SparseFeature:
         hash: hash any integer into the table instead of requiring an id in range.
         out_of_range: what to do with an id outside the table: `error` refuses the file by name, `drop` removes the
             id, `unknown` replaces it by `unknown_id`.
-        null: the same for a missing id. A missing list is an empty one.
+        missing: the same for a missing (null) id. A missing list is an empty one.
     """
 
     name: str
@@ -100,7 +100,7 @@ class SparseFeature:
     pooling: Pooling = "sum"
     hash: bool = False
     out_of_range: IdPolicy = "error"
-    null: IdPolicy = "error"
+    missing: IdPolicy = "error"
     unknown_id: int = 0
     kind: Literal["sparse"] = "sparse"
 
@@ -128,7 +128,7 @@ class SequenceFeature:
     keep: Literal["first", "last"] = "last"
     hash: bool = False
     out_of_range: IdPolicy = "error"
-    null: IdPolicy = "error"
+    missing: IdPolicy = "error"
     unknown_id: int = 0
     kind: Literal["sequence"] = "sequence"
 

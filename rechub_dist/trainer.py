@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +24,7 @@ from rechub_dist.config import RunConfig
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.distributed.batchnorm import globalize
 from rechub_dist.distributed.optim import Optimizers
-from rechub_dist.distributed.pipeline import Feed, make_pipeline
+from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
 from rechub_dist.distributed.sharding import Cluster, make_plan, shard, table_shards
 from rechub_dist.distributed.state import train_state, weights_state
@@ -172,7 +171,7 @@ class Trainer:
         while self.position.step < end:
             yield min([end, *((self.position.step // n + 1) * n for n in every if n)])
 
-    def _segment(self, pipeline: Any, feed: Feed, end: int) -> None:
+    def _segment(self, pipeline: Pipeline, feed: Feed, end: int) -> None:
         """Train to step `end`; the pipeline is empty afterwards."""
         config, first = self.config, self.position.step
         batches = islice(feed, end - first)
@@ -203,6 +202,7 @@ class Trainer:
                     self.report.record("train", step, (step - 1) // self.train_reader.steps, values)
                 self._note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
             self.report.advance(step, self._note)
+        pipeline.release()
         self._busy += time.monotonic() - began
 
     def _after(self, step: int) -> bool:

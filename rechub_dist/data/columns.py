@@ -96,9 +96,9 @@ def read_ids(array: pa.Array, feature: IdFeature, where: str) -> tuple[Ints, Mas
     elif len(ids) and not _within(ids, table.rows):
         outside = (ids < 0) | (ids >= table.rows)
 
-    if missing is not None and feature.null == "error":
+    if missing is not None and feature.missing == "error":
         raise _error(
-            where, feature.source, f"{missing.sum()} id(s) are missing; fill them in, or set null: drop | unknown"
+            where, feature.source, f"{missing.sum()} id(s) are missing; fill them in, or set missing: drop | unknown"
         )
     if outside is not None and feature.out_of_range == "error":
         raise _error(
@@ -108,7 +108,7 @@ def read_ids(array: pa.Array, feature: IdFeature, where: str) -> tuple[Ints, Mas
             "raise the table's rows, or set out_of_range: drop | unknown, or hash: true",
         )
     keep: Mask | None = None
-    for bad, policy in ((missing, feature.null), (outside, feature.out_of_range)):
+    for bad, policy in ((missing, feature.missing), (outside, feature.out_of_range)):
         if bad is None:
             continue
         if policy == "unknown":
@@ -142,9 +142,9 @@ def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
             values = np.full((len(array), feature.dim), np.nan)
             values[there] = flat
     if values.dtype.kind == "f" and (missing := np.isnan(values)).any():
-        if feature.null == "error":
+        if feature.missing == "error":
             raise _error(
-                where, feature.source, f"{missing.sum()} value(s) are missing; fill them in, or set null: fill"
+                where, feature.source, f"{missing.sum()} value(s) are missing; fill them in, or set missing: fill"
             )
         values = np.where(missing, values.dtype.type(feature.fill), values)
     with np.errstate(over="ignore"):

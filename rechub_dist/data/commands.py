@@ -69,12 +69,13 @@ def inspect(path: Annotated[Path, typer.Argument(help="Parquet file or folder.")
     found = describe(str(path))
     console = Console()
     table = Table("column", "type", "nulls", title=str(path), title_justify="left")
-    for column, kind in found["schema"]:
-        table.add_row(column, kind, f"{found['nulls'][column]:,}")
+    for column in found["columns"]:
+        table.add_row(column["name"], column["type"], f"{column['nulls']:,}")
     console.print(table)
+    groups = found["row_group_rows"]
     console.print(
-        f"{found['rows']:,} rows in {found['row_groups']:,} row groups of {found['min_row_group']:,} to "
-        f"{found['max_row_group']:,} rows, {found['files']:,} file(s)",
+        f"{found['rows']:,} rows in {found['row_groups']:,} row groups of {groups['min']:,} to {groups['max']:,} rows, "
+        f"{found['files']:,} file(s), {found['bytes']:,} bytes",
         highlight=False,
     )
 

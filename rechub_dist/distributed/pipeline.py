@@ -75,6 +75,16 @@ class Feed:
         return batch
 
 
+class Pipeline(Protocol):
+    """What trains step after step."""
+
+    def progress(self, batches: Iterator[Batch], /) -> Tensor:
+        """Train on a batch; returns this rank's part of its loss. Raises StopIteration when all are done."""
+
+    def release(self) -> None:
+        """Give the modules back for use outside the pipeline, which must be empty; `progress` takes them again."""
+
+
 class PlainPipeline:
     """Forward, backward, step; one batch at a time."""
 
@@ -83,8 +93,8 @@ class PlainPipeline:
         self._optimizers = optimizers
         self._device = device
 
-    def progress(self, batches: Iterator[Batch]) -> Tensor:
-        """Train on the next batch; returns this rank's part of its loss. Raises StopIteration at the end."""
+    def progress(self, batches: Iterator[Batch], /) -> Tensor:
+        """Train on the next batch."""
         batch = next(batches)
         if self._device.type != "cpu":
             batch = batch.to(self._device, non_blocking=True)
@@ -94,12 +104,28 @@ class PlainPipeline:
         self._optimizers.step()
         return local
 
+    def release(self) -> None:
+        """Nothing is held."""
 
-class Pipeline(Protocol):
-    """What trains step after step."""
 
-    def progress(self, dataloader_iter: Iterator[Batch], /) -> Tensor:
-        """Train on a batch; returns this rank's part of its loss. Raises StopIteration when all are done."""
+class SparseDistPipeline:
+    """TorchRec's: the ids of the next batches travel while this one is computed."""
+
+    def __init__(self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device) -> None:
+        self.inner = TrainPipelineSparseDist(module, optimizers, device, execute_all_batches=True)
+        self._released = False
+
+    def progress(self, batches: Iterator[Batch], /) -> Tensor:
+        """Train on the oldest batch in flight, and send for another."""
+        if self._released:
+            self.inner.attach()
+            self._released = False
+        return self.inner.progress(batches)
+
+    def release(self) -> None:
+        """Put the sharded modules' own forward back: the pipeline's takes only batches that it has sent for."""
+        self.inner.detach()
+        self._released = True
 
 
 def make_pipeline(
@@ -112,5 +138,5 @@ def make_pipeline(
     stage = module.module.stage
     sharded = stage.pooled is not None or len(stage.unpooled) > 0
     if sharded and (kind == "sparse_dist" or (kind == "auto" and device.type == "cuda")):
-        return TrainPipelineSparseDist(module, optimizers, device, execute_all_batches=True)
+        return SparseDistPipeline(module, optimizers, device)
     return PlainPipeline(module, optimizers, device)

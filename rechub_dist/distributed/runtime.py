@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -80,6 +81,8 @@ def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int
     """Join the process group that the environment describes, or make one of this process alone."""
     rank, world, local_rank, local_world = environment()
     _die_with_agent()
+    if device == "cpu":
+        _keep_freed_memory()
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
     target = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
@@ -105,3 +108,12 @@ def _die_with_agent() -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed memory: activations come and go each step, and fetching fresh pages costs a tenth of it."""
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)

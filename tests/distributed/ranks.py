@@ -29,6 +29,8 @@ class RankPool:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        for pipe in self._pipes:
+            assert pipe.recv() == "ready"
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list[Any]:
         """The ranks' results in rank order; the first error that a rank raised is raised here."""
@@ -60,12 +62,14 @@ class RankPool:
 
 def _serve(pipe: Connection) -> None:
     import torch  # noqa: PLC0415 - paid once, in the rank
+    from torchrec.distributed import collective_utils  # noqa: PLC0415
 
     import rechub_dist.trainer  # noqa: F401, PLC0415
 
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    pipe.send("ready")
     while True:
         try:
             rank, world_size, port, function, args = pipe.recv()
@@ -79,8 +83,10 @@ def _serve(pipe: Connection) -> None:
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(port),
         )
+        # torchrec asks once a process, by a broadcast, whether to validate collectives; here worlds come and go.
+        collective_utils._INITIALIZED = False
         try:
             answer = (function(*args), None, "")
-        except Exception as error:  # noqa: BLE001 - handed to the test
+        except Exception as error:
             answer = (None, error, traceback.format_exc())
         pipe.send(answer)

@@ -109,7 +109,7 @@ def test_equals_the_unsharded_run(
 ) -> None:
     path = run_file(tmp_path, data_root, model, embedding=PLACEMENTS[placement])
     summaries = pool.run(ranks, train, path)
-    assert all(summary == summaries[0] for summary in summaries)
+    assert all((s.valid, s.test) == (summaries[0].valid, summaries[0].test) for s in summaries)
     expected, weights = unsharded(path)
     assert len(expected) == STEPS
     torch.testing.assert_close(losses(path), expected, rtol=0, atol=3e-6)
@@ -122,7 +122,9 @@ def test_equals_the_unsharded_run(
 def test_sparse_dist_pipeline_gives_the_same_losses(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     for model in ("DIN", "SASRec"):
         plain = run_file(tmp_path / model / "plain", data_root, model)
-        overlapped = run_file(tmp_path / model / "overlapped", data_root, model, distributed={"pipeline": "sparse_dist"})
+        overlapped = run_file(
+            tmp_path / model / "overlapped", data_root, model, distributed={"pipeline": "sparse_dist"}
+        )
         pool.run(2, train, plain)
         pool.run(2, train, overlapped)
         torch.testing.assert_close(losses(overlapped), losses(plain), rtol=0, atol=1e-6)
@@ -141,7 +143,7 @@ def pipelined_modules(path: Path) -> tuple[int, int]:
         pipeline.progress(feed)
         stage = trainer.parts.step.stage
         trainer.report.close()
-        return (stage.pooled is not None) + len(stage.unpooled), len(pipeline._pipelined_modules)
+        return (stage.pooled is not None) + len(stage.unpooled), len(pipeline.inner._pipelined_modules)
 
 
 @pytest.mark.parametrize("model", list(MODELS))

@@ -82,7 +82,7 @@ def test_sequences_are_cut(keep: Any, kept: list[list[int]]) -> None:
 
 
 def test_cutting_counts_the_ids_that_are_kept() -> None:
-    feature = SequenceFeature("h", ITEM, max_length=2, out_of_range="drop", null="drop")
+    feature = SequenceFeature("h", ITEM, max_length=2, out_of_range="drop", missing="drop")
     assert one(feature, [[1, 2, 3, -1, None], [None]], pa.list_(pa.int64())) == [[2, 3], []]
 
 
@@ -96,7 +96,7 @@ def test_cutting_counts_the_ids_that_are_kept() -> None:
     ],
 )
 def test_policies(null: Any, outside: Any, expected: list[list[int]]) -> None:
-    feature = SparseFeature("item", ITEM, null=null, out_of_range=outside, unknown_id=7)
+    feature = SparseFeature("item", ITEM, missing=null, out_of_range=outside, unknown_id=7)
     for kind in (pa.int8(), pa.int64()):
         assert one(feature, [1, None, 10, -1], kind) == expected
     assert one(feature, [1, None, 10, 2**63 + 1], pa.uint64()) == expected
@@ -105,13 +105,13 @@ def test_policies(null: Any, outside: Any, expected: list[list[int]]) -> None:
 
 
 def test_the_id_for_the_unknown_may_exceed_the_columns_type() -> None:
-    feature = SparseFeature("item", Table("item", 1000), null="unknown", unknown_id=999)
+    feature = SparseFeature("item", Table("item", 1000), missing="unknown", unknown_id=999)
     assert one(feature, [1, None], pa.int8()) == [[1], [999]]
 
 
 def test_a_null_is_not_out_of_range() -> None:
     null = pa.Array.from_buffers(pa.int64(), 2, [pa.py_buffer(b"\x01"), pa.py_buffer(np.array([1, 99]))])
-    assert one(SparseFeature("item", ITEM, null="unknown"), null, pa.int64()) == [[1], [0]]
+    assert one(SparseFeature("item", ITEM, missing="unknown"), null, pa.int64()) == [[1], [0]]
 
 
 @pytest.mark.parametrize("values", [[1, -1, 2**62, 300], [[1, -1], [2**62, 300]]])
@@ -123,7 +123,7 @@ def test_hashing(values: Any) -> None:
 
 
 def test_hashing_of_large_unsigned_and_missing_ids() -> None:
-    feature = SparseFeature("item", ITEM, hash=True, null="unknown", unknown_id=3)
+    feature = SparseFeature("item", ITEM, hash=True, missing="unknown", unknown_id=3)
     assert one(feature, [2**63 + 5, None], pa.uint64()) == [hash_ids(np.array([5 - 2**63]), "item", 10).tolist(), [3]]
 
 
@@ -142,7 +142,7 @@ def test_errors_of_ids() -> None:
     fails(spec, f"column 'user_id': id 20 is {outside}, or hash: true", user_id=[0, 20, 21])
     fails(spec, f"column 'user_id': id -1 is {outside}, or hash: true", user_id=[[0, 3], [-1]])
     fails(spec, f"column 'user_id': id {2**63} is {outside}, or hash: true", user_id=pa.array([1, 2**63], pa.uint64()))
-    missing = "column 'user_id': 2 id(s) are missing; fill them in, or set null: drop | unknown"
+    missing = "column 'user_id': 2 id(s) are missing; fill them in, or set missing: drop | unknown"
     fails(spec, missing, user_id=[0, None, None])
     fails(spec, missing, user_id=[[0, None], [None]])
 
@@ -173,23 +173,23 @@ def test_dense_vectors_and_booleans() -> None:
 
 
 def test_dense_filling_and_logarithm() -> None:
-    fill = DenseFeature("x", null="fill", fill=math.e - 1, transform="log")
+    fill = DenseFeature("x", missing="fill", fill=math.e - 1, transform="log")
     assert dense_of(fill, [1.0, None, math.nan, -1.0]) == pytest.approx(
         np.array([[math.log(2)], [1.0], [1.0], [-math.log(2)]])
     )
-    assert dense_of(DenseFeature("x", null="fill", fill=7), [1, None]) == [[1.0], [7.0]]
-    assert dense_of(DenseFeature("x", null="fill", fill=7), [True, None]) == [[1.0], [7.0]]
-    pair = DenseFeature("x", dim=2, null="fill", fill=7)
+    assert dense_of(DenseFeature("x", missing="fill", fill=7), [1, None]) == [[1.0], [7.0]]
+    assert dense_of(DenseFeature("x", missing="fill", fill=7), [True, None]) == [[1.0], [7.0]]
+    pair = DenseFeature("x", dim=2, missing="fill", fill=7)
     for kind in (pa.list_(pa.float64()), pa.list_(pa.float32(), 2)):
         assert dense_of(pair, [[1, 2], None, [3, None]], kind) == [[1.0, 2.0], [7.0, 7.0], [3.0, 7.0]]
 
 
 def test_errors_of_dense() -> None:
-    missing = "column 'x': 2 value(s) are missing; fill them in, or set null: fill"
+    missing = "column 'x': 2 value(s) are missing; fill them in, or set missing: fill"
     fails(BatchSpec(dense=(DenseFeature("x"),)), missing, x=[1.0, None, math.nan])
     pair = BatchSpec(dense=(DenseFeature("p", "x", dim=2),))
     fails(pair, "column 'x': a row has 1 values; feature 'p' needs 2 a row", x=[[1.0, 2.0], [1.0]])
-    fails(pair, "column 'x': 2 value(s) are missing; fill them in, or set null: fill", x=[[1.0, 2.0], None])
+    fails(pair, "column 'x': 2 value(s) are missing; fill them in, or set missing: fill", x=[[1.0, 2.0], None])
 
 
 @pytest.mark.parametrize("values", [[0, 1], [False, True], [0.0, 1.0], pa.array([0, 1], pa.uint8())])

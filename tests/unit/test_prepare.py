@@ -74,7 +74,7 @@ def check_prepared(folder: Path) -> None:
             values = table[feature.source].combine_chunks()
             if isinstance(feature, DenseFeature):
                 assert pa.types.is_floating(values.type)
-                assert feature.null == "fill" or values.null_count == 0
+                assert feature.missing == "fill" or values.null_count == 0
                 continue
             assert values.null_count == 0
             if isinstance(feature, SequenceFeature):
@@ -109,11 +109,11 @@ def test_schema_text_is_what_the_parser_reads() -> None:
     movie, own = Table("movie", 10), Table("genre", 5, dim=8)
     declared = FeatureSchema(
         (
-            SparseFeature("user", Table("user", 3), null="unknown", unknown_id=2),
+            SparseFeature("user", Table("user", 3), missing="unknown", unknown_id=2),
             SparseFeature("movie", movie, column="movie_id"),
             SequenceFeature("history", movie, max_length=4, keep="first"),
             SparseFeature("genre", own, pooling="mean", hash=True),
-            DenseFeature("price", dim=2, transform="log", null="fill", fill=-1.0),
+            DenseFeature("price", dim=2, transform="log", missing="fill", fill=-1.0),
         ),
         (Label("click"), Label("watch", column="seconds", type="regression")),
         weight="w",
@@ -125,7 +125,7 @@ def test_schema_text_is_what_the_parser_reads() -> None:
         "  movie: {rows: 10}",
         "  genre: {rows: 5, dim: 8}",
         "features:",
-        "  user: {kind: sparse, rows: 3, 'null': unknown, unknown_id: 2}",
+        "  user: {kind: sparse, rows: 3, missing: unknown, unknown_id: 2}",
     ]
     assert "  click: {type: classification}" in text.splitlines()
 
@@ -136,8 +136,8 @@ def test_schema_text_round_trip(tmp_path: Path) -> None:
         (
             SparseFeature("user", Table("user", 3)),
             SparseFeature("item", movie),
-            SequenceFeature("history", movie, max_length=4, null="drop"),
-            DenseFeature("price", null="fill", fill=2.5),
+            SequenceFeature("history", movie, max_length=4, missing="drop"),
+            DenseFeature("price", missing="fill", fill=2.5),
         ),
         (Label("y", type="regression"),),
         weight="w",

@@ -150,7 +150,7 @@ def _features(
     def dense(name: str, values: Any, at: pa.Array) -> None:
         """A quantity, logarithmic; a missing one counts as 0."""
         columns[name] = array(values).cast(pa.float32()).take(at)
-        features.append(DenseFeature(name, transform="log", null="fill"))
+        features.append(DenseFeature(name, transform="log", missing="fill"))
 
     sparse("user_id", log["user_id"], users["user_id"], None)
     sparse("video_id", log["video_id"], videos["video_id"], None)

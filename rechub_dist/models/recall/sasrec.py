@@ -68,7 +68,9 @@ class SASRec(RecallModel):
         self.scale = math.sqrt(hidden_size)
         self.positions = nn.Parameter(torch.empty(max_len, hidden_size))
         self.dropout = nn.Dropout(dropout_rate)
-        self.blocks = nn.ModuleList(_Block(hidden_size, num_heads, dropout_rate, attention_dropout_rate) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            _Block(hidden_size, num_heads, dropout_rate, attention_dropout_rate) for _ in range(num_layers)
+        )
         self.norm = nn.LayerNorm(hidden_size, eps=1e-8)
         nn.init.normal_(self.positions, std=0.02)
         for module in self.modules():

@@ -1,0 +1,216 @@
+"""A killed run, started again, is the run that was never killed; and checkpoints do not care about ranks."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from ranks import RankPool
+from runs import config_of, last_checkpoint, losses, output, read_checkpoint, records, run_file, train
+
+from rechub_dist.checkpoint import saved_steps
+from rechub_dist.errors import UserError
+
+STEPS = 18
+
+
+def start(path: Path, ranks: int) -> subprocess.Popen[str]:
+    """The command as a user gives it, in a process group of its own."""
+    command = [sys.executable, "-m", "rechub_dist", "train", str(path), "--nproc", str(ranks)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def equal_runs(path: Path, reference: Path) -> None:
+    torch.testing.assert_close(losses(path), losses(reference), rtol=0, atol=1e-6)
+    found, wanted = last_checkpoint(path), last_checkpoint(reference)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("victim", ["agent", "worker"])
+def test_sigkill_at_a_random_step(pool: RankPool, data_root: Path, tmp_path: Path, victim: str) -> None:
+    # Dropout on: the resumed run must draw what the uninterrupted one drew. A step must take long enough to be hit.
+    model = {"dropout_rates": 0.2, "hidden_units": [1024, 1024]}
+    sections = {"model": model, "checkpoint": {"every_steps": 3}, "train": {"epochs": 6, "log_every": 1}}
+    reference = run_file(tmp_path / "reference", data_root, "DeepFM", **sections)
+    pool.run(2, train, reference)
+    path = run_file(tmp_path / "killed", data_root, "DeepFM", **sections)
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    target = random.Random(seed).randint(4, 40)
+    process = start(path, 2)
+    metrics = output(path) / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count('"train"') >= target):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    if victim == "agent":
+        os.kill(process.pid, signal.SIGKILL)
+    else:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    done = saved_steps(output(path) / "checkpoints")
+    assert done
+    assert done[-1] < 54, "the run was over before the signal"
+    again = start(path, 2)
+    told = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, told
+    assert "resumed at step" in told
+    equal_runs(path, reference)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    sections = {"model": {"hidden_units": [1024, 1024]}, "train": {"epochs": 6, "log_every": 1}}
+    reference = run_file(tmp_path / "reference", data_root, "DeepFM", **sections)
+    pool.run(2, train, reference)
+    path = run_file(tmp_path / "stopped", data_root, "DeepFM", **sections)
+    process = start(path, 2)
+    metrics = output(path) / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count('"train"') >= 12):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGTERM)
+    told = process.communicate(timeout=60)[0]
+    assert "preempted at step" in told
+    assert process.returncode == 0, told
+    again = start(path, 2)
+    assert "resumed at step" in again.communicate(timeout=300)[0]
+    assert again.returncode == 0
+    equal_runs(path, reference)
+
+
+@pytest.mark.parametrize(("model", "optimizer"), [("DeepFM", "rowwise_adagrad"), ("DIN", "adagrad"), ("SASRec", "sgd")])
+def test_table_wise_on_two_ranks_loads_on_any(
+    pool: RankPool, data_root: Path, tmp_path: Path, model: str, optimizer: str
+) -> None:
+    embedding = {"sharding": "table_wise", "optimizer": {"name": optimizer, "lr": 0.05}}
+    path = run_file(tmp_path / "two", data_root, model, embedding=embedding, train={"epochs": 1, "log_every": 1})
+    pool.run(2, train, path)
+    saved = last_checkpoint(path)
+    assert any(name.startswith("dense_optim/") for name in saved)
+    if optimizer != "sgd":
+        assert sum(name.endswith("sum") for name in saved) == sum(
+            name.endswith("/weight") for name in saved if name.startswith("tables/")
+        )
+    placements = [("table_wise", 4), ("row_wise", 1), ("row_wise", 4), ("replicated", 3)]
+    if optimizer != "rowwise_adagrad":
+        placements.append(("column_wise", 2))
+    for sharding, ranks in placements:
+        copied = tmp_path / f"{sharding}-{ranks}"
+        shutil.copytree(output(path), copied / "out")
+        other = run_file(copied, data_root, model, embedding={**embedding, "sharding": sharding})
+        folder = pool.run(ranks, load_and_save, other, copied / "again")[0]
+        found = read_checkpoint(folder)
+        assert found.keys() == saved.keys()
+        for name, value in saved.items():
+            assert torch.equal(found[name], value), f"{name} under {sharding} on {ranks} ranks"
+
+
+def load_and_save(path: Path, folder: Path) -> Path:
+    """Load the newest checkpoint under another plan, and save what the ranks then hold."""
+    from rechub_dist.checkpoint import Checkpoints  # noqa: PLC0415
+    from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
+    from rechub_dist.trainer import Trainer  # noqa: PLC0415
+
+    with runtime("cpu", 60) as rt:
+        trainer = Trainer(config_of(path), rt)
+        assert trainer.position.step == 9
+        trainer.checkpoints = Checkpoints(folder, rt, keep_last=1)
+        trainer._save()
+        trainer.report.close()
+    return folder / "step-0000000009"
+
+
+def test_another_world_size_goes_on_with_the_same_curve(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    reference = run_file(tmp_path / "reference", data_root, "DIN")
+    pool.run(2, train, reference)
+    path = run_file(tmp_path / "elastic", data_root, "DIN")
+    for ranks, steps in ((3, 5), (1, 11), (4, STEPS)):
+        pool.run(ranks, train, path, [f"train.max_steps={steps}"])
+    torch.testing.assert_close(losses(path), losses(reference), rtol=0, atol=1e-4)
+
+
+def test_another_run_is_refused_by_the_differing_keys(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, data_root, "DeepFM", train={"epochs": 1})
+    pool.run(1, train, path)
+    changed = ["seed=8", "model.hidden_units=[16, 9]", "embedding.optimizer.lr=0.1", "data.batch_size=32"]
+    with pytest.raises(UserError) as error:
+        pool.run(2, train, path, changed)
+    for key in ("seed 7 -> 8", "model.hidden_units", "embedding.optimizers.user.lr 0.05 -> 0.1", "batch_size 64 -> 32"):
+        assert key in str(error.value)
+    # What does not make another run: ranks, sharding, cadence, a longer duration.
+    pool.run(2, train, path, ["embedding.sharding=row_wise", "train.epochs=2", "train.log_every=3", "data.prefetch=1"])
+    assert saved_steps(output(path) / "checkpoints")[-1] == STEPS
+
+
+def test_another_optimizer_algorithm_is_refused(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, data_root, "DeepFM", train={"epochs": 1})
+    pool.run(1, train, path)
+    with pytest.raises(UserError, match=r"embedding.optimizers.user.name \"rowwise_adagrad\" -> \"adagrad\""):
+        pool.run(1, train, path, ["embedding.optimizer.name=adagrad"])
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    path = run_file(
+        tmp_path, data_root, "DeepFM", checkpoint={"every_steps": 4, "keep_last": 3}, train={"max_steps": 16}
+    )
+    pool.run(2, train, path)
+    folder = output(path) / "checkpoints"
+    assert saved_steps(folder)[-2:] == [12, 16]
+    wanted = read_checkpoint(folder / "step-0000000016")
+    data = next((folder / "step-0000000016").glob("*.distcp"))
+    with data.open("r+b") as file:
+        file.truncate(data.stat().st_size // 2)
+    pool.run(2, train, path)
+    again = read_checkpoint(folder / "step-0000000016")
+    for name, value in wanted.items():
+        torch.testing.assert_close(again[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_partial_checkpoint_is_invisible(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, data_root, "DeepFM", train={"epochs": 1})
+    pool.run(1, train, path)
+    folder = output(path) / "checkpoints"
+    (folder / ".step-0000000012.partial").mkdir()
+    assert saved_steps(folder) == [9]
+    (folder / "step-0000000099").mkdir()  # no manifest: not complete
+    pool.run(1, train, path, ["train.epochs=2"])
+    assert STEPS in saved_steps(folder)
+
+
+def test_retention_keeps_the_last_and_the_best(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    train_section = {"epochs": 2, "eval_every": 3, "best_metric": "log_loss", "best_mode": "min"}
+    path = run_file(tmp_path, data_root, "DeepFM", train=train_section, checkpoint={"every_steps": 2, "keep_last": 2})
+    summary = pool.run(1, train, path)[0]
+    valid = records(path, "valid")
+    best = min(valid, key=lambda record: record["log_loss"])
+    assert summary.best_step == best["step"]
+    assert set(saved_steps(output(path) / "checkpoints")) == {16, 18, best["step"]}
+    test = records(path, "test")
+    assert len(test) == 1
+    assert test[0]["step"] == best["step"]
+
+
+def test_the_output_folder_launches_itself(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, data_root, "SASRec", train={"epochs": 1})
+    pool.run(1, train, path)
+    resolved = output(path) / "config.yaml"
+    assert yaml.safe_load(resolved.read_text())["data"]["dataset"]["name"] == "small"
+    summary = pool.run(1, train, resolved)[0]
+    assert summary.step == 9
+    assert summary.samples_per_second is None
+    assert "ndcg@10" in summary.test
