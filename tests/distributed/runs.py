@@ -89,7 +89,7 @@ def write_data(root: Path) -> None:
     (root / "dataset.yaml").write_text(yaml.safe_dump(SCHEMA, sort_keys=False))
 
 
-def run_file(folder: Path, root: Path, model: str, **sections: Any) -> Path:
+def run_file(folder: Path, root: Path, model: str, /, **sections: Any) -> Path:
     """Write a run file for `model`; `sections` are merged over the defaults."""
     tree: dict[str, Any] = {
         "output_dir": str(folder / "out"),
