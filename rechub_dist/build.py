@@ -81,6 +81,7 @@ def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
         labels=labels,
         weight=schema.weight,
         collections=layout.collections,
+        aligned=model.aligned_features(),
     )
     stage = EmbeddingStage(layout, model.dense_features(), config.seed)
     return Parts(config, schema, labels, layout, spec, TrainStep(stage, model, objective, world_size))

@@ -47,25 +47,31 @@ def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Featu
     kind = spec.get("kind")
     if kind not in KINDS:
         raise UserError(f"{where}.kind: got {kind!r}; {nearest(str(kind), KINDS)}")
-    if kind != "dense":
-        spec = dict(spec)
-        table = spec.get("table", name if "rows" not in spec else None)
-        if table is None:
-            own: dict[str, Any] = {key: spec.pop(key) for key in ("rows", "dim", "init_std") if key in spec}
-            if name in tables:
-                raise UserError(f"{where}: gives rows, but a table {name!r} is declared too; write table: {name}")
-            spec["table"] = dataclasses.asdict(_build(Table, name, own, where))
-        elif table in tables:
-            spec["table"] = dataclasses.asdict(tables[table])
-        elif "table" in spec:
-            raise UserError(f"{where}.table: there is no table {table!r}: {nearest(str(table), tables)}")
-        else:
-            raise UserError(f"{where}: give rows (the number of ids), or the name of a shared table")
-    return _build(KINDS[kind], name, spec, where)
+    own_table = {"rows", "dim", "init_std"} if kind != "dense" else set()
+    _known(spec, _keys(KINDS[kind]) | own_table, where)
+    if kind == "dense":
+        return _build(DenseFeature, name, spec, where)
+    own: dict[str, Any] = {key: value for key, value in spec.items() if key in own_table}
+    rest = {key: value for key, value in spec.items() if key not in own_table}
+    shared = rest.get("table", None if own else name)
+    if own and shared is not None:
+        raise UserError(f"{where}: names table {shared!r} and gives {', '.join(own)} too; write those with the table")
+    if own and name in tables:
+        raise UserError(f"{where}: gives {', '.join(own)}, but a table {name!r} is declared too; write table: {name}")
+    if shared is not None and shared not in tables:
+        if "table" in rest:
+            raise UserError(f"{where}.table: there is no table {shared!r}: {nearest(str(shared), tables)}")
+        raise UserError(f"{where}: give rows (the number of ids), or the name of a shared table")
+    table = tables[shared] if shared is not None else _build(Table, name, own, where)
+    return _build(KINDS[kind], name, {**rest, "table": dataclasses.asdict(table)}, where)
+
+
+def _keys(cls: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)} - {"name"}
 
 
 def _build(cls: Any, name: str, spec: dict[str, Any], where: str) -> Any:
-    _known(spec, {f.name for f in dataclasses.fields(cls)} - {"name"} | ({"rows"} if "kind" in spec else set()), where)
+    _known(spec, _keys(cls), where)
     try:
         return TypeAdapter(cls).validate_json(json.dumps({"name": name, **spec}, default=str), strict=True)
     except ValidationError as error:

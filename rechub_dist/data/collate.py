@@ -30,6 +30,7 @@ from rechub_dist.data.columns import (
 )
 from rechub_dist.data.negatives import Draw, draw_negatives
 from rechub_dist.data.spec import BatchSpec
+from rechub_dist.errors import UserError
 from rechub_dist.features import IdFeature, NegativeFeature, SequenceFeature
 
 __all__ = ["Ragged", "Window", "assemble", "check_schema", "open_window"]
@@ -110,6 +111,8 @@ def open_window(
         ids = (ids if keep is None else ids[keep]).astype(dtype, copy=False)
         ragged[feature.name] = _gather(ids, offsets, permutation, feature)
 
+    for group in spec.aligned:
+        _check_aligned([name for name in group if name in ragged], ragged, spec, where)
     row = iter(floats)
     for dense in spec.dense:
         for values in read_dense(one_array(table, dense.source), dense, where).T:
@@ -119,6 +122,19 @@ def open_window(
     if spec.weight:
         _place(read_weight(one_array(table, spec.weight), where, spec.weight), permutation, next(row))
     return Window(rows, tuple(flat), block[: len(flat)], ragged, floats, (block_memory, float_memory))
+
+
+def _check_aligned(names: list[str], ragged: dict[str, Ragged], spec: BatchSpec, where: str) -> None:
+    """Refuse a row in which features that belong together position by position have different lengths."""
+    sources = {feature.name: feature.source for feature in spec.features if not isinstance(feature, NegativeFeature)}
+    for name in names[1:]:
+        first, other = ragged[names[0]].lengths, ragged[name].lengths
+        if not np.array_equal(first, other):
+            row = int(np.flatnonzero(first != other)[0])
+            raise UserError(
+                f"{where}: columns {sources[names[0]]!r} and {sources[name]!r} have {first[row]} and {other[row]} ids "
+                f"in one row; behaviours of a row must have equal lengths (with the same max_length, keep and no drop)"
+            )
 
 
 def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: int, draw: Draw) -> Batch:

@@ -98,7 +98,9 @@ def read_ids(array: pa.Array, feature: IdFeature, where: str) -> tuple[Ints, Mas
 
     if missing is not None and feature.missing == "error":
         raise _error(
-            where, feature.source, f"{missing.sum()} id(s) are missing; fill them in, or set missing: drop | unknown"
+            where,
+            feature.source,
+            f"{missing.sum()} id(s) are missing (null); fill them in, or set missing: drop | unknown",
         )
     if outside is not None and feature.out_of_range == "error":
         raise _error(
@@ -144,7 +146,9 @@ def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
     if values.dtype.kind == "f" and (missing := np.isnan(values)).any():
         if feature.missing == "error":
             raise _error(
-                where, feature.source, f"{missing.sum()} value(s) are missing; fill them in, or set missing: fill"
+                where,
+                feature.source,
+                f"{missing.sum()} value(s) are missing (null); fill them in, or set missing: fill",
             )
         values = np.where(missing, values.dtype.type(feature.fill), values)
     with np.errstate(over="ignore"):

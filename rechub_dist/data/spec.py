@@ -18,6 +18,7 @@ class BatchSpec:
         weight: the column of row weights, or None.
         collections: the jagged collections of `Batch.jagged`: the names of their features in the key order of their
             KeyedJaggedTensor. A feature may stand in several.
+        aligned: groups of features that have equally many ids in each row, position by position.
     """
 
     features: tuple[SparseFeature | SequenceFeature | NegativeFeature, ...] = ()
@@ -25,3 +26,4 @@ class BatchSpec:
     labels: tuple[Label, ...] = ()
     weight: str | None = None
     collections: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    aligned: tuple[tuple[str, ...], ...] = ()

@@ -32,6 +32,10 @@ class Model(nn.Module):
         """The dense features that the model reads, in the order in which it wants them."""
         return ()
 
+    def aligned_features(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of sequence features that belong together position by position; the reader checks their lengths."""
+        return ()
+
     def forward(self, embedded: Embedded) -> Output:
         """The model's output for B rows, 0 included."""
         raise NotImplementedError

@@ -80,6 +80,7 @@ def write_data(root: Path) -> None:
                 "profile": pa.FixedSizeListArray.from_arrays(rng.normal(size=rows * 3).astype(np.float32), 3),
                 "click": ((user * 7 + item) % 3 == 0).astype(np.int8),
                 "stay": rng.normal(size=rows).astype(np.float32),
+                "importance": rng.integers(0, 4, rows).astype(np.float32),
             }
         )
         folder = root / split

@@ -82,7 +82,7 @@ DATA = {
     missing_column: ["'user'", "'userid'"],
     truncated: ["part-2.parquet"],
     broken_page: ["part-2.parquet"],
-    empty_folder: ["train", "Parquet"],
+    empty_folder: ["train", "no *.parquet file"],
 }
 
 
@@ -133,6 +133,18 @@ def test_bad_configuration(
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_unequal_histories(pool: RankPool, own_data: Path, tmp_path: Path) -> None:
+    table = pq.read_table(own_data / "train" / "part-0.parquet")
+    values = table["history_shop"].to_pylist()
+    values[150] = [1, 2, 3, 4, 5] if len(values[150]) != 5 else [1]
+    index = table.column_names.index("history_shop")
+    table = table.set_column(index, "history_shop", pa.array(values, table.schema.field(index).type))
+    pq.write_table(table, own_data / "train" / "part-0.parquet", row_group_size=70)
+    path = run_file(tmp_path, own_data, "DIN")
+    with pytest.raises(UserError, match=r"part-0.parquet: columns 'history' and 'history_shop' have \d and \d ids"):
+        pool.run(2, train, path)
 
 
 def test_an_empty_shard_is_refused_when_configured(pool: RankPool, data_root: Path, tmp_path: Path) -> None:

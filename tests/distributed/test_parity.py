@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import RankPool
-from runs import MODELS, config_of, last_checkpoint, losses, run_file, train
+from runs import MODELS, SCHEMA, config_of, last_checkpoint, losses, run_file, train
 
 from rechub_dist.build import build
 from rechub_dist.config import TableOptimizerConfig
@@ -44,7 +44,10 @@ def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     }
     dense = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
     reader = ParquetReader(
-        Manifest.read(str(config.data.root / "train")), parts.spec, batch_size=config.data.batch_size, seed=config.seed
+        Manifest.read(str(config.data.root / config.data.train)),
+        parts.spec,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
     )
     found = []
     for epoch in range(config.train.epochs):
@@ -117,6 +120,27 @@ def test_equals_the_unsharded_run(
     state = last_checkpoint(path)
     for name, weight in weights.items():
         torch.testing.assert_close(state[f"tables/{name}/weight"], weight, rtol=1e-4, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_ranks_without_a_single_row(pool: RankPool, data_root: Path, tmp_path: Path, model: str) -> None:
+    # 200 rows in batches of 199: the second batch of an epoch has one row for three ranks.
+    data = {"root": str(data_root), "batch_size": 199, "train": "train/part-0.parquet", "valid": None, "test": None}
+    if model in ("DeepFM", "DIN"):
+        data["labels"] = ["click"]
+    path = run_file(tmp_path, data_root, model, data=data, embedding={"sharding": "row_wise"})
+    pool.run(3, train, path)
+    torch.testing.assert_close(losses(path), unsharded(path)[0], rtol=0, atol=3e-6)
+
+
+def test_row_weights(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    data = {"dataset": {**SCHEMA, "weight": "importance"}}
+    path = run_file(tmp_path, data_root, "SharedBottom", data=data)
+    pool.run(3, train, path)
+    expected, _ = unsharded(path)
+    torch.testing.assert_close(losses(path), expected, rtol=0, atol=3e-6)
+    plain = run_file(tmp_path / "plain", data_root, "SharedBottom")
+    assert abs(unsharded(plain)[0][0] - expected[0]) > 1e-3
 
 
 def test_sparse_dist_pipeline_gives_the_same_losses(pool: RankPool, data_root: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_errors_of_ids() -> None:
     fails(spec, f"column 'user_id': id 20 is {outside}, or hash: true", user_id=[0, 20, 21])
     fails(spec, f"column 'user_id': id -1 is {outside}, or hash: true", user_id=[[0, 3], [-1]])
     fails(spec, f"column 'user_id': id {2**63} is {outside}, or hash: true", user_id=pa.array([1, 2**63], pa.uint64()))
-    missing = "column 'user_id': 2 id(s) are missing; fill them in, or set missing: drop | unknown"
+    missing = "column 'user_id': 2 id(s) are missing (null); fill them in, or set missing: drop | unknown"
     fails(spec, missing, user_id=[0, None, None])
     fails(spec, missing, user_id=[[0, None], [None]])
 
@@ -185,11 +185,11 @@ def test_dense_filling_and_logarithm() -> None:
 
 
 def test_errors_of_dense() -> None:
-    missing = "column 'x': 2 value(s) are missing; fill them in, or set missing: fill"
+    missing = "column 'x': 2 value(s) are missing (null); fill them in, or set missing: fill"
     fails(BatchSpec(dense=(DenseFeature("x"),)), missing, x=[1.0, None, math.nan])
     pair = BatchSpec(dense=(DenseFeature("p", "x", dim=2),))
     fails(pair, "column 'x': a row has 1 values; feature 'p' needs 2 a row", x=[[1.0, 2.0], [1.0]])
-    fails(pair, "column 'x': 2 value(s) are missing; fill them in, or set missing: fill", x=[[1.0, 2.0], None])
+    fails(pair, "column 'x': 2 value(s) are missing (null); fill them in, or set missing: fill", x=[[1.0, 2.0], None])
 
 
 @pytest.mark.parametrize("values", [[0, 1], [False, True], [0.0, 1.0], pa.array([0, 1], pa.uint8())])

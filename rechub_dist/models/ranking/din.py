@@ -72,6 +72,9 @@ class DIN(Model):
     def dense_features(self) -> tuple[DenseFeature, ...]:
         return self.fields.dense
 
+    def aligned_features(self) -> tuple[tuple[str, ...], ...]:
+        return (tuple(lookup.feature.name for lookup in self.behavior_lookups),)
+
     def forward(self, embedded: Embedded) -> Output:
         """Logits [B, 1]."""
         sequences = [embedded.sequences[lookup.name] for lookup in self.behavior_lookups]

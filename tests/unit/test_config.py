@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rechub_dist.config import load_run
+from rechub_dist.errors import UserError
+from rechub_dist.features import DenseFeature, SequenceFeature, SparseFeature, Table
+from rechub_dist.schema import parse_schema
+
+RUN = """
+output_dir: out
+data: {root: data, dataset: {features: {a: {kind: sparse, rows: 5}}, labels: {click: {}}}}
+model: {name: DeepFM, hidden_units: [1]}
+optimizer: {lr: 1e-3}
+"""
+
+
+@pytest.fixture
+def run_yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN)
+    return path
+
+
+def test_defaults_and_overrides(run_yaml: Path) -> None:
+    config = load_run(run_yaml, ["train.epochs=3", "data.labels=[click]", "embedding.optimizer={name: sgd, lr: 1}"])
+    assert config.optimizer.lr == 1e-3  # a number, though YAML 1.1 reads a string
+    assert (config.train.epochs, config.data.labels) == (3, ("click",))
+    assert (config.embedding.optimizer.name, config.embedding.optimizer.lr) == ("sgd", 1.0)
+    assert config.model.parameters == {"hidden_units": [1]}
+
+
+def test_the_dump_loads_as_the_same_configuration(run_yaml: Path, tmp_path: Path) -> None:
+    config = load_run(run_yaml, ["embedding.rules=[{tables: 'a*', sharding: row_wise}]", "objective={name: pointwise}"])
+    (tmp_path / "again.yaml").write_text(config.dump())
+    assert load_run(tmp_path / "again.yaml") == config
+
+
+def test_it_is_frozen(run_yaml: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_run(run_yaml).seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", "unknown key 'train.epoch': did you mean 'epochs'?"),
+        ("trian.epochs=3", "unknown key 'trian': did you mean 'train'?"),
+        ("embedding.rules=[{tables: x, optimizer: {lrr: 3}}]", "'embedding.rules.0.optimizer.lrr': did you mean 'lr'?"),
+        ("objective={name: retrieval, topk: 3}", "did you mean 'top_k'?"),
+        ("objective={name: foo}", "'pointwise', 'retrieval'"),
+        ("train.epochs=1.5", "train.epochs: input should be a valid integer, got 1.5"),
+        ("train.epochs=0", "train.epochs: input should be greater than 0"),
+        ("train.histograms=1", "train.histograms: input should be a valid boolean"),
+        ("optimizer.lr=fast", "optimizer.lr: input should be a valid number, got 'fast'"),
+        ("seed", "write section.key=value"),
+        ("seed.x=1", "'seed' is a value, not a section"),
+        ("seed=[", "the value is not YAML"),
+    ],
+)
+def test_refusals(run_yaml: Path, override: str, message: str) -> None:
+    overrides = ["seed=1", override]
+    with pytest.raises(UserError) as error:
+        load_run(run_yaml, overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2\n", "key 'a' stands twice"),
+        ("a: [", "is not valid YAML"),
+        ("- 1\n", "holds no mapping"),
+        ("model: {name: X}\ndata: {root: x}\n", "missing key 'output_dir'"),
+        ("output_dir: x\nmodel: {name: X}\ndata: {root: nowhere}\n", "nowhere holds no dataset.yaml"),
+        ("output_dir: x\nmodel: {name: X}\ndata: {root: x, dataset: gone.yaml}\n", "no such file"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_run(tmp_path / "run.yaml")
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        load_run(Path("gone.yaml"))
+
+
+def test_schema() -> None:
+    schema = parse_schema(
+        {
+            "name": "shop",
+            "tables": {"item": {"rows": 9, "dim": 4}},
+            "features": {
+                "item_id": {"kind": "sparse", "table": "item", "hash": True},
+                "item": {"kind": "sparse"},  # the table of its own name
+                "history": {"kind": "sequence", "table": "item", "max_length": 5, "keep": "first"},
+                "user": {"kind": "sparse", "rows": 3, "init_std": 0.5, "missing": "unknown", "unknown_id": 2},
+                "price": {"kind": "dense", "transform": "log", "column": "usd"},
+            },
+            "labels": {"click": None, "dwell": {"type": "regression"}},
+            "weight": "w",
+        }
+    )
+    item = Table("item", 9, dim=4)
+    assert schema["item_id"] == SparseFeature("item_id", item, hash=True)
+    assert schema["item"] == SparseFeature("item", item)
+    assert schema["history"] == SequenceFeature("history", item, max_length=5, keep="first")
+    assert schema["user"] == SparseFeature("user", Table("user", 3, init_std=0.5), missing="unknown", unknown_id=2)
+    assert schema["price"] == DenseFeature("price", transform="log", column="usd")
+    assert [(label.name, label.type) for label in schema.labels] == [
+        ("click", "classification"),
+        ("dwell", "regression"),
+    ]
+    assert schema.weight == "w"
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"a": {"kind": "spars"}}, "did you mean 'sparse'?"),
+        ({"a": {"kind": "sparse", "row": 3}}, "did you mean 'rows'?"),
+        ({"a": {"kind": "sparse"}}, "give rows"),
+        ({"a": {"kind": "sparse", "table": "itm"}}, "there is no table 'itm': did you mean 'item'?"),
+        ({"a": {"kind": "sparse", "rows": 0}}, "rows is 0, must be at least 1"),
+        ({"a": {"kind": "sparse", "rows": "many"}}, "valid integer, got 'many'"),
+        ({"a": {"kind": "sequence", "rows": 3}}, "missing key 'dataset.features.a.max_length'"),
+        ({"a": {"kind": "sparse", "rows": 3, "unknown_id": 3}}, "unknown_id 3 is outside its table"),
+        ({"item": {"kind": "sparse", "rows": 3}}, "a table 'item' is declared too"),
+        ({"a": {"kind": "dense", "rows": 3}}, "unknown key 'dataset.features.a.rows'"),
+        ({"a": {"kind": "sparse", "table": "item", "rows": 3}}, "names table 'item' and gives rows too"),
+        ({"a": 3}, "write a mapping"),
+        ({}, "at least one feature"),
+    ],
+)
+def test_schema_refusals(features: dict, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_schema({"tables": {"item": {"rows": 9}}, "features": features})
+    assert message in str(error.value)

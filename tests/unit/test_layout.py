@@ -1,0 +1,132 @@
+"""Which table lies where; and what is refused because the kernels get it wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rechub_dist.config import EmbeddingConfig, TableOptimizerConfig, TableRule
+from rechub_dist.embedded import Lookup
+from rechub_dist.embedding.layout import make_layout
+from rechub_dist.errors import UserError
+from rechub_dist.features import NegativeFeature, SequenceFeature, SparseFeature, Table
+
+USER, ITEM = Table("user", 100, dim=6), Table("item", 50, dim=8)
+user, item = SparseFeature("user", USER), SparseFeature("item", ITEM)
+history = SequenceFeature("history", ITEM, max_length=5)
+LOOKUPS = (
+    Lookup("user", user, USER, "sum"),
+    Lookup("user.linear", user, USER.linear, "sum"),
+    Lookup("item", item, ITEM, "mean"),
+    Lookup("history", history, ITEM, None),
+)
+
+
+def layout(lookups: tuple[Lookup, ...] = LOOKUPS, *, device: str = "cpu", world: int = 2, **config: Any) -> Any:
+    return make_layout(lookups, EmbeddingConfig(**config), device=device, world_size=world)
+
+
+def test_a_table_lies_in_one_collection() -> None:
+    found = layout()
+    assert found.collections == {"pooled": ("user",), "d8": ("item", "history")}
+    assert {name: placed.features for name, placed in found.tables.items()} == {
+        "user": ("user",),
+        "user.linear": ("user",),
+        "item": ("item", "history"),
+    }
+
+
+def test_widths_are_stored_as_multiples_of_four() -> None:
+    assert [Table("t", 3, dim=dim).stored_dim for dim in (1, 4, 5, 8)] == [4, 4, 8, 8]
+    wide = SequenceFeature("wide", Table("wide", 9, dim=5), max_length=3)
+    found = layout((*LOOKUPS, Lookup("wide", wide, wide.table, None)))
+    assert found.tables["wide"].collection == found.tables["item"].collection == "d8"
+
+
+def test_placement_by_rule_size_and_default() -> None:
+    rules = (
+        TableRule(tables="*.linear", sharding="replicated", optimizer=TableOptimizerConfig(name="adam")),
+        TableRule(tables="user*", sharding="row_wise"),
+    )
+    found = layout(rules=rules, replicate_below=60)
+    assert {name: placed.sharding for name, placed in found.tables.items()} == {
+        "user": "row_wise",
+        "user.linear": "replicated",  # the first rule that matches decides
+        "item": "replicated",  # fewer than 60 rows
+    }
+    assert found.collections == {"pooled": ("user",), "replicated": ("user", "item", "history")}
+    assert found.tables["user.linear"].optimizer.name == "adam"
+    auto = layout(row_wise_above=100)
+    assert {name: placed.sharding for name, placed in auto.tables.items()} == {
+        "user": "row_wise",
+        "user.linear": "row_wise",
+        "item": "table_wise",
+    }
+
+
+def test_placement_does_not_depend_on_the_world_size() -> None:
+    assert layout(world=1) == layout(world=2) == layout(world=64)
+
+
+def test_drawn_features_come_last() -> None:
+    negatives = NegativeFeature("negatives", ITEM, like="history", exclude=("history", "item"))
+    found = layout((Lookup("negatives", negatives, ITEM, None), *LOOKUPS))
+    assert list(found.features) == ["user", "item", "history", "negatives"]
+
+
+ADAM, LAZY = TableOptimizerConfig(name="adam"), TableOptimizerConfig(name="lazy_adam")
+ADAGRAD = TableOptimizerConfig(name="adagrad")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"optimizer": LAZY}, "fused Adam .lazy_adam. is not available on CPU"),
+        ({"optimizer": LAZY, "device": "cuda", "sharding": "replicated"}, "lazy_adam needs a sharded table"),
+        ({"optimizer": ADAM, "device": "cuda"}, "adam moves every row each step"),
+        ({"kernel": "fused_uvm_caching"}, "fused_uvm_caching needs CUDA"),
+        ({"sharding": "column_wise"}, "rowwise_adagrad on a column_wise table"),
+        ({"sharding": "table_column_wise"}, "rowwise_adagrad on a table_column_wise table"),
+        ({"sharding": "table_row_wise", "optimizer": ADAGRAD}, "not supported for a table that is read unpooled"),
+        ({"sharding": "row_wise", "world": 60}, "100 rows cannot be sharded row_wise over 60 ranks"),
+        ({"rules": (TableRule(tables="itme"),)}, "'itme' matches no table; the tables are user, user.linear, item"),
+    ],
+)
+def test_refusals(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        layout(**config)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "fits"), [(4, 4, True), (3, 4, False), (5, 4, False), (6, 3, True), (7, 4, True), (9, 6, False)]
+)
+def test_row_wise_needs_a_row_on_every_rank(rows: int, ranks: int, fits: bool) -> None:
+    table = Table("t", rows, dim=4)
+    lookup = Lookup("t", SparseFeature("t", table), table, "sum")
+    assert fits == (-(-rows // ranks) * (ranks - 1) < rows)
+    if fits:
+        layout((lookup,), world=ranks, sharding="row_wise")
+    else:
+        with pytest.raises(UserError, match="one would hold none"):
+            layout((lookup,), world=ranks, sharding="row_wise")
+
+
+def test_what_is_allowed_on_cuda() -> None:
+    found = layout(device="cuda", optimizer=LAZY, kernel="fused_uvm_caching")
+    assert found.tables["user"].kernel == "fused_uvm_caching"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Lookup("user", item, ITEM, "sum"), "two lookups are named 'user'"),
+        (Lookup("x", user, Table("user", 100, dim=7), "sum"), "width 6 and with 100 rows of width 7"),
+        (Lookup("x", SparseFeature("x", ITEM), Table("new", 3, dim=4), "sum"), "ids below 50"),
+        (Lookup("x", SparseFeature("x", Table("x", 3)), Table("x", 3), "sum"), "no width"),
+        (Lookup("x", SparseFeature("user", USER, hash=True), USER, "sum"), "'user' is looked up in two versions"),
+    ],
+)
+def test_contradicting_lookups(other: Lookup, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        layout((*LOOKUPS, other))
