@@ -107,6 +107,8 @@ class Reporter:
 def show_summary(console: Console, title: str, rows: Mapping[str, Any]) -> None:
     """A two-column table."""
     table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a path must be there whole, to be copied
     for name, value in rows.items():
         table.add_row(name, f"{value:.5f}" if isinstance(value, float) else str(value))
     console.print(table)

@@ -80,7 +80,8 @@ def draw_negatives(
     words = mix64(row_keys[row] + index.view(np.uint64))
 
     # Each excluded id once, as row * rows + id, in order: a row's excluded ids e_0 < e_1 < ... stand together.
-    keys = [np.repeat(np.arange(n), lengths) * rows + ids for ids, lengths in exclude]
+    # An id beyond the table cannot be drawn anyway, and would stand in the next row's range.
+    keys = [(np.repeat(np.arange(n), lengths) * rows + ids)[ids < rows] for ids, lengths in exclude]
     taken = np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
     ends = np.searchsorted(taken, np.arange(n + 1) * rows)
     left = rows - np.diff(ends)

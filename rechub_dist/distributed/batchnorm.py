@@ -21,18 +21,25 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         count = stats[-1].detach().clamp(min=1)
         mean = stats[: self.num_features] / count
         variance = (stats[self.num_features : -1] / count - mean.square()).clamp(min=0)
-        with torch.no_grad():
-            self._update_running(mean, variance, count)
+        if self.running_mean is not None and self.running_var is not None:
+            # One row has no variance: it takes the running statistics and leaves them as they are.
+            enough = count > 1
+            with torch.no_grad():
+                self._update_running(mean, variance, count, enough)
+            mean = torch.where(enough, mean, self.running_mean)
+            variance = torch.where(enough, variance, self.running_var)
         output = (input - mean) * torch.rsqrt(variance + self.eps)
         return output if self.weight is None else output * self.weight + self.bias
 
-    def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
+    def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor, enough: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(enough)
         momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
+        weight = momentum * enough
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), weight)
 
 
 def globalize(module: nn.Module) -> None:
