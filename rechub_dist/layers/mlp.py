@@ -39,7 +39,8 @@ class MLP(nn.Module):
         for units, rate in zip(hidden_units, rates, strict=True):
             if units < 1:
                 raise ValueError(f"hidden layers are {list(hidden_units)}: every width must be at least 1")
-            layers.append(nn.Linear(width, units))
+            # Before batch norm a bias would have no effect, and an optimizer would drive it by rounding errors.
+            layers.append(nn.Linear(width, units, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(units))
             layers.append(make_activation(activation, units))
