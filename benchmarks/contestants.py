@@ -128,6 +128,10 @@ def torchrec_loop(pipe: Connection, rank: int, place: Place) -> None:
     from torchrec.distributed.planner.types import ParameterConstraints  # noqa: PLC0415
     from torchrec.optim.rowwise_adagrad import RowWiseAdagrad  # noqa: PLC0415
 
+    from rechub_dist.distributed.runtime import keep_freed_memory  # noqa: PLC0415
+
+    keep_freed_memory()  # the allocator's setting that rechub_dist makes for itself, so that the loops are compared
+
     # the kernels want widths of a multiple of 4, so a first-order weight takes 4
     tables = [
         EmbeddingBagConfig(name=f"{name}{suffix}", embedding_dim=dim, num_embeddings=VOCABULARY, feature_names=[name])

@@ -82,7 +82,7 @@ def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int
     rank, world, local_rank, local_world = environment()
     _die_with_agent()
     if device == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
     target = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
@@ -110,7 +110,7 @@ def _die_with_agent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep freed memory: activations come and go each step, and fetching fresh pages costs a tenth of it."""
     m_trim_threshold, m_mmap_threshold = -1, -3
     with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
