@@ -10,10 +10,10 @@
 PYTHON ?= python3
 ACCELERATOR ?= cpu
 EXTRAS ?= dev
-TORCHREC := torchrec==1.8.0
+TORCHREC = $(shell $(PYTHON) -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["tool"]["rechub-dist"]["torchrec"])')
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(ACCELERATOR)-$(subst $(eval) ,-,$(EXTRAS))
+STAMP := $(VENV)/.installed-$(ACCELERATOR)-$(EXTRAS)
 DEMO_DATA := data/synthetic
 DEMO_RUN := configs/runs/deepfm_synthetic.yaml
 

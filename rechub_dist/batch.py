@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,9 +54,7 @@ class Batch(Pipelineable):
             if value is not None:
                 value.record_stream(stream)
 
-    def _map(self, move: object) -> Batch:
-        f = move
-        assert callable(f)
+    def _map(self, f: Callable[[Any], Any]) -> Batch:
         return replace(
             self,
             dense=f(self.dense),

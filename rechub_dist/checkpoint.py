@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader, 
 
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.distributed.state import State
-from rechub_dist.errors import UserError
+from rechub_dist.errors import UserError, one_line
 
 _STEP = re.compile(r"step-(\d{10})")
 
@@ -100,7 +101,7 @@ class Checkpoints:
                     return Position(**run["position"])
                 damaged.append(error)
             if self._runtime.is_main:
-                print(f"warning: {damaged[-1]}; trying the checkpoint before it", flush=True)
+                print(f"warning: {damaged[-1]}; trying the checkpoint before it", file=sys.stderr, flush=True)
         if damaged:
             raise UserError(f"{self.folder}: no checkpoint can be read: {damaged[0]}; remove the folder to start anew")
         return None
@@ -212,8 +213,8 @@ def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
 def _cause(error: CheckpointException) -> str:
     for failure in error.failures.values():
         exception = failure[0] if isinstance(failure, tuple) else failure
-        return " ".join(str(exception).split())[:300]
-    return " ".join(str(error).split())[:300]
+        return one_line(exception)[:300]
+    return one_line(error)[:300]
 
 
 def _fresh(folder: Path) -> None:

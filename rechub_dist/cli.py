@@ -138,8 +138,8 @@ def _quiet() -> None:
     if os.environ.get("RECHUB_DEBUG"):
         return
     warnings.filterwarnings("ignore")
-    for name in ("torchrec", "torch", "fbgemm_gpu", "root"):
-        logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
+    for name in (None, "torchrec", "torch", "fbgemm_gpu"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _truth(path: Path, test: dict[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rechub_dist.errors import UserError, nearest
+from rechub_dist.errors import UserError, nearest, one_line
 
 
 class Section(BaseModel):
@@ -237,7 +237,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         node[leaf] = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"--set {override}: the value is not YAML: {one_line(error)}") from error
 
 
 def _validate(tree: Mapping[str, Any], where: str) -> RunConfig:
@@ -288,7 +288,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: is not valid YAML: {one_line(error)}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds no mapping of keys to values")
     return tree

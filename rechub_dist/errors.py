@@ -10,6 +10,11 @@ class UserError(ValueError):
     """Bad input. The command line prints the message as one line and exits with 2."""
 
 
+def one_line(error: object) -> str:
+    """An error's message as one line."""
+    return " ".join(str(error).split())
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A clause that suggests what was meant: `did you mean 'x'?`, else the valid names."""
     names = sorted(valid)

@@ -58,7 +58,7 @@ class Reporter:
         if self.quiet:
             return
         self.finish()
-        self._what, self._total, self._done, self._began = what, total, done, time.monotonic()
+        self._what, self._total, self._began = what, total, time.monotonic()
         self._first = done
         if self.console.is_terminal:
             columns = (
@@ -76,7 +76,6 @@ class Reporter:
         """`done` steps of the bar are done; `note` is shown beside it."""
         if self.quiet:
             return
-        self._done = done
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
         elif time.monotonic() - self._last_line >= self._line_seconds:

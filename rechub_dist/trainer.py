@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 import threading
@@ -32,6 +31,7 @@ from rechub_dist.embedding.layout import REPLICATED
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.evaluate import Evaluation, evaluate
 from rechub_dist.report import Reporter, short
+from rechub_dist.seeds import seed_from
 from rechub_dist.splits import evaluation_reader, open_reader, optional_reader
 
 
@@ -111,9 +111,7 @@ class Trainer:
         rt.together(lambda: _make_output(config, rt))
         self.module = shard_step(config, self.parts, rt)
         self.optimizers = rt.together(
-            lambda: Optimizers(
-                self.module, self.parts.layout, config.optimizer, config.optimizer.schedule, config.embedding.schedule
-            )
+            lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
         )
         self.checkpoints = Checkpoints(config.output_dir / "checkpoints", rt, config.checkpoint.keep_last)
         self.identity = identity(config, self.parts, self.train_reader.manifest)
@@ -182,7 +180,7 @@ class Trainer:
             step = self.position.step
             rate = self.optimizers.set_step(step)
             # Dropout is drawn from (seed, step, rank), so a resumed run draws what the uninterrupted one did.
-            torch.manual_seed(_key(config.seed, step, self.rt.rank))
+            torch.manual_seed(seed_from(repr((config.seed, step, self.rt.rank))))
             try:
                 loss = pipeline.progress(batches)
             except StopIteration:
@@ -263,7 +261,7 @@ class Trainer:
         if not self.rt.is_main:
             return
         layout = self.parts.layout
-        pieces = {name: [p.tensor for p in parts] for name, parts in table_shards(self.module, layout).items()}
+        pieces = {name: [s.tensor for s in shards] for name, shards in table_shards(self.module, layout).items()}
         for placed in layout.tables_in(REPLICATED):
             local = self.parts.step.stage.replicated
             assert local is not None
@@ -350,7 +348,3 @@ def _make_output(config: RunConfig, rt: Runtime) -> None:
         raise UserError(
             f"output_dir: {config.output_dir} cannot be written: {error.strerror}; choose another folder"
         ) from error
-
-
-def _key(*parts: int) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "little")

@@ -63,11 +63,11 @@ class Optimizers:
         module: DistributedModelParallel,
         layout: Layout,
         dense: OptimizerConfig,
-        dense_schedule: ScheduleConfig,
         table_schedule: ScheduleConfig,
     ) -> None:
-        schedule_factor(dense_schedule, 0), schedule_factor(table_schedule, 0)
-        self._schedules = (dense_schedule, table_schedule)
+        self._schedules = (dense.schedule, table_schedule)
+        for schedule in self._schedules:
+            schedule_factor(schedule, schedule.warmup_steps)  # the first step that needs decay_steps, if any does
         self._clip = dense.clip_norm
         step = module.module
         self.parameters: dict[str, nn.Parameter] = dict(step.model.named_parameters())
@@ -86,19 +86,13 @@ class Optimizers:
                 [local.weight(placed.table.name)], **_with_eps(config, arguments)
             )
         self.fused: KeyedOptimizer = module.fused_optimizer
-        for optimizer in ([self.dense] if self.dense else []) + list(self.replicated.values()):
+        denses = [self.dense] if self.dense else []
+        self._all: list[Any] = [*denses, *self.replicated.values(), self.fused]
+        for optimizer in self._all[:-1]:
             _init_state(optimizer)
         self._base = [
-            [
-                (group, group["lr"])
-                for optimizer in ([self.dense] if self.dense else [])
-                for group in optimizer.param_groups
-            ],
-            [
-                (group, group["lr"])
-                for optimizer in (*self.replicated.values(), self.fused)
-                for group in optimizer.param_groups
-            ],
+            [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+            for optimizers in (denses, self._all[len(denses) :])
         ]
 
     def set_step(self, step: int) -> float:
@@ -111,18 +105,15 @@ class Optimizers:
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for optimizer in self._all():
+        for optimizer in self._all:
             optimizer.zero_grad()
 
     def step(self) -> None:
         """Apply the gradients; the fused optimizers have done so in backward, with the rates of `set_step`."""
         if self._clip is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), self._clip)
-        for optimizer in self._all():
+        for optimizer in self._all:
             optimizer.step()
-
-    def _all(self) -> list[Any]:
-        return [*([self.dense] if self.dense else []), *self.replicated.values(), self.fused]
 
 
 def _init_state(optimizer: torch.optim.Optimizer) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch import nn
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -123,25 +123,15 @@ def shard(
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
     )
     for name, shards in table_shards(module, layout).items():
-        for piece in shards:
-            init_table(piece.tensor, layout.tables[name].table, seed, piece.offsets[0], piece.offsets[1])
+        for part in shards:
+            row, column = part.metadata.shard_offsets
+            init_table(part.tensor, layout.tables[name].table, seed, row, column)
     return module
 
 
-@dataclass(frozen=True)
-class Piece:
-    """This rank's part of a table: a live tensor and where it begins in the whole (row, column)."""
-
-    tensor: Tensor
-    offsets: tuple[int, int]
-
-
-def table_shards(module: DistributedModelParallel, layout: Layout) -> dict[str, list[Piece]]:
+def table_shards(module: DistributedModelParallel, layout: Layout) -> dict[str, list[Shard]]:
     """The parts of the sharded tables' weights that this rank holds, by canonical name; live tensors."""
-    return {
-        name: [_piece(shard.tensor, shard.metadata.shard_offsets) for shard in weights.local_shards()]
-        for name, weights in sharded_weights(module, layout).items()
-    }
+    return {name: weights.local_shards() for name, weights in sharded_weights(module, layout).items()}
 
 
 def sharded_weights(module: DistributedModelParallel, layout: Layout) -> dict[str, ShardedTensor]:
@@ -151,10 +141,6 @@ def sharded_weights(module: DistributedModelParallel, layout: Layout) -> dict[st
     for collection in ([stage.pooled] if stage.pooled is not None else []) + list(stage.unpooled.values()):
         state.update({key.rsplit(".", 2)[-2]: value for key, value in collection.state_dict().items()})
     return {name: state[module_key(name)] for name, placed in layout.tables.items() if placed.collection != REPLICATED}
-
-
-def _piece(tensor: Tensor, offsets: list[int]) -> Piece:
-    return Piece(tensor, (offsets[0], offsets[1] if len(offsets) > 1 else 0))
 
 
 def _sharders() -> list[ModuleSharder[nn.Module]]:

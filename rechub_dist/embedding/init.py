@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
 from rechub_dist.features import Table
+from rechub_dist.seeds import seed_from
 
 BLOCK = 4096  # rows that are drawn from one generator
 
@@ -27,14 +26,10 @@ def init_table(out: Tensor, table: Table, seed: int, first_row: int = 0, first_c
         return
     generator = torch.Generator()
     for block in range(first_row // BLOCK, -(-(first_row + rows) // BLOCK)):
-        generator.manual_seed(_key(f"{seed}/{table.name}/{block}"))
+        generator.manual_seed(seed_from(f"{seed}/{table.name}/{block}"))
         values = torch.randn(BLOCK, width, generator=generator).mul_(table.init_std)
         start = block * BLOCK
         lo, hi = max(start, first_row), min(start + BLOCK, first_row + rows)
         out[lo - first_row : hi - first_row, :used] = values[
             lo - start : hi - start, first_column : first_column + used
         ].to(out)
-
-
-def _key(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")

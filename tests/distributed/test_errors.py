@@ -119,6 +119,7 @@ CONFIGURATION = [
     (["objective={name: retrieval}"], ["retrieval", "recall model"]),
     (["train.best_metric=acu"], ["acu", "did you mean 'auc'"]),
     (["optimizer.schedule.name=cosine"], ["cosine", "decay_steps"]),
+    (["embedding.schedule={name: linear, warmup_steps: 5}"], ["linear", "decay_steps"]),
     (["optimizer.lr=1e30", "optimizer.name=sgd"], ["not finite"]),
 ]
 

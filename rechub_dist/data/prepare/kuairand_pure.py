@@ -26,9 +26,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from rechub_dist.data.prepare.source import array, encode, error_line, numpy, source_file, vocabulary
+from rechub_dist.data.prepare.source import array, encode, numpy, source_file, vocabulary
 from rechub_dist.data.prepare.writer import prepared_folder, write_schema, write_split
-from rechub_dist.errors import UserError
+from rechub_dist.errors import UserError, one_line
 from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table
 
 NAME = "kuairand_pure"
@@ -102,7 +102,7 @@ def _read_csv(path: Path) -> pa.Table:
     try:
         return pcsv.read_csv(path, convert_options=pcsv.ConvertOptions(column_types={"tag": pa.string()}))
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not in the published format: {error_line(error)}") from None
+        raise UserError(f"{path} is not in the published format: {one_line(error)}") from None
 
 
 def _columns(table: pa.Table, names: list[str], path: Path) -> pa.Table:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
-from rechub_dist.errors import UserError
+from rechub_dist.errors import UserError, one_line
 
 
 def source_file(source: Path, name: str, origin: str) -> Path:
@@ -43,7 +43,7 @@ def read_delimited(path: Path, columns: dict[str, pa.DataType], *, delimiter: st
             convert_options=pcsv.ConvertOptions(column_types=columns, strings_can_be_null=False, null_values=[]),
         )
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not in the published format ({', '.join(columns)}): {error_line(error)}") from None
+        raise UserError(f"{path} is not in the published format ({', '.join(columns)}): {one_line(error)}") from None
 
 
 def array(values: Any) -> pa.Array:
@@ -79,8 +79,3 @@ def numpy(values: Any) -> np.ndarray[Any, Any]:
     """A column without nulls as a NumPy array."""
     result: np.ndarray[Any, Any] = array(values).to_numpy(zero_copy_only=False)
     return result
-
-
-def error_line(error: Exception) -> str:
-    """An error's message as one line."""
-    return " ".join(str(error).split())
