@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rechub_dist.features import NegativeFeature, Pooling, SequenceFeature, SparseFeature, Table
+from rechub_dist.features import IdFeature, NegativeFeature, Pooling, Table
 
-LookupFeature = SparseFeature | SequenceFeature | NegativeFeature
+LookupFeature = IdFeature | NegativeFeature
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,14 @@ class Lookup:
 
 
 class Jagged(NamedTuple):
-    """Ids of a feature for B rows: `values` int64 [sum of lengths], row after row, and `lengths` int [B]."""
+    """Ids of a feature for B rows: `values` int64 [sum of lengths], row after row, and `lengths` int [B].
+
+    `weights` float [sum of lengths] belong to a feature with weights, one an id.
+    """
 
     values: Tensor
     lengths: Tensor
+    weights: Tensor | None = None
 
     @staticmethod
     def single(ids: Tensor) -> Jagged:
@@ -100,11 +104,11 @@ class Output:
         user_mask: bool [B, Q], True where `user` is real.
         item: [B, N, D]; for models that train on every position N = Q and item[:, t] is the item that follows
             position t.
-        aux: further losses by name, each (sum, count) over this rank's rows.
+        aux: further losses by name, one value a row, [B]; they enter the loss as the rows' main losses do.
     """
 
     logits: Tensor | None = None
     user: Tensor | None = None
     user_mask: Tensor | None = None
     item: Tensor | None = None
-    aux: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    aux: dict[str, Tensor] = field(default_factory=dict)

@@ -6,7 +6,7 @@ and several features may read the same one (a target item and the history of ite
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Pooling = Literal["sum", "mean"]
@@ -92,11 +92,14 @@ class SparseFeature:
         out_of_range: what to do with an id outside the table: `error` refuses the file by name, `drop` removes the
             id, `unknown` replaces it by `unknown_id`.
         missing: the same for a missing (null) id. A missing list is an empty one.
+        weights: a column that holds a weight for each id, in lists of the same lengths; not negative. Vectors are
+            multiplied by them before they are summed, and a mean divides by their sum.
     """
 
     name: str
     table: Table
     column: str | None = None
+    weights: str | None = None
     pooling: Pooling = "sum"
     hash: bool = False
     out_of_range: IdPolicy = "error"
@@ -144,6 +147,78 @@ class SequenceFeature:
 
 
 @dataclass(frozen=True)
+class CrossFeature:
+    """The combinations of the ids of `inputs`, hashed into a table of `buckets` rows that is the cross's own.
+
+    A row has one id for each combination: one where every input has one, none where an input has none.
+
+    Args:
+        inputs: two features or more.
+        buckets: rows of the table; combinations that share a bucket share a vector.
+        dim: the table's width, as in `Table`; first-order (wide) weights need none.
+        pooling: how several combinations become one vector.
+    """
+
+    name: str
+    inputs: tuple[SparseFeature, ...]
+    buckets: int
+    dim: int | None = None
+    init_std: float = 0.01
+    pooling: Pooling = "sum"
+    kind: Literal["cross"] = "cross"
+
+    def __post_init__(self) -> None:
+        if len({feature.name for feature in self.inputs}) < max(2, len(self.inputs)):
+            names = [feature.name for feature in self.inputs]
+            raise ValueError(f"feature {self.name!r}: inputs are {names}, must be two different features or more")
+        _ = self.table  # checks buckets, dim and init_std
+
+    @property
+    def table(self) -> Table:
+        """The table of the combinations."""
+        return Table(self.name, self.buckets, self.dim, self.init_std)
+
+
+@dataclass(frozen=True)
+class TimeGapFeature:
+    """How long before the row's own time each behaviour of its history was, in buckets: an id a behaviour.
+
+    The bucket of a gap is the number of `boundaries` that it reaches, so there are len(boundaries) + 1; they index
+    a table of this feature's own. A behaviour after the row's time is an error, since it would tell the future.
+
+    Args:
+        times: the column with the behaviours' times, lists that are in step with the history.
+        now: the column with the row's time, in the same unit (numbers, or timestamps).
+        boundaries: ascending gaps in the columns' unit, for timestamps in seconds.
+        max_length, keep: those of the history.
+    """
+
+    name: str
+    times: str
+    now: str
+    boundaries: tuple[float, ...]
+    max_length: int
+    keep: Literal["first", "last"] = "last"
+    dim: int | None = None
+    init_std: float = 0.01
+    kind: Literal["time_gap"] = "time_gap"
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise ValueError(f"feature {self.name!r}: max_length is {self.max_length}, must be at least 1")
+        if not self.boundaries or any(a >= b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
+            raise ValueError(
+                f"feature {self.name!r}: boundaries are {list(self.boundaries)}, must be ascending numbers"
+            )
+        _ = self.table
+
+    @property
+    def table(self) -> Table:
+        """The table of the buckets."""
+        return Table(self.name, len(self.boundaries) + 1, self.dim, self.init_std)
+
+
+@dataclass(frozen=True)
 class NegativeFeature:
     """Ids drawn uniformly from `table` while the batch is collated; no column holds them.
 
@@ -164,8 +239,17 @@ class NegativeFeature:
             raise ValueError(f"feature {self.name!r}: count is {self.count}, must be at least 1")
 
 
-IdFeature = SparseFeature | SequenceFeature
-Feature = DenseFeature | SparseFeature | SequenceFeature
+IdFeature = SparseFeature | SequenceFeature | CrossFeature | TimeGapFeature
+Feature = DenseFeature | IdFeature
+
+
+def with_width(feature: Feature, dim: int) -> Feature:
+    """The feature with a table of width `dim` where its own has none."""
+    if isinstance(feature, DenseFeature) or feature.table.dim is not None:
+        return feature
+    if isinstance(feature, CrossFeature | TimeGapFeature):
+        return replace(feature, dim=dim)
+    return replace(feature, table=replace(feature.table, dim=dim))
 
 
 @dataclass(frozen=True)
@@ -201,7 +285,7 @@ class FeatureSchema:
             if feature.name in names:
                 raise ValueError(f"feature {feature.name!r} is declared twice")
             names.add(feature.name)
-            if isinstance(feature, SparseFeature | SequenceFeature):
+            if isinstance(feature, IdFeature):
                 known = tables.setdefault(feature.table.name, feature.table)
                 if known != feature.table:
                     raise ValueError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from rechub_dist.embedded import Embedded, Lookup
-from rechub_dist.features import DenseFeature, Feature, IdFeature, Pooling, SequenceFeature, SparseFeature, Table
+from rechub_dist.features import DenseFeature, Feature, IdFeature, Pooling, SequenceFeature, Table, TimeGapFeature
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Fields:
         lookups = tuple(
             Lookup(feature.name, feature, sized(feature.table, width, parameter), pooling_of(feature))
             for feature in features
-            if isinstance(feature, SparseFeature | SequenceFeature)
+            if isinstance(feature, IdFeature)
         )
         return Fields(lookups, tuple(feature for feature in features if isinstance(feature, DenseFeature)))
 
@@ -71,8 +71,8 @@ class Fields:
 
 
 def pooling_of(feature: IdFeature) -> Pooling:
-    """How a feature becomes one vector: a sparse one as it says, a sequence by its mean."""
-    return feature.pooling if isinstance(feature, SparseFeature) else "mean"
+    """How a feature becomes one vector: a sparse one or a cross as it says, a sequence by its mean."""
+    return "mean" if isinstance(feature, SequenceFeature | TimeGapFeature) else feature.pooling
 
 
 def sized(table: Table, width: int | None, parameter: str = "embedding_dim") -> Table:
@@ -99,7 +99,7 @@ def check_distinct(features: Iterable[Feature]) -> None:
     for feature in features:
         if not isinstance(feature, Feature):
             raise ValueError(
-                f"{feature!r} is not a feature: pass DenseFeature, SparseFeature or SequenceFeature objects"
+                f"{feature!r} is not a feature: pass SparseFeature, DenseFeature, ... objects"
             )
         if feature.name in seen:
             raise ValueError(f"feature {feature.name!r} is listed twice: leave one out")

@@ -33,12 +33,10 @@ class MLP(nn.Module):
         out_dim: int | None = None,
     ) -> None:
         super().__init__()
-        rates = _rates(dropout_rates, hidden_units)
+        rates = dropouts(dropout_rates, hidden_units)
         layers: list[nn.Module] = []
         width = in_dim
         for units, rate in zip(hidden_units, rates, strict=True):
-            if units < 1:
-                raise ValueError(f"hidden layers are {list(hidden_units)}: every width must be at least 1")
             # Before batch norm a bias would have no effect, and an optimizer would drive it by rounding errors.
             layers.append(nn.Linear(width, units, bias=not batch_norm))
             if batch_norm:
@@ -59,7 +57,14 @@ class MLP(nn.Module):
         return x
 
 
-def _rates(dropout_rates: float | list[float], hidden_units: list[int]) -> list[float]:
+def dropouts(dropout_rates: float | list[float], hidden_units: list[int]) -> list[float]:
+    """One dropout rate for each of `hidden_units`: those given, or the one given for all.
+
+    Raises:
+        ValueError: for a width below 1, a rate outside [0, 1), or another number of rates than layers.
+    """
+    if any(units < 1 for units in hidden_units):
+        raise ValueError(f"hidden layers are {list(hidden_units)}: every width must be at least 1")
     if isinstance(dropout_rates, int | float):
         rates = [float(dropout_rates)] * len(hidden_units)
     else:

@@ -19,10 +19,16 @@ class Model(nn.Module):
         table_width: the constructor's parameter that sets the width of its tables (`embedding_dim`, `hidden_size`);
             None where the widths come with the features.
         paper: where the mathematics comes from.
+        objectives: names of the objectives that can train it; the first is the default.
+        num_tasks: logits a row, and so labels of a run.
+        task_types: the labels' types in order; None leaves them to the labels.
     """
 
     table_width: ClassVar[str | None] = None
     paper: ClassVar[str] = ""
+    objectives: ClassVar[tuple[str, ...]] = ("pointwise",)
+    num_tasks: int = 1
+    task_types: tuple[str, ...] | None = None
 
     def lookups(self) -> tuple[Lookup, ...]:
         """The tables that the model reads."""
@@ -47,6 +53,9 @@ class RecallModel(Model):
     `forward` is for training. `user` and `item` are what serving, evaluation and export use; a user's score for an
     item is the largest over the user's vectors.
     """
+
+    objectives = ("retrieval",)
+    num_tasks = 0
 
     def user(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
         """The user's vectors [B, Q, D] and which of them are live, bool [B, Q]."""

@@ -107,7 +107,7 @@ def row_of(embedded: Embedded, row: int) -> Embedded:
 def real(output: Output) -> dict[str, Tensor]:
     """What counts of an output: its tensors, without the vectors at masked positions."""
     kept = {field.name: getattr(output, field.name) for field in fields(output) if field.name != "aux"}
-    kept |= {f"aux.{name}": total / count.clamp(min=1) for name, (total, count) in output.aux.items()}
+    kept |= {f"aux.{name}": losses for name, losses in output.aux.items()}
     kept = {name: value for name, value in kept.items() if value is not None}
     if output.user is not None:
         mask = kept.pop("user_mask")

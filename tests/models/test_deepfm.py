@@ -21,7 +21,7 @@ def test_forward_and_gradients() -> None:
             v = [embedded.vectors[name][b] for name in fields]
             dense = [*embedded.dense["age"][b], *embedded.dense["profile"][b]]
             y = sum(embedded.vectors[f"{name}.linear"][b, 0] for name in fields)
-            y = y + sum(model.linear.weight[0, i] * value for i, value in enumerate(dense))
+            y = y + sum(model.first_order.linear.weight[0, i] * value for i, value in enumerate(dense))
             for i in range(len(v)):
                 for j in range(i + 1, len(v)):
                     y = y + sum(v[i][d] * v[j][d] for d in range(4))

@@ -45,7 +45,7 @@ class SharedBottom(Model):
     ) -> None:
         super().__init__()
         check_tasks(num_tasks, task_types)
-        self.task_types = tuple(task_types)
+        self.num_tasks, self.task_types = num_tasks, tuple(task_types)
         self.fields = Fields.of(features)
         self.bottom = MLP(self.fields.width, hidden_units, dropout_rates, activation=activation, batch_norm=batch_norm)
         self.towers = nn.ModuleList(

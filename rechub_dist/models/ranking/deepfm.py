@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
 from rechub_dist.layers.fm import pair_sum
 from rechub_dist.layers.inputs import Fields
+from rechub_dist.layers.linear import FirstOrder
 from rechub_dist.layers.mlp import MLP
 from rechub_dist.models.base import Model
 
@@ -45,28 +43,19 @@ class DeepFM(Model):
         self.fields = Fields.of(features, embedding_dim)
         if not self.fields.lookups:
             raise ValueError("DeepFM needs embeddings: give it at least one sparse or sequence feature")
-        self.linear_lookups = tuple(
-            Lookup(f"{lookup.name}.linear", lookup.feature, lookup.table.linear, lookup.pooling)
-            for lookup in self.fields.lookups
-        )
-        dense_width = self.fields.dense_width
-        self.linear = nn.Linear(dense_width, 1, bias=False) if dense_width else None
+        self.first_order = FirstOrder(features)
         self.mlp = MLP(
             self.fields.width, hidden_units, dropout_rates, activation=activation, batch_norm=batch_norm, out_dim=1
         )
 
     def lookups(self) -> tuple[Lookup, ...]:
-        return (*self.fields.lookups, *self.linear_lookups)
+        return (*self.fields.lookups, *self.first_order.lookups)
 
     def dense_features(self) -> tuple[DenseFeature, ...]:
         return self.fields.dense
 
     def forward(self, embedded: Embedded) -> Output:
         """Logits [B, 1]."""
-        x = self.fields.concat(embedded)  # [B, F D + dense]
-        vectors = embedded.stack(self.fields.names)  # [B, F, D]
-        first = embedded.stack([lookup.name for lookup in self.linear_lookups]).sum(dim=1)  # [B, 1]
-        if self.linear is not None:
-            dense = torch.cat([embedded.dense[name] for name in self.fields.dense_names], dim=1)
-            first = first + self.linear(dense)
-        return Output(logits=first + pair_sum(vectors)[:, None] + self.mlp(x))
+        second = pair_sum(embedded.stack(self.fields.names))[:, None]
+        deep = self.mlp(self.fields.concat(embedded))
+        return Output(logits=self.first_order(embedded) + second + deep)
