@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class Batch(Pipelineable):
         jagged: ids by collection name; every collection has the same stride.
         labels: float32 [rows, T].
         weights: float32 [rows], or None where every row weighs 1.
+        id_weights: by name of a weighted feature, float32, one for each of its ids.
         weight_sums: float64 [K] over all ranks, the objective's normalisers; set by the trainer, None before that.
     """
 
@@ -31,6 +32,7 @@ class Batch(Pipelineable):
     jagged: dict[str, KeyedJaggedTensor]
     labels: Tensor
     weights: Tensor | None = None
+    id_weights: dict[str, Tensor] = field(default_factory=dict)
     weight_sums: Tensor | None = None
 
     def feature(self, name: str) -> JaggedTensor:
@@ -50,7 +52,8 @@ class Batch(Pipelineable):
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory alive until `stream` has used it."""
-        for value in (self.dense, self.labels, self.weights, self.weight_sums, *self.jagged.values()):
+        tensors = (self.dense, self.labels, self.weights, self.weight_sums, *self.id_weights.values())
+        for value in (*tensors, *self.jagged.values()):
             if value is not None:
                 value.record_stream(stream)
 
@@ -61,5 +64,6 @@ class Batch(Pipelineable):
             jagged={name: f(value) for name, value in self.jagged.items()},
             labels=f(self.labels),
             weights=None if self.weights is None else f(self.weights),
+            id_weights={name: f(value) for name, value in self.id_weights.items()},
             weight_sums=None if self.weight_sums is None else f(self.weight_sums),
         )

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from rechub_dist.batch import Batch
-from rechub_dist.config import PointwiseConfig, RetrievalConfig, RunConfig
+from rechub_dist.config import EntireSpaceConfig, PointwiseConfig, RetrievalConfig, RunConfig
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.embedding.layout import Layout, make_layout
 from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, SequenceFeature, SparseFeature
+from rechub_dist.features import Feature, FeatureSchema, Label, with_width
 from rechub_dist.models import Model, RecallModel, catalogue
-from rechub_dist.objectives import Objective, PointwiseObjective, RetrievalObjective
+from rechub_dist.objectives import EntireSpaceObjective, Objective, PointwiseObjective, RetrievalObjective
 from rechub_dist.schema import parse_schema
 
 DEFAULT_DIM = 16  # of tables to which schema, model and run give no width
@@ -131,16 +131,10 @@ def _with_widths(config: RunConfig, cls: type[Model], schema: FeatureSchema) -> 
             raise UserError(f"embedding.dim is {dim}, but model.{cls.table_width} is {own}; leave embedding.dim out")
         return schema
     dim = dim or DEFAULT_DIM
-
-    def widen(feature: Feature) -> Feature:
-        if isinstance(feature, DenseFeature) or feature.table.dim is not None:
-            return feature
-        return dataclasses.replace(feature, table=dataclasses.replace(feature.table, dim=dim))
-
-    return dataclasses.replace(schema, features=tuple(widen(feature) for feature in schema.features))
+    return dataclasses.replace(schema, features=tuple(with_width(feature, dim) for feature in schema.features))
 
 
-_KINDS: tuple[type, ...] = (DenseFeature, SparseFeature, SequenceFeature)
+_KINDS: tuple[Any, ...] = typing.get_args(Feature)
 
 
 def _argument(where: str, value: Any, hint: Any, schema: FeatureSchema) -> Any:
@@ -149,25 +143,27 @@ def _argument(where: str, value: Any, hint: Any, schema: FeatureSchema) -> Any:
     if not kinds:
         _check_type(where, value, hint)
         return value
-    if typing.get_origin(hint) is list:
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    if list in {typing.get_origin(option) for option in (hint, *typing.get_args(hint))}:
         if not isinstance(value, list):
             raise UserError(f"{where}: write a list of feature names, got {value!r}")
         return [_feature(where, name, kinds, schema) for name in value]
     return _feature(where, value, kinds, schema)
 
 
-def _feature(where: str, name: Any, kinds: set[type], schema: FeatureSchema) -> Feature:
+def _feature(where: str, name: Any, kinds: set[Any], schema: FeatureSchema) -> Feature:
     names = [feature.name for feature in schema.features]
     if name not in names:
         raise UserError(f"{where}: the data set has no feature {name!r}: {nearest(str(name), names)}")
     feature = schema[name]
     if type(feature) not in kinds:
-        wanted = " or ".join(sorted(kind.__name__.removesuffix("Feature").lower() for kind in kinds))
+        wanted = " or ".join(sorted(kind.kind for kind in kinds))
         raise UserError(f"{where}: feature {name!r} is {feature.kind}, but a {wanted} feature is needed here")
     return feature
 
 
-def _feature_kinds(hint: Any) -> set[type]:
+def _feature_kinds(hint: Any) -> set[Any]:
     if hint in _KINDS:
         return {hint}
     return {kind for argument in typing.get_args(hint) for kind in _feature_kinds(argument)}
@@ -205,12 +201,25 @@ def _labels(config: RunConfig, schema: FeatureSchema) -> tuple[Label, ...]:
 
 
 def _objective(config: RunConfig, model: Model, labels: tuple[Label, ...]) -> Objective:
-    chosen = config.objective or (RetrievalConfig() if isinstance(model, RecallModel) else PointwiseConfig())
-    if isinstance(chosen, PointwiseConfig):
-        return PointwiseObjective(chosen, labels)
-    if not isinstance(model, RecallModel):
-        raise UserError(f"objective: {chosen.name} needs a recall model; {config.model.name} takes pointwise")
-    return RetrievalObjective(chosen, model)
+    defaults = {"pointwise": PointwiseConfig, "entire_space": EntireSpaceConfig, "retrieval": RetrievalConfig}
+    chosen = config.objective or defaults[model.objectives[0]]()
+    name = config.model.name
+    if chosen.name not in model.objectives:
+        raise UserError(f"objective.name: {name} is trained by {' or '.join(model.objectives)}, not by {chosen.name}")
+    if isinstance(chosen, RetrievalConfig):
+        assert isinstance(model, RecallModel)
+        return RetrievalObjective(chosen, model)
+    if len(labels) != model.num_tasks:
+        raise UserError(
+            f"data.labels: {len(labels)} label(s) ({', '.join(label.name for label in labels)}), but {name} as "
+            f"configured has {model.num_tasks} task(s); name as many labels as it has tasks"
+        )
+    for label, kind in zip(labels, model.task_types or (), strict=model.task_types is not None):
+        if label.type != kind:
+            raise UserError(f"model.task_types: {kind} for label {label.name!r}, which is of type {label.type}")
+    if isinstance(chosen, EntireSpaceConfig):
+        return EntireSpaceObjective(chosen, labels)
+    return PointwiseObjective(chosen, labels)
 
 
 def identity(config: RunConfig, parts: Parts, manifest: Manifest) -> dict[str, Any]:

@@ -95,13 +95,21 @@ def evaluate(
 
 
 @app.command()
-def models(name: Annotated[str | None, typer.Argument(help="A model's class name.")] = None) -> None:
-    """List the models by family, or show one: parameters, lookups, paper, and a run file's model section."""
-    from rechub_dist.describe import describe_model, list_models  # noqa: PLC0415
+def models(
+    name: Annotated[str | None, typer.Argument(help="A model's class name.")] = None,
+    run_file: Annotated[bool, typer.Option("--run-file", help="Print nothing but a run file that works.")] = False,
+) -> None:
+    """List the models by family, or show one: parameters, lookups, outputs, paper, and a run file that works.
+
+    Example: rechub-dist models DIEN --run-file > dien.yaml
+    """
+    from rechub_dist.describe import describe_model, list_models, print_run_file  # noqa: PLC0415
 
     console = Console()
     if name is None:
         list_models(console)
+    elif run_file:
+        print_run_file(name)
     else:
         describe_model(console, name)
 

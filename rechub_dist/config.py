@@ -27,6 +27,9 @@ class DataConfig(Section):
     dataset: str | dict[str, Any] | None = Field(
         None, description="the schema: a YAML file (relative to the run file) or inline; default <root>/dataset.yaml"
     )
+    features: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="further features (crosses, for one), or others in place of the schema's"
+    )
     train: str = Field("train", description="train split: folder, file or glob below root")
     valid: str | None = Field("valid", description="validation split; null for none")
     test: str | None = Field("test", description="test split, evaluated at the end; null for none")
@@ -112,6 +115,14 @@ class PointwiseConfig(Section):
     """Cross-entropy for classification labels, squared error for regression, summed with weights over the labels."""
 
     name: Literal["pointwise"] = "pointwise"
+    task_weights: dict[str, float] = Field(default_factory=dict, description="by label; 1 where none is given")
+    aux_weight: float = Field(1.0, ge=0, description="of the model's own further losses, DIEN's for one")
+
+
+class EntireSpaceConfig(Section):
+    """ESMM's loss over all impressions: that of a click, and that of a click with its conversion."""
+
+    name: Literal["entire_space"] = "entire_space"
     task_weights: dict[str, float] = Field(default_factory=dict)
 
 
@@ -125,7 +136,7 @@ class RetrievalConfig(Section):
     exclude_seen: bool = Field(True, description="leave the items of the history out of the ranking")
 
 
-ObjectiveConfig = Annotated[PointwiseConfig | RetrievalConfig, Field(discriminator="name")]
+ObjectiveConfig = Annotated[PointwiseConfig | EntireSpaceConfig | RetrievalConfig, Field(discriminator="name")]
 
 
 class TrainConfig(Section):
@@ -209,18 +220,23 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
 def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
     """The same configuration with the schema inline, so that it does not depend on where the run file lies."""
     dataset = config.data.dataset
-    if isinstance(dataset, dict):
-        return config
-    file = config.data.root / "dataset.yaml" if dataset is None else base / dataset
+    if not isinstance(dataset, dict):
+        dataset = read_yaml(_schema_file(config.data, base))
+    features = {**(dataset.get("features") or {}), **config.data.features}
+    data = config.data.model_copy(update={"dataset": {**dataset, "features": features}, "features": {}})
+    return config.model_copy(update={"data": data})
+
+
+def _schema_file(data: DataConfig, base: Path) -> Path:
+    file = data.root / "dataset.yaml" if data.dataset is None else base / str(data.dataset)
     if not file.is_file():
         raise UserError(
-            f"data.root: {config.data.root} holds no dataset.yaml; prepare the data first (rechub-dist data prepare "
+            f"data.root: {data.root} holds no dataset.yaml; prepare the data first (rechub-dist data prepare "
             f"or synthesize), or name the schema in data.dataset"
-            if dataset is None
+            if data.dataset is None
             else f"data.dataset: no such file: {file}"
         )
-    data = config.data.model_copy(update={"dataset": read_yaml(file)})
-    return config.model_copy(update={"data": data})
+    return file
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

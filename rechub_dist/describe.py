@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from rechub_dist.errors import UserError, nearest
+from rechub_dist.examples import example_model, example_run
 from rechub_dist.models import FAMILIES, Model, catalogue, family
 
 
@@ -25,27 +24,47 @@ def list_models(console: Console) -> None:
 
 
 def describe_model(console: Console, name: str) -> None:
-    """One model: what it is, its parameters with their meaning, and a run file's section.
+    """One model: what it computes, its parameters, what it looks up and returns, and a run file that works as it is.
 
     Raises:
         UserError: there is no such model.
     """
+    cls = _find(name)
+    console.print(f"[bold]{name}[/bold] ({family(cls)})  {cls.paper}", highlight=False)
+    console.print(inspect.cleandoc(cls.__doc__ or ""), highlight=False, markup=False)
+    console.print()
+    parameters = Table("parameter", "type", "default", title="constructor", title_justify="left")
+    for parameter in _parameters(cls):
+        required = parameter.default is inspect.Parameter.empty
+        default = "required" if required else repr(parameter.default)
+        parameters.add_row(parameter.name, escape(str(parameter.annotation)), escape(default))
+    console.print(parameters)
+    lookups = Table("lookup", "feature", "table", "pooling", title="lookups of the run below", title_justify="left")
+    for lookup in example_model(cls).lookups():
+        table = f"{lookup.table.name} [{lookup.table.rows:,} x {lookup.dim}]"
+        feature = f"{lookup.feature.name} ({lookup.feature.kind})"
+        lookups.add_row(lookup.name, feature, escape(table), lookup.pooling or "none: a sequence")
+    console.print(lookups)
+    console.print("[bold]output[/bold]", inspect.getdoc(cls.forward), highlight=False)
+    console.print("[bold]objective[/bold]", " or ".join(cls.objectives), highlight=False)
+    console.print(f"\n[bold]run file[/bold] (rechub-dist models {name} --run-file > run.yaml)", highlight=False)
+    print(example_run(cls))
+
+
+def print_run_file(name: str) -> None:
+    """The run file alone, to be written to a file.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    print(example_run(_find(name)), end="")
+
+
+def _find(name: str) -> type[Model]:
     models = catalogue()
     if name not in models:
         raise UserError(f"no model {name!r}: {nearest(name, models)}")
-    cls = models[name]
-    console.print(f"[bold]{name}[/bold] ({family(cls)})  {cls.paper}", highlight=False)
-    console.print(inspect.cleandoc(cls.__doc__ or ""), highlight=False, markup=False)
-    table = Table("parameter", "type", "default", title="constructor", title_justify="left")
-    parameters = _parameters(cls)
-    for parameter in parameters:
-        required = parameter.default is inspect.Parameter.empty
-        table.add_row(parameter.name, escape(str(parameter.annotation)), "" if required else repr(parameter.default))
-    console.print(table)
-    console.print("in a run file:", highlight=False)
-    section: dict[str, Any] = {"name": name}
-    section.update({p.name: _example(p) for p in parameters if p.default is inspect.Parameter.empty})
-    console.print(yaml.safe_dump({"model": section}, sort_keys=False, default_flow_style=None), highlight=False)
+    return models[name]
 
 
 def _parameters(cls: type[Model]) -> list[inspect.Parameter]:
@@ -55,19 +74,3 @@ def _parameters(cls: type[Model]) -> list[inspect.Parameter]:
 def _first_line(cls: type[Model]) -> str:
     module = inspect.getmodule(cls)
     return (inspect.getdoc(module) or "").splitlines()[0].partition(": ")[2]
-
-
-def _example(parameter: inspect.Parameter) -> Any:
-    """A value of the right kind to start from; feature lists want names of the data set's schema."""
-    annotation, name = str(parameter.annotation), parameter.name
-    if "Feature" in annotation:
-        return [f"<{name}: names of features>"]
-    if name == "task_types":
-        return ["classification", "classification"]
-    if "list[int]" in annotation:
-        return [128, 64]
-    if "str" in annotation:
-        return "relu"
-    if "float" in annotation:
-        return 0.1
-    return {"num_heads": 2, "num_layers": 2, "num_tasks": 2, "max_len": 50, "item_num": 1000}.get(name, 32)

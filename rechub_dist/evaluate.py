@@ -14,12 +14,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from rechub_dist.batch import Batch
 from rechub_dist.build import Parts, TrainStep
 from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.spec import WEIGHTED
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.embedded import Jagged
 from rechub_dist.metrics.binary import binary_metrics, regression_metrics
 from rechub_dist.metrics.ranking import ranking_metrics, target_ranks
 from rechub_dist.models import RecallModel
-from rechub_dist.objectives import PointwiseObjective, RetrievalObjective
+from rechub_dist.objectives import RetrievalObjective, TaskObjective
 
 CATALOGUE_CHUNK = 8192  # items embedded at a time, over all ranks
 
@@ -45,8 +46,8 @@ def evaluate(
     try:
         with torch.no_grad():
             batches = _agreed(reader, runtime, advance)
-            if isinstance(step.objective, PointwiseObjective):
-                return _pointwise(step, step.objective, parts, batches, runtime)
+            if isinstance(step.objective, TaskObjective):
+                return _tasks(step, step.objective, batches, runtime)
             assert isinstance(step.objective, RetrievalObjective)
             return _ranking(step, step.objective, parts, batches, runtime)
     finally:
@@ -65,26 +66,20 @@ def _agreed(reader: ParquetReader, runtime: Runtime, advance: Callable[[int], No
             advance(done)
 
 
-def _pointwise(
-    step: TrainStep, objective: PointwiseObjective, parts: Parts, batches: Iterator[Batch], runtime: Runtime
-) -> Evaluation:
-    tasks = len(objective.labels)
-    found = [torch.empty(0, 2 * tasks + 1)]
+def _tasks(step: TrainStep, objective: TaskObjective, batches: Iterator[Batch], runtime: Runtime) -> Evaluation:
+    names = objective.scored
+    found = [torch.empty(0, len(names), 3)]
     for batch in batches:
-        predictions = objective.predict(step.model(step.stage(batch)))
-        weights = torch.ones(batch.rows, 1) if batch.weights is None else batch.weights[:, None]
-        found.append(torch.cat([predictions.cpu(), batch.labels.cpu(), weights.cpu()], dim=1))
+        scores = objective.scores(step.model(step.stage(batch)), batch)
+        found.append(torch.stack([torch.stack(scores[name], dim=1) for name in names], dim=1).cpu())
     rows = _gather(torch.cat(found), runtime).numpy()
-    weights_all = rows[:, -1] if parts.spec.weight is not None else None
     metrics: dict[str, float] = {}
-    by_label = {}
-    for t, label in enumerate(objective.labels):
-        measure = binary_metrics if label.type == "classification" else regression_metrics
-        values = measure(rows[:, t], rows[:, tasks + t], weights_all)
-        prefix = f"{label.name}/" if tasks > 1 else ""
-        metrics.update({f"{prefix}{name}": value for name, value in values.items()})
-        by_label[label.name] = rows[:, t]
-    return Evaluation(metrics, len(rows), by_label)
+    for column, (name, kind) in enumerate(names.items()):
+        measure = binary_metrics if kind == "classification" else regression_metrics
+        prefix = f"{name}/" if len(names) > 1 else ""
+        for metric, value in measure(*rows[:, column].T).items():
+            metrics[f"{prefix}{metric}"] = value
+    return Evaluation(metrics, len(rows), {name: rows[:, column, 0] for column, name in enumerate(names)})
 
 
 def _ranking(
@@ -114,22 +109,25 @@ def _catalogue(step: TrainStep, objective: RetrievalObjective, parts: Parts, run
     vectors = []
     for start in range(0, rows, stride * runtime.world_size):
         mine = torch.arange(start + runtime.rank * stride, min(rows, start + (runtime.rank + 1) * stride))
-        jagged = {name: _only(item, mine, features, stride) for name, features in parts.spec.collections.items()}
-        batch = Batch(
-            len(mine), torch.zeros(len(mine), sum(f.dim for f in parts.spec.dense)), jagged, torch.empty(0, 0)
-        )
+        jagged = {
+            name: _only(item, mine, features, stride, name == WEIGHTED)
+            for name, features in parts.spec.collections.items()
+        }
+        dense = torch.zeros(len(mine), sum(feature.dim for feature in parts.spec.dense))
+        batch = Batch(len(mine), dense, jagged, torch.empty(0, 0))
         found = model.item(step.stage(batch.to(runtime.device)))
         vectors.append(_gather(found, runtime))
     return torch.cat(vectors)
 
 
-def _only(feature: str, ids: Tensor, features: tuple[str, ...], stride: int) -> KeyedJaggedTensor:
+def _only(feature: str, ids: Tensor, features: tuple[str, ...], stride: int, weighted: bool) -> KeyedJaggedTensor:
     """A collection in which only `feature` has ids, one a row."""
     lengths = torch.zeros(len(features), stride, dtype=torch.int32)
     if feature in features:
         lengths[features.index(feature), : len(ids)] = 1
     values = ids if feature in features else ids[:0]
-    return KeyedJaggedTensor(keys=list(features), values=values, lengths=lengths.view(-1), stride=stride)
+    weights = torch.ones(len(values)) if weighted else None
+    return KeyedJaggedTensor(list(features), values, weights, lengths=lengths.view(-1), stride=stride)
 
 
 def _gather(rows: Tensor, runtime: Runtime) -> Tensor:

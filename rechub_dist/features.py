@@ -239,17 +239,25 @@ class NegativeFeature:
             raise ValueError(f"feature {self.name!r}: count is {self.count}, must be at least 1")
 
 
-IdFeature = SparseFeature | SequenceFeature | CrossFeature | TimeGapFeature
+StoredFeature = SparseFeature | SequenceFeature  # its ids stand in a column
+IdFeature = StoredFeature | CrossFeature | TimeGapFeature
 Feature = DenseFeature | IdFeature
 
 
 def with_width(feature: Feature, dim: int) -> Feature:
-    """The feature with a table of width `dim` where its own has none."""
-    if isinstance(feature, DenseFeature) or feature.table.dim is not None:
+    """The feature with a table of width `dim` where its own has none; a cross's inputs likewise."""
+    if isinstance(feature, DenseFeature):
         return feature
-    if isinstance(feature, CrossFeature | TimeGapFeature):
-        return replace(feature, dim=dim)
-    return replace(feature, table=replace(feature.table, dim=dim))
+    if isinstance(feature, CrossFeature):
+        inputs = tuple(replace(source, table=_with_dim(source.table, dim)) for source in feature.inputs)
+        return replace(feature, inputs=inputs, dim=feature.dim or dim)
+    if isinstance(feature, TimeGapFeature):
+        return replace(feature, dim=feature.dim or dim)
+    return replace(feature, table=_with_dim(feature.table, dim))
+
+
+def _with_dim(table: Table, dim: int) -> Table:
+    return replace(table, dim=table.dim or dim)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,24 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table
+from rechub_dist.features import (
+    CrossFeature,
+    DenseFeature,
+    Feature,
+    FeatureSchema,
+    Label,
+    SequenceFeature,
+    SparseFeature,
+    Table,
+    TimeGapFeature,
+)
 
-KINDS: dict[str, type[DenseFeature] | type[SparseFeature] | type[SequenceFeature]] = {
+KINDS: dict[str, type[Feature]] = {
     "dense": DenseFeature,
     "sparse": SparseFeature,
     "sequence": SequenceFeature,
+    "cross": CrossFeature,
+    "time_gap": TimeGapFeature,
 }
 
 
@@ -22,14 +34,16 @@ def parse_schema(tree: dict[str, Any]) -> FeatureSchema:
     """The schema that a `dataset.yaml` describes.
 
     A sparse or sequence feature names a table of `tables`, or gives `rows` (and `dim`, `init_std`) and so owns a table
-    of its own name.
+    of its own name. A cross names its inputs, which may stand before it or after it.
 
     Raises:
         UserError: unknown keys, kinds, tables; wrong types; contradictions.
     """
     _known(tree, {"name", "tables", "features", "labels", "weight"}, "dataset")
     tables = {name: _build(Table, name, spec, f"dataset.tables.{name}") for name, spec in _items(tree, "tables")}
-    features = tuple(_feature(name, spec, tables) for name, spec in _items(tree, "features"))
+    items = _items(tree, "features")
+    plain = {name: _feature(name, spec, tables) for name, spec in items if spec.get("kind") != "cross"}
+    features = tuple(plain.get(name) or _cross(name, spec, plain) for name, spec in items)
     labels = tuple(_build(Label, name, spec, f"dataset.labels.{name}") for name, spec in _items(tree, "labels"))
     weight = tree.get("weight")
     if weight is not None and not isinstance(weight, str):
@@ -47,10 +61,10 @@ def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Featu
     kind = spec.get("kind")
     if kind not in KINDS:
         raise UserError(f"{where}.kind: got {kind!r}; {nearest(str(kind), KINDS)}")
-    own_table = {"rows", "dim", "init_std"} if kind != "dense" else set()
+    own_table = {"rows", "dim", "init_std"} if kind in ("sparse", "sequence") else set()
     _known(spec, _keys(KINDS[kind]) | own_table, where)
-    if kind == "dense":
-        return _build(DenseFeature, name, spec, where)
+    if not own_table:
+        return _build(KINDS[kind], name, spec, where)
     own: dict[str, Any] = {key: value for key, value in spec.items() if key in own_table}
     rest = {key: value for key, value in spec.items() if key not in own_table}
     shared = rest.get("table", None if own else name)
@@ -64,6 +78,19 @@ def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Featu
         raise UserError(f"{where}: give rows (the number of ids), or the name of a shared table")
     table = tables[shared] if shared is not None else _build(Table, name, own, where)
     return _build(KINDS[kind], name, {**rest, "table": dataclasses.asdict(table)}, where)
+
+
+def _cross(name: str, spec: dict[str, Any], features: dict[str, Feature]) -> Feature:
+    where = f"dataset.features.{name}"
+    inputs = spec.get("inputs")
+    if not isinstance(inputs, list):
+        raise UserError(f"{where}.inputs: write a list of feature names, got {inputs!r}")
+    sparse = {name for name, feature in features.items() if isinstance(feature, SparseFeature)}
+    for source in inputs:
+        if source not in sparse:
+            raise UserError(f"{where}.inputs: there is no sparse feature {source!r}: {nearest(str(source), sparse)}")
+    found = [dataclasses.asdict(features[source]) for source in inputs]
+    return _build(CrossFeature, name, {**spec, "inputs": found}, where)
 
 
 def _keys(cls: Any) -> set[str]:

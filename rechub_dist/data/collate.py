@@ -7,7 +7,7 @@ lie side by side in one block, so that a slice of all of them is one view, and a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +24,17 @@ from rechub_dist.data.columns import (
     is_list,
     one_array,
     read_dense,
+    read_id_weights,
     read_ids,
     read_label,
+    read_time_gaps,
     read_weight,
 )
+from rechub_dist.data.cross import cross
 from rechub_dist.data.negatives import Draw, draw_negatives
-from rechub_dist.data.spec import BatchSpec
+from rechub_dist.data.spec import WEIGHTED, BatchSpec
 from rechub_dist.errors import UserError
-from rechub_dist.features import IdFeature, NegativeFeature, SequenceFeature
+from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature, StoredFeature, TimeGapFeature
 
 __all__ = ["Ragged", "Window", "assemble", "check_schema", "open_window"]
 
@@ -41,11 +44,15 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """Several ids a row: those of row i are `values[offsets[i] : offsets[i + 1]]`, `lengths[i]` of them."""
+    """Several ids a row: those of row i are `values[offsets[i] : offsets[i + 1]]`, `lengths[i]` of them.
+
+    `weights` stand beside the values where the feature has some.
+    """
 
     values: Ints
     offsets: Ints
     lengths: Ints
+    weights: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,25 +98,21 @@ def open_window(
     features = _in_key_order(spec)
     flat: list[str] = []
     ragged: dict[str, Ragged] = {}
-    scalars = sum(not is_list(table.schema.field(feature.source).type) for feature in features)
+    scalars = len(spec.crosses) + sum(not is_list(table.schema.field(feature.source).type) for feature in features)
     block_memory, block = _room(reuse and reuse.memory[0], (scalars, rows), dtype)
     float_memory, floats = _room(reuse and reuse.memory[1], (_float_rows(spec), rows), np.dtype(np.float32))
     for feature in features:
-        array = one_array(table, feature.source)
-        if is_list(array.type):
-            offsets = _offsets(pc.fill_null(pc.list_value_length(array), 0).to_numpy())
-            ids, keep = read_ids(array.flatten(), feature, where)
-            if keep is not None:
-                offsets = _offsets(keep)[offsets]
+        ids, weights, offsets = _stored(table, feature, where)
+        if offsets is None:
+            _place(ids, permutation, block[len(flat)])
+            flat.append(feature.name)
         else:
-            ids, keep = read_ids(array, feature, where)
-            if keep is None:
-                _place(ids, permutation, block[len(flat)])
-                flat.append(feature.name)
-                continue
-            offsets = _offsets(keep)
-        ids = (ids if keep is None else ids[keep]).astype(dtype, copy=False)
-        ragged[feature.name] = _gather(ids, offsets, permutation, feature)
+            ragged[feature.name] = _gather(ids.astype(dtype, copy=False), weights, offsets, permutation, feature)
+    for gap in spec.time_gaps:
+        ids, lengths = read_time_gaps(one_array(table, gap.times), one_array(table, gap.now), gap, where)
+        ragged[gap.name] = _gather(ids.astype(dtype, copy=False), None, _offsets(lengths), permutation, gap)
+    for crossed in spec.crosses:
+        _cross(crossed, flat, block, ragged)
 
     for group in spec.aligned:
         _check_aligned([name for name in group if name in ragged], ragged, spec, where)
@@ -124,9 +127,45 @@ def open_window(
     return Window(rows, tuple(flat), block[: len(flat)], ragged, floats, (block_memory, float_memory))
 
 
+def _stored(table: pa.Table, feature: StoredFeature, where: str) -> tuple[Ints, Floats | None, Ints | None]:
+    """A column's ids, their weights, and the offsets of its rows; None for one id without a weight in every row."""
+    array = one_array(table, feature.source)
+    weights: Floats | None = None
+    if isinstance(feature, SparseFeature) and feature.weights:
+        weights = read_id_weights(one_array(table, feature.weights), array, feature, where)
+    if is_list(array.type):
+        offsets = _offsets(pc.fill_null(pc.list_value_length(array), 0).to_numpy())
+        ids, keep = read_ids(array.flatten(), feature, where)
+    else:
+        ids, keep = read_ids(array, feature, where)
+        if keep is None and weights is None:
+            return ids, None, None
+        offsets = np.arange(len(array) + 1)
+    if keep is not None:
+        ids, weights = ids[keep], None if weights is None else weights[keep]
+        offsets = _offsets(keep)[offsets]
+    return ids, weights, offsets
+
+
+def _cross(feature: CrossFeature, flat: list[str], block: Ints, ragged: dict[str, Ragged]) -> None:
+    """The combinations of features that are already in their new order."""
+    inputs = [
+        (block[flat.index(f.name)], None) if f.name in flat else (ragged[f.name].values, ragged[f.name].lengths)
+        for f in feature.inputs
+    ]
+    ids, lengths = cross(feature, inputs)
+    if lengths is None:
+        block[len(flat)] = ids
+        flat.append(feature.name)
+    else:
+        ragged[feature.name] = Ragged(ids.astype(block.dtype, copy=False), _offsets(lengths), lengths)
+
+
 def _check_aligned(names: list[str], ragged: dict[str, Ragged], spec: BatchSpec, where: str) -> None:
     """Refuse a row in which features that belong together position by position have different lengths."""
-    sources = {feature.name: feature.source for feature in spec.features if not isinstance(feature, NegativeFeature)}
+    sources = {feature.name: feature.source for feature in spec.stored} | {
+        gap.name: gap.times for gap in spec.time_gaps
+    }
     for name in names[1:]:
         first, other = ragged[names[0]].lengths, ragged[name].lengths
         if not np.array_equal(first, other):
@@ -154,19 +193,22 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
     flat, block = _flat_block(spec, parts, n)
     place = {name: i for i, name in enumerate(flat)}
     ragged: dict[str, tuple[Ints, Ints]] = {}
+    weights: dict[str, Floats] = {}
     ones = np.ones(n, np.int64)
 
     def ids(name: str) -> tuple[Ints, Ints]:
         """Ids and their number a row."""
         return (block[place[name]], ones) if name in place else ragged[name]
 
-    for feature in spec.features:
-        if isinstance(feature, NegativeFeature):
-            like = ids(feature.like)[1]
-            drawn = draw_negatives(feature, like, [ids(name) for name in feature.exclude], draw)
-            ragged[feature.name] = (drawn, like * feature.count)
-        elif feature.name not in place:
+    for feature in (*spec.stored, *spec.time_gaps, *spec.crosses):
+        if feature.name not in place:
             ragged[feature.name] = _ragged_slices(feature.name, parts)
+    for weighted in spec.weighted:
+        weights[weighted.name] = _weight_slices(weighted.name, parts)
+    for negative in spec.negatives:
+        like = ids(negative.like)[1]
+        drawn = draw_negatives(negative, like, [ids(name) for name in negative.exclude], draw)
+        ragged[negative.name] = (drawn, like * negative.count)
 
     jagged: dict[str, KeyedJaggedTensor] = {}
     for collection, keys in spec.collections.items():
@@ -184,6 +226,7 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
             keys=list(keys),
             values=torch.from_numpy(values),
             lengths=torch.from_numpy(lengths.reshape(-1)),
+            weights=_key_weights(keys, weights, ids) if collection == WEIGHTED else None,
             stride=stride,
         )
 
@@ -196,13 +239,22 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
         jagged=jagged,
         labels=torch.from_numpy(np.ascontiguousarray(floats[D : D + T].T)),
         weights=torch.from_numpy(floats[-1]) if spec.weight else None,
+        id_weights={name: torch.from_numpy(values) for name, values in weights.items()},
     )
+
+
+def _key_weights(
+    keys: Sequence[str], weights: dict[str, Floats], ids: Callable[[str], tuple[Ints, Ints]]
+) -> torch.Tensor:
+    """The weights of a collection's ids in key order; features without weights have 1."""
+    pieces = [weights[key] if key in weights else np.ones(len(ids(key)[0]), np.float32) for key in keys]
+    return torch.from_numpy(np.concatenate(pieces))
 
 
 def _flat_block(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], n: int) -> tuple[tuple[str, ...], Ints]:
     """The features that have one id a row in all the slices, and these ids, int64 [features, n]."""
     if not parts:
-        flat = tuple(feature.name for feature in _in_key_order(spec))
+        flat = tuple(f.name for f in (*_in_key_order(spec), *spec.time_gaps, *spec.crosses))
         return flat, np.zeros((len(flat), 0), np.int64)
     flat = parts[0][0].flat
     if all(window.flat == flat for window, _, _ in parts):
@@ -232,9 +284,19 @@ def _ragged_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> tuple
     return np.concatenate(values, dtype=np.int64), np.concatenate(lengths)
 
 
-def _in_key_order(spec: BatchSpec) -> list[IdFeature]:
+def _weight_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> Floats:
+    """The weights of one feature's ids; a weighted feature is never flat."""
+    pieces = [np.zeros(0, np.float32)]
+    for window, start, stop in parts:
+        column = window.ragged[name]
+        assert column.weights is not None
+        pieces.append(column.weights[column.offsets[start] : column.offsets[stop]])
+    return np.concatenate(pieces)
+
+
+def _in_key_order(spec: BatchSpec) -> list[StoredFeature]:
     """The features with a column, in the order of the collections' keys, so that keys are neighbours in the block."""
-    features = {f.name: f for f in spec.features if not isinstance(f, NegativeFeature)}
+    features = {f.name: f for f in spec.stored}
     keys = [key for names in spec.collections.values() for key in names]
     return [features[name] for name in dict.fromkeys([*keys, *features]) if name in features]
 
@@ -271,10 +333,12 @@ def _place(values: Any, permutation: Ints | None, target: Any) -> None:
         np.take(values.astype(target.dtype, copy=False), permutation, out=target, mode="clip")
 
 
-def _gather(ids: Ints, offsets: Ints, permutation: Ints | None, feature: IdFeature) -> Ragged:
+def _gather(
+    ids: Ints, weights: Floats | None, offsets: Ints, permutation: Ints | None, feature: StoredFeature | TimeGapFeature
+) -> Ragged:
     """Cut the rows to the feature's length and permute them."""
     starts, lengths = offsets[:-1], np.diff(offsets)
-    if isinstance(feature, SequenceFeature):
+    if isinstance(feature, SequenceFeature | TimeGapFeature):
         kept = np.minimum(lengths, feature.max_length)
         if feature.keep == "last":
             starts = starts + (lengths - kept)
@@ -286,4 +350,5 @@ def _gather(ids: Ints, offsets: Ints, permutation: Ints | None, feature: IdFeatu
         index = np.repeat(starts - places[:-1], lengths)
         index += np.arange(len(index))
         ids = np.take(ids, index)
-    return Ragged(ids, places, lengths)
+        weights = None if weights is None else np.take(weights, index)
+    return Ragged(ids, places, lengths, weights)

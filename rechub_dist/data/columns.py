@@ -13,17 +13,19 @@ from numpy.typing import NDArray
 from rechub_dist.data.negatives import hash_ids
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.features import DenseFeature, IdFeature, Label, NegativeFeature, SequenceFeature
+from rechub_dist.features import DenseFeature, Label, SequenceFeature, SparseFeature, StoredFeature, TimeGapFeature
 
 Ints = NDArray[np.integer]
 Numbers = NDArray[Any]
+Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
 def column_names(spec: BatchSpec) -> list[str]:
     """The columns that `spec` reads, each once."""
-    features = [feature for feature in spec.features if not isinstance(feature, NegativeFeature)]
-    names = [item.source for item in (*features, *spec.dense, *spec.labels)]
+    names = [item.source for item in (*spec.stored, *spec.dense, *spec.labels)]
+    names += [weighted.weights for weighted in spec.stored if isinstance(weighted, SparseFeature) and weighted.weights]
+    names += [name for gap in spec.time_gaps for name in (gap.times, gap.now)]
     return list(dict.fromkeys([*names, spec.weight] if spec.weight else names))
 
 
@@ -47,9 +49,7 @@ def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> None:
 
 def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str, pa.DataType, bool, str, str]]:
     """For each use of a column: the column, its type, whether it fits, who uses it, and what would fit."""
-    for feature in spec.features:
-        if isinstance(feature, NegativeFeature):
-            continue
+    for feature in spec.stored:
         kind = types[feature.source]
         fits = _is_integer(kind.value_type if is_list(kind) else kind)
         if isinstance(feature, SequenceFeature):
@@ -58,6 +58,17 @@ def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str
         else:
             user, wanted = f"sparse feature {feature.name!r}", "an integer or a list of integers"
         yield feature.source, kind, fits, user, wanted
+        if isinstance(feature, SparseFeature) and feature.weights:
+            of, kind = kind, types[feature.weights]
+            fits = is_list(of) == is_list(kind) and _is_number(kind.value_type if is_list(kind) else kind)
+            wanted = "a list of numbers" if is_list(of) else "a number"
+            yield feature.weights, kind, fits, f"the weight column of feature {feature.name!r}", wanted
+    for gap in spec.time_gaps:
+        kind, now = types[gap.times], types[gap.now]
+        user = f"time gap feature {gap.name!r}"
+        yield gap.times, kind, is_list(kind) and _is_time(kind.value_type), user, "a list of numbers or timestamps"
+        fits = _is_time(now) and pa.types.is_timestamp(now) == pa.types.is_timestamp(kind.value_type)
+        yield gap.now, now, fits, user, f"what the elements of column {gap.times!r} are, {kind.value_type}"
     for dense in spec.dense:
         kind = types[dense.source]
         if dense.dim == 1:
@@ -75,7 +86,7 @@ def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str
         yield spec.weight, kind, _is_number(kind), "the row weight", "a number"
 
 
-def read_ids(array: pa.Array, feature: IdFeature, where: str) -> tuple[Ints, Mask | None]:
+def read_ids(array: pa.Array, feature: StoredFeature, where: str) -> tuple[Ints, Mask | None]:
     """The ids of an integer array after the feature's policies.
 
     Returns:
@@ -119,6 +130,51 @@ def read_ids(array: pa.Array, feature: IdFeature, where: str) -> tuple[Ints, Mas
         else:
             keep = ~bad if keep is None else keep & ~bad
     return ids, keep
+
+
+def read_id_weights(array: pa.Array, ids: pa.Array, feature: SparseFeature, where: str) -> Floats:
+    """The weight of each id of the column `ids`, float32, in the ids' order.
+
+    Raises:
+        UserError: for a row with other than one weight an id, or a weight that is missing, negative or not finite.
+    """
+    assert feature.weights is not None
+    if is_list(ids.type):
+        counts, wanted = (pc.fill_null(pc.list_value_length(a), 0).to_numpy() for a in (array, ids))
+        if (wrong := np.flatnonzero(counts != wanted)).size:
+            raise _error(
+                where,
+                feature.weights,
+                f"a row has {counts[wrong[0]]} weights for {wanted[wrong[0]]} ids in column {feature.source!r}; give "
+                f"one an id",
+            )
+        array = array.flatten()
+    return read_weight(array, where, feature.weights).astype(np.float32, copy=False)
+
+
+def read_time_gaps(times: pa.Array, now: pa.Array, feature: TimeGapFeature, where: str) -> tuple[Ints, Ints]:
+    """The bucket of each behaviour, int64, and their number in each row.
+
+    Raises:
+        UserError: for a missing time, or a behaviour after the row's own time.
+    """
+    lengths = pc.fill_null(pc.list_value_length(times), 0).to_numpy()
+    then, since, unit = times.flatten(), now, 1.0
+    if pa.types.is_timestamp(now.type):
+        then, since = (array.cast(pa.timestamp("us")).cast(pa.int64()) for array in (then, since))
+        unit = 1e6
+    for column, array in ((feature.times, then), (feature.now, since)):
+        if array.null_count:
+            raise _error(where, column, f"{array.null_count} time(s) are missing (null); fill them in")
+    gaps = np.repeat(_numbers(since), lengths) - _numbers(then)
+    if len(gaps) and not gaps.min() >= 0:
+        raise _error(
+            where,
+            feature.times,
+            f"{(~(gaps >= 0)).sum()} time(s) are later than their row's in column {feature.now!r}, which would tell "
+            f"the future; cut the histories at the row's time",
+        )
+    return np.searchsorted(np.array(feature.boundaries) * unit, gaps, side="right"), lengths
 
 
 def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
@@ -218,6 +274,10 @@ def _is_number(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     types = pa.types
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind))
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or _is_number(kind))
 
 
 def _numbers(array: pa.Array) -> Numbers:

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
-from rechub_dist.features import DenseFeature, Label, NegativeFeature, SequenceFeature, SparseFeature
+from rechub_dist.embedded import LookupFeature
+from rechub_dist.features import (
+    CrossFeature,
+    DenseFeature,
+    Label,
+    NegativeFeature,
+    SequenceFeature,
+    SparseFeature,
+    StoredFeature,
+    TimeGapFeature,
+)
+
+WEIGHTED: Final = "weighted"  # the collection of pooled tables of which some feature has weights
 
 
 @dataclass(frozen=True)
@@ -12,7 +25,7 @@ class BatchSpec:
     """The columns to read and the shape of the batches to build from them.
 
     Attributes:
-        features: the id features to deliver; the drawn ones (`NegativeFeature`) follow those that they depend on.
+        features: the id features to deliver, and those that others of them are made from.
         dense: the dense features, side by side in `Batch.dense` in this order.
         labels: one column of `Batch.labels` each, in this order.
         weight: the column of row weights, or None.
@@ -21,9 +34,34 @@ class BatchSpec:
         aligned: groups of features that have equally many ids in each row, position by position.
     """
 
-    features: tuple[SparseFeature | SequenceFeature | NegativeFeature, ...] = ()
+    features: tuple[LookupFeature, ...] = ()
     dense: tuple[DenseFeature, ...] = ()
     labels: tuple[Label, ...] = ()
     weight: str | None = None
     collections: dict[str, tuple[str, ...]] = field(default_factory=dict)
     aligned: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def stored(self) -> tuple[StoredFeature, ...]:
+        """The features whose ids stand in a column."""
+        return tuple(f for f in self.features if isinstance(f, SparseFeature | SequenceFeature))
+
+    @property
+    def time_gaps(self) -> tuple[TimeGapFeature, ...]:
+        """The features made from two columns of times."""
+        return tuple(f for f in self.features if isinstance(f, TimeGapFeature))
+
+    @property
+    def crosses(self) -> tuple[CrossFeature, ...]:
+        """The features made from the ids of others."""
+        return tuple(f for f in self.features if isinstance(f, CrossFeature))
+
+    @property
+    def negatives(self) -> tuple[NegativeFeature, ...]:
+        """The features that are drawn."""
+        return tuple(f for f in self.features if isinstance(f, NegativeFeature))
+
+    @property
+    def weighted(self) -> tuple[SparseFeature, ...]:
+        """The features that have a weight for each id."""
+        return tuple(f for f in self.features if isinstance(f, SparseFeature) and f.weights)

@@ -136,7 +136,7 @@ def make_pipeline(
 ) -> Pipeline:
     """The pipeline for this device. A model without sharded tables has no id exchange to hide: the plain one."""
     stage = module.module.stage
-    sharded = stage.pooled is not None or len(stage.unpooled) > 0
+    sharded = len(stage.pooled) + len(stage.unpooled) > 0
     if sharded and (kind == "sparse_dist" or (kind == "auto" and device.type == "cuda")):
         return SparseDistPipeline(module, optimizers, device)
     return PlainPipeline(module, optimizers, device)

@@ -138,7 +138,7 @@ def sharded_weights(module: DistributedModelParallel, layout: Layout) -> dict[st
     """The sharded tables' weights at their stored width, by canonical name."""
     stage = module.module.stage
     state: dict[str, Any] = {}
-    for collection in ([stage.pooled] if stage.pooled is not None else []) + list(stage.unpooled.values()):
+    for collection in (*stage.pooled.values(), *stage.unpooled.values()):
         state.update({key.rsplit(".", 2)[-2]: value for key, value in collection.state_dict().items()})
     return {name: state[module_key(name)] for name, placed in layout.tables.items() if placed.collection != REPLICATED}
 

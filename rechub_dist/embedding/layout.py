@@ -8,10 +8,11 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from rechub_dist.config import EmbeddingConfig, Sharding, TableOptimizerConfig
+from rechub_dist.data.spec import WEIGHTED
 from rechub_dist.embedded import Lookup, LookupFeature
 from rechub_dist.embedding.local import tables_of
 from rechub_dist.errors import UserError
-from rechub_dist.features import Table
+from rechub_dist.features import CrossFeature, SparseFeature, Table
 
 REPLICATED: Final = "replicated"
 POOLED: Final = "pooled"
@@ -22,8 +23,9 @@ class PlacedTable:
     """A table, where it lies and what updates it.
 
     Attributes:
-        collection: `replicated`, `pooled` (the EmbeddingBagCollection) or `d<width>` (the EmbeddingCollection of that
-            stored width, for tables of which some lookup wants single vectors).
+        collection: `replicated`, `pooled` (the EmbeddingBagCollection), `weighted` (the one whose ids have weights,
+            for tables of which some feature has some) or `d<width>` (the EmbeddingCollection of that stored width, for
+            tables of which some lookup wants single vectors).
         features: names of the features that read it, in lookup order.
     """
 
@@ -42,7 +44,7 @@ class Layout:
     Attributes:
         lookups: all lookups, in the order given, each once.
         tables: by canonical name.
-        features: the id features by name, drawn ones last.
+        features: by name the id features that are looked up, and those that crosses are made from.
     """
 
     lookups: tuple[Lookup, ...]
@@ -84,9 +86,11 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
         if not any(fnmatchcase(name, rule.tables) for name in specs):
             raise UserError(f"embedding.rules: {rule.tables!r} matches no table; the tables are {', '.join(specs)}")
     features: dict[str, LookupFeature] = {}
-    for lookup in sorted(unique, key=lambda lk: lk.feature.kind == "negative"):
-        if features.setdefault(lookup.feature.name, lookup.feature) != lookup.feature:
-            raise UserError(f"feature {lookup.feature.name!r} is looked up in two versions")
+    for lookup in unique:
+        inputs = lookup.feature.inputs if isinstance(lookup.feature, CrossFeature) else ()
+        for feature in (lookup.feature, *inputs):
+            if features.setdefault(feature.name, feature) != feature:
+                raise UserError(f"feature {feature.name!r} is used in two versions")
     tables = {}
     for name, table in specs.items():
         readers = [lookup for lookup in unique if lookup.table.name == name]
@@ -111,7 +115,8 @@ def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> 
     elif any(lookup.pooling is None for lookup in readers):
         collection = f"d{table.stored_dim}"
     else:
-        collection = POOLED
+        weighted = any(isinstance(lk.feature, SparseFeature) and lk.feature.weights for lk in readers)
+        collection = WEIGHTED if weighted else POOLED
     return PlacedTable(
         table=table,
         collection=collection,
@@ -146,7 +151,7 @@ def _refuse(placed: PlacedTable, device: str, world_size: int) -> None:
             f"table {name!r}: rowwise_adagrad on a {sharding} table keeps one state a column shard, which is another "
             f"algorithm; use adagrad or sgd, or shard it row_wise or table_wise"
         )
-    if placed.collection != POOLED and sharding in ("table_row_wise", "table_column_wise"):
+    if placed.collection not in (POOLED, WEIGHTED) and sharding in ("table_row_wise", "table_column_wise"):
         raise UserError(
             f"table {name!r}: {sharding} is not supported for a table that is read unpooled; use table_wise, row_wise "
             f"or column_wise"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Jagged, Lookup, Sequence
 from rechub_dist.embedding.init import init_table
-from rechub_dist.features import Table
+from rechub_dist.features import Pooling, SparseFeature, Table
 
 
 class LocalTables(nn.Module):
@@ -50,10 +50,13 @@ class LocalTables(nn.Module):
         Raises:
             IndexError: an id outside its table.
             KeyError: a feature that a lookup names is missing from `ids`.
+            ValueError: a feature with weights comes without them.
         """
         embedded = Embedded(dense=dict(dense or {}))
         for lookup in self.lookups:
             jagged = ids[lookup.feature.name]
+            if isinstance(lookup.feature, SparseFeature) and lookup.feature.weights and jagged.weights is None:
+                raise ValueError(f"feature {lookup.feature.name!r} has weights: give them with its ids")
             weight = self.weight(lookup.table.name)
             if lookup.pooling is None:
                 vectors = F.embedding(jagged.values, weight)[:, : lookup.dim]
@@ -61,8 +64,9 @@ class LocalTables(nn.Module):
             else:
                 lengths = jagged.lengths.long()
                 start = lengths.cumsum(0) - lengths
-                pooled = F.embedding_bag(jagged.values, weight, start, mode="sum")[:, : lookup.dim]
-                embedded.vectors[lookup.name] = mean_of(pooled, lengths) if lookup.pooling == "mean" else pooled
+                weights = jagged.weights
+                pooled = F.embedding_bag(jagged.values, weight, start, mode="sum", per_sample_weights=weights)
+                embedded.vectors[lookup.name] = pool(pooled[:, : lookup.dim], lengths, weights, lookup.pooling)
         return embedded
 
 
@@ -119,6 +123,14 @@ def to_padded(values: Tensor, lengths: Tensor) -> Sequence:
     return Sequence(padded.view(len(lengths), longest, values.shape[1]), lengths)
 
 
-def mean_of(pooled: Tensor, lengths: Tensor) -> Tensor:
-    """The mean from the sum [B, D] of `lengths` [B] vectors; zero for none."""
-    return pooled / lengths.clamp(min=1)[:, None].to(pooled.dtype)
+def pool(total: Tensor, lengths: Tensor, weights: Tensor | None, pooling: Pooling) -> Tensor:
+    """What a row's (weighted) sum of vectors [B, D] becomes: for a mean it is divided by the number or the weights.
+
+    Zero for no ids, or none with a weight.
+    """
+    if pooling == "sum":
+        return total
+    if weights is None:
+        return total / lengths.clamp(min=1)[:, None].to(total.dtype)
+    divisor = total.new_zeros(len(lengths)).index_add(0, rows_of(lengths, len(weights)), weights.to(total.dtype))
+    return total / divisor.where(divisor > 0, 1)[:, None]

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.embedded import Embedded, Jagged, Lookup
+from rechub_dist.data.spec import WEIGHTED
+from rechub_dist.embedded import Embedded, Jagged
 from rechub_dist.embedding.layout import POOLED, REPLICATED, Layout
-from rechub_dist.embedding.local import LocalTables, mean_of, module_key, rows_of, to_padded
+from rechub_dist.embedding.local import LocalTables, module_key, pool, rows_of, to_padded
 from rechub_dist.features import DenseFeature
 
 
@@ -29,7 +30,7 @@ class EmbeddingStage(nn.Module):
         self.layout = layout
         meta = torch.device("meta")
         names: dict[str, dict[tuple[str, str], str]] = {}
-        self.pooled: EmbeddingBagCollection | None = None
+        self.pooled = nn.ModuleDict()
         self.unpooled = nn.ModuleDict()
         self.replicated: Replicated | None = None
         for collection in layout.collections:
@@ -37,7 +38,7 @@ class EmbeddingStage(nn.Module):
             if collection == REPLICATED:
                 self.replicated = Replicated(LocalTables(layout.lookups_in(collection), seed))
                 continue
-            bag = collection == POOLED
+            bag = collection in (POOLED, WEIGHTED)
             configs = [
                 (EmbeddingBagConfig if bag else EmbeddingConfig)(
                     name=module_key(p.table.name),
@@ -54,7 +55,9 @@ class EmbeddingStage(nn.Module):
                 for feature, key in zip(p.features, keys, strict=True)
             }
             if bag:
-                self.pooled = EmbeddingBagCollection(tables=configs, device=meta)
+                self.pooled[collection] = EmbeddingBagCollection(
+                    tables=configs, is_weighted=collection == WEIGHTED, device=meta
+                )
             else:
                 self.unpooled[collection] = EmbeddingCollection(tables=configs, device=meta)
         self.assemble = Assemble(layout, names, dense)
@@ -62,7 +65,7 @@ class EmbeddingStage(nn.Module):
     def forward(self, batch: Batch) -> Embedded:
         """The vectors of the batch's real rows."""
         # Wiring only: this is traced symbolically, so that the id exchange of a batch can overlap the step before.
-        pooled = None if self.pooled is None else self.pooled(batch.jagged[POOLED])
+        pooled = {name: collection(batch.jagged[name]) for name, collection in self.pooled.items()}
         unpooled = {name: collection(batch.jagged[name]) for name, collection in self.unpooled.items()}
         replicated = None if self.replicated is None else self.replicated(batch)
         return self.assemble(batch, pooled, unpooled, replicated)
@@ -82,7 +85,7 @@ class Replicated(nn.Module):
         ids = {}
         for name in self.features:
             values = jagged[name]
-            ids[name] = Jagged(values.values(), values.lengths()[: batch.rows])
+            ids[name] = Jagged(values.values(), values.lengths()[: batch.rows], batch.id_weights.get(name))
         return self.local(ids)
 
 
@@ -103,38 +106,30 @@ class Assemble(nn.Module):
     def forward(
         self,
         batch: Batch,
-        pooled: KeyedTensor | None,
+        pooled: Mapping[str, KeyedTensor],
         unpooled: Mapping[str, Mapping[str, JaggedTensor]],
         replicated: Embedded | None,
     ) -> Embedded:
         """Padding rows come last and are cut off, so that a model sees real rows only."""
         embedded = replicated or Embedded()
         # By key: the columns' order changes under sharding.
-        sums = {} if pooled is None else pooled.to_dict()
+        sums = {name: keyed.to_dict() for name, keyed in pooled.items()}
         vectors = {name: dict(jagged) for name, jagged in unpooled.items()}
         for lookup, collection, key in self.lookups:
-            if collection == POOLED:
-                value = sums[key][: batch.rows, : lookup.dim]
-                if lookup.pooling == "mean":
-                    value = mean_of(value, self._lengths(batch, lookup, collection))
-                embedded.vectors[lookup.name] = value
+            lengths = batch.jagged[collection][lookup.feature.name].lengths()[: batch.rows]
+            weights = batch.id_weights.get(lookup.feature.name)
+            if collection in sums:
+                total = sums[collection][key][: batch.rows, : lookup.dim]
             else:
-                self._from_unpooled(embedded, batch, lookup, vectors[collection][key], collection)
+                values = vectors[collection][key].values()[:, : lookup.dim]
+                if lookup.pooling is None:
+                    embedded.sequences[lookup.name] = to_padded(values, lengths)
+                    continue
+                scaled = values if weights is None else values * weights[:, None]
+                total = values.new_zeros(batch.rows, lookup.dim).index_add(0, rows_of(lengths, len(values)), scaled)
+            embedded.vectors[lookup.name] = pool(total, lengths, weights, lookup.pooling or "sum")
         start = 0
         for name, dim in self.dense.items():
             embedded.dense[name] = batch.dense[:, start : start + dim]
             start += dim
         return embedded
-
-    def _from_unpooled(
-        self, embedded: Embedded, batch: Batch, lookup: Lookup, jagged: JaggedTensor, collection: str
-    ) -> None:
-        values, lengths = jagged.values()[:, : lookup.dim], self._lengths(batch, lookup, collection)
-        if lookup.pooling is None:
-            embedded.sequences[lookup.name] = to_padded(values, lengths)
-            return
-        total = values.new_zeros(batch.rows, lookup.dim).index_add(0, rows_of(lengths, len(values)), values)
-        embedded.vectors[lookup.name] = mean_of(total, lengths) if lookup.pooling == "mean" else total
-
-    def _lengths(self, batch: Batch, lookup: Lookup, collection: str) -> Tensor:
-        return batch.jagged[collection][lookup.feature.name].lengths()[: batch.rows]

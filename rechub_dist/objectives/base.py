@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from rechub_dist.batch import Batch
 from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.errors import UserError, nearest
+from rechub_dist.features import Label
 
 
 class Objective(nn.Module):
@@ -30,3 +33,59 @@ class Objective(nn.Module):
     def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:
         """This rank's part of the global loss, a scalar: the loss is its sum over ranks."""
         raise NotImplementedError
+
+
+class Scores(NamedTuple):
+    """What an evaluation measures of B rows under one name: float [B] each; a row with weight 0 does not count."""
+
+    predictions: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+class TaskObjective(Objective):
+    """An objective over labels: a sum over terms of weight * mean loss, over the rows' weights of the global batch.
+
+    Attributes:
+        scored: name and type of all that `scores` returns.
+
+    Raises:
+        UserError: no label, or a task weight for a label that is not trained.
+    """
+
+    scored: dict[str, Literal["classification", "regression"]]
+
+    def __init__(self, labels: tuple[Label, ...], task_weights: dict[str, float]) -> None:
+        super().__init__()
+        if not labels:
+            raise UserError("data.labels: at least one label is needed to train on")
+        names = [label.name for label in labels]
+        for name in task_weights:
+            if name not in names:
+                raise UserError(f"objective.task_weights: no label {name!r}: {nearest(name, names)}")
+        self.labels = labels
+        self.task_weights = tuple(task_weights.get(name, 1.0) for name in names)
+        self.scored = {label.name: label.type for label in labels}
+
+    def losses(self, output: Output, labels: Tensor) -> Tensor:
+        """The weighted sum of each row's losses, [B], from labels [B, T]."""
+        raise NotImplementedError
+
+    def scores(self, output: Output, batch: Batch) -> dict[str, Scores]:
+        """Predictions (probabilities, or values for regression) beside what they are to be, by name."""
+        raise NotImplementedError
+
+    def weight_sums(self, batch: Batch) -> Tensor:
+        """The sum of row weights, float64 [1]."""
+        return row_weights(batch).sum(dtype=torch.float64)[None]
+
+    def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:  # noqa: ARG002
+        """This rank's part of the loss."""
+        assert batch.weight_sums is not None
+        loss = (self.losses(output, batch.labels) * row_weights(batch)).sum()
+        return loss / batch.weight_sums[0].clamp(min=torch.finfo(torch.float32).tiny).to(loss.dtype)
+
+
+def row_weights(batch: Batch) -> Tensor:
+    """The rows' weights, float32 [B]; 1 where the data has none."""
+    return batch.labels.new_ones(batch.rows) if batch.weights is None else batch.weights

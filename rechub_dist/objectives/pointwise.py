@@ -2,75 +2,42 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rechub_dist.batch import Batch
 from rechub_dist.config import PointwiseConfig
-from rechub_dist.embedded import Embedded, Output
-from rechub_dist.errors import UserError, nearest
+from rechub_dist.embedded import Output
 from rechub_dist.features import Label
-from rechub_dist.objectives.base import Objective
+from rechub_dist.objectives.base import Scores, TaskObjective, row_weights
 
 
-class PointwiseObjective(Objective):
-    """Sum over labels of weight * mean loss; the mean is over the rows' weights of the global batch.
+class PointwiseObjective(TaskObjective):
+    """Binary cross-entropy of a classification label's logit, the squared error of a regression label's value.
 
-    Classification labels take binary cross-entropy of the logit, regression labels the squared error.
-
-    Raises:
-        UserError: no label, or a task weight for a label that is not trained.
+    What the model returns as `Output.aux` is added with the weight `aux_weight`.
     """
 
     def __init__(self, config: PointwiseConfig, labels: tuple[Label, ...]) -> None:
-        super().__init__()
-        if not labels:
-            raise UserError("data.labels: a pointwise objective needs at least one label")
-        names = [label.name for label in labels]
-        for name in config.task_weights:
-            if name not in names:
-                raise UserError(f"objective.task_weights: no label {name!r}: {nearest(name, names)}")
-        self.labels = labels
-        self.task_weights = tuple(config.task_weights.get(name, 1.0) for name in names)
-        self.classification = tuple(label.type == "classification" for label in labels)
+        super().__init__(labels, config.task_weights)
+        self.aux_weight = config.aux_weight
 
-    def weight_sums(self, batch: Batch) -> Tensor:
-        """The sum of row weights, float64 [1]."""
-        if batch.weights is None:
-            return torch.tensor([float(batch.rows)], dtype=torch.float64)
-        return batch.weights.sum(dtype=torch.float64)[None]
+    def losses(self, output: Output, labels: Tensor) -> Tensor:
+        """The weighted sum of each row's losses, [B]."""
+        assert output.logits is not None
+        terms = [self.aux_weight * loss for loss in output.aux.values()]
+        for t, (label, weight) in enumerate(zip(self.labels, self.task_weights, strict=True)):
+            loss = F.binary_cross_entropy_with_logits if label.type == "classification" else F.mse_loss
+            terms.append(weight * loss(output.logits[:, t], labels[:, t], reduction="none"))
+        return sum(terms[1:], terms[0])
 
-    def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:  # noqa: ARG002
-        """This rank's part of the loss."""
-        logits = _logits(output, len(self.labels))
-        assert batch.weight_sums is not None
-        loss = logits.new_zeros(())
-        for t, (weight, classification) in enumerate(zip(self.task_weights, self.classification, strict=True)):
-            term = F.binary_cross_entropy_with_logits if classification else F.mse_loss
-            loss = loss + weight * (term(logits[:, t], batch.labels[:, t], reduction="none") * _weights(batch)).sum()
-        return loss / batch.weight_sums[0].clamp(min=torch.finfo(torch.float32).tiny).to(loss.dtype)
-
-    def predict(self, output: Output) -> Tensor:
-        """Probabilities (classification) or values (regression), float32 [B, T]."""
-        logits = _logits(output, len(self.labels))
-        columns = [
-            logits[:, t].sigmoid() if classification else logits[:, t]
-            for t, classification in enumerate(self.classification)
-        ]
-        return torch.stack(columns, dim=1).float()
-
-
-def _weights(batch: Batch) -> Tensor | float:
-    return 1.0 if batch.weights is None else batch.weights
-
-
-def _logits(output: Output, tasks: int) -> Tensor:
-    if output.logits is None:
-        raise UserError("objective: pointwise needs a model with logits; a recall model takes objective: retrieval")
-    if output.logits.shape[1] != tasks:
-        raise UserError(
-            f"data.labels: {tasks} labels, but the model gives {output.logits.shape[1]} logits; name as many labels as "
-            f"the model has tasks"
-        )
-    return output.logits
+    def scores(self, output: Output, batch: Batch) -> dict[str, Scores]:
+        """Of each label."""
+        assert output.logits is not None
+        weights = row_weights(batch)
+        found = {}
+        for t, label in enumerate(self.labels):
+            logit = output.logits[:, t].float()
+            predictions = logit.sigmoid() if label.type == "classification" else logit
+            found[label.name] = Scores(predictions, batch.labels[:, t], weights)
+        return found

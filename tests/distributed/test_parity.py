@@ -167,7 +167,7 @@ def pipelined_modules(path: Path) -> tuple[int, int]:
         pipeline.progress(feed)
         stage = trainer.parts.step.stage
         trainer.report.close()
-        return (stage.pooled is not None) + len(stage.unpooled), len(pipeline.inner._pipelined_modules)
+        return len(stage.pooled) + len(stage.unpooled), len(pipeline.inner._pipelined_modules)
 
 
 @pytest.mark.parametrize("model", list(MODELS))

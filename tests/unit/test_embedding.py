@@ -51,6 +51,23 @@ def test_lookups_equal_a_loop(rows: list[list[int]]) -> None:
         assert not sequence.values[b, len(row) :].any()
 
 
+def test_weighted_ids() -> None:
+    tags = SparseFeature("tags", ITEM, weights="share")
+    tables = LocalTables((Lookup("sum", tags, ITEM, "sum"), Lookup("mean", tags, ITEM, "mean")), seed=3)
+    rows = [([3, 5], [0.5, 2.0]), ([], []), ([7], [0.0]), ([1, 1, 2], [1.0, 0.25, 3.0])]
+    ids = torch.tensor([i for row, _ in rows for i in row])
+    lengths = torch.tensor([len(row) for row, _ in rows])
+    shares = torch.tensor([share for _, row in rows for share in row])
+    embedded = tables({"tags": Jagged(ids, lengths, shares)})
+    weight = tables.weight("item")[:, :6]
+    for b, (row, share) in enumerate(rows):
+        total = sum((s * weight[i] for i, s in zip(row, share, strict=True)), torch.zeros(6))
+        torch.testing.assert_close(embedded.vectors["sum"][b], total)
+        torch.testing.assert_close(embedded.vectors["mean"][b], total / (sum(share) or 1))
+    with pytest.raises(ValueError, match="'tags' has weights: give them with its ids"):
+        tables({"tags": Jagged(ids, lengths)})
+
+
 def test_jagged_constructors() -> None:
     assert Jagged.single(torch.tensor([3, 5])).lengths.tolist() == [1, 1]
     padded = Jagged.padded(torch.tensor([[1, 2, 99], [99, 99, 99], [3, 4, 5]]), torch.tensor([2, 0, 3]))

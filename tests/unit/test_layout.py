@@ -10,7 +10,7 @@ from rechub_dist.config import EmbeddingConfig, TableOptimizerConfig, TableRule
 from rechub_dist.embedded import Lookup
 from rechub_dist.embedding.layout import make_layout
 from rechub_dist.errors import UserError
-from rechub_dist.features import NegativeFeature, SequenceFeature, SparseFeature, Table
+from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature, Table
 
 USER, ITEM = Table("user", 100, dim=6), Table("item", 50, dim=8)
 user, item = SparseFeature("user", USER), SparseFeature("item", ITEM)
@@ -69,10 +69,23 @@ def test_placement_does_not_depend_on_the_world_size() -> None:
     assert layout(world=1) == layout(world=2) == layout(world=64)
 
 
-def test_drawn_features_come_last() -> None:
-    negatives = NegativeFeature("negatives", ITEM, like="history", exclude=("history", "item"))
-    found = layout((Lookup("negatives", negatives, ITEM, None), *LOOKUPS))
-    assert list(found.features) == ["user", "item", "history", "negatives"]
+def test_a_cross_brings_its_inputs() -> None:
+    user, tags = SparseFeature("user", USER), SparseFeature("tags", Table("tag", 9))
+    cross = CrossFeature("user_tags", (user, tags), 50, dim=4)
+    found = layout((Lookup("user_tags", cross, cross.table, "sum"),))
+    assert list(found.features) == ["user_tags", "user", "tags"]
+    assert found.collections == {"pooled": ("user_tags",)}
+    other = Lookup("tags", SparseFeature("tags", Table("tag", 9), pooling="mean"), Table("tag", 9, dim=4), "mean")
+    with pytest.raises(UserError, match="'tags' is used in two versions"):
+        layout((Lookup("user_tags", cross, cross.table, "sum"), other))
+
+
+def test_weighted_tables_have_a_collection_of_their_own() -> None:
+    tags = SparseFeature("tags", Table("tag", 9), weights="tag_weights")
+    table = Table("tag", 9, dim=4)
+    found = layout((Lookup("tags", tags, table, "mean"), *LOOKUPS))
+    assert found.tables["tag"].collection == "weighted"
+    assert found.collections["weighted"] == ("tags",)
 
 
 ADAM, LAZY = TableOptimizerConfig(name="adam"), TableOptimizerConfig(name="lazy_adam")
@@ -124,7 +137,7 @@ def test_what_is_allowed_on_cuda() -> None:
         (Lookup("x", user, Table("user", 100, dim=7), "sum"), "width 6 and with 100 rows of width 7"),
         (Lookup("x", SparseFeature("x", ITEM), Table("new", 3, dim=4), "sum"), "ids below 50"),
         (Lookup("x", SparseFeature("x", Table("x", 3)), Table("x", 3), "sum"), "no width"),
-        (Lookup("x", SparseFeature("user", USER, hash=True), USER, "sum"), "'user' is looked up in two versions"),
+        (Lookup("x", SparseFeature("user", USER, hash=True), USER, "sum"), "'user' is used in two versions"),
     ],
 )
 def test_contradicting_lookups(other: Lookup, message: str) -> None:

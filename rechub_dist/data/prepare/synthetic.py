@@ -114,6 +114,17 @@ def synthesize(
         write_schema(folder, DATASET, world.schema)
 
 
+def synthetic_schema(dense: int, sparse: int, vocabulary: int, sequence: bool, labels: int) -> FeatureSchema:
+    """The schema of the data set that `synthesize` writes for the same arguments."""
+    names = [f"sparse_{i}" for i in range(sparse)] + (["item"] if sequence else [])
+    features: list[Feature] = [SparseFeature(name, Table(name, vocabulary)) for name in names]
+    if sequence:
+        features.append(SequenceFeature("history", Table("item", vocabulary), max_length=MAX_LENGTH))
+    features += [DenseFeature(f"dense_{i}") for i in range(dense)]
+    targets = ["label"] if labels == 1 else [f"label_{i}" for i in range(labels)]
+    return FeatureSchema(tuple(features), tuple(Label(name) for name in targets))
+
+
 @dataclass(frozen=True)
 class _Sample:
     """Rows without labels. `history` is (items, lengths), the items of all rows one after another."""
@@ -147,19 +158,15 @@ class _World:
 
     @property
     def sparse_names(self) -> list[str]:
-        return [f"sparse_{i}" for i in range(self.sparse)] + (["item"] if self.sequence else [])
+        return [feature.name for feature in self.schema.features if isinstance(feature, SparseFeature)]
 
     @property
     def label_names(self) -> list[str]:
-        return ["label"] if self.labels == 1 else [f"label_{i}" for i in range(self.labels)]
+        return [label.name for label in self.schema.labels]
 
     @property
     def schema(self) -> FeatureSchema:
-        features: list[Feature] = [SparseFeature(name, Table(name, self.vocabulary)) for name in self.sparse_names]
-        if self.sequence:
-            features.append(SequenceFeature("history", Table("item", self.vocabulary), max_length=MAX_LENGTH))
-        features += [DenseFeature(f"dense_{i}") for i in range(self.dense)]
-        return FeatureSchema(tuple(features), tuple(Label(name) for name in self.label_names))
+        return synthetic_schema(self.dense, self.sparse, self.vocabulary, self.sequence, self.labels)
 
     @property
     def arrow_schema(self) -> pa.Schema:
