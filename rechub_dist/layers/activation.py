@@ -30,6 +30,7 @@ class Dice(nn.Module):
 _ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "dice": Dice,
     "gelu": lambda _: nn.GELU(),
+    "leaky_relu": lambda _: nn.LeakyReLU(),
     "prelu": nn.PReLU,
     "relu": lambda _: nn.ReLU(),
     "sigmoid": lambda _: nn.Sigmoid(),

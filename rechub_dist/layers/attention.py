@@ -50,8 +50,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, dropout_rate: float) -> None:
         super().__init__()
-        if num_heads < 1 or width % num_heads:
-            raise ValueError(f"num_heads is {num_heads}: it must divide the width {width}")
+        _check_heads(width, num_heads)
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
         self.query = nn.Linear(width, width, bias=False)
@@ -60,10 +59,70 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D], from finite values; those at padded positions mean nothing."""
-        q, k, v = (self._heads(layer(x)) for layer in (self.query, self.key, self.value))
+        q, k, v = (_split_heads(layer(x), self.num_heads) for layer in (self.query, self.key, self.value))
         dropout = self.dropout_rate if self.training else 0.0
         heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # [B, heads, L, D / heads]
         return heads.transpose(1, 2).flatten(2)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+class SelfAttention(nn.Module):
+    """[head_1 .. head_n] W_O, head_i = softmax(Q_i K_i^T / sqrt(d / n)) V_i over the real positions (BST, 2.2).
+
+    Every position sees every real one. All projections are without bias, as in the paper.
+
+    Args:
+        width: d, of the input and the output.
+        num_heads: n, a divisor of `width`.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        _check_heads(width, num_heads)
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D], from finite values and mask, bool [B, L], with at least one real position a row.
+
+        What comes out at padded positions means nothing.
+        """
+        q, k, v = (_split_heads(layer(x), self.num_heads) for layer in (self.query, self.key, self.value))
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])  # [B, heads, L, D / heads]
+        attended: Tensor = self.output(heads.transpose(1, 2).flatten(2))
+        return attended
+
+
+class BilinearAttention(nn.Module):
+    """a_t = softmax over the real t of h_t^T W e (DIEN, "Interest Evolving Layer").
+
+    Args:
+        width: of a state h_t.
+        target_width: of the target's vector e.
+    """
+
+    def __init__(self, width: int, target_width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(target_width, width, bias=False)
+
+    def forward(self, states: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Weights [B, L], 0 where padded, from finite states [B, L, H], target [B, E] and mask, bool [B, L].
+
+        They sum to 1, or, in a row without a real position, to 0.
+        """
+        scores = torch.einsum("blh,bh->bl", states, self.project(target))
+        # Not -inf: a row of it has no softmax, and its gradient would be NaN.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return scores.softmax(dim=1).masked_fill(~mask, 0.0)
+
+
+def _check_heads(width: int, num_heads: int) -> None:
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads is {num_heads}: it must divide the width {width}")
+
+
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[B, L, D] -> [B, heads, L, D / heads]."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)

@@ -8,7 +8,17 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from rechub_dist.embedded import Embedded, Lookup
-from rechub_dist.features import DenseFeature, Feature, IdFeature, Pooling, SequenceFeature, Table, TimeGapFeature
+from rechub_dist.features import (
+    DenseFeature,
+    Feature,
+    IdFeature,
+    NegativeFeature,
+    Pooling,
+    SequenceFeature,
+    SparseFeature,
+    Table,
+    TimeGapFeature,
+)
 
 
 @dataclass(frozen=True)
@@ -24,13 +34,20 @@ class Fields:
     dense: tuple[DenseFeature, ...]
 
     @staticmethod
-    def of(features: Sequence[Feature], width: int | None = None, parameter: str = "embedding_dim") -> Fields:
+    def of(
+        features: Sequence[Feature],
+        width: int | None = None,
+        parameter: str = "embedding_dim",
+        *,
+        keep_dim: bool = False,
+    ) -> Fields:
         """Sort `features` into id features and dense ones, each in the order given.
 
         Args:
             features: any mix; sparse features pool as they say, sequences by their mean.
             width: the tables' width where the model sets it; None takes the widths from the tables.
             parameter: the model's name for `width`, for messages.
+            keep_dim: a table that has a width keeps it, and `width` is for those that have none.
 
         Raises:
             ValueError: for no feature, one that is listed twice, or a table of another width or of none.
@@ -39,7 +56,12 @@ class Fields:
             raise ValueError("features is empty: give at least one feature")
         check_distinct(features)
         lookups = tuple(
-            Lookup(feature.name, feature, sized(feature.table, width, parameter), pooling_of(feature))
+            Lookup(
+                feature.name,
+                feature,
+                sized(feature.table, (feature.table.dim or width) if keep_dim else width, parameter),
+                pooling_of(feature),
+            )
             for feature in features
             if isinstance(feature, IdFeature)
         )
@@ -75,6 +97,15 @@ def pooling_of(feature: IdFeature) -> Pooling:
     return "mean" if isinstance(feature, SequenceFeature | TimeGapFeature) else feature.pooling
 
 
+def unpooled(
+    features: Iterable[SequenceFeature | TimeGapFeature | NegativeFeature],
+    width: int | None = None,
+    parameter: str = "embedding_dim",
+) -> tuple[Lookup, ...]:
+    """Lookups of single vectors, one a feature; widths as in `sized`."""
+    return tuple(Lookup(f.name, f, sized(f.table, width, parameter), None) for f in features)
+
+
 def sized(table: Table, width: int | None, parameter: str = "embedding_dim") -> Table:
     """`table` with its width: the model's `width` (its argument `parameter`), or, where that is None, the table's own.
 
@@ -98,9 +129,38 @@ def check_distinct(features: Iterable[Feature]) -> None:
     seen: set[str] = set()
     for feature in features:
         if not isinstance(feature, Feature):
-            raise ValueError(
-                f"{feature!r} is not a feature: pass SparseFeature, DenseFeature, ... objects"
-            )
+            raise ValueError(f"{feature!r} is not a feature: pass SparseFeature, DenseFeature, ... objects")
         if feature.name in seen:
             raise ValueError(f"feature {feature.name!r} is listed twice: leave one out")
         seen.add(feature.name)
+
+
+def check_pairs(behavior_features: Sequence[SequenceFeature], target_features: Sequence[SparseFeature]) -> None:
+    """Each behaviour feature has its target feature, over the same table, and all are cut alike."""
+    if not behavior_features or len(behavior_features) != len(target_features):
+        raise ValueError(
+            f"{len(behavior_features)} behavior_features and {len(target_features)} target_features: give at least one "
+            f"behaviour feature, and for each the target feature that it is matched with"
+        )
+    for behavior, target in zip(behavior_features, target_features, strict=True):
+        if not isinstance(behavior, SequenceFeature):
+            raise ValueError(f"behaviour feature {behavior.name!r} is {behavior.kind}: make it a SequenceFeature")
+        if not isinstance(target, SparseFeature):
+            raise ValueError(f"target feature {target.name!r} is {target.kind}: make it a SparseFeature")
+        if behavior.table != target.table:
+            raise ValueError(
+                f"behaviour feature {behavior.name!r} reads table {behavior.table.name!r} and its target feature "
+                f"{target.name!r} reads {target.table.name!r}: make both read the same table"
+            )
+    check_cut(behavior_features)
+
+
+def check_cut(features: Sequence[SequenceFeature | TimeGapFeature]) -> None:
+    """Features that belong together position by position keep the same part of their lists."""
+    first = features[0]
+    for other in features[1:]:
+        if (other.keep, other.max_length) != (first.keep, first.max_length):
+            raise ValueError(
+                f"features {first.name!r} and {other.name!r} keep the {first.keep} {first.max_length} and the "
+                f"{other.keep} {other.max_length} behaviours: give both the same max_length and keep"
+            )

@@ -27,3 +27,10 @@ def following(values: Tensor, lengths: Tensor, final: Tensor) -> Tensor:
     shifted = zero_padding(shifted, position < lengths[:, None] - 1)
     at_last = position == lengths[:, None] - 1
     return torch.where(at_last[..., None], final[:, None], shifted)
+
+
+def newest_first(values: Tensor, lengths: Tensor) -> Tensor:
+    """Each row's real values from its last one back to its first, zeros behind them: [B, L, D] -> [B, L, D]."""
+    index = lengths[:, None] - 1 - torch.arange(values.shape[1], device=values.device)  # [B, L]
+    reversed_values = values.gather(1, index.clamp(min=0)[..., None].expand_as(values))
+    return zero_padding(reversed_values, index >= 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 
 from rechub_dist.config import RunConfig, load_run
+from rechub_dist.examples import example_parameters
+from rechub_dist.models import catalogue, family
 from rechub_dist.trainer import Summary, run
 
 ROWS = 530  # not a multiple of any batch size here
@@ -29,36 +32,51 @@ SCHEMA = {
         "tags": {"kind": "sparse", "rows": 23, "pooling": "mean", "init_std": 0.3},
         "history": {"kind": "sequence", "table": "item", "max_length": 6},
         "history_shop": {"kind": "sequence", "table": "shop", "max_length": 6},
+        "gap": {
+            "kind": "time_gap",
+            "times": "history_time",
+            "now": "time",
+            "boundaries": [2, 4, 6, 9],
+            "max_length": 6,
+        },
+        "brands": {"kind": "sparse", "rows": 13, "weights": "brand_weights", "pooling": "mean", "init_std": 0.3},
+        "user_x_tags": {"kind": "cross", "inputs": ["user", "tags"], "buckets": 67},
         "age": {"kind": "dense"},
         "profile": {"kind": "dense", "dim": 3},
     },
-    "labels": {"click": {}, "stay": {"type": "regression"}},
+    "labels": {"click": {}, "buy": {}, "stay": {"type": "regression"}},
 }
-MODELS: dict[str, dict[str, Any]] = {
-    "DeepFM": {
-        "features": ["user", "item", "tags", "history", "age", "profile"],
-        "hidden_units": [16, 8],
-        "dropout_rates": 0.0,
-        "embedding_dim": 6,
-    },
-    "DIN": {
-        "features": ["user", "tags", "age"],
-        "behavior_features": ["history", "history_shop"],
-        "target_features": ["item", "shop"],
-        "attention_units": [8],
-        "hidden_units": [16, 8],
-        "activation": "dice",
-    },
-    "SharedBottom": {
-        "features": ["user", "item", "tags", "age"],
-        "hidden_units": [16],
-        "task_hidden_units": [8],
-        "num_tasks": 2,
-        "task_types": ["classification", "regression"],
-        "batch_norm": True,
-    },
-    "SASRec": {"max_len": 6, "num_heads": 2, "num_layers": 1, "hidden_size": 8, "dropout_rate": 0.0},
+PLAIN = ("user", "tags", "brands", "age", "profile")
+BEHAVIORS, TARGETS = ("history", "history_shop"), ("item", "shop")
+# What some models can do besides what their constructors require.
+MORE: dict[str, dict[str, Any]] = {
+    "WideDeep": {"wide_features": ["user", "user_x_tags", "age"]},
+    "DeepFM": {"features": ["user", "item", "tags", "brands", "history", "age", "profile"], "embedding_dim": 6},
+    "DCNv2": {"low_rank": 4, "num_experts": 3},
+    "BST": {"time_gaps": "gap", "hidden_units": [16]},
+    "SASRec": {"num_layers": 1},
 }
+
+
+def parameters(model: str) -> dict[str, Any]:
+    """A small instance of any model: what it requires, batch norm where it has any, and no dropout."""
+    cls = catalogue()[model]
+    found = example_parameters(cls, PLAIN, BEHAVIORS, TARGETS)
+    for name in inspect.signature(cls.__init__).parameters:
+        if name.startswith("dropout"):
+            found[name] = 0.0
+        if name == "batch_norm":
+            found[name] = True
+    if "task_types" in found:
+        found["task_types"] = ["classification", "regression"]
+    return found | MORE.get(model, {})
+
+
+def labels(model: str) -> list[str] | None:
+    """The labels that fit the model's tasks."""
+    if model == "ESMM":
+        return ["click", "buy"]
+    return {"ranking": ["click"], "multitask": ["click", "stay"], "recall": None}[family(catalogue()[model])]
 
 
 def write_data(root: Path) -> None:
@@ -67,6 +85,7 @@ def write_data(root: Path) -> None:
     for split, rows in (("train", ROWS), ("valid", 90), ("test", 70)):
         lengths = rng.integers(0, 9, rows)
         histories = [rng.integers(0, 61, n) for n in lengths]
+        brands = [rng.integers(0, 13, n) for n in rng.integers(0, 3, rows)]
         user, item = rng.integers(0, 101, rows), rng.integers(0, 61, rows)
         table = pa.table(
             {
@@ -76,9 +95,14 @@ def write_data(root: Path) -> None:
                 "tags": [rng.integers(0, 23, n).tolist() for n in rng.integers(0, 4, rows)],
                 "history": [h.tolist() for h in histories],
                 "history_shop": [(h % 17).tolist() for h in histories],
+                "history_time": [np.sort(rng.integers(0, 12, n)).tolist() for n in lengths],
+                "time": rng.integers(11, 15, rows),
+                "brands": [b.tolist() for b in brands],
+                "brand_weights": [rng.random(len(b)).tolist() for b in brands],
                 "age": rng.normal(size=rows).astype(np.float32),
                 "profile": pa.FixedSizeListArray.from_arrays(rng.normal(size=rows * 3).astype(np.float32), 3),
                 "click": ((user * 7 + item) % 3 == 0).astype(np.int8),
+                "buy": ((user + item) % 2 == 0).astype(np.int8),
                 "stay": rng.normal(size=rows).astype(np.float32),
                 "importance": rng.integers(0, 4, rows).astype(np.float32),
             }
@@ -96,15 +120,15 @@ def run_file(folder: Path, root: Path, model: str, /, **sections: Any) -> Path:
         "output_dir": str(folder / "out"),
         "seed": 7,
         "data": {"root": str(root), "batch_size": 64, "eval_batch_size": 50},
-        "model": {"name": model, **MODELS[model]},
+        "model": {"name": model, **parameters(model)},
         "embedding": {"optimizer": {"name": "rowwise_adagrad", "lr": 0.05}},
         "optimizer": {"name": "adam", "lr": 0.01},
         "train": {"epochs": 2, "log_every": 1},
         "distributed": {"timeout_seconds": 60, "threads": 1},
     }
-    if model in ("DeepFM", "DIN"):
-        tree["data"]["labels"] = ["click"]
-    if model == "SASRec":
+    if labels(model):
+        tree["data"]["labels"] = labels(model)
+    else:
         tree["objective"] = {"name": "retrieval", "negatives": 2}
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section

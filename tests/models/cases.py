@@ -14,11 +14,30 @@ import torch
 from torch import Tensor
 
 from rechub_dist.embedded import Embedded, Output, Sequence
-from rechub_dist.features import DenseFeature, NegativeFeature, SequenceFeature, SparseFeature, Table
+from rechub_dist.features import (
+    CrossFeature,
+    DenseFeature,
+    NegativeFeature,
+    SequenceFeature,
+    SparseFeature,
+    Table,
+    TimeGapFeature,
+)
 from rechub_dist.models import Model
+from rechub_dist.models.multitask.esmm import ESMM
+from rechub_dist.models.multitask.mmoe import MMoE
+from rechub_dist.models.multitask.ple import PLE
 from rechub_dist.models.multitask.sharedbottom import SharedBottom
+from rechub_dist.models.ranking.afm import AFM
+from rechub_dist.models.ranking.bst import BST
+from rechub_dist.models.ranking.dcn import DCN
+from rechub_dist.models.ranking.dcnv2 import DCNv2
 from rechub_dist.models.ranking.deepfm import DeepFM
+from rechub_dist.models.ranking.dien import DIEN
 from rechub_dist.models.ranking.din import DIN
+from rechub_dist.models.ranking.edcn import EDCN
+from rechub_dist.models.ranking.fibinet import FiBiNET
+from rechub_dist.models.ranking.widedeep import WideDeep
 from rechub_dist.models.recall.sasrec import SASRec
 
 USER, ITEM, SHOP = Table("user", 7, dim=4), Table("item", 11, dim=4), Table("shop", 5, dim=2)
@@ -28,16 +47,70 @@ shop = SparseFeature("shop", SHOP)
 tags = SparseFeature("tags", Table("tag", 6, dim=4), pooling="mean")
 history = SequenceFeature("history", ITEM, max_length=5)
 shops = SequenceFeature("shops", SHOP, max_length=5)
+kind = SparseFeature("kind", Table("kind", 6))
+kinds = SequenceFeature("kinds", kind.table, max_length=5)
+gaps = TimeGapFeature("gaps", times="times", now="now", boundaries=(1.0, 60.0), max_length=5)
+liked = SequenceFeature("liked", ITEM, max_length=5)
 age = DenseFeature("age")
 profile = DenseFeature("profile", dim=3)
+visit = CrossFeature("visit", (user, shop), buckets=9)
+match = CrossFeature("match", (user, tags), buckets=13, dim=4)
+
+
+def afm() -> Model:
+    return AFM([user, age, tags, history, match, profile], [6], 4, 0.0)
+
+
+def bst() -> Model:
+    features, targets = [user, age, shop, tags, liked, profile], [item, kind]
+    sizes = {"hidden_units": [8, 5], "feedforward_units": 7}
+    return BST(features, [history, kinds], 2, 2, 4, 0.0, target_features=targets, time_gaps=gaps, **sizes)
+
+
+def dcn() -> Model:
+    return DCN([user, age, shop, tags, history, profile], 3, [8, 6])
+
+
+def dcnv2() -> Model:
+    return DCNv2([user, age, shop, tags, history, profile], 2, [8, 6], low_rank=3, num_experts=4)
 
 
 def deepfm() -> Model:
     return DeepFM([user, age, tags, history, profile], [8, 6], 0.0, embedding_dim=4)
 
 
+def dien() -> Model:
+    features, targets = [user, age, tags, liked, profile], [item, shop]
+    return DIEN(features, [history, shops], [5, 3], "AUGRU", [8, 5], target_features=targets)
+
+
 def din() -> Model:
     return DIN([user, age], [history, shops], [6], [8, 5], "dice", target_features=[item, shop])
+
+
+def edcn() -> Model:
+    return EDCN([user, age, shop, tags, history, profile], 2, [18, 7], "FGU")
+
+
+def fibinet() -> Model:
+    return FiBiNET([user, age, tags, history, match, profile], "field_interaction", [8, 6], 2)
+
+
+def widedeep() -> Model:
+    return WideDeep([user, visit, age, history], [user, age, shop, tags, history, match, profile], [8, 6], 0.0)
+
+
+def esmm() -> Model:
+    return ESMM([user, age, tags, history, profile], [8, 6], [5], 4, num_conversions=2)
+
+
+def mmoe() -> Model:
+    return MMoE([user, age, shop, tags, history, profile], [8, 6], 3, 2, tower_units=[5])
+
+
+def ple() -> Model:
+    types = ["classification", "regression"]
+    return PLE([user, age, shop, tags, history, profile], [8, 6], 2, 3, 1, types, tower_units=[5])
 
 
 def sasrec() -> Model:

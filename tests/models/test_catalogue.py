@@ -66,7 +66,8 @@ def test_the_constructor_is_the_specification(name: str) -> None:
         assert all(p.kind is p.KEYWORD_ONLY for p in parameters[len(first) :])
     for parameter in parameters:
         if parameter.name.endswith("features"):
-            assert hints[parameter.name] in (list[Feature], list[SequenceFeature], list[SparseFeature])
+            lists = (list[Feature], list[SequenceFeature], list[SparseFeature])
+            assert hints[parameter.name] in (*lists, *(kind | None for kind in lists))
     table_width = MODELS[name].table_width
     assert table_width is None or table_width in hints
     assert MODELS[name].paper

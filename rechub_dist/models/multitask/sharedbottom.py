@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
+from rechub_dist.layers.grouped import GroupedMLP
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.mlp import MLP
 from rechub_dist.models.base import Model, check_tasks
@@ -48,16 +46,14 @@ class SharedBottom(Model):
         self.num_tasks, self.task_types = num_tasks, tuple(task_types)
         self.fields = Fields.of(features)
         self.bottom = MLP(self.fields.width, hidden_units, dropout_rates, activation=activation, batch_norm=batch_norm)
-        self.towers = nn.ModuleList(
-            MLP(
-                self.bottom.out_dim,
-                task_hidden_units,
-                task_dropout_rates,
-                activation=activation,
-                batch_norm=batch_norm,
-                out_dim=1,
-            )
-            for _ in range(num_tasks)
+        self.towers = GroupedMLP(
+            num_tasks,
+            self.bottom.out_dim,
+            task_hidden_units,
+            task_dropout_rates,
+            activation=activation,
+            batch_norm=batch_norm,
+            out_dim=1,
         )
 
     def lookups(self) -> tuple[Lookup, ...]:
@@ -69,4 +65,4 @@ class SharedBottom(Model):
     def forward(self, embedded: Embedded) -> Output:
         """Logits [B, num_tasks]."""
         shared = self.bottom(self.fields.concat(embedded))
-        return Output(logits=torch.cat([tower(shared) for tower in self.towers], dim=1))
+        return Output(logits=self.towers(shared).squeeze(2))

@@ -7,7 +7,7 @@ import torch
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature, SequenceFeature, SparseFeature
 from rechub_dist.layers.attention import ActivationUnit
-from rechub_dist.layers.inputs import Fields, check_distinct, sized
+from rechub_dist.layers.inputs import Fields, check_distinct, check_pairs, unpooled
 from rechub_dist.layers.masking import zero_padding
 from rechub_dist.layers.mlp import MLP
 from rechub_dist.models.base import Model
@@ -49,11 +49,9 @@ class DIN(Model):
     ) -> None:
         super().__init__()
         check_distinct([*features, *target_features, *behavior_features])
-        _check_pairs(behavior_features, target_features)
+        check_pairs(behavior_features, target_features)
         self.fields = Fields.of([*features, *target_features])
-        self.behavior_lookups = tuple(
-            Lookup(feature.name, feature, sized(feature.table, None), None) for feature in behavior_features
-        )
+        self.behavior_lookups = unpooled(behavior_features)
         self.target_names = [feature.name for feature in target_features]
         width = sum(lookup.dim for lookup in self.behavior_lookups)
         self.attention = ActivationUnit(width, attention_units, activation)
@@ -84,22 +82,3 @@ class DIN(Model):
         weights = self.attention(behaviors, target, mask)  # [B, L]
         interest = (weights[..., None] * behaviors).sum(dim=1)  # [B, D]
         return Output(logits=self.mlp(torch.cat([self.fields.concat(embedded), interest], dim=1)))
-
-
-def _check_pairs(behavior_features: list[SequenceFeature], target_features: list[SparseFeature]) -> None:
-    """Each behaviour feature has its target feature, over the same table."""
-    if not behavior_features or len(behavior_features) != len(target_features):
-        raise ValueError(
-            f"{len(behavior_features)} behavior_features and {len(target_features)} target_features: give at least one "
-            f"behaviour feature, and for each the target feature that it is matched with"
-        )
-    for behavior, target in zip(behavior_features, target_features, strict=True):
-        if not isinstance(behavior, SequenceFeature):
-            raise ValueError(f"behaviour feature {behavior.name!r} is {behavior.kind}: make it a SequenceFeature")
-        if not isinstance(target, SparseFeature):
-            raise ValueError(f"target feature {target.name!r} is {target.kind}: make it a SparseFeature")
-        if behavior.table != target.table:
-            raise ValueError(
-                f"behaviour feature {behavior.name!r} reads table {behavior.table.name!r} and its target feature "
-                f"{target.name!r} reads {target.table.name!r}: make both read the same table"
-            )

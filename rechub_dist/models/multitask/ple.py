@@ -1,0 +1,151 @@
+"""PLE: levels of experts, some of one task and some shared, extract what the tasks have in common and apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.features import DenseFeature, Feature
+from rechub_dist.layers.arguments import check_positive
+from rechub_dist.layers.grouped import GroupedLinear, GroupedMLP
+from rechub_dist.layers.inputs import Fields
+from rechub_dist.models.base import Model, check_tasks
+
+
+class PLE(Model):
+    """logit_k = h_k(s_k), s_k the state of task k after the last level  (sections 4.1 and 4.2).
+
+    In every level the experts of task k map its state s_k, the shared experts the shared state s_0; all states are x
+    at first. The new state of task k is sum_i g_k(s_k)_i f_i over its own and the shared experts, g_k(s) =
+    softmax(W_k s); that of the shared part the same sum over all experts with g_0(s_0). Nothing follows the shared
+    state of the last level, which has no gate for it. With one level this is CGC.
+
+    Args:
+        features: sparse, sequence (pooled by their mean) and dense features. Every table's width is its own `dim`.
+        expert_units: widths of every expert, at least one.
+        num_experts: experts of each task in each level.
+        num_layers: number of levels.
+        num_shared_experts: shared experts in each level.
+        task_types: "classification" or "regression" for each task, in the run's label order. A tower gives a logit or
+            a value accordingly; both are linear.
+        tower_units: hidden widths of each task's tower h_k; None or empty makes it linear.
+        dropout_rates: of each expert, one rate a layer, or one for all.
+        tower_dropout_rates: the same for each tower.
+        activation: of experts and towers.
+        batch_norm: batch normalisation in experts and towers.
+    """
+
+    paper = (
+        "Tang et al. 2020, Progressive Layered Extraction (PLE): A Novel Multi-Task Learning (MTL) Model for "
+        "Personalized Recommendations"
+    )
+
+    def __init__(
+        self,
+        features: list[Feature],
+        expert_units: list[int],
+        num_experts: int,
+        num_layers: int,
+        num_shared_experts: int,
+        task_types: list[str],
+        *,
+        tower_units: list[int] | None = None,
+        dropout_rates: float | list[float] = 0.0,
+        tower_dropout_rates: float | list[float] = 0.0,
+        activation: str = "relu",
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if not expert_units:
+            raise ValueError("expert_units is empty: give each expert at least one layer")
+        check_positive("num_experts", num_experts)
+        check_positive("num_layers", num_layers)
+        check_positive("num_shared_experts", num_shared_experts)
+        check_tasks(len(task_types), task_types)
+        self.num_tasks, self.task_types = len(task_types), tuple(task_types)
+        self.fields = Fields.of(features)
+        self.levels = nn.ModuleList(
+            _Level(
+                self.num_tasks,
+                num_experts,
+                num_shared_experts,
+                self.fields.width if level == 0 else expert_units[-1],
+                expert_units,
+                dropout_rates,
+                activation=activation,
+                batch_norm=batch_norm,
+                last=level == num_layers - 1,
+            )
+            for level in range(num_layers)
+        )
+        self.towers = GroupedMLP(
+            self.num_tasks,
+            expert_units[-1],
+            tower_units or [],
+            tower_dropout_rates,
+            activation=activation,
+            batch_norm=batch_norm,
+            out_dim=1,
+        )
+
+    def lookups(self) -> tuple[Lookup, ...]:
+        return self.fields.lookups
+
+    def dense_features(self) -> tuple[DenseFeature, ...]:
+        return self.fields.dense
+
+    def forward(self, embedded: Embedded) -> Output:
+        """Logits [B, T], one a task."""
+        states = self.fields.concat(embedded)
+        for level in self.levels:
+            states = level(states)
+        return Output(logits=self.towers(states).squeeze(2))
+
+
+class _Level(nn.Module):
+    """One level: experts of the tasks, one task after the other, and then the shared ones; and the gates over them."""
+
+    def __init__(
+        self,
+        num_tasks: int,
+        num_experts: int,
+        num_shared_experts: int,
+        in_dim: int,
+        expert_units: list[int],
+        dropout_rates: float | list[float],
+        *,
+        activation: str,
+        batch_norm: bool,
+        last: bool,
+    ) -> None:
+        super().__init__()
+        self.num_tasks, self.num_experts, self.num_shared_experts = num_tasks, num_experts, num_shared_experts
+        own = num_tasks * num_experts
+        self.experts = GroupedMLP(
+            own + num_shared_experts, in_dim, expert_units, dropout_rates, activation=activation, batch_norm=batch_norm
+        )
+        self.gates = GroupedLinear(num_tasks, in_dim, num_experts + num_shared_experts, bias=False)
+        self.shared_gate = None if last else nn.Linear(in_dim, own + num_shared_experts, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """New states [B, T + 1, D], the shared one behind the tasks'; [B, T, D] from the last level.
+
+        From the states before, [B, T + 1, I], or from x, [B, I], which stands for all of them.
+        """
+        if states.dim() == 2:
+            inputs = of_tasks = of_shared = states
+        else:
+            of_tasks, of_shared = states[:, :-1], states[:, -1]
+            each_task = of_tasks.repeat_interleave(self.num_experts, dim=1)
+            inputs = torch.cat([each_task, states[:, -1:].expand(-1, self.num_shared_experts, -1)], dim=1)
+        experts = self.experts(inputs)  # [B, T * E + S, D]
+        own, shared = experts.split([self.num_tasks * self.num_experts, self.num_shared_experts], dim=1)
+        own = own.unflatten(1, (self.num_tasks, self.num_experts))  # [B, T, E, D]
+        gates = self.gates(of_tasks).softmax(dim=2)  # [B, T, E + S]
+        own_gates, shared_gates = gates.split([self.num_experts, self.num_shared_experts], dim=2)
+        mixed = torch.einsum("bte,bted->btd", own_gates, own) + torch.bmm(shared_gates, shared)
+        if self.shared_gate is None:
+            return mixed
+        gate = self.shared_gate(of_shared).softmax(dim=1)  # [B, T * E + S]
+        return torch.cat([mixed, torch.einsum("be,bed->bd", gate, experts)[:, None]], dim=1)

@@ -1,0 +1,142 @@
+"""EDCN: a cross and a deep tower that share what they know after every layer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.features import DenseFeature, Feature
+from rechub_dist.layers.arguments import check_choice, check_positive
+from rechub_dist.layers.cross import VectorCross
+from rechub_dist.layers.inputs import Fields
+from rechub_dist.layers.mlp import MLP, dropouts
+from rechub_dist.models.base import Model
+
+
+class EDCN(Model):
+    """logit = w^T [cross_L, deep_L, b_L] + c, after L layers of a cross and a deep tower  (section 3).
+
+    b_0 = x_0 is the fields side by side, each dense feature a field of its own width, d wide in all. Layer l is
+
+        c_l = g^c_l * b_l,  h_l = g^d_l * b_l                      regulation: each tower has gates of its own
+        cross_{l+1} = c_0 (c_l^T w_l) + a_l + c_l                  DCN's cross layer
+        deep_{l+1}  = activation(W_l h_l + e_l)
+        b_{l+1} = cross_{l+1} * deep_{l+1}                         bridge, the Hadamard product
+
+    The gates are learnt, one set a tower and layer, and do not depend on the row: n softmax(logits / temperature) over
+    the n gates of a set, which sum to n and start near 1 with small random differences. The factor n is ours: without
+    it, inputs would be scaled by 1 / n layer after layer, and with the usual number of fields next to no gradient
+    would reach the embeddings. FGU and BGU are the specification's names and not the paper's; our reading is
+
+    - "FGU", field-wise gate unit (the paper's regulation): one gate a field;
+    - "BGU", bit-wise gate unit: one gate a dimension.
+
+    The paper's towers have the width d throughout. A hidden layer of other than d units is followed by a linear map
+    back to d here, so that the sizes asked for are kept.
+
+    Args:
+        features: sparse, sequence (pooled by their mean) and dense features, at least two. Every table's width is its
+            own `dim`.
+        cross_num: L, the number of layers of each tower.
+        hidden_units: units of the deep tower's layers, `cross_num` of them.
+        gate_type: "FGU" or "BGU".
+        temperature: of the gates' softmax; a lower one sets the gates further apart.
+        activation: the deep tower's activation.
+        dropout_rates: of the deep tower, one rate a layer, or one for all.
+        batch_norm: batch normalisation in the deep tower, before the activation.
+    """
+
+    paper = (
+        "Chen et al. 2021, Enhancing Explicit and Implicit Feature Interactions via Information Sharing for Parallel "
+        "Deep CTR Models"
+    )
+
+    def __init__(
+        self,
+        features: list[Feature],
+        cross_num: int,
+        hidden_units: list[int],
+        gate_type: Literal["FGU", "BGU"],
+        *,
+        temperature: float = 1.0,
+        activation: str = "relu",
+        dropout_rates: float | list[float] = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive("cross_num", cross_num)
+        if len(hidden_units) != cross_num:
+            raise ValueError(
+                f"cross_num is {cross_num} and hidden_units {list(hidden_units)}: the towers go layer by layer, so "
+                f"give {cross_num} hidden widths"
+            )
+        self.fields = Fields.of(features)
+        widths = [lookup.dim for lookup in self.fields.lookups] + [feature.dim for feature in self.fields.dense]
+        width = self.fields.width
+        self.regulation = Regulation(gate_type, widths, cross_num, temperature)
+        self.cross = nn.ModuleList(VectorCross(width) for _ in range(cross_num))
+        self.deep = nn.ModuleList(
+            MLP(
+                width,
+                [units],
+                rate,
+                activation=activation,
+                batch_norm=batch_norm,
+                out_dim=None if units == width else width,
+            )
+            for units, rate in zip(hidden_units, dropouts(dropout_rates, hidden_units), strict=True)
+        )
+        self.output = nn.Linear(3 * width, 1)
+
+    def lookups(self) -> tuple[Lookup, ...]:
+        return self.fields.lookups
+
+    def dense_features(self) -> tuple[DenseFeature, ...]:
+        return self.fields.dense
+
+    def forward(self, embedded: Embedded) -> Output:
+        """Logits [B, 1]."""
+        gates = self.regulation()  # [L, 2, d]
+        bridge = self.fields.concat(embedded)  # [B, d]
+        start = gates[0, 0] * bridge
+        for (cross_gate, deep_gate), cross_layer, deep_layer in zip(gates, self.cross, self.deep, strict=True):
+            cross = cross_layer(start, cross_gate * bridge)
+            deep = deep_layer(deep_gate * bridge)
+            bridge = cross * deep
+        return Output(logits=self.output(torch.cat([cross, deep, bridge], dim=1)))
+
+
+class Regulation(nn.Module):
+    """The gates of the two towers, cross and deep, in every layer: [layers, 2, sum of widths].
+
+    Args:
+        kind: "FGU", one gate a field, or "BGU", one a dimension.
+        widths: the fields' widths.
+        layers: the number of layers.
+        temperature: of the softmax.
+    """
+
+    field_of: Tensor  # for each dimension the field that it belongs to
+
+    def __init__(self, kind: str, widths: list[int], layers: int, temperature: float) -> None:
+        super().__init__()
+        check_choice("gate_type", kind, ("FGU", "BGU"))
+        if len(widths) < 2:
+            raise ValueError(
+                f"features has {len(widths)}: the gates weigh features against each other, so give at least two"
+            )
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}: it must be above 0")
+        self.temperature = temperature
+        self.field_wise = kind == "FGU"
+        self.logits = nn.Parameter(torch.empty(layers, 2, len(widths) if self.field_wise else sum(widths)))
+        nn.init.normal_(self.logits, std=0.1)
+        field_of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
+        self.register_buffer("field_of", field_of, persistent=False)
+
+    def forward(self) -> Tensor:
+        gates = self.logits.shape[2] * (self.logits / self.temperature).softmax(dim=2)
+        return gates.index_select(2, self.field_of) if self.field_wise else gates
