@@ -27,7 +27,10 @@ CATALOGUE_CHUNK = 8192  # items embedded at a time, over all ranks
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics by name (`auc`; with several labels `click/auc`), and on the main rank the predictions by label."""
+    """Metrics by name, and the predictions by label.
+
+    With several labels a metric's name is `click/auc`, and `mean/auc` is the labels' mean.
+    """
 
     metrics: dict[str, float]
     rows: int
@@ -79,6 +82,8 @@ def _tasks(step: TrainStep, objective: TaskObjective, batches: Iterator[Batch], 
         prefix = f"{name}/" if len(names) > 1 else ""
         for metric, value in measure(*rows[:, column].T).items():
             metrics[f"{prefix}{metric}"] = value
+    if len(names) > 1 and all(label.type == "classification" for label in objective.labels):
+        metrics["mean/auc"] = float(np.mean([metrics[f"{label.name}/auc"] for label in objective.labels]))
     return Evaluation(metrics, len(rows), {name: rows[:, column, 0] for column, name in enumerate(names)})
 
 

@@ -79,10 +79,10 @@ def labels(model: str) -> list[str] | None:
     return {"ranking": ["click"], "multitask": ["click", "stay"], "recall": None}[family(catalogue()[model])]
 
 
-def write_data(root: Path) -> None:
+def write_data(root: Path, rows_of_train: int = ROWS) -> None:
     """Rows with empty, short and long histories; labels that depend on the ids."""
     rng = np.random.default_rng(0)
-    for split, rows in (("train", ROWS), ("valid", 90), ("test", 70)):
+    for split, rows in (("train", rows_of_train), ("valid", 90), ("test", 70)):
         lengths = rng.integers(0, 9, rows)
         histories = [rng.integers(0, 61, n) for n in lengths]
         brands = [rng.integers(0, 13, n) for n in rng.integers(0, 3, rows)]

@@ -213,6 +213,8 @@ def test_lookups_of_drawn_negatives() -> None:
     assert lookups["history.negative"].feature == NegativeFeature(
         "history.negative", cases.ITEM, like="history", count=1, exclude=("history",)
     )
+    # A history may well hold every shop: then there would be nothing left to draw.
+    assert lookups["shops.negative"].feature == NegativeFeature("shops.negative", cases.SHOP, like="shops")
     assert model.aligned_features() == (("history", "shops"),)
     assert [feature.name for feature in model.dense_features()] == ["age", "profile"]
 

@@ -56,9 +56,11 @@ def test_lookups() -> None:
     assert ESMM([SparseFeature("a", Table("a", 3))], [4], [3], 5).lookups()[0].dim == 5
 
 
-def test_dropout_rates_are_those_of_the_whole_network() -> None:
+def test_widths_and_dropout_rates_are_those_of_the_whole_network() -> None:
     model = ESMM([cases.user], [4, 5], [3], 4, dropout_rates=[0.1, 0.2, 0.3])
     assert [layer.p for layer in model.networks.layers if isinstance(layer, nn.Dropout)] == [0.1, 0.2, 0.3]
+    widths = [layer.weight.shape[2] for layer in model.networks.layers if hasattr(layer, "weight")]
+    assert widths == [4, 5, 3, 1]
     model = ESMM([cases.user], [4, 5], [3], 4, dropout_rates=0.2, activation="tanh", batch_norm=True)
     kinds = [type(layer).__name__ for layer in model.networks.layers]
     assert kinds == ["GroupedLinear", "BatchNorm1d", "Tanh", "Dropout"] * 3 + ["GroupedLinear"]

@@ -113,6 +113,11 @@ def test_statistics_stay_out_of_the_gates(changes: dict) -> None:
         proof.test_every_parameter_gets_a_gradient(small(tower_units=[4], **changes).double(), kind)
 
 
+def test_one_expert_may_have_gates_that_are_not_softmax() -> None:
+    torch.manual_seed(0)
+    proof.test_every_parameter_gets_a_gradient(small(num_experts=1, gate_activation="sigmoid").double(), "several")
+
+
 def test_task_types() -> None:
     assert cases.mmoe().task_types is None
     assert cases.mmoe().num_tasks == 2
@@ -129,16 +134,19 @@ def test_lookups() -> None:
     assert [feature.name for feature in cases.mmoe().dense_features()] == ["age", "profile"]
 
 
-def test_dropout_rates() -> None:
+def test_widths_and_dropout_rates() -> None:
     model = small(dropout_rates=[0.1, 0.2], tower_units=[4], tower_dropout_rates=0.3)
     assert [layer.p for layer in model.experts.layers if isinstance(layer, nn.Dropout)] == [0.1, 0.2]
     assert [layer.p for layer in model.towers.layers if isinstance(layer, nn.Dropout)] == [0.3]
+    assert [layer.weight.shape for layer in model.experts.layers if hasattr(layer, "weight")] == [(3, 18, 5), (3, 5, 4)]
+    assert [layer.weight.shape for layer in model.towers.layers if hasattr(layer, "weight")] == [(2, 4, 4), (2, 4, 1)]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_experts": 1}, "num_experts is 1: gates choose between at least 2"),
+        ({"num_experts": 1}, "num_experts is 1, of which a softmax gate is always 1: give at least 2 experts"),
+        ({"num_experts": 0, "gate_activation": "relu"}, "num_experts is 0: it must be at least 1"),
         ({"expert_units": []}, "expert_units is empty: give each expert at least one layer"),
         ({"gate_activation": "dice"}, "gate_activation is 'dice': use one of softmax, .*tanh"),
         ({"expert_activation": "rulu"}, "'rulu' is unknown"),

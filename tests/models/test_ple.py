@@ -139,11 +139,16 @@ def test_what_the_run_needs_to_know() -> None:
     assert [feature.name for feature in model.dense_features()] == ["age", "profile"]
 
 
-def test_dropout_rates() -> None:
+def test_widths_and_dropout_rates() -> None:
     model = small(dropout_rates=[0.1, 0.2], tower_units=[3], tower_dropout_rates=0.3)
     for level in model.levels:
         assert [layer.p for layer in level.experts.layers if isinstance(layer, nn.Dropout)] == [0.1, 0.2]
     assert [layer.p for layer in model.towers.layers if isinstance(layer, nn.Dropout)] == [0.3]
+    shapes = [
+        [layer.weight.shape for layer in mlp.layers if hasattr(layer, "weight")]
+        for mlp in (*(level.experts for level in model.levels), model.towers)
+    ]
+    assert shapes == [[(5, 18, 5), (5, 5, 4)], [(5, 4, 5), (5, 5, 4)], [(2, 4, 3), (2, 3, 1)]]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,14 @@ import pytest
 
 from rechub_dist.config import load_run
 from rechub_dist.errors import UserError
-from rechub_dist.features import DenseFeature, SequenceFeature, SparseFeature, Table
+from rechub_dist.features import (
+    CrossFeature,
+    DenseFeature,
+    SequenceFeature,
+    SparseFeature,
+    Table,
+    TimeGapFeature,
+)
 from rechub_dist.schema import parse_schema
 
 RUN = """
@@ -101,6 +108,8 @@ def test_schema() -> None:
                 "history": {"kind": "sequence", "table": "item", "max_length": 5, "keep": "first"},
                 "user": {"kind": "sparse", "rows": 3, "init_std": 0.5, "missing": "unknown", "unknown_id": 2},
                 "price": {"kind": "dense", "transform": "log", "column": "usd"},
+                "user_x_item": {"kind": "cross", "inputs": ["user", "item_id"], "buckets": 50},
+                "gap": {"kind": "time_gap", "times": "then", "now": "time", "boundaries": [1, 2.5], "max_length": 5},
             },
             "labels": {"click": None, "dwell": {"type": "regression"}},
             "weight": "w",
@@ -112,6 +121,8 @@ def test_schema() -> None:
     assert schema["history"] == SequenceFeature("history", item, max_length=5, keep="first")
     assert schema["user"] == SparseFeature("user", Table("user", 3, init_std=0.5), missing="unknown", unknown_id=2)
     assert schema["price"] == DenseFeature("price", transform="log", column="usd")
+    assert schema["user_x_item"] == CrossFeature("user_x_item", (schema["user"], schema["item_id"]), 50)
+    assert schema["gap"] == TimeGapFeature("gap", "then", "time", (1, 2.5), 5)
     assert [(label.name, label.type) for label in schema.labels] == [
         ("click", "classification"),
         ("dwell", "regression"),
@@ -119,10 +130,33 @@ def test_schema() -> None:
     assert schema.weight == "w"
 
 
+def test_a_run_file_extends_the_schema(run_yaml: Path) -> None:
+    cross = "{kind: cross, inputs: [a, b], buckets: 9}"
+    overrides = [f"data.features={{b: {{kind: sparse, rows: 7}}, a_x_b: {cross}}}"]
+    config = load_run(run_yaml, overrides)
+    schema = parse_schema(config.data.dataset)
+    assert [feature.name for feature in schema.features] == ["a", "b", "a_x_b"]
+    again = run_yaml.with_name("again.yaml")
+    again.write_text(config.dump())
+    assert load_run(again) == config
+    config = load_run(run_yaml, ["data.features={a: {kind: sparse, rows: 70}}"])
+    assert parse_schema(config.data.dataset)["a"].table.rows == 70
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [
         ({"a": {"kind": "spars"}}, "did you mean 'sparse'?"),
+        ({"a": {"kind": "cross", "buckets": 5}}, "dataset.features.a.inputs: write a list of feature names, got None"),
+        ({"a": {"kind": "cross", "inputs": ["item"], "buckets": 5}}, "there is no sparse feature 'item'"),
+        (
+            {"b": {"kind": "sparse", "rows": 3}, "a": {"kind": "cross", "inputs": ["b"], "buckets": 5}},
+            "inputs are ['b'], must be two different features or more",
+        ),
+        (
+            {"a": {"kind": "time_gap", "times": "t", "now": "n", "boundaries": [2, 1], "max_length": 5}},
+            "boundaries are [2.0, 1.0], must be ascending",
+        ),
         ({"a": {"kind": "sparse", "row": 3}}, "did you mean 'rows'?"),
         ({"a": {"kind": "sparse"}}, "give rows"),
         ({"a": {"kind": "sparse", "table": "itm"}}, "there is no table 'itm': did you mean 'item'?"),

@@ -9,7 +9,7 @@ import torch
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
 from rechub_dist.layers.activation import activation as make_activation
-from rechub_dist.layers.arguments import check_choice
+from rechub_dist.layers.arguments import check_choice, check_positive
 from rechub_dist.layers.grouped import GroupedLinear, GroupedMLP
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.models.base import Model, check_tasks
@@ -27,7 +27,7 @@ class MMoE(Model):
     Args:
         features: sparse, sequence (pooled by their mean) and dense features. Every table's width is its own `dim`.
         expert_units: widths of each expert f_i, at least one.
-        num_experts: number of experts, at least 2.
+        num_experts: number of experts; a softmax gate needs at least 2.
         num_tasks: number of tasks.
         expert_activation: the experts' activation.
         gate_activation: "softmax" over the experts, or an elementwise one ("sigmoid", "relu", ...).
@@ -62,8 +62,10 @@ class MMoE(Model):
         check_choice("gate_activation", gate_activation, get_args(GateActivation))
         if not expert_units:
             raise ValueError("expert_units is empty: give each expert at least one layer")
-        if num_experts < 2:
-            raise ValueError(f"num_experts is {num_experts}: gates choose between at least 2 experts")
+        check_positive("num_experts", num_experts)
+        softmax = gate_activation == "softmax"
+        if softmax and num_experts == 1:
+            raise ValueError("num_experts is 1, of which a softmax gate is always 1: give at least 2 experts")
         check_tasks(num_tasks, ["classification"] * num_tasks if task_types is None else task_types)
         self.num_tasks = num_tasks
         self.task_types = None if task_types is None else tuple(task_types)
@@ -77,7 +79,6 @@ class MMoE(Model):
             batch_norm=batch_norm,
         )
         self.gates = GroupedLinear(num_tasks, self.fields.width, num_experts, bias=False)
-        softmax = gate_activation == "softmax"
         self.gate_activation = None if softmax else make_activation(gate_activation, num_tasks * num_experts)
         self.towers = GroupedMLP(
             num_tasks,

@@ -50,9 +50,9 @@ class DIEN(Model):
             the same table. They are part of the MLP's input, so leave them out of `features`.
         negative_features: a behaviour for each position that did not happen there, one sequence an attribute:
             negative_features[i] and behavior_features[i] read the same table and have equal lengths. None draws each
-            attribute on its own, uniformly among the ids that the row's history does not hold, as the feature
-            `<behaviour feature>.negative`. Where attributes belong together (an item and its category), or where a
-            history may hold a whole table, give columns instead.
+            attribute on its own, uniformly, as the feature `<behaviour feature>.negative`; the first one, which
+            should be the item, among the ids that the row's history does not hold. Where attributes belong together
+            (an item and its category), give columns instead.
         activation: of the MLP: "dice", "prelu", "relu", ...
         dropout_rates: of the MLP, one rate a hidden layer, or one for all.
         batch_norm: batch normalisation in the MLP.
@@ -88,7 +88,7 @@ class DIEN(Model):
         self.fields = Fields.of([*features, *target_features])
         self.target_names = [feature.name for feature in target_features]
         self.behavior_lookups = unpooled(behavior_features)
-        self.negative_lookups = unpooled(negative_features or [_drawn(behavior) for behavior in behavior_features])
+        self.negative_lookups = unpooled(negative_features or _drawn(behavior_features))
 
         width = sum(lookup.dim for lookup in self.behavior_lookups)
         interest = interest_units[-1]
@@ -144,10 +144,17 @@ class DIEN(Model):
         return loss.masked_fill(~real, 0.0).sum(dim=1) / pairs.clamp(min=1)
 
 
-def _drawn(behavior: SequenceFeature) -> NegativeFeature:
-    return NegativeFeature(
-        f"{behavior.name}.negative", behavior.table, like=behavior.name, count=1, exclude=(behavior.name,)
-    )
+def _drawn(behaviors: list[SequenceFeature]) -> list[NegativeFeature]:
+    """Only the first is kept apart from the history, which may well hold all of a small table, of categories say."""
+    return [
+        NegativeFeature(
+            f"{behavior.name}.negative",
+            behavior.table,
+            like=behavior.name,
+            exclude=(behavior.name,) if behavior is behaviors[0] else (),
+        )
+        for behavior in behaviors
+    ]
 
 
 def _side_by_side(embedded: Embedded, lookups: tuple[Lookup, ...], mask: Tensor) -> Tensor:
