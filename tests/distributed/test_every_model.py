@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def example_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_printed_run_file_works(pool: RankPool, example_data: Path, tmp_path: Path, model: str) -> None:
-    console = Console(record=True, width=150, quiet=True)
+    console = Console(record=True, width=150, file=io.StringIO())
     describe_model(console, model)
     text = example_run(MODELS[model])
     assert ROOT in text
