@@ -70,9 +70,9 @@ def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
     torch.manual_seed(config.seed)
     model = build_model(config, schema)
     labels = _labels(config, schema)
+    if isinstance(model, RecallModel) and config.data.labels is None and not model.num_tasks:
+        labels = ()  # whatever the schema has
     objective = _objective(config, model, labels)
-    if isinstance(objective, RetrievalObjective):
-        labels = ()
     lookups = (*model.lookups(), *objective.lookups())
     layout = make_layout(lookups, config.embedding, device=device, world_size=world_size)
     spec = BatchSpec(
@@ -206,9 +206,6 @@ def _objective(config: RunConfig, model: Model, labels: tuple[Label, ...]) -> Ob
     name = config.model.name
     if chosen.name not in model.objectives:
         raise UserError(f"objective.name: {name} is trained by {' or '.join(model.objectives)}, not by {chosen.name}")
-    if isinstance(chosen, RetrievalConfig):
-        assert isinstance(model, RecallModel)
-        return RetrievalObjective(chosen, model)
     if len(labels) != model.num_tasks:
         raise UserError(
             f"data.labels: {len(labels)} label(s) ({', '.join(label.name for label in labels)}), but {name} as "
@@ -217,6 +214,9 @@ def _objective(config: RunConfig, model: Model, labels: tuple[Label, ...]) -> Ob
     for label, kind in zip(labels, model.task_types or (), strict=model.task_types is not None):
         if label.type != kind:
             raise UserError(f"model.task_types: {kind} for label {label.name!r}, which is of type {label.type}")
+    if isinstance(chosen, RetrievalConfig):
+        assert isinstance(model, RecallModel)
+        return RetrievalObjective(chosen, model, labels)
     if isinstance(chosen, EntireSpaceConfig):
         return EntireSpaceObjective(chosen, labels)
     return PointwiseObjective(chosen, labels)

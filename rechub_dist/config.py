@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rechub_dist.errors import UserError, nearest, one_line
 
@@ -33,6 +33,7 @@ class DataConfig(Section):
     train: str = Field("train", description="train split: folder, file or glob below root")
     valid: str | None = Field("valid", description="validation split; null for none")
     test: str | None = Field("test", description="test split, evaluated at the end; null for none")
+    items: str = Field("items", description="rows of all items, for recall models whose items have several features")
     labels: tuple[str, ...] | None = Field(None, description="labels to train on, in order; default all of the schema")
     batch_size: int = Field(4096, gt=0, description="rows of a global batch, over all ranks")
     eval_batch_size: int | None = Field(None, gt=0, description="global batch in evaluation; default batch_size")
@@ -126,14 +127,48 @@ class EntireSpaceConfig(Section):
     task_weights: dict[str, float] = Field(default_factory=dict)
 
 
+class SamplingConfig(Section):
+    """How negatives are drawn from the items."""
+
+    name: Literal["uniform", "popularity", "file"] = "uniform"
+    power: float = Field(0.75, ge=0, description="popularity: items are drawn by their count in train to this power")
+    path: Path | None = Field(None, description="file: a .npy array of one weight an item")
+
+    @model_validator(mode="after")
+    def _path_for_file(self) -> Self:
+        if (self.name == "file") != (self.path is not None):
+            raise ValueError("path is for sampling from a file: give name: file and path together")
+        return self
+
+
 class RetrievalConfig(Section):
-    """Next-item training of recall models, and full-catalogue ranking in evaluation."""
+    """Training of recall models on positives against negatives, and ranking of the whole catalogue in evaluation."""
 
     name: Literal["retrieval"] = "retrieval"
-    loss: Literal["bce"] = "bce"
-    negatives: int = Field(1, gt=0, description="sampled negatives a position")
+    loss: Literal["bce", "gbce", "softmax", "bpr", "bpr_max", "top1_max", "hinge"] | None = Field(
+        None, description="default: what the model's paper trains it with"
+    )
+    negatives: Literal["sampled", "in_batch", "in_batch_and_sampled", "full"] | None = Field(
+        None,
+        description="what a positive is compared with: items drawn for each position, the other positives of the "
+        "global batch, both (drawn ones shared by the batch), or all items; default: the model's",
+    )
+    num_negatives: int = Field(1, gt=0, description="drawn negatives a position; shared ones a row")
+    share_negatives: bool = Field(False, description="compare each position with all negatives of the global batch")
+    sampling: SamplingConfig = SamplingConfig()
+    log_q: bool | None = Field(
+        None,
+        description="correct a softmax for how often an item is among the candidates; default: where they are shared",
+    )
+    margin: float | None = Field(None, gt=0, description="of the hinge loss; default: the model's")
+    gbce_t: float = Field(0.75, ge=0, le=1, description="calibration of gbce; 0 is bce")
+    regularization: float = Field(1.0, ge=0, description="of bpr_max")
+    task_weights: dict[str, float] = Field(default_factory=dict, description="auxiliary tasks, by label")
     top_k: tuple[int, ...] = (5, 10, 20)
     exclude_seen: bool = Field(True, description="leave the items of the history out of the ranking")
+    sampled_items: int | None = Field(
+        None, gt=0, description="rank also among so many drawn items, as older papers do; reported as sampled_..."
+    )
 
 
 ObjectiveConfig = Annotated[PointwiseConfig | EntireSpaceConfig | RetrievalConfig, Field(discriminator="name")]

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rechub_dist.features import IdFeature, NegativeFeature, Pooling, Table
+from rechub_dist.features import CatalogueFeature, IdFeature, NegativeFeature, Pooling, Table
 
-LookupFeature = IdFeature | NegativeFeature
+LookupFeature = IdFeature | NegativeFeature | CatalogueFeature
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,12 +14,17 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from rechub_dist.batch import Batch
 from rechub_dist.build import Parts, TrainStep
+from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.negatives import draw_negatives, mix64
 from rechub_dist.data.reader import ParquetReader
-from rechub_dist.data.spec import WEIGHTED
+from rechub_dist.data.spec import WEIGHTED, BatchSpec
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.embedded import Jagged
+from rechub_dist.embedding.stage import split_dense
+from rechub_dist.errors import UserError
+from rechub_dist.features import NegativeFeature
 from rechub_dist.metrics.binary import binary_metrics, regression_metrics
-from rechub_dist.metrics.ranking import ranking_metrics, target_ranks
+from rechub_dist.metrics.ranking import Catalogue, ranking_metrics, target_ranks
 from rechub_dist.models import RecallModel
 from rechub_dist.objectives import RetrievalObjective, TaskObjective
 
@@ -90,49 +96,155 @@ def _tasks(step: TrainStep, objective: TaskObjective, batches: Iterator[Batch], 
 def _ranking(
     step: TrainStep, objective: RetrievalObjective, parts: Parts, batches: Iterator[Batch], runtime: Runtime
 ) -> Evaluation:
-    """Rank each row's item among the whole catalogue by the user's vectors; items seen in the history left out."""
-    model = step.model
+    """Rank each row's item among the whole catalogue, or what the user has not seen of it, by the user's vectors.
+
+    Each rank scores all ranks' users against its own part of the catalogue.
+    """
+    model, config = step.model, objective.config
     assert isinstance(model, RecallModel)
     catalogue = _catalogue(step, objective, parts, runtime)
-    ranks = [torch.empty(0)]
+    found: dict[str, list[Tensor]] = {"": [torch.empty(0)], "sampled_": [torch.empty(0)]}
     for batch in batches:
         user, mask = model.user(step.stage(batch))
         target = batch.feature(objective.item.feature.name).values()
-        history = batch.feature(objective.history.feature.name)
-        seen = Jagged(history.values(), history.lengths()[: batch.rows]) if objective.config.exclude_seen else None
-        ranks.append(target_ranks(user, mask, catalogue, target, seen).cpu())
-    gathered = _gather(torch.cat(ranks)[:, None], runtime)[:, 0]
-    return Evaluation(ranking_metrics(gathered, objective.config.top_k), len(gathered), {})
+        seen = _seen(objective, batch)
+        rows = [_gather(rows, runtime) for rows in (user, mask, target)]
+        hidden = None
+        if seen is not None and config.exclude_seen:
+            hidden = Jagged(_gather(seen.values, runtime), _gather(seen.lengths, runtime))
+        add_up = partial(_add_up, runtime)
+        found[""].append(target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=add_up))
+        if config.sampled_items is not None:
+            among = _gather(_drawn(objective, config.sampled_items, target, seen, parts), runtime)
+            found["sampled_"].append(target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=add_up))
+    metrics = {}
+    for prefix, ranks in found.items():
+        if prefix == "" or config.sampled_items is not None:
+            values = ranking_metrics(torch.cat(ranks), config.top_k)
+            metrics.update({f"{prefix}{name}": value for name, value in values.items()})
+    return Evaluation(metrics, sum(len(ranks) for ranks in found[""]), {})
 
 
-def _catalogue(step: TrainStep, objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Tensor:
-    """The vectors of all items, [N, D], on every rank."""
+def _seen(objective: RetrievalObjective, batch: Batch) -> Jagged | None:
+    """The items that the model reads as the user's history."""
+    if objective.history is None:
+        return None
+    history = batch.feature(objective.history.name)
+    return Jagged(history.values(), history.lengths()[: batch.rows])
+
+
+def _drawn(objective: RetrievalObjective, count: int, target: Tensor, seen: Jagged | None, parts: Parts) -> Tensor:
+    """Items for each row, uniform among those that it does not hold, int64 [B, count]; the same at every evaluation.
+
+    They depend on the seed and the row's items alone, so neither on ranks nor on the order of the rows.
+    """
+    ids, n = target.cpu().numpy(), len(target)
+    keys = mix64(ids.view(np.uint64) ^ mix64(np.array([parts.config.seed], np.uint64)))
+    exclude = [(ids, np.ones(n, np.int64))]
+    if seen is not None:
+        values, lengths = seen.values.cpu().numpy(), seen.lengths.long().cpu().numpy()
+        np.add.at(keys, np.repeat(np.arange(n), lengths), mix64(values.view(np.uint64)))
+        exclude.append((values, lengths))
+    feature = NegativeFeature("sampled", objective.item.table, like=objective.item.feature.name, count=count)
+    drawn = draw_negatives(feature, np.ones(n, np.int64), exclude, mix64(keys))
+    return torch.from_numpy(drawn).view(n, count).to(target.device)
+
+
+def _catalogue(step: TrainStep, objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Catalogue:
+    """This rank's part of the items: every rank has about as many."""
     model = step.model
     assert isinstance(model, RecallModel)
-    item, rows = objective.item.feature.name, objective.item.table.rows
-    stride = min(-(-rows // runtime.world_size), max(1, CATALOGUE_CHUNK // runtime.world_size))
-    vectors = []
-    for start in range(0, rows, stride * runtime.world_size):
-        mine = torch.arange(start + runtime.rank * stride, min(rows, start + (runtime.rank + 1) * stride))
-        jagged = {
-            name: _only(item, mine, features, stride, name == WEIGHTED)
-            for name, features in parts.spec.collections.items()
-        }
-        dense = torch.zeros(len(mine), sum(feature.dim for feature in parts.spec.dense))
-        batch = Batch(len(mine), dense, jagged, torch.empty(0, 0))
-        found = model.item(step.stage(batch.to(runtime.device)))
-        vectors.append(_gather(found, runtime))
-    return torch.cat(vectors)
+    rows = objective.item.table.rows
+    ids, vectors = [torch.empty(0, dtype=torch.int64)], []
+    for batch in _item_batches(objective, parts, runtime):
+        ids.append(batch.feature(objective.item.feature.name).values())
+        vectors.append(model.item(step.stage(batch.to(runtime.device))))
+    held = torch.cat(ids)
+    _check_catalogue(held, rows, parts, runtime)
+    place = torch.full((rows,), -1)
+    place[held] = torch.arange(len(held))
+    return Catalogue(torch.cat(vectors), place.to(runtime.device))
 
 
-def _only(feature: str, ids: Tensor, features: tuple[str, ...], stride: int, weighted: bool) -> KeyedJaggedTensor:
-    """A collection in which only `feature` has ids, one a row."""
-    lengths = torch.zeros(len(features), stride, dtype=torch.int32)
-    if feature in features:
-        lengths[features.index(feature), : len(ids)] = 1
-    values = ids if feature in features else ids[:0]
-    weights = torch.ones(len(values)) if weighted else None
-    return KeyedJaggedTensor(list(features), values, weights, lengths=lengths.view(-1), stride=stride)
+def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Iterator[Batch]:
+    """This rank's share of all items: ids alone, or, where items have further features, rows of the data's `items`."""
+    if objective.ids_alone:
+        item, rows = objective.item.feature.name, objective.item.table.rows
+        share = -(-rows // runtime.world_size)
+        stride = min(share, max(1, CATALOGUE_CHUNK // runtime.world_size))
+        for start in range(0, share, stride):
+            first = runtime.rank * share + start
+            mine = torch.arange(min(first, rows), min(first + stride, (runtime.rank + 1) * share, rows))
+            one = KeyedJaggedTensor([item], mine, lengths=_ones(len(mine), stride), stride=stride)
+            dense = torch.zeros(len(mine), sum(feature.dim for feature in parts.spec.dense))
+            yield Batch(len(mine), dense, _only(parts.spec.collections, one, stride, {}), torch.empty(len(mine), 0))
+        return
+    path = parts.config.data.root / parts.config.data.items
+    features = tuple(dict.fromkeys(lookup.feature for lookup in objective.item_lookups))
+    spec = BatchSpec(features, objective.item_dense, collections={"items": tuple(f.name for f in features)})
+    rank, world = runtime.rank, runtime.world_size
+    reader = runtime.together(
+        lambda: ParquetReader(
+            Manifest.read(str(path)),
+            spec,
+            batch_size=CATALOGUE_CHUNK,
+            rank=rank,
+            world_size=world,
+            shuffle=False,
+            lanes=world,
+        )
+    )
+    for batch in _agreed(reader, runtime, None):
+        own = split_dense(batch.dense, objective.item_dense)
+        others = {f.name: batch.dense.new_zeros(batch.rows, f.dim) for f in parts.spec.dense}
+        dense = torch.cat([batch.dense.new_zeros(batch.rows, 0), *(others | own).values()], dim=1)
+        given = batch.jagged["items"]
+        jagged = _only(parts.spec.collections, given, given.stride(), batch.id_weights)
+        yield Batch(batch.rows, dense, jagged, batch.labels, id_weights=batch.id_weights)
+
+
+def _ones(n: int, stride: int) -> Tensor:
+    lengths = torch.zeros(stride, dtype=torch.int32)
+    lengths[:n] = 1
+    return lengths
+
+
+def _only(
+    collections: Mapping[str, tuple[str, ...]],
+    given: KeyedJaggedTensor,
+    stride: int,
+    id_weights: Mapping[str, Tensor],
+) -> dict[str, KeyedJaggedTensor]:
+    """Whole collections in which only the features of `given` have ids."""
+    features = given.to_dict()
+    whole = {}
+    for name, keys in collections.items():
+        there = [key for key in keys if key in features]
+        absent = torch.zeros(stride, dtype=torch.int32)
+        lengths = [features[key].lengths() if key in features else absent for key in keys]
+        ids = torch.cat([torch.empty(0, dtype=torch.int64), *(features[key].values() for key in there)])
+        weights = None
+        if name == WEIGHTED:
+            each = [id_weights.get(key, torch.ones(len(features[key].values()))) for key in there]
+            weights = torch.cat([torch.empty(0), *each])
+        whole[name] = KeyedJaggedTensor(list(keys), ids, weights, lengths=torch.cat(lengths), stride=stride)
+    return whole
+
+
+def _check_catalogue(held: Tensor, rows: int, parts: Parts, runtime: Runtime) -> None:
+    """Refuse items that are missing, or there twice."""
+    counts = runtime.add_up(torch.bincount(held, minlength=rows))
+    wrong = (counts != 1).nonzero()[:, 0]
+    if len(wrong):
+        raise UserError(
+            f"data.items: {parts.config.data.root / parts.config.data.items} holds item {int(wrong[0])} "
+            f"{int(counts[wrong[0]])} times; each of the {rows} items must have one row"
+        )
+
+
+def _add_up(runtime: Runtime, part: Tensor) -> Tensor:
+    dist.all_reduce(part, group=runtime.control if part.device.type == "cpu" else runtime.group)
+    return part
 
 
 def _gather(rows: Tensor, runtime: Runtime) -> Tensor:

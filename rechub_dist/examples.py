@@ -64,8 +64,12 @@ def example_parameters(
             continue
         hint = hints[name]
         kind, elements = typing.get_origin(hint), [getattr(a, "__name__", "") for a in typing.get_args(hint)]
-        if name.endswith("features"):
-            found[name] = list(targets if name == "item_features" else by_kind.get(elements[0], plain))
+        if name == "user_features":  # of a tower, which reads the history as well
+            found[name] = [*plain, *behaviors[:1]]
+        elif name == "item_features":
+            found[name] = list(targets[:1])
+        elif name.endswith("features"):
+            found[name] = list(by_kind.get(elements[0], plain))
         elif kind is typing.Literal:
             found[name] = typing.get_args(hint)[0]
         elif name == "task_types":

@@ -220,11 +220,11 @@ class TimeGapFeature:
 
 @dataclass(frozen=True)
 class NegativeFeature:
-    """Ids drawn uniformly from `table` while the batch is collated; no column holds them.
+    """Ids drawn from `table` while the batch is collated; no column holds them.
 
-    A row gets `count` ids for each id of the feature `like` (of the row as kept, after `max_length`). Ids that the
-    row holds in any of the features `exclude` are not drawn. The draws depend on (seed, epoch, the row's position in
-    the epoch) alone.
+    A row gets `count` ids for each id of the feature `like` (of the row as kept, after `max_length`). The draws depend
+    on (seed, epoch, the row's position in the epoch) alone. `uniform` ones leave out the ids that the row holds in any
+    of the features `exclude`; others are drawn by the weights that the reader is given for this feature.
     """
 
     name: str
@@ -232,11 +232,21 @@ class NegativeFeature:
     like: str
     count: int = 1
     exclude: tuple[str, ...] = ()
+    uniform: bool = True
     kind: Literal["negative"] = "negative"
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"feature {self.name!r}: count is {self.count}, must be at least 1")
+
+
+@dataclass(frozen=True)
+class CatalogueFeature:
+    """All ids of `table`, once in each global batch: dealt evenly over its rows, in order."""
+
+    name: str
+    table: Table
+    kind: Literal["catalogue"] = "catalogue"
 
 
 StoredFeature = SparseFeature | SequenceFeature  # its ids stand in a column

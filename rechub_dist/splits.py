@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from rechub_dist.build import Parts
 from rechub_dist.config import RunConfig
+from rechub_dist.data.counts import count_positives
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.features import SequenceFeature, SparseFeature
+from rechub_dist.objectives import RetrievalObjective
+from rechub_dist.objectives.retrieval import NEGATIVES
+
+
+def with_draws(parts: Parts, rt: Runtime) -> Parts:
+    """The parts of a run whose negatives may depend on the train split's items; called on every rank.
+
+    Raises:
+        UserError: no such data, or data or a file of weights that does not fit.
+    """
+    objective, config = parts.step.objective, parts.config
+    if not isinstance(objective, RetrievalObjective):
+        return parts
+    if objective.needs_counts:
+        manifest = rt.together(lambda: Manifest.read(str(config.data.root / config.data.train)))
+        history = objective.history if objective.every_position else None
+        item = objective.item.feature
+        assert isinstance(item, SparseFeature) and isinstance(history, SequenceFeature | None)  # noqa: PT018
+        counts = rt.together(lambda: count_positives(manifest, item, history, rt.rank, rt.world_size))
+        objective.set_counts(rt.add_up(counts))
+    weights = rt.together(objective.draw_weights)
+    if weights is None:
+        return parts
+    return replace(parts, spec=replace(parts.spec, cumulative={NEGATIVES: np.cumsum(weights)}))
 
 
 def open_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) -> ParquetReader:
@@ -28,11 +57,14 @@ def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: Path) 
 
 
 def _reader(config: RunConfig, parts: Parts, rt: Runtime, manifest: Manifest, *, training: bool) -> ParquetReader:
-    data = config.data
+    data, spec = config.data, parts.spec
+    if not training:
+        drawn = {lookup.feature.name for lookup in parts.step.objective.lookups()}
+        spec = replace(spec, idle=frozenset(drawn))
     size = data.batch_size if training else (data.eval_batch_size or data.batch_size)
     return ParquetReader(
         manifest,
-        parts.spec,
+        spec,
         batch_size=size,
         rank=rt.rank,
         world_size=rt.world_size,

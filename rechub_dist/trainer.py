@@ -32,7 +32,7 @@ from rechub_dist.errors import UserError, nearest
 from rechub_dist.evaluate import Evaluation, evaluate
 from rechub_dist.report import Reporter, short
 from rechub_dist.seeds import seed_from
-from rechub_dist.splits import evaluation_reader, open_reader, optional_reader
+from rechub_dist.splits import evaluation_reader, open_reader, optional_reader, with_draws
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class Trainer:
     def __init__(self, config: RunConfig, rt: Runtime) -> None:
         self.config = config
         self.rt = rt
-        self.parts: Parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        self.parts: Parts = with_draws(parts, rt)
         self.train_reader: ParquetReader = rt.together(lambda: open_reader(config, self.parts, rt, "train"))
         self.valid_reader = rt.together(lambda: optional_reader(config, self.parts, rt, "valid"))
         self.test_reader = rt.together(lambda: optional_reader(config, self.parts, rt, "test"))

@@ -31,7 +31,7 @@ from rechub_dist.data.columns import (
     read_weight,
 )
 from rechub_dist.data.cross import cross
-from rechub_dist.data.negatives import Draw, draw_negatives
+from rechub_dist.data.negatives import Draw, catalogue_share, draw_ids
 from rechub_dist.data.spec import WEIGHTED, BatchSpec
 from rechub_dist.errors import UserError
 from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature, StoredFeature, TimeGapFeature
@@ -193,7 +193,6 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
     flat, block = _flat_block(spec, parts, n)
     place = {name: i for i, name in enumerate(flat)}
     ragged: dict[str, tuple[Ints, Ints]] = {}
-    weights: dict[str, Floats] = {}
     ones = np.ones(n, np.int64)
 
     def ids(name: str) -> tuple[Ints, Ints]:
@@ -203,12 +202,8 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
     for feature in (*spec.stored, *spec.time_gaps, *spec.crosses):
         if feature.name not in place:
             ragged[feature.name] = _ragged_slices(feature.name, parts)
-    for weighted in spec.weighted:
-        weights[weighted.name] = _weight_slices(weighted.name, parts)
-    for negative in spec.negatives:
-        like = ids(negative.like)[1]
-        drawn = draw_negatives(negative, like, [ids(name) for name in negative.exclude], draw)
-        ragged[negative.name] = (drawn, like * negative.count)
+    weights = {weighted.name: _weight_slices(weighted.name, parts) for weighted in spec.weighted}
+    _draw(spec, ids, ragged, draw, n)
 
     jagged: dict[str, KeyedJaggedTensor] = {}
     for collection, keys in spec.collections.items():
@@ -241,6 +236,22 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
         weights=torch.from_numpy(floats[-1]) if spec.weight else None,
         id_weights={name: torch.from_numpy(values) for name, values in weights.items()},
     )
+
+
+def _draw(
+    spec: BatchSpec, ids: Callable[[str], tuple[Ints, Ints]], ragged: dict[str, tuple[Ints, Ints]], draw: Draw, n: int
+) -> None:
+    """Add what no column holds: drawn ids, and catalogues."""
+    for name in spec.idle:
+        ragged[name] = np.zeros(0, np.int64), np.zeros(n, np.int64)
+    for negative in spec.negatives:
+        if negative.name not in spec.idle:
+            held = [ids(name) for name in negative.exclude]
+            cumulative = spec.cumulative.get(negative.name)
+            ragged[negative.name] = draw_ids(negative, ids(negative.like)[1], held, cumulative, draw)
+    for catalogue in spec.catalogues:
+        if catalogue.name not in spec.idle:
+            ragged[catalogue.name] = catalogue_share(catalogue.table.rows, draw, n)
 
 
 def _key_weights(

@@ -36,6 +36,50 @@ def prepare(
 
 
 @data_app.command()
+def sequences(
+    events: Annotated[Path, typer.Argument(help="Event file with a header: .csv, .tsv or .parquet.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    user: Annotated[str, typer.Option(help="Column of the users, or of the sessions.")],
+    item: Annotated[str, typer.Option(help="Column of the items.")],
+    time: Annotated[str | None, typer.Option(help="Column of the times; without it the file is in time order.")] = None,
+    split: Annotated[str, typer.Option(help="leave-one-out, temporal or session.")] = "leave-one-out",
+    valid_from: Annotated[str | None, typer.Option(help="Time at which the valid split begins.")] = None,
+    test_from: Annotated[str | None, typer.Option(help="Time at which the test split begins.")] = None,
+    min_user_events: Annotated[
+        int | None, typer.Option(help="Drop users of fewer events; default 5, with --split session 2.")
+    ] = None,
+    min_item_events: Annotated[int, typer.Option(help="Drop items of fewer events.")] = 5,
+    max_length: Annotated[int, typer.Option(help="Items of a history; the newest are kept.")] = 50,
+) -> None:
+    """Turn a file of events into next-item prediction: rows of user_id, history and item, and their schema.
+
+    leave-one-out: a user's last event is a test row, the last but one a valid row.
+
+    temporal: so are all events from --valid-from and --test-from on.
+
+    session: so are all events of the sessions that end from then on.
+
+    Users and items are dropped until all that are left have events enough; events of one time keep the file's order.
+
+    train/ has a row a user, train_prefixes/ a row an event, for models that learn at the last position alone.
+
+    users.parquet and items.parquet tell what id stands for whom.
+
+    Example: rechub-dist data sequences ratings.csv --out data/mine --user userId --item movieId --time timestamp
+    """
+    from rechub_dist.data.prepare.events import Columns, Plan, prepare_events  # noqa: PLC0415
+
+    least = (2 if split == "session" else 5) if min_user_events is None else min_user_events
+    plan = Plan(split, valid_from, test_from, least, min_item_events, max_length)
+    counts = prepare_events(events, out, Columns(user, item, time), plan)
+    _report(out)
+    print(
+        f"{counts.kept:,} of {counts.read:,} events, {counts.users:,} users, {counts.items:,} items, of which "
+        f"{counts.unlearned:,} stand in no train row"
+    )
+
+
+@data_app.command()
 def synthesize(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     rows: Annotated[int, typer.Option(help="Rows in all, split 8:1:1.")],
@@ -83,7 +127,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Parquet file or folder.")
 def _report(out: Path) -> None:
     from rechub_dist.data.manifest import Manifest  # noqa: PLC0415
 
-    for split in ("train", "valid", "test"):
+    for split in ("train", "train_prefixes", "valid", "test"):
         if (out / split).exists():
             print(f"{out / split}: {Manifest.read(str(out / split)).rows:,} rows")
     print(f"{out / 'dataset.yaml'}: schema")

@@ -22,11 +22,18 @@ Words = NDArray[np.uint64]
 
 
 class Draw(NamedTuple):
-    """What the draws of a batch depend on; `position` is the position in the epoch of the batch's first row."""
+    """What the draws of a batch depend on.
+
+    Attributes:
+        position: the position in the epoch of the batch's first row.
+        first, total: the index of that row in the global batch, and how many rows that has.
+    """
 
     seed: int
     epoch: int
     position: int
+    first: int = 0
+    total: int = 0
 
 
 def mix64(words: Words) -> Words:
@@ -52,8 +59,54 @@ def hash_ids(ids: NDArray[Any], table: str, rows: int) -> Ids:
     return words.view(np.int64)
 
 
+def row_keys(draw: Draw, name: str, n: int) -> Words:
+    """The key of each of n rows' draws for the feature `name`: uint64 [n]."""
+    key = mix64(np.array([draw.seed], np.uint64))
+    key = mix64(mix64(key ^ np.uint64(draw.epoch)) ^ name_salt(name))
+    return mix64(key ^ (np.uint64(draw.position) + np.arange(n, dtype=np.uint64)))
+
+
+def draw_ids(
+    feature: NegativeFeature,
+    like: Ids,
+    exclude: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+    cumulative: NDArray[np.float64] | None,
+    draw: Draw,
+) -> tuple[Ids, Ids]:
+    """A feature's ids and their number in each row, from the ids that rows have in `like` and hold in `exclude`."""
+    keys = row_keys(draw, feature.name, len(like))
+    if feature.uniform:
+        return draw_negatives(feature, like, exclude, keys), like * feature.count
+    assert cumulative is not None
+    return draw_weighted(cumulative, like * feature.count, keys), like * feature.count
+
+
+def draw_weighted(cumulative: NDArray[np.float64], counts: Ids, keys: Words) -> Ids:
+    """Draw `counts` [n] ids for rows with the keys [n], each with a chance in proportion to its weight.
+
+    Args:
+        cumulative: the running sum of the ids' weights, float64 [ids]; the last is above 0.
+    """
+    _, words = _words(counts, keys)
+    share = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53  # uniform in [0, 1)
+    return np.searchsorted(cumulative, share * cumulative[-1], side="right")
+
+
+def _words(counts: Ids, keys: Words) -> tuple[Ids, Words]:
+    """For each draw its row, and 64 random bits."""
+    row = np.repeat(np.arange(len(counts)), counts)
+    index = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return row, mix64(keys[row] + index.view(np.uint64))
+
+
+def catalogue_share(rows: int, draw: Draw, n: int) -> tuple[Ids, Ids]:
+    """The ids of 0 .. rows - 1 that n rows of a global batch hold, dealt evenly, and their number in each row."""
+    ends = (draw.first + np.arange(n + 1)) * rows // max(1, draw.total)
+    return np.arange(ends[0], ends[-1]), np.diff(ends)
+
+
 def draw_negatives(
-    feature: NegativeFeature, like: Ids, exclude: Sequence[tuple[NDArray[Any], NDArray[Any]]], draw: Draw
+    feature: NegativeFeature, like: Ids, exclude: Sequence[tuple[NDArray[Any], NDArray[Any]]], keys: Words
 ) -> Ids:
     """Draw `feature.count` ids for each id of the feature `like`, uniform over the ids that the row does not exclude.
 
@@ -61,7 +114,7 @@ def draw_negatives(
         feature: what to draw.
         like: int64 [n], how many ids each row has in the feature `like`.
         exclude: (ids [m], lengths [n]), integers, of each excluded feature, row after row.
-        draw: seed, epoch, and the position of the first of the n rows.
+        keys: uint64 [n], of the rows (`row_keys`).
 
     Returns:
         int64 [feature.count * sum(like)], row after row.
@@ -70,19 +123,12 @@ def draw_negatives(
         UserError: where a row excludes every id of the table.
     """
     n, rows = len(like), feature.table.rows
-    counts = like * feature.count
-    row = np.repeat(np.arange(n), counts)
-    index = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-    key = mix64(np.array([draw.seed], np.uint64))
-    key = mix64(mix64(key ^ np.uint64(draw.epoch)) ^ name_salt(feature.name))
-    row_keys = mix64(key ^ (np.uint64(draw.position) + np.arange(n, dtype=np.uint64)))
-    words = mix64(row_keys[row] + index.view(np.uint64))
+    row, words = _words(like * feature.count, keys)
 
     # Each excluded id once, as row * rows + id, in order: a row's excluded ids e_0 < e_1 < ... stand together.
     # An id beyond the table cannot be drawn anyway, and would stand in the next row's range.
-    keys = [(np.repeat(np.arange(n), lengths) * rows + ids)[ids < rows] for ids, lengths in exclude]
-    taken = np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
+    held = [(np.repeat(np.arange(n), lengths) * rows + ids)[ids < rows] for ids, lengths in exclude]
+    taken = np.unique(np.concatenate(held)) if held else np.zeros(0, np.int64)
     ends = np.searchsorted(taken, np.arange(n + 1) * rows)
     left = rows - np.diff(ends)
     if len(row) and not left[row].all():

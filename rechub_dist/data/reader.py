@@ -171,7 +171,9 @@ class _Source:
                 share = order.share(step, reader.rank, reader.world_size)
                 self._step, self._slices = step, share.slices
                 parts = [(self._window(piece.window), piece.start, piece.stop) for piece in share.slices]
-                draw = Draw(reader.order.seed, order.epoch, share.position)
+                begin = step * reader.order.batch_size
+                total = min(reader.order.batch_size, reader.rows - begin)
+                draw = Draw(reader.order.seed, order.epoch, share.position, share.position - begin, total)
                 batch = assemble(reader.spec, parts, share.stride, draw)
                 del parts  # it holds windows that are finished
                 for index in [i for i, opened in self._windows.items() if opened.last_step <= step]:

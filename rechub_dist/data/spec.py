@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rechub_dist.embedded import LookupFeature
 from rechub_dist.features import (
+    CatalogueFeature,
     CrossFeature,
     DenseFeature,
     Label,
@@ -32,6 +36,8 @@ class BatchSpec:
         collections: the jagged collections of `Batch.jagged`: the names of their features in the key order of their
             KeyedJaggedTensor. A feature may stand in several.
         aligned: groups of features that have equally many ids in each row, position by position.
+        cumulative: for negatives that are not uniform, the running sum of the ids' weights, float64 [rows of table].
+        idle: drawn features and catalogues that get no ids here: training needs them, evaluation does not.
     """
 
     features: tuple[LookupFeature, ...] = ()
@@ -40,6 +46,8 @@ class BatchSpec:
     weight: str | None = None
     collections: dict[str, tuple[str, ...]] = field(default_factory=dict)
     aligned: tuple[tuple[str, ...], ...] = ()
+    cumulative: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
 
     @property
     def stored(self) -> tuple[StoredFeature, ...]:
@@ -60,6 +68,11 @@ class BatchSpec:
     def negatives(self) -> tuple[NegativeFeature, ...]:
         """The features that are drawn."""
         return tuple(f for f in self.features if isinstance(f, NegativeFeature))
+
+    @property
+    def catalogues(self) -> tuple[CatalogueFeature, ...]:
+        """The features that are all ids of a table."""
+        return tuple(f for f in self.features if isinstance(f, CatalogueFeature))
 
     @property
     def weighted(self) -> tuple[SparseFeature, ...]:

@@ -47,6 +47,12 @@ class Runtime:
         self.raise_together(message)
         return result  # type: ignore[return-value]
 
+    def add_up(self, part: torch.Tensor) -> torch.Tensor:
+        """The sum of a CPU tensor over ranks. Collective."""
+        total = part.clone()
+        dist.all_reduce(total, group=self.control)
+        return total
+
     def raise_together(self, message: str | None) -> None:
         """Raise a UserError on all ranks if any rank comes with a message. Collective."""
         failed = torch.tensor([0 if message is None else 1])

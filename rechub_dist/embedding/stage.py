@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
@@ -96,7 +96,7 @@ class Assemble(nn.Module):
         self, layout: Layout, names: dict[str, dict[tuple[str, str], str]], dense: tuple[DenseFeature, ...]
     ) -> None:
         super().__init__()
-        self.dense = {feature.name: feature.dim for feature in dense}
+        self.dense = dense
         self.lookups = [
             (lookup, collection, names[collection][lookup.table.name, lookup.feature.name])
             for lookup in layout.lookups
@@ -128,8 +128,11 @@ class Assemble(nn.Module):
                 scaled = values if weights is None else values * weights[:, None]
                 total = values.new_zeros(batch.rows, lookup.dim).index_add(0, rows_of(lengths, len(values)), scaled)
             embedded.vectors[lookup.name] = pool(total, lengths, weights, lookup.pooling or "sum")
-        start = 0
-        for name, dim in self.dense.items():
-            embedded.dense[name] = batch.dense[:, start : start + dim]
-            start += dim
+        embedded.dense.update(split_dense(batch.dense, self.dense))
         return embedded
+
+
+def split_dense(dense: Tensor, features: tuple[DenseFeature, ...]) -> dict[str, Tensor]:
+    """The dense features by name, [B, dim] each, that lie side by side in [B, sum of dims]."""
+    parts = dense.split([feature.dim for feature in features], dim=1) if features else ()
+    return {feature.name: part for feature, part in zip(features, parts, strict=True)}

@@ -13,3 +13,9 @@ def check_positive(parameter: str, value: int) -> None:
     """Refuse a value of `parameter` below 1."""
     if value < 1:
         raise ValueError(f"{parameter} is {value}: it must be at least 1")
+
+
+def check_rate(parameter: str, value: float) -> None:
+    """Refuse a dropout rate outside [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{parameter} is {value}: it must be at least 0 and less than 1")

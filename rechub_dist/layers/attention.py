@@ -27,12 +27,18 @@ class ActivationUnit(nn.Module):
 
     def forward(self, behaviors: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Weights [B, L], 0 where padded, from behaviours [B, L, D], target [B, D] and mask, bool [B, L]."""
-        v = target[:, None].expand_as(behaviors)
-        pairs = torch.cat([behaviors, v, behaviors - v, behaviors * v], dim=2)  # [B, L, 4 D]
         if not self.training:
-            return self.mlp(pairs.flatten(0, 1)).view(mask.shape).masked_fill(~mask, 0.0)
-        weights = self.mlp(pairs[mask]).squeeze(1)  # [P], P real positions
+            v = target[:, None].expand_as(behaviors)
+            weights = self._of_pairs(behaviors.flatten(0, 1), v.flatten(0, 1))  # [B * L]
+            return weights.view(mask.shape).masked_fill(~mask, 0.0)
+        place = mask.flatten().nonzero().squeeze(1)  # [P], P real positions among B * L
+        e = behaviors.flatten(0, 1).index_select(0, place)
+        weights = self._of_pairs(e, target.index_select(0, place // mask.shape[1]))
         return weights.new_zeros(mask.shape).masked_scatter(mask, weights)
+
+    def _of_pairs(self, e: Tensor, v: Tensor) -> Tensor:
+        """Weights [N] of behaviours [N, D] for targets [N, D]."""
+        return self.mlp(torch.cat([e, v, e - v, e * v], dim=1)).squeeze(1)
 
 
 class CausalSelfAttention(nn.Module):
@@ -116,6 +122,27 @@ class BilinearAttention(nn.Module):
         # Not -inf: a row of it has no softmax, and its gradient would be NaN.
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         return scores.softmax(dim=1).masked_fill(~mask, 0.0)
+
+
+class AdditiveAttention(nn.Module):
+    """a_j = v^T sigmoid(A_1 q + A_2 h_j), no softmax (NARM, "Local Encoder").
+
+    Args:
+        width: of a state h_j and of the query q.
+        attention_size: rows of A_1 and A_2.
+    """
+
+    def __init__(self, width: int, attention_size: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, attention_size, bias=False)
+        self.key = nn.Linear(width, attention_size, bias=False)
+        self.score = nn.Linear(attention_size, 1, bias=False)
+
+    def forward(self, states: Tensor, query: Tensor, mask: Tensor) -> Tensor:
+        """Weights [B, L], 0 where padded, from finite states [B, L, H], query [B, H] and mask, bool [B, L]."""
+        hidden = torch.sigmoid(self.query(query)[:, None] + self.key(states))  # [B, L, A]
+        weights: Tensor = self.score(hidden).squeeze(2).masked_fill(~mask, 0.0)
+        return weights
 
 
 def _check_heads(width: int, num_heads: int) -> None:

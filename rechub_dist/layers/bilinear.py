@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from rechub_dist.layers.arguments import check_choice, check_positive
@@ -60,8 +61,12 @@ class Bilinear(nn.Module):
             self.linear = GroupedLinear(matrices, width, width, bias=False)
 
     def forward(self, fields: Tensor) -> Tensor:
-        if self.of_pairs:
-            left, right = pairs(fields, fields)
-            return self.linear(left) * right
-        left, right = pairs(self.linear(fields[:, :-1]), fields)
-        return left * right
+        if not self.of_pairs:
+            left, right = pairs(self.linear(fields[:, :-1]), fields)
+            return left * right
+        # Here what belongs to one matrix lies together, pair by pair. Stacking, unlike a transpose, gives the
+        # gradients that layout as well.
+        by_field = fields.transpose(0, 1).contiguous()  # [F, B, D]
+        left, right = pairs(by_field, by_field, dim=0)  # [P, B, D]
+        products = self.linear(left.transpose(0, 1)).transpose(0, 1) * right
+        return torch.stack(products.unbind(), dim=1)

@@ -77,7 +77,9 @@ class GroupedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            if isinstance(layer, GroupedLinear):
+            if isinstance(layer, GroupedLinear) or not any(True for _ in layer.parameters()):
+                # What has no parameters works element by element. It takes x as it lies, group by group in memory,
+                # where units side by side would be a copy.
                 x = layer(x)
             else:  # units last, as activations and norms want them
                 x = normalize(layer, x.flatten(1)).unflatten(1, (self.groups, -1))

@@ -106,6 +106,45 @@ def unpooled(
     return tuple(Lookup(f.name, f, sized(f.table, width, parameter), None) for f in features)
 
 
+def history_and_item(
+    history: SequenceFeature | str,
+    item: SparseFeature | str,
+    item_num: int,
+    max_length: int,
+    width: int,
+    parameter: str = "embedding_dim",
+) -> tuple[Lookup, Lookup]:
+    """Lookups of a history, one vector an item, and of the item that follows it, over one table of items.
+
+    Args:
+        history: a name makes a feature of at most `max_length` items over the table of `item`.
+        item: a name makes a feature over the table of `history`. Where both are names, the table is called "item".
+        item_num: the table's rows.
+        max_length: for a history given by its name; a feature has its own.
+        width: the table's width, the model's argument `parameter`.
+
+    Raises:
+        ValueError: two features of one name or over two tables, or a table of another size.
+    """
+    given = [feature.table for feature in (history, item) if not isinstance(feature, str)]
+    table = given[0] if given else Table("item", item_num, init_std=0.02)
+    if isinstance(history, str):
+        history = SequenceFeature(history, table, max_length=max_length)
+    if isinstance(item, str):
+        item = SparseFeature(item, table)
+    if history.name == item.name:
+        raise ValueError(f"history and item are both named {item.name!r}: give them different names")
+    if history.table != item.table:
+        raise ValueError(
+            f"history {history.name!r} reads table {history.table.name!r} and item {item.name!r} reads "
+            f"{item.table.name!r}: make both read the same table"
+        )
+    if table.rows != item_num:
+        raise ValueError(f"item_num is {item_num}, but table {table.name!r} has {table.rows} rows: make them equal")
+    table = sized(table, width, parameter)
+    return Lookup(history.name, history, table, None), Lookup(item.name, item, table, "sum")
+
+
 def sized(table: Table, width: int | None, parameter: str = "embedding_dim") -> Table:
     """`table` with its width: the model's `width` (its argument `parameter`), or, where that is None, the table's own.
 
@@ -133,6 +172,26 @@ def check_distinct(features: Iterable[Feature]) -> None:
         if feature.name in seen:
             raise ValueError(f"feature {feature.name!r} is listed twice: leave one out")
         seen.add(feature.name)
+
+
+def check_sides(user_features: Sequence[Feature], item_features: Sequence[Feature]) -> None:
+    """Two towers have features each, no two of one name, and an item's first one is its id."""
+    for side, features in (("user_features", user_features), ("item_features", item_features)):
+        if not features:
+            raise ValueError(f"{side} is empty: give at least one feature")
+        check_distinct(features)
+    item = item_features[0]
+    if not isinstance(item, SparseFeature):
+        raise ValueError(
+            f"item_features starts with {item.name!r}, which is {item.kind}: put the item's id first, a SparseFeature"
+        )
+    names = {feature.name for feature in item_features}
+    for feature in user_features:
+        if feature.name in names:
+            raise ValueError(
+                f"feature {feature.name!r} is in user_features and in item_features: leave it out of one, since what "
+                f"both towers see says nothing of how well a user and an item match"
+            )
 
 
 def check_pairs(behavior_features: Sequence[SequenceFeature], target_features: Sequence[SparseFeature]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,8 +13,32 @@ from rechub_dist.embedded import Jagged
 _SCORES_AT_ONCE = 1 << 24  # elements of the largest temporary
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """Items' vectors, or one rank's part of them.
+
+    Attributes:
+        vectors: float [n, D].
+        place: int64 [N], for each id of the catalogue its row in `vectors`; -1 where it is not here.
+    """
+
+    vectors: Tensor
+    place: Tensor
+
+    @staticmethod
+    def whole(vectors: Tensor) -> Catalogue:
+        """All items, by id."""
+        return Catalogue(vectors, torch.arange(len(vectors), device=vectors.device))
+
+
 def target_ranks(
-    user: Tensor, user_mask: Tensor, catalogue: Tensor, target: Tensor, seen: Jagged | None = None
+    user: Tensor,
+    user_mask: Tensor,
+    catalogue: Catalogue,
+    target: Tensor,
+    seen: Jagged | None = None,
+    among: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = lambda part: part,
 ) -> Tensor:
     """The place of each row's target among the catalogue's items, 0 for the best: float32 [B].
 
@@ -24,14 +49,16 @@ def target_ranks(
     Args:
         user: float [B, Q, D].
         user_mask: bool [B, Q], the live vectors.
-        catalogue: float [N, D], items by id.
+        catalogue: the items; of several parts each rank passes its own, and the same rows.
         target: int64 [B], ids.
         seen: ids that are no competitors of a row; its target stays what it is.
+        among: int64 [B, S], the only competitors; default all items.
+        total: adds up a tensor over the ranks that hold parts of the catalogue.
 
     Raises:
         ValueError: for an id that the catalogue does not hold.
     """
-    items = catalogue.shape[0]
+    items, here = len(catalogue.place), len(catalogue.vectors)
     _check_ids("target", target, items)
     if seen is not None:
         _check_ids("seen", seen.values, items)
@@ -40,20 +67,36 @@ def target_ranks(
     start = 0  # of the chunk's seen ids
     for row in range(0, user.shape[0], chunk):
         rows = slice(row, row + chunk)
-        competitors = torch.ones(len(target[rows]), items, dtype=torch.bool, device=user.device)
+        n = len(target[rows])
+        scores = _scores(user[rows], user_mask[rows], catalogue.vectors)
+        competes = torch.zeros(n, here, dtype=torch.bool, device=user.device)
+        if among is None:
+            competes[:] = True
+        else:
+            _set(
+                competes,
+                torch.arange(n, device=user.device)[:, None].expand_as(among[rows]),
+                among[rows],
+                catalogue,
+                True,
+            )
         if seen is not None:
             lengths = seen.lengths[rows].long()
             stop = start + int(lengths.sum())
-            owner = torch.repeat_interleave(torch.arange(len(lengths), device=user.device), lengths)
-            competitors[owner, seen.values[start:stop]] = False
+            owner = torch.repeat_interleave(torch.arange(n, device=user.device), lengths)
+            _set(competes, owner, seen.values[start:stop], catalogue, False)
             start = stop
-        competitors.scatter_(1, target[rows, None], False)
-        ranks.append(_ranks(_scores(user[rows], user_mask[rows], catalogue), target[rows], competitors))
+        place = catalogue.place[target[rows]]
+        mine = (place >= 0).nonzero()[:, 0]
+        competes[mine, place[mine]] = False
+        own = torch.zeros(n, dtype=scores.dtype, device=user.device)
+        own[mine] = scores[mine, place[mine]]
+        ranks.append(total(_places(scores, total(own), competes)))
     return torch.cat(ranks)
 
 
 def ranking_metrics(ranks: Tensor, ks: Sequence[int] = (10,)) -> dict[str, float]:
-    """Means over rows of `hit_rate@k`, `ndcg@k` and `mrr@k` from 0-based `ranks` [B]; NaN without rows.
+    """Means over rows of `hit_rate@k`, `recall@k`, `ndcg@k` and `mrr@k` from 0-based `ranks` [B]; NaN without rows.
 
     With one target a row recall@k equals hit_rate@k, and the ideal DCG is 1. A NaN rank is a miss.
     """
@@ -64,6 +107,7 @@ def ranking_metrics(ranks: Tensor, ks: Sequence[int] = (10,)) -> dict[str, float
             raise ValueError(f"k is {k}: it must be at least 1")
         hit = ranks < k
         metrics[f"hit_rate@{k}"] = float(hit.double().mean())
+        metrics[f"recall@{k}"] = metrics[f"hit_rate@{k}"]
         metrics[f"ndcg@{k}"] = float((1 / torch.log2(ranks + 2)).where(hit, 0.0).mean())
         metrics[f"mrr@{k}"] = float((1 / (ranks + 1)).where(hit, 0.0).mean())
     return metrics
@@ -76,12 +120,18 @@ def _scores(user: Tensor, user_mask: Tensor, catalogue: Tensor) -> Tensor:
     return scores.masked_fill(~user_mask.any(dim=1)[:, None], torch.nan)
 
 
-def _ranks(scores: Tensor, target: Tensor, competitors: Tensor) -> Tensor:
-    """From scores [b, N] and who competes, bool [b, N]: float32 [b]."""
-    own = scores.gather(1, target[:, None])
-    ahead = ~(scores <= own)  # so a NaN on either side counts against the target
-    tied = scores == own
-    return (ahead & competitors).sum(dim=1).float() + 0.5 * (tied & competitors).sum(dim=1).float()
+def _places(scores: Tensor, own: Tensor, competes: Tensor) -> Tensor:
+    """How many of the competitors, bool [b, n], with scores [b, n] are ahead of scores [b]: float32 [b]."""
+    ahead = ~(scores <= own[:, None])  # so a NaN on either side counts against the target
+    tied = scores == own[:, None]
+    return (ahead & competes).sum(dim=1).float() + 0.5 * (tied & competes).sum(dim=1).float()
+
+
+def _set(competes: Tensor, rows: Tensor, ids: Tensor, catalogue: Catalogue, value: bool) -> None:
+    """Mark (row, id) pairs, those whose item is here."""
+    place = catalogue.place[ids]
+    here = place >= 0
+    competes[rows[here], place[here]] = value
 
 
 def _check_ids(name: str, ids: Tensor, items: int) -> None:

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import DenseFeature
+from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output
+from rechub_dist.features import DenseFeature, SequenceFeature
 
 TASK_TYPES = ("classification", "regression")
 
@@ -50,12 +50,26 @@ class Model(nn.Module):
 class RecallModel(Model):
     """A model that scores by the inner product of user and item vectors.
 
-    `forward` is for training. `user` and `item` are what serving, evaluation and export use; a user's score for an
-    item is the largest over the user's vectors.
+    `forward` is for training: each real one of the user's vectors [B, Q, D] has its item in the same place of
+    [B, Q, D]. Models that learn at every position of a history have Q = L, the others Q = 1.
+
+    `user` and `item` are what serving, evaluation and export use; a user's score for an item is the largest over the
+    user's vectors. They may be scaled otherwise than in training, but they rank items as the model does.
+
+    Attributes:
+        loss: the loss that the paper trains the model with, which is the objective's default.
+        negatives: where the objective's negatives come from by default: "sampled", "in_batch",
+            "in_batch_and_sampled" or "full".
+        every_position: learns at every position of its history, not at the row's item alone.
+        margin: of the hinge loss.
     """
 
     objectives = ("retrieval",)
     num_tasks = 0
+    loss: ClassVar[str]
+    negatives: ClassVar[str]
+    every_position: ClassVar[bool] = False
+    margin: float = 0.2
 
     def user(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
         """The user's vectors [B, Q, D] and which of them are live, bool [B, Q]."""
@@ -66,8 +80,27 @@ class RecallModel(Model):
         raise NotImplementedError
 
     def item_lookups(self) -> tuple[Lookup, ...]:
-        """The part of `lookups()` that `item` reads."""
+        """The part of `lookups()` that `item` reads; the first is the item's id, a SparseFeature with one id a row."""
         raise NotImplementedError
+
+    def item_dense_features(self) -> tuple[DenseFeature, ...]:
+        """The part of `dense_features()` that `item` reads."""
+        return ()
+
+    def history(self) -> LookupFeature | None:
+        """The sequence of the items that the user has seen; None where there is none, or no telling which it is.
+
+        It is the one sequence on the user's side that reads the table of the item's id.
+        """
+        items = self.item_lookups()
+        found = [
+            lookup.feature
+            for lookup in self.lookups()
+            if isinstance(lookup.feature, SequenceFeature)
+            and lookup not in items
+            and lookup.table.name == items[0].table.name
+        ]
+        return found[0] if len(found) == 1 else None
 
 
 def check_tasks(num_tasks: int, task_types: list[str]) -> None:

@@ -1,70 +1,275 @@
-"""Next-item losses of recall models."""
+"""Training of recall models: positives against negatives of several kinds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.config import RetrievalConfig
-from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.config import PointwiseConfig, RetrievalConfig
+from rechub_dist.distributed.collectives import gather_rows
+from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output, Sequence
+from rechub_dist.embedding.local import to_padded
 from rechub_dist.errors import UserError
-from rechub_dist.features import NegativeFeature, SequenceFeature
+from rechub_dist.features import CatalogueFeature, Label, NegativeFeature
+from rechub_dist.layers.masking import following
 from rechub_dist.models.base import RecallModel
-from rechub_dist.objectives.base import Objective
+from rechub_dist.objectives import losses
+from rechub_dist.objectives.base import Objective, row_weights
+from rechub_dist.objectives.pointwise import PointwiseObjective
 
 NEGATIVES = "negatives"
+CATALOGUE = "catalogue"
 
 
 class RetrievalObjective(Objective):
-    """Binary cross-entropy at every real position: the next item against `negatives` uniformly drawn ones.
+    """Mean over positions of the loss of a positive against its negatives, plus the losses of auxiliary tasks.
 
-    SASRec, section 3.5 (Kang and McAuley 2018): -log s(r_pos) - sum over negatives log(1 - s(r_neg)), averaged over
-    the positions of the global batch. A row's negatives are items that are not in the row.
+    A position is a real one of `Output.user`: every one of a history, or the row's. Its negatives are
+
+    - `sampled`: `num_negatives` drawn items of its own;
+    - shared: what the global batch holds, each item once: the positives of all ranks (`in_batch`), drawn items, or
+      the whole catalogue (`full`). Vectors are gathered from all ranks, and gradients go back to all of them.
+
+    An item is never its own negative: candidates with the positive's id do not count (accidental hits).
+
+    With `log_q` a shared candidate's score in a softmax is lowered by the logarithm of its chance to be among the
+    candidates: 1 - (1 - p)^n (1 - s)^m, p its share of the positives in train, n the global batch's positions, s its
+    chance in a draw, m the draws. So items are not punished for being popular (Yi et al. 2019, section 4).
+
+    Raises:
+        UserError: a source of negatives or a loss that the model cannot be trained with.
     """
 
-    def __init__(self, config: RetrievalConfig, model: RecallModel) -> None:
+    terms = 3
+
+    def __init__(self, config: RetrievalConfig, model: RecallModel, labels: tuple[Label, ...]) -> None:
         super().__init__()
         self.config = config
-        histories = [lookup for lookup in model.lookups() if isinstance(lookup.feature, SequenceFeature)]
-        items = model.item_lookups()
-        if len(histories) != 1 or len(items) != 1 or histories[0].table.name != items[0].table.name:
-            raise UserError("objective: bce needs a model with one history and one item feature over the same table")
-        self.history, self.item = histories[0], items[0]
-        self.negatives = Lookup(
-            NEGATIVES,
-            NegativeFeature(
-                NEGATIVES,
-                self.item.table,
-                like=self.history.feature.name,
-                count=config.negatives,
-                exclude=(self.history.feature.name, self.item.feature.name),
-            ),
-            self.item.table,
-            pooling=None,
+        self.loss = config.loss or model.loss
+        self.source = config.negatives or model.negatives
+        self.every_position = model.every_position
+        self.item_lookups = model.item_lookups()
+        self.item = self.item_lookups[0]
+        self.item_dense = model.item_dense_features()
+        self.history: LookupFeature | None = model.history()
+        self.margin = config.margin or model.margin
+        self.tasks: PointwiseObjective | None = None
+        if labels:
+            self.tasks = PointwiseObjective(PointwiseConfig(task_weights=config.task_weights), labels)
+        self._item_vectors = model.item  # a bound method: the model is no submodule of the objective
+        if self.source != "in_batch" and not self.ids_alone:
+            raise UserError(
+                f"objective.negatives: {self.source} draws ids of {self.item.feature.name!r} alone, but the model's "
+                f"items have further features; use in_batch, or one item feature"
+            )
+        self.shared = self.source != "sampled" or config.share_negatives
+        self.draws = self.source in ("sampled", "in_batch_and_sampled")
+        self.log_q = (self.loss == "softmax" and self.source in ("in_batch", "in_batch_and_sampled")) or (
+            self.shared and self.draws and config.sampling.name != "uniform"
         )
+        if config.log_q is not None:
+            self.log_q = config.log_q
+        if self.log_q and not (self.loss == "softmax" and self.shared and self.source != "full"):
+            raise UserError("objective.log_q: corrects a softmax over shared candidates, sampled or in_batch")
+        self.uniform = config.sampling.name == "uniform"
+        self.positive_share: Tensor | None = None
+        self.draw_share: Tensor | None = None
+
+    @property
+    def ids_alone(self) -> bool:
+        """Whether an item's vector comes from its id alone."""
+        return len(self.item_lookups) == 1 and not self.item_dense
 
     def lookups(self) -> tuple[Lookup, ...]:
-        """The drawn negatives, from the item's table."""
-        return (self.negatives,)
+        """Drawn negatives, or the whole catalogue, from the item's table."""
+        table = self.item.table
+        if self.source == "full":
+            return (Lookup(CATALOGUE, CatalogueFeature(CATALOGUE, table), table, pooling=None),)
+        if not self.draws:
+            return ()
+        per_position = self.every_position and not self.shared and self.history is not None
+        like = self.history.name if per_position and self.history is not None else self.item.feature.name
+        seen = () if self.history is None or self.shared else (self.history.name,)
+        feature = NegativeFeature(
+            NEGATIVES,
+            table,
+            like=like,
+            count=self.config.num_negatives,
+            exclude=(*seen, self.item.feature.name) if self.uniform and not self.shared else (),
+            uniform=self.uniform,
+        )
+        return (Lookup(NEGATIVES, feature, table, pooling=None),)
+
+    @property
+    def needs_counts(self) -> bool:
+        """Whether `set_counts` is to be called before training."""
+        return self.log_q or (self.draws and self.config.sampling.name == "popularity")
+
+    def set_counts(self, counts: Tensor) -> None:
+        """Take how often each item is a positive in train, int64 [items]."""
+        self.positive_share = counts.double() / counts.sum().clamp(min=1)
+
+    def draw_weights(self) -> NDArray[np.float64] | None:
+        """The weight of each item in a draw, float64 [items]; None where draws are uniform or there are none.
+
+        Raises:
+            UserError: a file of weights that cannot be read or does not fit.
+        """
+        rows, sampling = self.item.table.rows, self.config.sampling
+        if not self.draws or sampling.name == "uniform":
+            self.draw_share = torch.full((rows,), 1 / rows, dtype=torch.float64)
+            return None
+        if sampling.name == "popularity":
+            assert self.positive_share is not None
+            weights = self.positive_share.numpy() ** sampling.power
+        else:
+            weights = _read_weights(str(sampling.path), rows)
+        self.draw_share = torch.from_numpy(weights / weights.sum())
+        return weights
 
     def weight_sums(self, batch: Batch) -> Tensor:
-        """The number of real positions, float64 [1]."""
-        return batch.feature(self.history.feature.name).lengths().sum(dtype=torch.float64)[None]
+        """The weighted number of positions, the sum of row weights and the number of positions, float64 [3]."""
+        weights, positions = row_weights(batch).double(), self._positions(batch)
+        return torch.stack([(weights * positions).sum(), weights.sum(), positions.sum().double()])
 
     def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:
         """This rank's part of the loss."""
         assert output.user is not None and output.item is not None  # noqa: PT018
         assert output.user_mask is not None
         assert batch.weight_sums is not None
-        user, mask = output.user, output.user_mask
-        drawn = embedded.sequences[NEGATIVES].values  # [B, L * count, D], a position's draws side by side
-        rows, positions, width = user.shape
-        if drawn.shape[1] < positions * self.config.negatives:  # every history here is empty: one masked position
-            drawn = drawn.expand(rows, positions * self.config.negatives, width)
-        negatives = drawn.view(rows, positions, self.config.negatives, width)
-        positive_loss = F.softplus(-(user * output.item).sum(-1))
-        negative_loss = F.softplus((user[:, :, None] * negatives).sum(-1)).sum(-1)
-        loss = torch.where(mask, positive_loss + negative_loss, 0.0).sum()
-        return loss / batch.weight_sums[0].clamp(min=1).to(loss.dtype)
+        mask = output.user_mask
+        user, positive = output.user[mask], output.item[mask]  # [M, D]
+        ids = self._positive_ids(batch, mask)  # [M]
+        if self.shared:
+            loss = self._shared_loss(user, positive, ids, embedded, batch)
+        else:
+            scores, counts = self._own_scores(user, ids, embedded, batch)
+            loss = self._of_scores((user * positive).sum(dim=1), scores, counts)
+        weights = row_weights(batch)[:, None].expand(mask.shape)[mask]
+        total = (loss * weights).sum() / _at_least_tiny(batch.weight_sums[0], loss)
+        if self.tasks is not None:
+            tasks = (self.tasks.losses(output, batch.labels) * row_weights(batch)).sum()
+            total = total + tasks / _at_least_tiny(batch.weight_sums[1], loss)
+        return total
+
+    # positions
+
+    def _positions(self, batch: Batch) -> Tensor:
+        """The number of positions of each row, [B]."""
+        if self.every_position and self.history is not None:
+            return batch.feature(self.history.name).lengths()[: batch.rows]
+        return torch.ones(batch.rows, device=batch.labels.device)
+
+    def _positive_ids(self, batch: Batch, mask: Tensor) -> Tensor:
+        """The positives' ids, int64 [M]."""
+        last = batch.feature(self.item.feature.name).values()
+        if not self.every_position or self.history is None:
+            return last
+        history = batch.feature(self.history.name)
+        ids = to_padded(history.values()[:, None], history.lengths()[: batch.rows])
+        return following(ids.values, ids.lengths, last[:, None])[..., 0][mask]
+
+    # candidates
+
+    def _own_scores(self, user: Tensor, ids: Tensor, embedded: Embedded, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scores of each position's own drawn items, and which of them count: [M, K] each."""
+        count = self.config.num_negatives
+        drawn = embedded.sequences[NEGATIVES]  # [B, positions * K, D], a position's draws side by side
+        vectors = self._items(drawn.values[drawn.mask]).view(len(user), count, user.shape[1])
+        drawn_ids = batch.feature(NEGATIVES).values().view(len(user), count)
+        return torch.einsum("md,mkd->mk", user, vectors), drawn_ids != ids[:, None]
+
+    def _shared_loss(self, user: Tensor, positive: Tensor, ids: Tensor, embedded: Embedded, batch: Batch) -> Tensor:
+        """The loss of each position, [M], against the global batch's candidates."""
+        vectors, candidates = self._candidates(positive, ids, embedded, batch)  # [C, D], [C] ascending
+        scores = user @ vectors.T  # [M, C]
+        if self.log_q:
+            correction = self._log_q(candidates, batch).to(scores.dtype)
+            scores = scores - correction
+        place = torch.searchsorted(candidates, ids).clamp(max=max(0, len(candidates) - 1))
+        contains_positives = self.source != "sampled"
+        if self.loss == "softmax" and contains_positives:
+            return F.cross_entropy(scores, place, reduction="none")
+        own = (user * positive).sum(dim=1)
+        if self.log_q:
+            own = own - self._log_q(ids, batch).to(own.dtype)
+        return self._of_scores(own, scores, candidates != ids[:, None])
+
+    def _candidates(self, positive: Tensor, ids: Tensor, embedded: Embedded, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The vectors [C, D] of the distinct items that the ranks bring, and their ids, ascending."""
+        vectors, own = [], []
+        if self.source in ("in_batch", "in_batch_and_sampled"):
+            vectors.append(positive)
+            own.append(ids)
+        for name in (NEGATIVES, CATALOGUE):
+            if name in embedded.sequences:
+                drawn: Sequence = embedded.sequences[name]
+                vectors.append(self._items(drawn.values[drawn.mask]))
+                own.append(batch.feature(name).values())
+        local, first = _distinct(torch.cat(own))
+        gathered = gather_rows(torch.cat(vectors)[first])
+        found, first = _distinct(gather_rows(local))
+        return gathered[first], found
+
+    def _items(self, vectors: Tensor) -> Tensor:
+        """Item vectors of raw embeddings, [n, D] each."""
+        return self._item_vectors(Embedded(vectors={self.item.name: vectors}))
+
+    def _log_q(self, ids: Tensor, batch: Batch) -> Tensor:
+        """The logarithm of each item's chance to be among the global batch's candidates, float64 [n]."""
+        assert self.positive_share is not None and self.draw_share is not None  # noqa: PT018
+        assert batch.weight_sums is not None
+        log_absent = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+        positions = float(batch.weight_sums[2])
+        if self.source in ("in_batch", "in_batch_and_sampled"):
+            share = self.positive_share.to(ids.device)[ids]
+            log_absent = log_absent + positions * torch.log1p(-share.clamp(max=1 - 1e-12))
+        if self.draws:
+            share = self.draw_share.to(ids.device)[ids]
+            log_absent = log_absent + positions * self.config.num_negatives * torch.log1p(-share.clamp(max=1 - 1e-12))
+        # Every candidate has a chance above 0; the bound is for rounding.
+        return torch.log(-torch.expm1(log_absent).clamp(max=-1e-12))
+
+    def _of_scores(self, positive: Tensor, negative: Tensor, counts: Tensor) -> Tensor:
+        of_loss: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+            "bce": losses.bce,
+            "gbce": partial(losses.gbce, items=self.item.table.rows, t=self.config.gbce_t),
+            "softmax": losses.softmax,
+            "bpr": losses.bpr,
+            "bpr_max": partial(losses.bpr_max, regularization=self.config.regularization),
+            "top1_max": losses.top1_max,
+            "hinge": partial(losses.hinge, margin=self.margin),
+        }
+        return of_loss[self.loss](positive, negative, counts)
+
+
+def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct ids, ascending, and where each stands first."""
+    found, inverse = torch.unique(ids, return_inverse=True)
+    place = torch.arange(len(ids), device=ids.device)
+    first = torch.full_like(found, len(ids)).scatter_reduce(0, inverse, place, "amin")
+    return found, first
+
+
+def _at_least_tiny(total: Tensor, loss: Tensor) -> Tensor:
+    return total.clamp(min=torch.finfo(torch.float32).tiny).to(loss.dtype)
+
+
+def _read_weights(path: str, rows: int) -> NDArray[np.float64]:
+    try:
+        weights = np.asarray(np.load(path, allow_pickle=False), np.float64)
+    except (OSError, ValueError) as error:
+        raise UserError(f"objective.sampling.path: {path} cannot be read as a .npy array: {error}") from error
+    if weights.shape != (rows,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
+        raise UserError(
+            f"objective.sampling.path: {path} holds an array {list(weights.shape)}; {rows} weights, one an item, are "
+            f"needed, none negative and not all 0"
+        )
+    return weights

@@ -76,6 +76,8 @@ def labels(model: str) -> list[str] | None:
     """The labels that fit the model's tasks."""
     if model == "ESMM":
         return ["click", "buy"]
+    if model == "FacebookDSSM":
+        return ["click", "stay"]
     return {"ranking": ["click"], "multitask": ["click", "stay"], "recall": None}[family(catalogue()[model])]
 
 
@@ -128,8 +130,8 @@ def run_file(folder: Path, root: Path, model: str, /, **sections: Any) -> Path:
     }
     if labels(model):
         tree["data"]["labels"] = labels(model)
-    else:
-        tree["objective"] = {"name": "retrieval", "negatives": 2}
+    if family(catalogue()[model]) == "recall":
+        tree["objective"] = {"name": "retrieval", "num_negatives": 2}
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
     folder.mkdir(parents=True, exist_ok=True)

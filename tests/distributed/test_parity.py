@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ranks import RankPool
@@ -11,11 +13,14 @@ from runs import SCHEMA, config_of, last_checkpoint, losses, run_file, train
 
 from rechub_dist.build import build
 from rechub_dist.config import TableOptimizerConfig
+from rechub_dist.data.counts import count_positives
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.embedded import Embedded, Jagged
 from rechub_dist.embedding.local import LocalTables
+from rechub_dist.embedding.stage import split_dense
 from rechub_dist.models import catalogue
+from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.trainer import evaluate_run
 
 MODELS = tuple(catalogue())
@@ -47,9 +52,17 @@ def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
         if optimizer.name != "rowwise_adagrad"
     }
     dense = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
+    manifest = Manifest.read(str(config.data.root / config.data.train))
+    spec = parts.spec
+    if isinstance(objective, RetrievalObjective):
+        if objective.needs_counts:
+            history = objective.history if objective.every_position else None
+            objective.set_counts(count_positives(manifest, objective.item.feature, history))
+        drawn = objective.draw_weights()
+        spec = replace(spec, cumulative={} if drawn is None else {"negatives": np.cumsum(drawn)})
     reader = ParquetReader(
-        Manifest.read(str(config.data.root / config.data.train)),
-        parts.spec,
+        manifest,
+        spec,
         batch_size=config.data.batch_size,
         seed=config.seed,
     )
@@ -60,11 +73,7 @@ def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
                 name: Jagged(batch.feature(name).values(), batch.feature(name).lengths(), batch.id_weights.get(name))
                 for name in parts.layout.features
             }
-            columns, start = {}, 0
-            for feature in parts.spec.dense:
-                columns[feature.name] = batch.dense[:, start : start + feature.dim]
-                start += feature.dim
-            embedded: Embedded = tables(ids, columns)
+            embedded: Embedded = tables(ids, split_dense(batch.dense, parts.spec.dense))
             batch.weight_sums = objective.weight_sums(batch)
             model.zero_grad()
             tables.zero_grad()
@@ -148,6 +157,46 @@ def test_ranks_without_a_single_row(pool: RankPool, data_root: Path, tmp_path: P
     path = run_file(tmp_path, data_root, model, data=data, embedding={"sharding": "row_wise"})
     pool.run(3, train, path)
     torch.testing.assert_close(losses(path), unsharded(path)[0], rtol=0, atol=3e-6)
+
+
+RETRIEVAL = [
+    ("SASRec", {"loss": "softmax", "negatives": "full"}),
+    ("SASRec", {"loss": "gbce", "num_negatives": 3}),
+    ("SASRec", {"loss": "softmax", "negatives": "sampled", "num_negatives": 4, "share_negatives": True}),
+    ("GRU4Rec", {"loss": "bpr_max", "negatives": "in_batch_and_sampled", "num_negatives": 2}),
+    ("GRU4Rec", {"loss": "top1_max", "negatives": "in_batch"}),
+    ("NARM", {"loss": "bpr", "negatives": "sampled", "sampling": {"name": "popularity", "power": 0.5}}),
+    ("DSSM", {"negatives": "in_batch", "log_q": False}),
+    ("YoutubeDNN", {"negatives": "in_batch_and_sampled", "sampling": {"name": "popularity"}, "num_negatives": 3}),
+    ("MIND", {"loss": "softmax", "negatives": "full"}),
+]
+
+
+@pytest.mark.parametrize(("model", "objective"), RETRIEVAL)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_negatives_are_those_of_the_global_batch(
+    pool: RankPool, data_root: Path, tmp_path: Path, model: str, objective: dict, ranks: int
+) -> None:
+    # The global batch on several ranks has the losses and gradients of one rank that holds all of it.
+    path = run_file(
+        tmp_path,
+        data_root,
+        model,
+        data={"batch_size": BATCH},
+        objective={"name": "retrieval", "sampled_items": 20, **objective},
+        embedding={"sharding": "row_wise"},
+    )
+    summaries = pool.run(ranks, train, path)
+    expected, weights = unsharded(path)
+    torch.testing.assert_close(losses(path), expected, rtol=0, atol=3e-6)
+    state = last_checkpoint(path)
+    for name, weight in weights.items():
+        difference = state[f"tables/{name}/weight"] - weight
+        assert difference.norm() < 1e-4 * weight.norm(), name
+    [again] = pool.run(1, evaluation, path)
+    assert any(name.startswith("sampled_ndcg") for name in again)
+    for name, value in summaries[0].test.items():
+        assert again[name] == pytest.approx(value, abs=1e-5, nan_ok=True)
 
 
 def test_row_weights(pool: RankPool, data_root: Path, tmp_path: Path) -> None:

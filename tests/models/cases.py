@@ -38,7 +38,13 @@ from rechub_dist.models.ranking.din import DIN
 from rechub_dist.models.ranking.edcn import EDCN
 from rechub_dist.models.ranking.fibinet import FiBiNET
 from rechub_dist.models.ranking.widedeep import WideDeep
+from rechub_dist.models.recall.dssm import DSSM
+from rechub_dist.models.recall.facebookdssm import FacebookDSSM
+from rechub_dist.models.recall.gru4rec import GRU4Rec
+from rechub_dist.models.recall.mind import MIND
+from rechub_dist.models.recall.narm import NARM
 from rechub_dist.models.recall.sasrec import SASRec
+from rechub_dist.models.recall.youtubednn import YoutubeDNN
 
 USER, ITEM, SHOP = Table("user", 7, dim=4), Table("item", 11, dim=4), Table("shop", 5, dim=2)
 user = SparseFeature("user", USER)
@@ -53,6 +59,7 @@ gaps = TimeGapFeature("gaps", times="times", now="now", boundaries=(1.0, 60.0), 
 liked = SequenceFeature("liked", ITEM, max_length=5)
 age = DenseFeature("age")
 profile = DenseFeature("profile", dim=3)
+price = DenseFeature("price")
 visit = CrossFeature("visit", (user, shop), buckets=9)
 match = CrossFeature("match", (user, tags), buckets=13, dim=4)
 
@@ -111,6 +118,31 @@ def mmoe() -> Model:
 def ple() -> Model:
     types = ["classification", "regression"]
     return PLE([user, age, shop, tags, history, profile], [8, 6], 2, 3, 1, types, tower_units=[5])
+
+
+def dssm() -> Model:
+    return DSSM([user, age, tags, history, profile], [item, shop, price], [8, 6], 0.0, 4, temperature=0.5)
+
+
+def facebookdssm() -> Model:
+    types = ["classification", "regression"]
+    return FacebookDSSM([user, age, tags, history, profile], [item, shop, price], [8, 6], 2, types)
+
+
+def gru4rec() -> Model:
+    return GRU4Rec(11, 6, 2, 0.0, 4)
+
+
+def mind() -> Model:
+    return MIND(11, 3, 3, 8, 4, user_features=[user, age, shop, tags, liked, profile])
+
+
+def narm() -> Model:
+    return NARM(11, 6, 3, 0.0, 4)
+
+
+def youtubednn() -> Model:
+    return YoutubeDNN([user, age, shop, tags, history, profile], [item, kind, price], [8, 6], 4, 3)
 
 
 def sasrec() -> Model:

@@ -44,14 +44,17 @@ def sigmoid(x: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-x))
 
 
-def gru(layer: nn.GRU, inputs: list[Tensor]) -> list[Tensor]:
+def gru(layer: nn.GRU, inputs: list[Tensor], number: int = 0) -> list[Tensor]:
     """The states of one layer over one row; nn.GRU's z keeps the state, so that the update gate is 1 - z."""
     H = layer.hidden_size
+    w_ih, w_hh, b_ih, b_hh = (
+        getattr(layer, f"{n}_l{number}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
     h = torch.zeros(H, dtype=torch.float64)
     states = []
     for x in inputs:
-        a = [layer.weight_ih_l0[o].dot(x) + layer.bias_ih_l0[o] for o in range(3 * H)]
-        b = [layer.weight_hh_l0[o].dot(h) + layer.bias_hh_l0[o] for o in range(3 * H)]
+        a = [w_ih[o].dot(x) + b_ih[o] for o in range(3 * H)]
+        b = [w_hh[o].dot(h) + b_hh[o] for o in range(3 * H)]
         r, z = ([sigmoid(a[k + o] + b[k + o]) for o in range(H)] for k in (0, H))
         n = [torch.tanh(a[2 * H + o] + r[o] * b[2 * H + o]) for o in range(H)]
         h = torch.stack([(1 - z[o]) * n[o] + z[o] * h[o] for o in range(H)])
@@ -82,6 +85,11 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     mean = sum(x) / len(x)
     variance = sum((value - mean) ** 2 for value in x) / len(x)
     return (x - mean) / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x|."""
+    return x / torch.sqrt(sum(value**2 for value in x))
 
 
 def softmax(scores: list[Tensor]) -> list[Tensor]:

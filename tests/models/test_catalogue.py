@@ -112,8 +112,10 @@ def test_shapes(model: Model, kind: str, training: bool) -> None:
         assert mask.any(dim=1).all()
         assert user.isfinite().all()
         assert output.user.shape[:2] == output.user_mask.shape
-        assert output.item.shape[0] == rows
-        assert output.item.shape[2] == output.user.shape[2]
+        assert output.user.shape == output.item.shape
+        assert output.user.shape[2] == user.shape[2]
+        if model.num_tasks:
+            assert output.logits.shape == (rows, model.num_tasks)
     else:
         assert output.logits.shape[0] == rows
         assert output.logits.dim() == 2
@@ -190,9 +192,25 @@ def test_items_need_their_own_lookups_only(model: Model) -> None:
     part = Embedded(
         {name: value for name, value in embedded.vectors.items() if name in names},
         {name: value for name, value in embedded.sequences.items() if name in names},
-        embedded.dense,
+        {feature.name: embedded.dense[feature.name] for feature in model.item_dense_features()},
     )
+    assert set(model.item_dense_features()) <= set(model.dense_features())
     torch.testing.assert_close(model.item(part), model.item(embedded))
+
+
+def test_what_the_objective_needs_to_know(model: Model) -> None:
+    if not isinstance(model, RecallModel):
+        pytest.skip("trained on labels")
+    assert model.objectives == ("retrieval",)
+    assert model.loss in ("bce", "gbce", "softmax", "bpr", "bpr_max", "top1_max", "hinge")
+    assert model.negatives in ("sampled", "in_batch", "in_batch_and_sampled", "full")
+    assert model.margin > 0
+    assert isinstance(model.item_lookups()[0].feature, SparseFeature)
+    assert model.item_lookups()[0].feature.name == "item"
+    assert model.history().name == "history"
+    embedded = batch_of(model, "several")
+    mask = embedded.sequences["history"].mask if model.every_position else torch.ones(6, 1, dtype=torch.bool)
+    assert torch.equal(model(embedded).user_mask, mask)
 
 
 def test_weights_survive_a_state_dict(model: Model) -> None:

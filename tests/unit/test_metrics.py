@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sklearn import metrics as sk
 from rechub_dist.embedded import Jagged
 from rechub_dist.metrics import ranking
 from rechub_dist.metrics.binary import binary_metrics, regression_metrics
-from rechub_dist.metrics.ranking import ranking_metrics, target_ranks
+from rechub_dist.metrics.ranking import Catalogue, ranking_metrics
 
 rows = st.lists(
     st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.7, 0.9]), st.integers(0, 1), st.sampled_from([0.0, 0.5, 1.0, 3.0])),
@@ -105,6 +106,12 @@ def test_regression_metrics() -> None:
     assert math.isnan(regression_metrics(p[:0], y[:0])["mse"])
 
 
+def target_ranks(
+    user: torch.Tensor, live: torch.Tensor, vectors: torch.Tensor, *rest: Any, **options: Any
+) -> torch.Tensor:
+    return ranking.target_ranks(user, live, Catalogue.whole(vectors), *rest, **options)
+
+
 def brute_force(user: list, live: list, catalogue: list, target: list, seen: list[list[int]]) -> list[float]:
     ranks = []
     for b, mine in enumerate(target):
@@ -136,6 +143,47 @@ def test_ranks_against_brute_force(at_once: int, monkeypatch: pytest.MonkeyPatch
     assert target_ranks(user, live, catalogue, target).dtype == torch.float32
 
 
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_parts_of_a_catalogue_add_up(parts: int) -> None:
+    rng = torch.Generator().manual_seed(1)
+    user = torch.randint(-2, 3, (6, 2, 2), generator=rng).float()
+    vectors = torch.randint(-2, 3, (11, 2), generator=rng).float()
+    live, target = torch.ones(6, 2).bool(), torch.randint(0, 11, (6,), generator=rng)
+    among = torch.randint(0, 11, (6, 4), generator=rng)
+    owner = torch.randint(0, parts, (11,), generator=rng)  # any items, in any order
+    catalogues = []
+    for part in range(parts):
+        held = (owner == part).nonzero()[:, 0].flip(0)
+        place = torch.full((11,), -1)
+        place[held] = torch.arange(len(held))
+        catalogues.append(Catalogue(vectors[held], place))
+
+    def each_part(**options: Any) -> torch.Tensor:
+        # Twice: the target's score is known once all parts have been asked, the places after that.
+        asked: list[torch.Tensor] = []
+        for catalogue in catalogues:
+            ranking.target_ranks(user, live, catalogue, target, total=lambda x: asked.append(x) or x, **options)
+        own = sum(asked[::2])
+        places = []
+        for catalogue in catalogues:
+            given = iter([own])
+            places.append(
+                ranking.target_ranks(
+                    user, live, catalogue, target, total=lambda x, given=given: next(given, x), **options
+                )
+            )
+        return sum(places)
+
+    assert torch.equal(each_part(), target_ranks(user, live, vectors, target))
+    sampled = target_ranks(user, live, vectors, target, among=among)
+    assert torch.equal(each_part(among=among), sampled)
+    others = [{int(i) for i in row} - {int(t)} for row, t in zip(among, target, strict=True)]
+    scores = torch.einsum("bqd,nd->bqn", user, vectors).amax(1)
+    for b, ids in enumerate(others):
+        own = scores[b, target[b]]
+        assert sampled[b] == sum(float(scores[b, i] > own) + 0.5 * float(scores[b, i] == own) for i in ids)
+
+
 def test_equal_scores_rank_in_the_middle() -> None:
     one = torch.ones(1, 1, 1)
     assert target_ranks(one, one[..., 0].bool(), torch.ones(9, 1), torch.tensor([3])).tolist() == [4]
@@ -148,7 +196,7 @@ def test_nan_is_never_a_good_rank() -> None:
     assert target_ranks(user, live, catalogue, torch.tensor([0, 1, 0])).tolist() == [1, 3, 3]
     assert target_ranks(user * math.nan, live, catalogue, torch.tensor([0, 2, 0])).tolist() == [3, 3, 3]
     metrics = ranking_metrics(torch.tensor([math.nan, 0.0]), ks=(1,))
-    assert metrics == {"hit_rate@1": 0.5, "ndcg@1": 0.5, "mrr@1": 0.5}
+    assert metrics == {"hit_rate@1": 0.5, "recall@1": 0.5, "ndcg@1": 0.5, "mrr@1": 0.5}
 
 
 def test_ranks_of_nobody() -> None:

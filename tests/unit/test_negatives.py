@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rechub_dist.data.negatives import Draw, draw_negatives, hash_ids, mix64, name_salt
+from rechub_dist.data import negatives
+from rechub_dist.data.negatives import (
+    Draw,
+    catalogue_share,
+    draw_weighted,
+    hash_ids,
+    mix64,
+    name_salt,
+    row_keys,
+)
 from rechub_dist.errors import UserError
 from rechub_dist.features import NegativeFeature, Table
 
@@ -18,6 +28,10 @@ def flat(rows: list[list[int]]) -> tuple[Any, Any]:
 
 def feature(rows: int, **settings: Any) -> NegativeFeature:
     return NegativeFeature("negative", Table("item", rows), like="like", **settings)
+
+
+def draw_negatives(feature: NegativeFeature, like: Any, exclude: Any, draw: Draw) -> Any:
+    return negatives.draw_negatives(feature, like, exclude, row_keys(draw, feature.name, len(like)))
 
 
 def test_splitmix64_is_the_published_one() -> None:
@@ -116,3 +130,28 @@ def test_no_id_left() -> None:
         draw_negatives(feature(3, exclude=("like",)), flat(full)[1], [flat(full)], Draw(0, 0, 0))
     # a row that wants no negative is no error
     assert len(draw_negatives(feature(3, exclude=("like",)), np.array([0, 2]), [flat(full)], Draw(0, 0, 0))) == 2
+
+
+def test_weighted_draws_follow_their_weights() -> None:
+    weights = np.array([0.0, 3.0, 1.0, 0.0, 4.0, 0.0])
+    counts = np.full(4000, 5)
+    ids = draw_weighted(np.cumsum(weights), counts, row_keys(Draw(3, 0, 0), "n", len(counts)))
+    assert len(ids) == 20_000
+    share = np.bincount(ids, minlength=6) / len(ids)
+    np.testing.assert_allclose(share, weights / 8, atol=0.015)
+    assert not share[weights == 0].any()
+    # a row's draws are its own: later rows drawn alone are the same
+    later = draw_weighted(np.cumsum(weights), counts[1000:], row_keys(Draw(3, 0, 1000), "n", 3000))
+    assert np.array_equal(later, ids[5000:])
+
+
+@pytest.mark.parametrize(("items", "rows"), [(10, 3), (3, 10), (7, 7), (1000, 64), (5, 1)])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_catalogue_is_dealt_once_over_a_batch(items: int, rows: int, ranks: int) -> None:
+    cuts = [rows * r // ranks for r in range(ranks + 1)]
+    shares = [catalogue_share(items, Draw(0, 0, 0, a, rows), b - a) for a, b in itertools.pairwise(cuts)]
+    assert np.concatenate([ids for ids, _ in shares]).tolist() == list(range(items))
+    lengths = np.concatenate([lengths for _, lengths in shares])
+    assert len(lengths) == rows
+    assert lengths.sum() == items
+    assert lengths.max() - lengths.min() <= 1

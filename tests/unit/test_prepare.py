@@ -38,6 +38,8 @@ SOURCES = {
     "movielens_1m_ctr": "movielens-1m",
     "movielens_1m_sequence": "movielens-1m",
     "kuairand_pure": "kuairand-pure",
+    "amazon_beauty": "amazon-beauty",
+    "diginetica": "diginetica",
 }
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import SequenceFeature, SparseFeature, Table
+from rechub_dist.features import SequenceFeature, SparseFeature
 from rechub_dist.layers.attention import CausalSelfAttention
-from rechub_dist.layers.inputs import sized
+from rechub_dist.layers.inputs import history_and_item
 from rechub_dist.layers.masking import following, last, zero_padding
 from rechub_dist.models.base import RecallModel
 
@@ -42,6 +42,9 @@ class SASRec(RecallModel):
 
     table_width = "hidden_size"
     paper = "Kang & McAuley 2018, Self-Attentive Sequential Recommendation"
+    loss = "bce"
+    negatives = "sampled"
+    every_position = True
 
     def __init__(
         self,
@@ -59,10 +62,14 @@ class SASRec(RecallModel):
         super().__init__()
         if max_len < 1 or num_layers < 1:
             raise ValueError(f"max_len is {max_len} and num_layers {num_layers}: both must be at least 1")
-        self.history_feature, self.item_feature = _features(history, item, item_num, max_len)
-        table = sized(self.item_feature.table, hidden_size, "hidden_size")
-        self.history_lookup = Lookup(self.history_feature.name, self.history_feature, table, None)
-        self.item_lookup = Lookup(self.item_feature.name, self.item_feature, table, "sum")
+        self.history_lookup, self.item_lookup = history_and_item(
+            history, item, item_num, max_len, hidden_size, "hidden_size"
+        )
+        if isinstance(history, SequenceFeature) and history.max_length > max_len:
+            raise ValueError(
+                f"history {history.name!r} has max_length {history.max_length}, but max_len is {max_len}: lower the "
+                f"one or raise the other"
+            )
 
         self.max_len = max_len
         self.scale = math.sqrt(hidden_size)
@@ -132,30 +139,3 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x)))
         return x + self.dropout(self.network(self.network_norm(x)))
-
-
-def _features(
-    history: SequenceFeature | str, item: SparseFeature | str, item_num: int, max_len: int
-) -> tuple[SequenceFeature, SparseFeature]:
-    """The two features, over one table of `item_num` rows."""
-    given = [feature.table for feature in (history, item) if not isinstance(feature, str)]
-    table = given[0] if given else Table("item", item_num, init_std=0.02)
-    if isinstance(history, str):
-        history = SequenceFeature(history, table, max_length=max_len)
-    if isinstance(item, str):
-        item = SparseFeature(item, table)
-    if history.name == item.name:
-        raise ValueError(f"history and item are both named {item.name!r}: give them different names")
-    if history.table != item.table:
-        raise ValueError(
-            f"history {history.name!r} reads table {history.table.name!r} and item {item.name!r} reads "
-            f"{item.table.name!r}: make both read the same table"
-        )
-    if table.rows != item_num:
-        raise ValueError(f"item_num is {item_num}, but table {table.name!r} has {table.rows} rows: make them equal")
-    if history.max_length > max_len:
-        raise ValueError(
-            f"history {history.name!r} has max_length {history.max_length}, but max_len is {max_len}: lower the one or "
-            f"raise the other"
-        )
-    return history, item

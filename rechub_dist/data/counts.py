@@ -1,0 +1,50 @@
+"""How often each item is a positive: one pass over two columns of the train split."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.spec import BatchSpec
+from rechub_dist.features import SequenceFeature, SparseFeature
+
+_ROWS_AT_ONCE = 65_536
+
+
+def count_positives(
+    manifest: Manifest,
+    item: SparseFeature,
+    history: SequenceFeature | None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Tensor:
+    """This rank's part of the counts of each id of the item's table, int64 [rows of the table].
+
+    A row's positives are its item, and with `history` (for models that learn at every position) all ids of the history
+    but the first as well; a row with an empty history then has none. Each rank reads a part of the rows.
+    """
+    features = (item,) if history is None else (item, history)
+    spec = BatchSpec(features=features, collections={"all": tuple(feature.name for feature in features)})
+    reader = ParquetReader(
+        manifest,
+        spec,
+        batch_size=_ROWS_AT_ONCE * world_size,
+        rank=rank,
+        world_size=world_size,
+        shuffle=False,
+        lanes=world_size,
+    )
+    counts = torch.zeros(item.table.rows, dtype=torch.int64)
+    for batch in reader.batches(0):
+        items = batch.feature(item.name).values()
+        if history is not None:
+            jagged = batch.feature(history.name)
+            lengths = jagged.lengths()[: batch.rows]
+            follows = torch.ones(int(lengths.sum()), dtype=torch.bool)
+            follows[(lengths.cumsum(0) - lengths)[lengths > 0]] = False
+            counts += torch.bincount(jagged.values()[follows], minlength=len(counts))
+            items = items[lengths > 0]
+        counts += torch.bincount(items, minlength=len(counts))
+    return counts

@@ -1,0 +1,52 @@
+"""Amazon Beauty (5-core) as next-item prediction, leave-one-out.
+
+The source is `Beauty.txt` as sequential recommenders publish it: a user a line, `user item item ...` in time order, ids
+from 1; users and items have five events or more. The rows are those of `movielens_1m_sequence`: the last item to test,
+the last but one to valid, the rest to train, once as one row a user and once as a row for each position
+(`train_prefixes`).
+
+Histories are stored whole, but for those of `train_prefixes`; the schema's `max_length` keeps the newest 50, as the
+published figures do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rechub_dist.data.prepare.sequences import Sequences, leave_one_out, write_sequences
+from rechub_dist.data.prepare.source import array, encode, numpy, read_delimited, source_file, vocabulary
+from rechub_dist.data.prepare.writer import prepared_folder
+from rechub_dist.errors import UserError, one_line
+
+NAME = "amazon_beauty"
+SUMMARY = "Amazon Beauty (5-core), next item, leave-one-out (Beauty.txt)"
+ORIGIN = "the user-item sequence file of S3-Rec: https://github.com/RUCAIBox/CIKM2020-S3Rec"
+MAX_LENGTH = 50
+
+
+def prepare(source: Path, out: Path) -> None:
+    """Prepares `Beauty.txt` of the folder `source` into the folder `out`."""
+    path = source_file(source, "Beauty.txt", ORIGIN)
+    lines = array(read_delimited(path, {"line": pa.string()}, delimiter="\t")["line"])
+    try:
+        fields = pc.split_pattern(lines, " ")
+        numbers = fields.flatten().cast(pa.int32())
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not in the published format (user item item ...): {one_line(error)}") from None
+    starts = numpy(fields.offsets)[:-1]
+    is_item = np.ones(len(numbers), bool)
+    is_item[starts] = False
+    lengths = numpy(pc.list_value_length(fields)).astype(np.int64) - 1
+    users = numbers.take(pa.array(starts))
+    if len(pc.unique(users)) < len(users):
+        raise UserError(f"{path} is not in the published format: a user has several lines")
+    items = numbers.filter(pa.array(is_item))
+    words = vocabulary(items)
+    by_id = np.repeat(numpy(encode(users, vocabulary(users))), lengths)
+    sequences = Sequences.group(by_id, numpy(encode(items, words)))
+    with prepared_folder(out, NAME) as folder:
+        write_sequences(folder, NAME, sequences, leave_one_out(sequences), items=len(words), max_length=MAX_LENGTH)

@@ -1,0 +1,251 @@
+"""A prepared folder from a file of anyone's own events: who did something with which item, and when.
+
+Users and items become dense ids in the order of their sorted originals, which `users.parquet` and `items.parquet` hold
+(columns `id`, `original`). What the splits are is told in `sequences`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rechub_dist.data.prepare import sequences as cut
+from rechub_dist.data.prepare.source import array, encode, numpy, vocabulary
+from rechub_dist.data.prepare.writer import ITEMS_FILE, USERS_FILE, prepared_folder
+from rechub_dist.errors import UserError, nearest, one_line
+
+DATASET = "sequences"
+WAYS = ("leave-one-out", "temporal", "session")
+Bools = NDArray[np.bool_]
+
+
+class Columns(NamedTuple):
+    """The columns of the event file."""
+
+    user: str
+    item: str
+    time: str | None = None
+
+
+class Counts(NamedTuple):
+    """What became of the events: how many were there and kept, and the items that no train row holds."""
+
+    read: int
+    kept: int
+    users: int
+    items: int
+    unlearned: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How events become rows.
+
+    Args:
+        way: `leave-one-out`, `temporal` or `session` (where the user column names sessions).
+        valid_from, test_from: where valid and test begin, as text in the time column's type; for the last two.
+        min_user_events, min_item_events: users and items with fewer events are dropped, and again until all that are
+            left have as many (the k-core).
+        max_length: items of a history.
+    """
+
+    way: str = "leave-one-out"
+    valid_from: str | None = None
+    test_from: str | None = None
+    min_user_events: int = 5
+    min_item_events: int = 5
+    max_length: int = 50
+
+    def __post_init__(self) -> None:
+        if self.way not in WAYS:
+            raise UserError(f"split is {self.way!r}: {nearest(self.way, WAYS)}")
+        for name in ("min_user_events", "min_item_events", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, must be at least 1")
+        bounds = (self.valid_from, self.test_from)
+        if self.way == "leave-one-out" and bounds != (None, None):
+            raise UserError("valid_from and test_from do nothing with split leave-one-out: leave them out")
+        if self.way != "leave-one-out" and None in bounds:
+            raise UserError(f"split {self.way} needs valid_from and test_from: the times at which these splits begin")
+
+
+def prepare_events(path: Path, out: Path, columns: Columns, plan: Plan) -> Counts:
+    """Writes the events of a .csv, .tsv or .parquet file as the prepared folder `out`.
+
+    Raises:
+        UserError: where the file, a column or a value is not as it must be, or a split would have no row.
+    """
+    if plan.way != "leave-one-out" and columns.time is None:
+        raise UserError(f"split {plan.way} needs the column of the events' times")
+    table = _read(path, columns)
+    users, items = array(table[columns.user]), array(table[columns.item])
+    times: NDArray[Any] | None = None
+    bounds = (0.0, 0.0)
+    if columns.time is not None:
+        times, bounds = _times(table[columns.time], f"{path}: column {columns.time!r}", plan)
+    user_words, item_words = vocabulary(users), vocabulary(items)
+    by_user, by_item = numpy(encode(users, user_words)), numpy(encode(items, item_words))
+    kept = k_core(by_user, by_item, plan.min_user_events, plan.min_item_events)
+    if not kept.any():
+        raise UserError(
+            f"{path}: none of the {len(kept):,} events is left: no users with {plan.min_user_events} events and items "
+            f"with {plan.min_item_events} hold each other up; lower min_user_events or min_item_events"
+        )
+    by_user, user_words = _densely(by_user[kept], user_words)
+    by_item, item_words = _densely(by_item[kept], item_words)
+    sequences = cut.Sequences.group(by_user, by_item, None if times is None else times[kept])
+    splits = _splits(sequences, plan, bounds)
+    for name, split in splits.items():
+        if not len(split.targets):
+            raise UserError(f"{path}: the {name} split has no row: {_why_empty(plan, name)}")
+    with prepared_folder(out, DATASET) as folder:
+        cut.write_sequences(folder, DATASET, sequences, splits, items=len(item_words), max_length=plan.max_length)
+        for file, words in ((USERS_FILE, user_words), (ITEMS_FILE, item_words)):
+            ids = pa.array(np.arange(len(words), dtype=np.int32))
+            pq.write_table(pa.table({"id": ids, "original": words}), folder / file, compression="zstd")
+    learned = np.unique(sequences.items[cut.covered(sequences, splits["train"].targets)])
+    return Counts(len(kept), len(by_user), len(user_words), len(item_words), len(item_words) - len(learned))
+
+
+def k_core(users: NDArray[Any], items: NDArray[Any], min_user: int, min_item: int) -> Bools:
+    """Which events are left when users and items with too few of them are dropped until none is."""
+    kept = np.ones(len(users), bool)
+    while True:
+        of_user = np.bincount(users[kept], minlength=users.max(initial=-1) + 1)
+        of_item = np.bincount(items[kept], minlength=items.max(initial=-1) + 1)
+        left = kept & (of_user[users] >= min_user) & (of_item[items] >= min_item)
+        if left.sum() == kept.sum():
+            return left
+        kept = left
+
+
+def _splits(sequences: cut.Sequences, plan: Plan, bounds: tuple[float, float]) -> cut.Splits:
+    if plan.way == "leave-one-out":
+        return cut.leave_one_out(sequences)
+    return (cut.temporal if plan.way == "temporal" else cut.sessions)(sequences, *bounds)
+
+
+def _why_empty(plan: Plan, split: str) -> str:
+    if plan.way == "leave-one-out":
+        return "no user has events enough (four for all of the splits)"
+    if split.startswith("train"):
+        return f"no user has two events before {plan.valid_from}; let valid_from be later"
+    return f"no user has an event there and one before it; move valid_from ({plan.valid_from}) or test_from"
+
+
+def _densely(ids: NDArray[Any], words: pa.Array) -> tuple[NDArray[Any], pa.Array]:
+    """Ids and vocabulary without the words that no id means any more."""
+    used, ids = np.unique(ids, return_inverse=True)
+    return ids.astype(np.int32), words.take(pa.array(used))
+
+
+def _read(path: Path, columns: Columns) -> pa.Table:
+    """The columns, not empty and without nulls."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    chosen = [name for name in columns if name is not None]
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"user, item and time are {', '.join(chosen)}: they must be different columns")
+    delimiters = {".csv": ",", ".tsv": "\t"}
+    try:
+        if path.suffix == ".parquet":
+            _check_present(path, chosen, pq.read_schema(path).names)
+            table = pq.read_table(path, columns=chosen)
+        elif path.suffix in delimiters:
+            parsing = pcsv.ParseOptions(delimiter=delimiters[path.suffix], newlines_in_values=True)
+            with pcsv.open_csv(path, parse_options=parsing) as reader:
+                _check_present(path, chosen, reader.schema.names)
+            # ids as text, so that 007 stays what it is
+            reading = pcsv.ConvertOptions(
+                include_columns=chosen,
+                column_types={columns.user: pa.string(), columns.item: pa.string()},
+                null_values=[""],
+                strings_can_be_null=True,
+            )
+            table = pcsv.read_csv(path, parse_options=parsing, convert_options=reading)
+        else:
+            raise UserError(f"{path} is no event file: it must end in .csv, .tsv or .parquet")
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+    if not table.num_rows:
+        raise UserError(f"{path} has no events")
+    for name in chosen:
+        _check_no_nulls(table[name], f"{path}: column {name!r}")
+    for place, name in enumerate((columns.user, columns.item)):
+        values = table[name]
+        if not _is_id(values.type):
+            raise UserError(f"{path}: column {name!r} is {values.type}: ids must be integers or strings")
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        table = table.set_column(place, name, values if path.suffix == ".parquet" else _whole_numbers(values))
+    return table
+
+
+def _check_present(path: Path, chosen: list[str], present: list[str]) -> None:
+    for name in chosen:
+        if name not in present:
+            raise UserError(f"{path} has no column {name!r}: {nearest(name, present)}")
+        if present.count(name) > 1:
+            raise UserError(f"{path} has several columns {name!r}: rename them")
+
+
+def _check_no_nulls(values: Any, where: str) -> None:
+    missing = pc.is_null(array(values), nan_is_null=True)
+    number = int(pc.sum(missing).as_py() or 0)
+    if number:
+        row = int(numpy(missing).argmax())
+        raise UserError(f"{where} has {number:,} missing value(s), the first in row {row} (from 0): drop such events")
+
+
+def _is_id(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _whole_numbers(values: Any) -> Any:
+    """Text as integers where all of it is such, written as they are."""
+    try:
+        integers = values.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return values
+    return integers if integers.cast(values.type).equals(values) else values
+
+
+def _times(values: Any, where: str, plan: Plan) -> tuple[NDArray[Any], tuple[float, float]]:
+    """The times as numbers, and where valid and test begin (nothing where the plan does not say)."""
+    values = array(values)
+    kind = values.type
+    if pa.types.is_date(kind):
+        kind = pa.timestamp("s")
+    elif not (pa.types.is_timestamp(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise UserError(f"{where} is {kind}: times must be numbers, dates or timestamps")
+    if pa.types.is_timestamp(kind):
+        values = values.cast(kind)
+    numbers = values if pa.types.is_floating(kind) else values.cast(pa.int64())
+    if plan.valid_from is None or plan.test_from is None:
+        return numpy(numbers), (0.0, 0.0)
+    found = [_bound(text, kind, where) for text in (plan.valid_from, plan.test_from)]
+    if not found[0] < found[1]:  # which is so for a NaN, too
+        raise UserError(f"valid_from {plan.valid_from} must be earlier than test_from {plan.test_from}")
+    return numpy(numbers), (found[0], found[1])
+
+
+def _bound(text: str, kind: Any, where: str) -> Any:
+    """A time given as text, in the column's type; one without a zone counts as UTC."""
+    forms = [pa.timestamp(kind.unit, zone) for zone in (None, "UTC")] if pa.types.is_timestamp(kind) else [kind]
+    for form in forms:  # a text with a zone is none without, and the other way round
+        try:
+            value = pa.scalar(text).cast(form)
+        except pa.ArrowInvalid:
+            continue
+        return (value.cast(pa.int64()) if pa.types.is_timestamp(form) else value).as_py()
+    raise UserError(f"{text!r} is no time of {where}, which is {kind}")

@@ -1,0 +1,99 @@
+"""GRU4Rec: a GRU over a session predicts the next item at every position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.features import SequenceFeature, SparseFeature
+from rechub_dist.layers.arguments import check_positive, check_rate
+from rechub_dist.layers.inputs import history_and_item
+from rechub_dist.layers.masking import following, last, zero_padding
+from rechub_dist.models.base import RecallModel
+
+
+class GRU4Rec(RecallModel):
+    """state_t = GRU(e_0 .. e_t); the score of an item is <state_t, e_item>  (Hidasi et al. 2016, section 3).
+
+    Items are scored by the embeddings that the GRU reads, the "constrained embedding" of the second paper, Hidasi &
+    Karatzoglou 2018, Recurrent Neural Networks with Top-k Gains, which also brought the loss; the authors' code adds a
+    bias for each item, which an inner product has no room for. Where `hidden_size` is not `embedding_dim`, a linear map
+    without bias takes the state to the embeddings' width.
+
+    The papers train on several sessions side by side, one step of each at a time; here a row is a session, or a part
+    of one, with all its steps, and a state starts from zero.
+
+    Args:
+        item_num: rows of the item table.
+        hidden_size: width of the GRU's states.
+        num_layers: GRU layers, each over the states of the one before.
+        dropout_rate: of the embeddings that the GRU reads, and of the states between its layers.
+        embedding_dim: width of the items.
+        history: the items in time order; a name makes a feature over the table of `item`.
+        item: the item that follows the history; a name makes a feature over the table of `history`. Where both are
+            names, the table is called "item".
+        max_length: the longest history, where a name stands for it.
+    """
+
+    table_width = "embedding_dim"
+    paper = "Hidasi et al. 2016, Session-based Recommendations with Recurrent Neural Networks"
+    loss = "bpr_max"
+    negatives = "in_batch"
+    every_position = True
+
+    def __init__(
+        self,
+        item_num: int,
+        hidden_size: int,
+        num_layers: int,
+        dropout_rate: float,
+        embedding_dim: int,
+        *,
+        history: SequenceFeature | str = "history",
+        item: SparseFeature | str = "item",
+        max_length: int = 50,
+    ) -> None:
+        super().__init__()
+        check_positive("hidden_size", hidden_size)
+        check_positive("num_layers", num_layers)
+        check_positive("embedding_dim", embedding_dim)
+        check_rate("dropout_rate", dropout_rate)
+        self.history_lookup, self.item_lookup = history_and_item(history, item, item_num, max_length, embedding_dim)
+        self.dropout = nn.Dropout(dropout_rate)
+        between = dropout_rate if num_layers > 1 else 0.0  # of which a single layer has none, and torch warns
+        self.gru = nn.GRU(embedding_dim, hidden_size, num_layers, batch_first=True, dropout=between)
+        same = hidden_size == embedding_dim
+        self.project = nn.Identity() if same else nn.Linear(hidden_size, embedding_dim, bias=False)
+
+    def lookups(self) -> tuple[Lookup, ...]:
+        return (self.history_lookup, self.item_lookup)
+
+    def item_lookups(self) -> tuple[Lookup, ...]:
+        return (self.item_lookup,)
+
+    def forward(self, embedded: Embedded) -> Output:
+        """At every position the state, `user` [B, L, D], and the item that follows, `item` [B, L, D].
+
+        `user_mask` [B, L] is True at real positions. item[:, t] is the history's next item, or the row's `item` for
+        the last real position.
+        """
+        history = embedded.sequences[self.history_lookup.name]
+        target = following(history.values, history.lengths, self.item(embedded))
+        return Output(user=self.project(self._states(embedded)), user_mask=history.mask, item=target)
+
+    def user(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
+        """The state after the whole history, [B, 1, D]; zeros for an empty one."""
+        lengths = embedded.sequences[self.history_lookup.name].lengths
+        state = self.project(last(self._states(embedded), lengths))[:, None]
+        return state, torch.ones_like(state[..., 0], dtype=torch.bool)
+
+    def item(self, embedded: Embedded) -> Tensor:
+        """The item's raw embedding, [B, D]."""
+        return embedded.vectors[self.item_lookup.name]
+
+    def _states(self, embedded: Embedded) -> Tensor:
+        """[B, L, H]; padding comes after what is real, so that it has no part in a real position's state."""
+        history = embedded.sequences[self.history_lookup.name]
+        states: Tensor = self.gru(self.dropout(zero_padding(history.values, history.mask)))[0]
+        return states

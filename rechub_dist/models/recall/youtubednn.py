@@ -1,0 +1,107 @@
+"""YoutubeDNN: the mean of what was watched and what else is known of the user, through an MLP to the item's space."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.features import DenseFeature, Feature, SequenceFeature, TimeGapFeature
+from rechub_dist.layers.arguments import check_positive
+from rechub_dist.layers.inputs import Fields, check_sides
+from rechub_dist.layers.towers import Tower
+from rechub_dist.models.base import RecallModel
+
+
+class YoutubeDNN(RecallModel):
+    """score = <u, v>, u = MLP([mean of the last max_seq_len watched, other features])  (section 3).
+
+    v is the item's embedding. The paper trains u by a softmax over all items, which it samples. There u is the output
+    of the last ReLU layer, here of a linear one on top, so that its signs are free. The paper's items have other
+    vectors in the softmax than in the history; here they have the same ones where both features read one table.
+
+    Args:
+        user_features: of the user and the context: sparse, sequence (pooled by their mean) and dense features, at
+            least one sequence. No name stands in both lists.
+        item_features: of the item, its id first, a sparse feature with one id a row. With the id alone v is its
+            embedding, as in the paper; with more features a linear map, without bias, of their vectors side by side.
+        hidden_units: hidden widths of the MLP.
+        embedding_dim: width of u and v, and of every table that has no width of its own. The table of an item's id
+            that stands alone must have it.
+        max_seq_len: the newest items of a longer history enter the mean, so many; of a longer list of time gaps too.
+        dropout_rates: of the MLP, one rate a hidden layer, or one for all.
+        activation: of the hidden layers.
+        batch_norm: batch normalisation in the hidden layers.
+    """
+
+    table_width = "embedding_dim"
+    paper = "Covington, Adams & Sargin 2016, Deep Neural Networks for YouTube Recommendations"
+    loss = "softmax"
+    negatives = "in_batch"
+
+    def __init__(
+        self,
+        user_features: list[Feature],
+        item_features: list[Feature],
+        hidden_units: list[int],
+        embedding_dim: int,
+        max_seq_len: int,
+        *,
+        dropout_rates: float | list[float] = 0.0,
+        activation: str = "relu",
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive("embedding_dim", embedding_dim)
+        check_positive("max_seq_len", max_seq_len)
+        check_sides(user_features, item_features)
+        if not any(isinstance(feature, SequenceFeature) for feature in user_features):
+            raise ValueError("user_features has no history: give at least one SequenceFeature")
+        self.user_tower = Tower(
+            [_newest(feature, max_seq_len) for feature in user_features],
+            hidden_units,
+            dropout_rates,
+            embedding_dim,
+            activation=activation,
+            batch_norm=batch_norm,
+            width=embedding_dim,
+        )
+        several = len(item_features) > 1
+        self.item_fields = Fields.of(item_features, embedding_dim, keep_dim=several)
+        self.item_map = nn.Linear(self.item_fields.width, embedding_dim, bias=False) if several else nn.Identity()
+
+    def lookups(self) -> tuple[Lookup, ...]:
+        return (*self.user_tower.fields.lookups, *self.item_fields.lookups)
+
+    def item_lookups(self) -> tuple[Lookup, ...]:
+        return self.item_fields.lookups
+
+    def dense_features(self) -> tuple[DenseFeature, ...]:
+        return (*self.user_tower.fields.dense, *self.item_fields.dense)
+
+    def item_dense_features(self) -> tuple[DenseFeature, ...]:
+        return self.item_fields.dense
+
+    def forward(self, embedded: Embedded) -> Output:
+        """`user` and `item`, both [B, 1, embedding_dim]."""
+        user, mask = self.user(embedded)
+        return Output(user=user, user_mask=mask, item=self.item(embedded)[:, None])
+
+    def user(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
+        """The user's vector u, [B, 1, embedding_dim]."""
+        user = self.user_tower(embedded)[:, None]
+        return user, torch.ones_like(user[..., 0], dtype=torch.bool)
+
+    def item(self, embedded: Embedded) -> Tensor:
+        """The item's vector v, [B, embedding_dim]."""
+        vectors: Tensor = self.item_map(self.item_fields.concat(embedded))
+        return vectors
+
+
+def _newest(feature: Feature, count: int) -> Feature:
+    """The feature with at most its newest `count` values, where it is a sequence."""
+    if isinstance(feature, SequenceFeature | TimeGapFeature) and feature.max_length > count:
+        return replace(feature, max_length=count, keep="last")
+    return feature
