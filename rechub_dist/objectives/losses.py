@@ -22,7 +22,7 @@ def gbce(positive: Tensor, negative: Tensor, mask: Tensor, *, items: int, t: flo
     alpha = K / (items - 1), K the number of a row's negatives; beta = alpha (t (1 - 1 / alpha) + 1 / alpha). t = 0 is
     BCE, t = 1 is calibrated to the softmax's probabilities.
     """
-    alpha = (mask.sum(dim=1) / max(1, items - 1)).clamp(max=1)
+    alpha = (mask.sum(dim=1, dtype=positive.dtype) / max(1, items - 1)).clamp(max=1)
     beta = alpha * t - t + 1
     return beta * F.softplus(-positive) + _kept(F.softplus(negative), mask).sum(dim=1)
 
