@@ -9,7 +9,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.examples import example_model, example_run
 from rechub_dist.models import FAMILIES, Model, catalogue, family
 
 
@@ -29,6 +28,8 @@ def describe_model(console: Console, name: str) -> None:
     Raises:
         UserError: there is no such model.
     """
+    from rechub_dist.examples import example_model, example_run  # noqa: PLC0415 - torchrec is slow to import
+
     cls = _find(name)
     console.print(f"[bold]{name}[/bold] ({family(cls)})  {cls.paper}", highlight=False)
     console.print(inspect.cleandoc(cls.__doc__ or ""), highlight=False, markup=False)
@@ -57,6 +58,8 @@ def print_run_file(name: str) -> None:
     Raises:
         UserError: there is no such model.
     """
+    from rechub_dist.examples import example_run  # noqa: PLC0415
+
     print(example_run(_find(name)), end="")
 
 

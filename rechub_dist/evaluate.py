@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -81,7 +79,7 @@ def _tasks(step: TrainStep, objective: TaskObjective, batches: Iterator[Batch], 
     for batch in batches:
         scores = objective.scores(step.model(step.stage(batch)), batch)
         found.append(torch.stack([torch.stack(scores[name], dim=1) for name in names], dim=1).cpu())
-    rows = _gather(torch.cat(found), runtime).numpy()
+    rows = runtime.gather(torch.cat(found)).numpy()
     metrics: dict[str, float] = {}
     for column, (name, kind) in enumerate(names.items()):
         measure = binary_metrics if kind == "classification" else regression_metrics
@@ -108,15 +106,16 @@ def _ranking(
         user, mask = model.user(step.stage(batch))
         target = batch.feature(objective.item.feature.name).values()
         seen = _seen(objective, batch)
-        rows = [_gather(rows, runtime) for rows in (user, mask, target)]
+        rows = [runtime.gather(rows) for rows in (user, mask, target)]
         hidden = None
         if seen is not None and config.exclude_seen:
-            hidden = Jagged(_gather(seen.values, runtime), _gather(seen.lengths, runtime))
-        add_up = partial(_add_up, runtime)
-        found[""].append(target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=add_up))
+            hidden = Jagged(runtime.gather(seen.values), runtime.gather(seen.lengths))
+        found[""].append(target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=runtime.add_up))
         if config.sampled_items is not None:
-            among = _gather(_drawn(objective, config.sampled_items, target, seen, parts), runtime)
-            found["sampled_"].append(target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=add_up))
+            among = runtime.gather(_drawn(objective, config.sampled_items, target, seen, parts))
+            found["sampled_"].append(
+                target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up)
+            )
     metrics = {}
     for prefix, ranks in found.items():
         if prefix == "" or config.sampled_items is not None:
@@ -240,21 +239,3 @@ def _check_catalogue(held: Tensor, rows: int, parts: Parts, runtime: Runtime) ->
             f"data.items: {parts.config.data.root / parts.config.data.items} holds item {int(wrong[0])} "
             f"{int(counts[wrong[0]])} times; each of the {rows} items must have one row"
         )
-
-
-def _add_up(runtime: Runtime, part: Tensor) -> Tensor:
-    dist.all_reduce(part, group=runtime.control if part.device.type == "cpu" else runtime.group)
-    return part
-
-
-def _gather(rows: Tensor, runtime: Runtime) -> Tensor:
-    """All ranks' rows, in rank order, on every rank."""
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(runtime.world_size)]
-    group = runtime.control if rows.device.type == "cpu" else runtime.group
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device), group=group)
-    sizes = [int(count) for count in counts]
-    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded, group=group)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

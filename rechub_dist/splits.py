@@ -29,8 +29,7 @@ def with_draws(parts: Parts, rt: Runtime) -> Parts:
         return parts
     if objective.needs_counts:
         manifest = rt.together(lambda: Manifest.read(str(config.data.root / config.data.train)))
-        history = objective.history if objective.every_position else None
-        item = objective.item.feature
+        item, history = objective.item.feature, objective.learned_history
         assert isinstance(item, SparseFeature) and isinstance(history, SequenceFeature | None)  # noqa: PT018
         counts = rt.together(lambda: count_positives(manifest, item, history, rt.rank, rt.world_size))
         objective.set_counts(rt.add_up(counts))

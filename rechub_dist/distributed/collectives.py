@@ -1,4 +1,4 @@
-"""Collectives that gradients pass through. Without a process group there is one rank, and they change nothing."""
+"""Rows from all ranks, with gradients and without."""
 
 from __future__ import annotations
 
@@ -9,11 +9,26 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """All ranks' rows [n_r, ...] in rank order, the same on every rank: [sum of n_r, ...].
+def all_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, list[int]]:
+    """All ranks' rows [n_r, ...] in rank order, the same on every rank: [sum of n_r, ...], and each n_r.
 
-    The gradient of a rank's rows is the sum over all ranks of their gradients, for each rank's loss depends on them.
-    Called on every rank; the ranks' numbers of rows may differ and be 0.
+    Called on every rank; the ranks' numbers of rows may differ and be 0. No gradient passes.
+    """
+    size = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, size, group=group)
+    sizes = [int(n) for n in counts]
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)]), sizes
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of `all_rows`, for a loss: a rank's rows get the sum of all ranks' gradients, which all depend on them.
+
+    Without a process group there is one rank, and nothing changes.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
@@ -24,15 +39,8 @@ def gather_rows(rows: Tensor) -> Tensor:
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        size = torch.tensor([len(rows)], device=rows.device)
-        sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
-        dist.all_gather(sizes, size)
-        ctx.sizes = [int(n) for n in sizes]
-        padded = rows.new_zeros(max(ctx.sizes), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in ctx.sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:n] for part, n in zip(parts, ctx.sizes, strict=True)])
+        gathered, ctx.sizes = all_rows(rows)
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 
+from rechub_dist.distributed.collectives import all_rows
 from rechub_dist.errors import UserError
 
 T = TypeVar("T")
@@ -48,10 +49,17 @@ class Runtime:
         return result  # type: ignore[return-value]
 
     def add_up(self, part: torch.Tensor) -> torch.Tensor:
-        """The sum of a CPU tensor over ranks. Collective."""
+        """The sum of a tensor over ranks. Collective."""
         total = part.clone()
-        dist.all_reduce(total, group=self.control)
+        dist.all_reduce(total, group=self._group_for(part))
         return total
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """All ranks' rows, in rank order, on every rank. Collective; their numbers may differ and be 0."""
+        return all_rows(rows, self._group_for(rows))[0]
+
+    def _group_for(self, tensor: torch.Tensor) -> dist.ProcessGroup:
+        return self.control if tensor.device.type == "cpu" else self.group
 
     def raise_together(self, message: str | None) -> None:
         """Raise a UserError on all ranks if any rank comes with a message. Collective."""

@@ -16,6 +16,7 @@ from rechub_dist.features import (
     Pooling,
     SequenceFeature,
     SparseFeature,
+    StoredFeature,
     Table,
     TimeGapFeature,
 )
@@ -134,11 +135,7 @@ def history_and_item(
         item = SparseFeature(item, table)
     if history.name == item.name:
         raise ValueError(f"history and item are both named {item.name!r}: give them different names")
-    if history.table != item.table:
-        raise ValueError(
-            f"history {history.name!r} reads table {history.table.name!r} and item {item.name!r} reads "
-            f"{item.table.name!r}: make both read the same table"
-        )
+    check_same_table("history", history, "item", item)
     if table.rows != item_num:
         raise ValueError(f"item_num is {item_num}, but table {table.name!r} has {table.rows} rows: make them equal")
     table = sized(table, width, parameter)
@@ -206,12 +203,17 @@ def check_pairs(behavior_features: Sequence[SequenceFeature], target_features: S
             raise ValueError(f"behaviour feature {behavior.name!r} is {behavior.kind}: make it a SequenceFeature")
         if not isinstance(target, SparseFeature):
             raise ValueError(f"target feature {target.name!r} is {target.kind}: make it a SparseFeature")
-        if behavior.table != target.table:
-            raise ValueError(
-                f"behaviour feature {behavior.name!r} reads table {behavior.table.name!r} and its target feature "
-                f"{target.name!r} reads {target.table.name!r}: make both read the same table"
-            )
+        check_same_table("behaviour feature", behavior, "its target feature", target)
     check_cut(behavior_features)
+
+
+def check_same_table(role: str, feature: StoredFeature, other_role: str, other: StoredFeature) -> None:
+    """Refuse two features that belong together and read different tables."""
+    if feature.table != other.table:
+        raise ValueError(
+            f"{role} {feature.name!r} reads table {feature.table.name!r} and {other_role} {other.name!r} reads "
+            f"{other.table.name!r}: make both read the same table"
+        )
 
 
 def check_cut(features: Sequence[SequenceFeature | TimeGapFeature]) -> None:

@@ -54,11 +54,11 @@ class RetrievalObjective(Objective):
         self.config = config
         self.loss = config.loss or model.loss
         self.source = config.negatives or model.negatives
-        self.every_position = model.every_position
         self.item_lookups = model.item_lookups()
         self.item = self.item_lookups[0]
         self.item_dense = model.item_dense_features()
         self.history: LookupFeature | None = model.history()
+        self.learned_history = self.history if model.every_position else None  # what follows in it is learnt as well
         self.margin = config.margin or model.margin
         self.tasks: PointwiseObjective | None = None
         if labels:
@@ -94,13 +94,12 @@ class RetrievalObjective(Objective):
             return (Lookup(CATALOGUE, CatalogueFeature(CATALOGUE, table), table, pooling=None),)
         if not self.draws:
             return ()
-        per_position = self.every_position and not self.shared and self.history is not None
-        like = self.history.name if per_position and self.history is not None else self.item.feature.name
+        like = self.item.feature if self.shared or self.learned_history is None else self.learned_history
         seen = () if self.history is None or self.shared else (self.history.name,)
         feature = NegativeFeature(
             NEGATIVES,
             table,
-            like=like,
+            like=like.name,
             count=self.config.num_negatives,
             exclude=(*seen, self.item.feature.name) if self.uniform and not self.shared else (),
             uniform=self.uniform,
@@ -163,16 +162,16 @@ class RetrievalObjective(Objective):
 
     def _positions(self, batch: Batch) -> Tensor:
         """The number of positions of each row, [B]."""
-        if self.every_position and self.history is not None:
-            return batch.feature(self.history.name).lengths()[: batch.rows]
-        return torch.ones(batch.rows, device=batch.labels.device)
+        if self.learned_history is None:
+            return torch.ones(batch.rows, device=batch.labels.device)
+        return batch.feature(self.learned_history.name).lengths()[: batch.rows]
 
     def _positive_ids(self, batch: Batch, mask: Tensor) -> Tensor:
         """The positives' ids, int64 [M]."""
         last = batch.feature(self.item.feature.name).values()
-        if not self.every_position or self.history is None:
+        if self.learned_history is None:
             return last
-        history = batch.feature(self.history.name)
+        history = batch.feature(self.learned_history.name)
         ids = to_padded(history.values()[:, None], history.lengths()[: batch.rows])
         return following(ids.values, ids.lengths, last[:, None])[..., 0][mask]
 
@@ -191,12 +190,9 @@ class RetrievalObjective(Objective):
         vectors, candidates = self._candidates(positive, ids, embedded, batch)  # [C, D], [C] ascending
         scores = user @ vectors.T  # [M, C]
         if self.log_q:
-            correction = self._log_q(candidates, batch).to(scores.dtype)
-            scores = scores - correction
-        place = torch.searchsorted(candidates, ids).clamp(max=max(0, len(candidates) - 1))
-        contains_positives = self.source != "sampled"
-        if self.loss == "softmax" and contains_positives:
-            return F.cross_entropy(scores, place, reduction="none")
+            scores = scores - self._log_q(candidates, batch).to(scores.dtype)
+        if self.loss == "softmax" and self.source != "sampled":  # the positives are among the candidates
+            return F.cross_entropy(scores, torch.searchsorted(candidates, ids), reduction="none")
         own = (user * positive).sum(dim=1)
         if self.log_q:
             own = own - self._log_q(ids, batch).to(own.dtype)

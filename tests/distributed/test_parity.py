@@ -56,8 +56,7 @@ def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     spec = parts.spec
     if isinstance(objective, RetrievalObjective):
         if objective.needs_counts:
-            history = objective.history if objective.every_position else None
-            objective.set_counts(count_positives(manifest, objective.item.feature, history))
+            objective.set_counts(count_positives(manifest, objective.item.feature, objective.learned_history))
         drawn = objective.draw_weights()
         spec = replace(spec, cumulative={} if drawn is None else {"negatives": np.cumsum(drawn)})
     reader = ParquetReader(

@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rechub_dist.data.negatives import mix64
 from rechub_dist.data.prepare.writer import ROW_GROUP, SPLITS, TRUTH_FILE, ShardWriter, prepared_folder, write_schema
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table
@@ -205,12 +206,12 @@ class _World:
     # weights
 
     def _key(self, name: str) -> np.uint64:
-        return np.uint64(_mix(_mix(np.array([self.seed], np.uint64)) ^ np.uint64(zlib.crc32(name.encode())))[0])
+        return np.uint64(mix64(mix64(np.array([self.seed], np.uint64)) ^ np.uint64(zlib.crc32(name.encode())))[0])
 
     def _weights(self, name: str, ids: Ints) -> Floats:
         """A standard normal weight for each id."""
         with np.errstate(over="ignore"):
-            bits = _mix(self._key(name) + ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+            bits = mix64(self._key(name) + ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
         radius = np.sqrt(-2.0 * np.log(((bits >> np.uint64(32)).astype(np.float64) + 0.5) / 2.0**32))
         angle = (bits & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2.0 * math.pi / 2.0**32)
         return np.asarray(radius * np.cos(angle))
@@ -335,15 +336,6 @@ class _Score:
             "log_loss": loss,
             "normalized_entropy": loss / entropy if entropy else None,
         }
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of SplitMix64."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
 
 
 def _sigmoid(x: Floats) -> Floats:

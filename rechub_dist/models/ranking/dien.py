@@ -12,7 +12,7 @@ from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature, NegativeFeature, SequenceFeature, SparseFeature
 from rechub_dist.layers.arguments import check_choice
 from rechub_dist.layers.attention import BilinearAttention
-from rechub_dist.layers.inputs import Fields, check_cut, check_distinct, check_pairs, unpooled
+from rechub_dist.layers.inputs import Fields, check_cut, check_distinct, check_pairs, check_same_table, unpooled
 from rechub_dist.layers.masking import last, zero_padding
 from rechub_dist.layers.mlp import MLP
 from rechub_dist.layers.recurrent import AIGRU, AUGRU
@@ -172,9 +172,5 @@ def _check_negatives(behavior_features: list[SequenceFeature], negative_features
     for behavior, negative in zip(behavior_features, negative_features, strict=True):
         if not isinstance(negative, SequenceFeature):
             raise ValueError(f"negative feature {negative.name!r} is {negative.kind}: make it a SequenceFeature")
-        if negative.table != behavior.table:
-            raise ValueError(
-                f"behaviour feature {behavior.name!r} reads table {behavior.table.name!r} and its negative feature "
-                f"{negative.name!r} reads {negative.table.name!r}: make both read the same table"
-            )
+        check_same_table("behaviour feature", behavior, "its negative feature", negative)
     check_cut([*behavior_features, *negative_features])
