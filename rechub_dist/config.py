@@ -165,7 +165,9 @@ class RetrievalConfig(Section):
     regularization: float = Field(1.0, ge=0, description="of bpr_max")
     task_weights: dict[str, float] = Field(default_factory=dict, description="auxiliary tasks, by label")
     top_k: tuple[int, ...] = (5, 10, 20)
-    exclude_seen: bool = Field(True, description="leave the items of the history out of the ranking")
+    exclude_seen: bool = Field(
+        True, description="leave the items of the history, as long as the model reads it, out of the ranking"
+    )
     sampled_items: int | None = Field(
         None, gt=0, description="rank also among so many drawn items, as older papers do; reported as sampled_..."
     )

@@ -96,7 +96,7 @@ class Embedded:
 
 @dataclass
 class Output:
-    """What a model returns; a ranking model fills `logits`, a recall model `user` and `item`.
+    """What a model returns: a ranking model `logits`, a recall model `user` and `item`, with `logits` of further tasks.
 
     Attributes:
         logits: [B, T], one column a label, in the run's label order.

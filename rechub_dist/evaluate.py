@@ -17,7 +17,7 @@ from rechub_dist.data.negatives import draw_negatives, mix64
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import WEIGHTED, BatchSpec
 from rechub_dist.distributed.runtime import Runtime
-from rechub_dist.embedded import Jagged
+from rechub_dist.embedded import Jagged, Output
 from rechub_dist.embedding.stage import split_dense
 from rechub_dist.errors import UserError
 from rechub_dist.features import NegativeFeature
@@ -74,12 +74,20 @@ def _agreed(reader: ParquetReader, runtime: Runtime, advance: Callable[[int], No
 
 
 def _tasks(step: TrainStep, objective: TaskObjective, batches: Iterator[Batch], runtime: Runtime) -> Evaluation:
+    found = [_scores(objective, step.model(step.stage(batch)), batch) for batch in batches]
+    return _measure(objective, found, runtime)
+
+
+def _scores(objective: TaskObjective, output: Output, batch: Batch) -> Tensor:
+    """Predictions, targets and weights of each row and name, float [B, names, 3]."""
+    scores = objective.scores(output, batch)
+    return torch.stack([torch.stack(scores[name], dim=1) for name in objective.scored], dim=1).cpu()
+
+
+def _measure(objective: TaskObjective, found: list[Tensor], runtime: Runtime) -> Evaluation:
+    """The metrics of all ranks' rows."""
     names = objective.scored
-    found = [torch.empty(0, len(names), 3)]
-    for batch in batches:
-        scores = objective.scores(step.model(step.stage(batch)), batch)
-        found.append(torch.stack([torch.stack(scores[name], dim=1) for name in names], dim=1).cpu())
-    rows = runtime.gather(torch.cat(found)).numpy()
+    rows = runtime.gather(torch.cat([torch.empty(0, len(names), 3), *found])).numpy()
     metrics: dict[str, float] = {}
     for column, (name, kind) in enumerate(names.items()):
         measure = binary_metrics if kind == "classification" else regression_metrics
@@ -96,14 +104,18 @@ def _ranking(
 ) -> Evaluation:
     """Rank each row's item among the whole catalogue, or what the user has not seen of it, by the user's vectors.
 
-    Each rank scores all ranks' users against its own part of the catalogue.
+    Each rank scores all ranks' users against its own part of the catalogue. Auxiliary tasks are measured as well.
     """
     model, config = step.model, objective.config
     assert isinstance(model, RecallModel)
     catalogue = _catalogue(step, objective, parts, runtime)
     found: dict[str, list[Tensor]] = {"": [torch.empty(0)], "sampled_": [torch.empty(0)]}
+    tasks: list[Tensor] = []
     for batch in batches:
-        user, mask = model.user(step.stage(batch))
+        embedded = step.stage(batch)
+        user, mask = model.user(embedded)
+        if objective.tasks is not None:
+            tasks.append(_scores(objective.tasks, model(embedded), batch))
         target = batch.feature(objective.item.feature.name).values()
         seen = _seen(objective, batch)
         rows = [runtime.gather(rows) for rows in (user, mask, target)]
@@ -121,7 +133,8 @@ def _ranking(
         if prefix == "" or config.sampled_items is not None:
             values = ranking_metrics(torch.cat(ranks), config.top_k)
             metrics.update({f"{prefix}{name}": value for name, value in values.items()})
-    return Evaluation(metrics, sum(len(ranks) for ranks in found[""]), {})
+    of_tasks = Evaluation({}, 0, {}) if objective.tasks is None else _measure(objective.tasks, tasks, runtime)
+    return Evaluation(metrics | of_tasks.metrics, sum(len(ranks) for ranks in found[""]), of_tasks.predictions)
 
 
 def _seen(objective: RetrievalObjective, batch: Batch) -> Jagged | None:

@@ -142,6 +142,12 @@ class Trainer:
         self.report.say(f"finished at step {self.position.step} after {time.monotonic() - began:.1f} s")
         return Summary(self.position.step, self.position.best_step, False, self.position.best_metrics, test, rate)
 
+    @property
+    def _sequences(self) -> tuple[str, ...]:
+        """The features that the model computes as padded sequences."""
+        found = (lookup.feature.name for lookup in self.parts.step.model.lookups() if lookup.pooling is None)
+        return tuple(dict.fromkeys(found))
+
     def _train(self) -> bool:
         """Segments of steps between evaluations, checkpoints and epochs; True if a signal ended it."""
         per_epoch = self.train_reader.steps
@@ -152,7 +158,7 @@ class Trainer:
         while self.position.step < self.total_steps:
             epoch, offset = divmod(self.position.step, per_epoch)
             with closing(self.train_reader.batches(epoch, offset)) as batches:
-                feed = Feed(batches, model.objective, self.rt, self._stop_asked.is_set)
+                feed = Feed(batches, model.objective, self.rt, self._stop_asked.is_set, self._sequences)
                 for end in self._boundaries(epoch):
                     self._segment(pipeline, feed, end)
                     if feed.stopped:
@@ -196,10 +202,14 @@ class Trainer:
                 now = time.monotonic()
                 values["samples_per_second"] = self._rows_between(marked, step) / max(1e-9, now - mark)
                 values["learning_rate"] = rate
+                if (padded := feed.padded_share()) is not None:
+                    values["padded_share"] = padded
                 mark, marked, losses = now, step, []
                 if step % config.train.log_every == 0:
                     self.report.record("train", step, (step - 1) // self.train_reader.steps, values)
                 self._note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
+                if padded is not None:
+                    self._note += f", {padded:.0%} padding"
             self.report.advance(step, self._note)
         pipeline.release()
         self._busy += time.monotonic() - began

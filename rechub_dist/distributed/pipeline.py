@@ -22,15 +22,24 @@ class Feed:
 
     One small all-reduce a batch adds up the objective's normalisers and tells whether a rank has failed to read its
     part, was asked to stop, or saw a loss that is not finite; so no rank waits in a collective for one that has failed.
+
+    `sequences` names the features that the model computes as padded sequences, for `padded_share`.
     """
 
     def __init__(
-        self, batches: Iterator[Batch], objective: Objective, runtime: Runtime, stop: Callable[[], bool]
+        self,
+        batches: Iterator[Batch],
+        objective: Objective,
+        runtime: Runtime,
+        stop: Callable[[], bool],
+        sequences: tuple[str, ...] = (),
     ) -> None:
         self._batches = batches
         self._objective = objective
         self._runtime = runtime
         self._stop = stop
+        self._sequences = sequences
+        self._positions = torch.zeros(2, dtype=torch.float64)  # real and computed, over all ranks
         self.last_loss: Tensor | None = None  # this rank's loss of the last step, where reading it costs nothing
         self.stopped = False
 
@@ -53,12 +62,13 @@ class Feed:
             message = str(error)
         if batch is None and message is None:
             raise StopIteration
-        control = torch.zeros(3 + self._objective.terms, dtype=torch.float64)
+        control = torch.zeros(5 + self._objective.terms, dtype=torch.float64)
         control[0] = message is not None
         control[1] = self._stop()
         control[2] = self.last_loss is not None and not bool(self.last_loss.isfinite())
         if batch is not None:
-            control[3:] = self._objective.weight_sums(batch)
+            control[3:5] = self._count(batch)
+            control[5:] = self._objective.weight_sums(batch)
         torch.distributed.all_reduce(control, group=self._runtime.control)
         if control[0] > 0:
             self._runtime.raise_together(message)
@@ -71,8 +81,24 @@ class Feed:
             self.stopped = True
             raise StopIteration
         assert batch is not None
-        batch.weight_sums = control[3:]
+        self._positions += control[3:5]
+        batch.weight_sums = control[5:]
         return batch
+
+    def padded_share(self) -> float | None:
+        """The share of padding in the sequences of the batches since the last call; None where there are none."""
+        real, computed = self._positions.tolist()
+        self._positions.zero_()
+        return 1 - real / computed if computed else None
+
+    def _count(self, batch: Batch) -> Tensor:
+        """The real and the computed positions of this rank's sequences, float64 [2]."""
+        found = torch.zeros(2, dtype=torch.float64)
+        for name in self._sequences:
+            lengths = batch.feature(name).lengths()[: batch.rows]
+            if len(lengths):
+                found += torch.stack([lengths.sum(), len(lengths) * lengths.max().clamp(min=1)])
+        return found
 
 
 class Pipeline(Protocol):

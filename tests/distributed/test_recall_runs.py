@@ -1,0 +1,147 @@
+"""What only runs of recall models have: items of several features, auxiliary tasks, padded sequences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from ranks import RankPool
+from runs import config_of, labels, last_checkpoint, records, run_file, train, write_data
+
+from rechub_dist.build import build
+from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.reader import ParquetReader
+from rechub_dist.embedded import Jagged
+from rechub_dist.embedding.local import LocalTables
+from rechub_dist.errors import UserError
+
+ITEMS = 61
+
+
+@pytest.fixture
+def items_root(tmp_path: Path) -> Path:
+    """Data with a file of items, in another order than their ids."""
+    root = tmp_path / "data"
+    write_data(root)
+    write_items(root, np.random.default_rng(5).permutation(ITEMS))
+    return root
+
+
+def write_items(root: Path, items: np.ndarray) -> None:
+    (root / "items").mkdir(exist_ok=True)
+    columns = {"item": items, "shop": items % 17, "age": (items / ITEMS).astype(np.float32)}
+    pq.write_table(pa.table(columns), root / "items" / "part-0.parquet", row_group_size=20)
+
+
+def several_features(folder: Path, root: Path) -> Path:
+    model = {
+        "user_features": ["user", "history", "profile"],
+        "item_features": ["item", "shop", "age"],
+        "hidden_units": [16],
+        "dropout_rates": 0.0,
+        "embedding_dim": 8,
+        "temperature": 0.1,
+    }
+    return run_file(folder, root, "DSSM", model=model, embedding={"sharding": "row_wise", "dim": 8})
+
+
+def ranked_by_hand(path: Path) -> float:
+    """ndcg@10 of the last weights on the test split, user by user: seen items left out, ties half a place."""
+    config = config_of(path)
+    parts = build(config, device="cpu", world_size=1)
+    tables, model = LocalTables(parts.layout.lookups, 0), parts.step.model.eval()
+    state = last_checkpoint(path)
+    for name, placed in parts.layout.tables.items():
+        tables.weight(name).data[:, : placed.table.dim] = state[f"tables/{name}/weight"]
+    model.load_state_dict({key: state[f"dense/{key}"] for key in model.state_dict()})
+    ids = torch.arange(ITEMS)
+    none = Jagged(torch.empty(0, dtype=torch.int64), torch.zeros(ITEMS, dtype=torch.int32))
+    every = dict.fromkeys(parts.layout.features, none)
+    every |= {"item": Jagged.single(ids), "shop": Jagged.single(ids % 17)}
+    vectors = model.item(tables(every, {"age": (ids / ITEMS).float()[:, None], "profile": torch.zeros(ITEMS, 3)}))
+    reader = ParquetReader(
+        Manifest.read(str(config.data.root / "test")), parts.spec, batch_size=70, shuffle=False, prefetch=0
+    )
+    [batch] = reader.batches(0)
+    given = {
+        name: Jagged(batch.feature(name).values(), batch.feature(name).lengths()) for name in parts.layout.features
+    }
+    dense = dict(
+        zip([f.name for f in parts.spec.dense], batch.dense.split([f.dim for f in parts.spec.dense], 1), strict=True)
+    )
+    user = model.user(tables(given, dense))[0][:, 0]
+    history = batch.feature("history").to_dense()
+    total = 0.0
+    for row in range(70):
+        target = int(given["item"].values[row])
+        scores = (vectors @ user[row]).tolist()
+        others = set(range(ITEMS)) - set(history[row].tolist()) - {target}
+        place = sum((scores[i] > scores[target]) + 0.5 * (scores[i] == scores[target]) for i in others)
+        total += 1 / np.log2(place + 2) if place < 10 else 0.0
+    return total / 70
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_items_with_several_features(pool: RankPool, items_root: Path, tmp_path: Path, ranks: int) -> None:
+    path = several_features(tmp_path, items_root)
+    summary, *_ = pool.run(ranks, train, path, ["data.valid=null"])
+    assert summary.test["ndcg@10"] == pytest.approx(ranked_by_hand(path), abs=1e-6)
+    assert summary.test["ndcg@10"] > 0
+
+
+@pytest.mark.parametrize(
+    ("items", "message"), [(np.arange(ITEMS - 1), "item 60 0 times"), (np.arange(ITEMS + 3) % ITEMS, "item 0 2 times")]
+)
+def test_items_that_are_missing_or_twice(
+    pool: RankPool, items_root: Path, tmp_path: Path, items: np.ndarray, message: str
+) -> None:
+    write_items(items_root, items)
+    with pytest.raises(UserError, match=message):
+        pool.run(2, train, several_features(tmp_path, items_root))
+
+
+def test_no_file_of_items(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"items"):
+        pool.run(1, train, several_features(tmp_path, data_root))
+
+
+def test_auxiliary_tasks_are_measured(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    # With this margin no pair comes to lie at the hinge's kink, where a rounding error changes the run.
+    path = run_file(tmp_path, data_root, "FacebookDSSM", model={"margin": 0.5})
+    assert labels("FacebookDSSM") == ["click", "stay"]
+    summary, *_ = pool.run(2, train, path)
+    assert {"ndcg@10", "click/auc", "stay/mse"} <= summary.test.keys()
+    again = run_file(tmp_path / "one", data_root, "FacebookDSSM", model={"margin": 0.5})
+    alone, *_ = pool.run(1, train, again)
+    for name, value in alone.test.items():
+        assert summary.test[name] == pytest.approx(value, abs=1e-4), name
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_share_of_padding(pool: RankPool, data_root: Path, tmp_path: Path, ranks: int) -> None:
+    path = run_file(tmp_path, data_root, "SASRec", train={"epochs": 1, "log_every": 3})
+    pool.run(ranks, train, path)
+    config = config_of(path)
+    parts = build(config, device="cpu", world_size=1)
+    manifest = Manifest.read(str(data_root / "train"))
+    real, computed = np.zeros(9), np.zeros(9)
+    for rank in range(ranks):
+        reader = ParquetReader(manifest, parts.spec, batch_size=64, rank=rank, world_size=ranks, seed=config.seed)
+        for step, batch in enumerate(reader.batches(0)):
+            lengths = batch.feature("history").lengths()[: batch.rows].numpy()
+            real[step] += lengths.sum()
+            computed[step] += len(lengths) * lengths.max()
+    expected = 1 - real.reshape(3, 3).sum(axis=1) / computed.reshape(3, 3).sum(axis=1)
+    found = [record["padded_share"] for record in records(path, "train")]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert 0.2 < min(found) < max(found) < 0.7
+
+
+def test_no_share_of_padding_without_sequences(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, data_root, "DeepFM", train={"epochs": 1})
+    pool.run(1, train, path)
+    assert "padded_share" not in records(path, "train")[0]
