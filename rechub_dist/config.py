@@ -69,12 +69,13 @@ Sharding = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "t
 
 
 class TableRule(Section):
-    """Placement and optimizer of the tables whose name matches a glob pattern. The first rule that matches decides."""
+    """Of the tables whose name matches a glob pattern. The first rule that matches decides."""
 
     tables: str = Field(description="glob pattern of table names, `*.linear` for instance")
     sharding: Sharding | None = None
     kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] | None = None
     optimizer: TableOptimizerConfig | None = None
+    init_std: float | None = Field(None, ge=0, description="in place of the schema's or the model's")
 
 
 class EmbeddingConfig(Section):

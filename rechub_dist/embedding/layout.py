@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
-from rechub_dist.config import EmbeddingConfig, Sharding, TableOptimizerConfig
+from rechub_dist.config import EmbeddingConfig, Sharding, TableOptimizerConfig, TableRule
 from rechub_dist.data.spec import WEIGHTED
 from rechub_dist.embedded import Lookup, LookupFeature
 from rechub_dist.embedding.local import tables_of
@@ -85,6 +85,7 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
     for rule in config.rules:
         if not any(fnmatchcase(name, rule.tables) for name in specs):
             raise UserError(f"embedding.rules: {rule.tables!r} matches no table; the tables are {', '.join(specs)}")
+    unique = tuple(replace(lookup, table=_initialised(lookup.table, config)) for lookup in unique)
     features: dict[str, LookupFeature] = {}
     for lookup in unique:
         inputs = lookup.feature.inputs if isinstance(lookup.feature, CrossFeature) else ()
@@ -94,13 +95,22 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
     tables = {}
     for name, table in specs.items():
         readers = [lookup for lookup in unique if lookup.table.name == name]
-        tables[name] = _place(table, readers, config)
+        tables[name] = _place(_initialised(table, config), readers, config)
         _refuse(tables[name], device, world_size)
     return Layout(unique, tables, features)
 
 
+def _rule(table: Table, config: EmbeddingConfig) -> TableRule | None:
+    return next((rule for rule in config.rules if fnmatchcase(table.name, rule.tables)), None)
+
+
+def _initialised(table: Table, config: EmbeddingConfig) -> Table:
+    rule = _rule(table, config)
+    return table if rule is None or rule.init_std is None else replace(table, init_std=rule.init_std)
+
+
 def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> PlacedTable:
-    rule = next((r for r in config.rules if fnmatchcase(table.name, r.tables)), None)
+    rule = _rule(table, config)
     sharding: Sharding
     if rule and rule.sharding:
         sharding = rule.sharding

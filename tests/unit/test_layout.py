@@ -65,6 +65,16 @@ def test_placement_by_rule_size_and_default() -> None:
     }
 
 
+def test_a_rule_sets_the_initial_weights() -> None:
+    found = layout(rules=(TableRule(tables="item", init_std=0.5), TableRule(tables="user*", sharding="replicated")))
+    assert {name: placed.table.init_std for name, placed in found.tables.items()} == {
+        "item": 0.5,
+        "user": USER.init_std,
+        "user.linear": 0.0,
+    }
+    assert {lookup.table.init_std for lookup in found.lookups if lookup.table.name == "item"} == {0.5}
+
+
 def test_placement_does_not_depend_on_the_world_size() -> None:
     assert layout(world=1) == layout(world=2) == layout(world=64)
 
