@@ -90,7 +90,8 @@ class RecallModel(Model):
     def history(self) -> LookupFeature | None:
         """The sequence of the items that the user has seen; None where there is none, or no telling which it is.
 
-        It is the one sequence on the user's side that reads the table of the item's id.
+        It is the sequence on the user's side that reads the table of the item's id: the longest, where the model reads
+        one column at several lengths.
         """
         items = self.item_lookups()
         found = [
@@ -100,7 +101,9 @@ class RecallModel(Model):
             and lookup not in items
             and lookup.table.name == items[0].table.name
         ]
-        return found[0] if len(found) == 1 else None
+        if len({feature.source for feature in found}) != 1:
+            return None
+        return max(found, key=lambda feature: feature.max_length)
 
 
 def check_tasks(num_tasks: int, task_types: list[str]) -> None:
