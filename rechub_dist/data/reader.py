@@ -5,27 +5,18 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Generator
 from typing import Any, NamedTuple
-
-import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.collate import Window, assemble, open_window
 from rechub_dist.data.columns import check_schema, column_names
-from rechub_dist.data.manifest import DataFile, Manifest, unreadable
+from rechub_dist.data.files import OpenFiles
+from rechub_dist.data.manifest import DataFile, Manifest
 from rechub_dist.data.negatives import Draw
 from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
 from rechub_dist.data.order import Window as Place
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.errors import UserError
-
-_OPEN_FILES = 64
-_ATTEMPTS = 3  # for each row group of an object store; local disks get one
 
 
 class ParquetReader:
@@ -155,8 +146,7 @@ class _Source:
         self._reader = reader
         self._order = order
         self._columns = column_names(reader.spec)
-        self._remote = not isinstance(reader.manifest.filesystem, pafs.LocalFileSystem)
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._files = OpenFiles(reader.manifest.filesystem)
         self._windows: dict[int, _Opened] = {}
         self._finished: list[Window] = []  # their memory serves the next ones
         self._step = 0
@@ -181,8 +171,7 @@ class _Source:
                 yield batch
         finally:
             self._windows.clear()
-            while self._files:
-                self._files.popitem()[1].close(force=True)
+            self._files.close()
 
     def open_ahead(self) -> bool:
         """Open the window that is due next. False where nothing is, or enough are open ahead.
@@ -220,36 +209,7 @@ class _Source:
         return self._windows[index].window
 
     def _read(self, file: DataFile, group: int, place: Place, permutation: IntArray | None) -> Window:
-        """Read and convert a piece of a row group. Object stores get several attempts."""
+        """Read and convert a piece of a row group."""
         reuse = self._finished.pop() if self._finished else None
-        for attempt in range(_ATTEMPTS if self._remote else 1):
-            if attempt:
-                time.sleep(0.1 * 2**attempt)
-            try:
-                parquet = self._file(file)
-                rows = parquet.metadata.row_group(group).num_rows
-                if rows != file.counts[group]:
-                    raise UserError(
-                        f"{file.path}: row group {group} has {rows} rows, not {file.counts[group]} as when the run "
-                        "began; leave the data of a run as it is, or begin a new run"
-                    )
-                table = parquet.read_row_group(group, columns=self._columns, use_threads=False)
-                table = table.slice(place.start, place.stop - place.start)
-                return open_window(table, self._reader.spec, permutation, file.path, reuse)
-            except (OSError, pa.ArrowException) as caught:
-                error = caught
-                if file.path in self._files:
-                    self._files.pop(file.path).close(force=True)
-        raise unreadable(file.path, error, f"row group {group}") from error
-
-    def _file(self, file: DataFile) -> pq.ParquetFile:
-        """The open file; the least recently used one makes room."""
-        if file.path in self._files:
-            self._files.move_to_end(file.path)
-            return self._files[file.path]
-        if len(self._files) >= _OPEN_FILES:
-            self._files.popitem(last=False)[1].close(force=True)
-        source = self._reader.manifest.filesystem.open_input_file(file.path)
-        # on an object store, fetch a row group's bytes in few requests
-        self._files[file.path] = pq.ParquetFile(source, pre_buffer=self._remote)
-        return self._files[file.path]
+        table = self._files.read(file, group, self._columns).slice(place.start, place.stop - place.start)
+        return open_window(table, self._reader.spec, permutation, file.path, reuse)

@@ -326,7 +326,7 @@ def test_an_object_store_gets_several_attempts(tmp_path: Path, monkeypatch: pyte
 
 
 def test_many_files_stay_within_the_limit_of_open_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rechub_dist.data.reader._OPEN_FILES", 2)
+    monkeypatch.setattr("rechub_dist.data.files._OPEN_FILES", 2)
     manifest = write(tmp_path, [[4]] * 6)
     assert sorted(row[0] for batch in read(manifest, batch_size=5) for row in batch) == list(range(24))
 
