@@ -36,6 +36,7 @@ from rechub_dist.data.columns import column_names
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
+from rechub_dist.distributed.runtime import keep_freed_memory
 from rechub_dist.features import DenseFeature, Label, SequenceFeature, SparseFeature, Table
 
 BATCH = 4096
@@ -106,6 +107,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 7,
 ) -> None:
     """Time the reader against bare decoding."""
+    keep_freed_memory()  # as in training; it serves both
     screen = Screen("data", "reader", "wall", "cpu", "rows/s", title="share of bare decoding's speed (1 is as fast)")
     with tempfile.TemporaryDirectory() as scratch:
         for name, write, size in (("flat", flat, rows), ("jagged", jagged, rows // 8)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -76,6 +76,19 @@ class Window:
     memory: tuple[Ints, Floats]
 
 
+class Pieces(NamedTuple):
+    """One feature's ids for n rows, in pieces, and their number in each row, int64 [n]."""
+
+    values: Sequence[Ints]
+    lengths: Ints
+
+    def whole(self) -> tuple[Ints, Ints]:
+        """The ids in one piece, int64, and their number in each row."""
+        if len(self.values) == 1 and self.values[0].dtype == np.int64:
+            return self.values[0], self.lengths
+        return _joined(self.values, (), np.dtype(np.int64)), self.lengths
+
+
 def open_window(
     table: pa.Table, spec: BatchSpec, permutation: Ints | None, where: str, reuse: Window | None = None
 ) -> Window:
@@ -107,7 +120,8 @@ def open_window(
             _place(ids, permutation, block[len(flat)])
             flat.append(feature.name)
         else:
-            ragged[feature.name] = _gather(ids.astype(dtype, copy=False), weights, offsets, permutation, feature)
+            narrow = ids if permutation is None else ids.astype(dtype, copy=False)  # pays where it is permuted
+            ragged[feature.name] = _gather(narrow, weights, offsets, permutation, feature)
     for gap in spec.time_gaps:
         ids, lengths = read_time_gaps(one_array(table, gap.times), one_array(table, gap.now), gap, where)
         ragged[gap.name] = _gather(ids.astype(dtype, copy=False), None, _offsets(lengths), permutation, gap)
@@ -192,12 +206,12 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
     assert n <= stride
     flat, block = _flat_block(spec, parts, n)
     place = {name: i for i, name in enumerate(flat)}
-    ragged: dict[str, tuple[Ints, Ints]] = {}
+    ragged: dict[str, Pieces] = {}
     ones = np.ones(n, np.int64)
 
-    def ids(name: str) -> tuple[Ints, Ints]:
+    def ids(name: str) -> Pieces:
         """Ids and their number a row."""
-        return (block[place[name]], ones) if name in place else ragged[name]
+        return Pieces([block[place[name]]], ones) if name in place else ragged[name]
 
     for feature in (*spec.stored, *spec.time_gaps, *spec.crosses):
         if feature.name not in place:
@@ -211,12 +225,12 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
         lengths[:, :n] = 1
         for row, key in zip(lengths, keys, strict=True):
             if key not in place:
-                row[:n] = ragged[key][1]
+                row[:n] = ragged[key].lengths
         first = place.get(keys[0], 0)
         if flat[first : first + len(keys)] == tuple(keys):
             values = block[first : first + len(keys)].reshape(-1)  # a view: the keys are neighbours in the block
         else:
-            values = np.concatenate([ids(key)[0] for key in keys])
+            values = _joined([piece for key in keys for piece in ids(key).values], (), np.dtype(np.int64))
         jagged[collection] = KeyedJaggedTensor(
             keys=list(keys),
             values=torch.from_numpy(values),
@@ -227,7 +241,7 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
 
     D = sum(dense.dim for dense in spec.dense)
     T = len(spec.labels)
-    floats = _concatenate([w.floats[:, a:b] for w, a, b in parts], _float_rows(spec), np.dtype(np.float32))
+    floats = _joined([w.floats[:, a:b] for w, a, b in parts], (_float_rows(spec),), np.dtype(np.float32))
     return Batch(
         rows=n,
         dense=torch.from_numpy(np.ascontiguousarray(floats[:D].T)),
@@ -238,27 +252,25 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
     )
 
 
-def _draw(
-    spec: BatchSpec, ids: Callable[[str], tuple[Ints, Ints]], ragged: dict[str, tuple[Ints, Ints]], draw: Draw, n: int
-) -> None:
+def _draw(spec: BatchSpec, ids: Callable[[str], Pieces], ragged: dict[str, Pieces], draw: Draw, n: int) -> None:
     """Add what no column holds: drawn ids, and catalogues."""
     for name in spec.idle:
-        ragged[name] = np.zeros(0, np.int64), np.zeros(n, np.int64)
+        ragged[name] = Pieces((), np.zeros(n, np.int64))
     for negative in spec.negatives:
         if negative.name not in spec.idle:
-            held = [ids(name) for name in negative.exclude]
+            held = [ids(name).whole() for name in negative.exclude]
             cumulative = spec.cumulative.get(negative.name)
-            ragged[negative.name] = draw_ids(negative, ids(negative.like)[1], held, cumulative, draw)
+            drawn, lengths = draw_ids(negative, ids(negative.like).lengths, held, cumulative, draw)
+            ragged[negative.name] = Pieces([drawn], lengths)
     for catalogue in spec.catalogues:
         if catalogue.name not in spec.idle:
-            ragged[catalogue.name] = catalogue_share(catalogue.table.rows, draw, n)
+            share, lengths = catalogue_share(catalogue.table.rows, draw, n)
+            ragged[catalogue.name] = Pieces([share], lengths)
 
 
-def _key_weights(
-    keys: Sequence[str], weights: dict[str, Floats], ids: Callable[[str], tuple[Ints, Ints]]
-) -> torch.Tensor:
+def _key_weights(keys: Sequence[str], weights: dict[str, Floats], ids: Callable[[str], Pieces]) -> torch.Tensor:
     """The weights of a collection's ids in key order; features without weights have 1."""
-    pieces = [weights[key] if key in weights else np.ones(len(ids(key)[0]), np.float32) for key in keys]
+    pieces = [weights[key] if key in weights else np.ones(ids(key).lengths.sum(), np.float32) for key in keys]
     return torch.from_numpy(np.concatenate(pieces))
 
 
@@ -269,20 +281,25 @@ def _flat_block(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], n: in
         return flat, np.zeros((len(flat), 0), np.int64)
     flat = parts[0][0].flat
     if all(window.flat == flat for window, _, _ in parts):
-        return flat, _concatenate([w.ids[:, a:b] for w, a, b in parts], len(flat), np.dtype(np.int64))
+        return flat, _joined([w.ids[:, a:b] for w, a, b in parts], (len(flat),), np.dtype(np.int64))
     # where ids were dropped in some windows, those features are ragged in this batch
     flat = tuple(name for name in flat if all(name in window.flat for window, _, _ in parts))
     picked = [w.ids[[w.flat.index(name) for name in flat], a:b] for w, a, b in parts]
-    return flat, _concatenate(picked, len(flat), np.dtype(np.int64)).reshape(len(flat), n)
+    return flat, _joined(picked, (len(flat),), np.dtype(np.int64)).reshape(len(flat), n)
 
 
-def _concatenate(pieces: list[Any], rows: int, dtype: np.dtype[Any]) -> Any:
-    """The pieces [rows, n_i] side by side, cast in the same pass."""
-    return np.concatenate(pieces, axis=1, dtype=dtype) if pieces else np.zeros((rows, 0), dtype)
+def _joined(pieces: Sequence[Any], above: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """The pieces [*above, n_i] side by side, cast in the same pass: several times as fast as `np.concatenate`."""
+    joined = np.empty((*above, sum(piece.shape[-1] for piece in pieces)), dtype)
+    end = 0
+    for piece in pieces:
+        start, end = end, end + piece.shape[-1]
+        joined[..., start:end] = piece
+    return joined
 
 
-def _ragged_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> tuple[Ints, Ints]:
-    """The ids of one feature, int64, and their number in each row."""
+def _ragged_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> Pieces:
+    """The ids of one feature, as they lie in the windows."""
     values: list[Ints] = []
     lengths: list[Ints] = []
     for window, start, stop in parts:
@@ -292,7 +309,7 @@ def _ragged_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> tuple
         else:
             values.append(window.ids[window.flat.index(name), start:stop])
             lengths.append(np.ones(stop - start, np.int64))
-    return np.concatenate(values, dtype=np.int64), np.concatenate(lengths)
+    return Pieces(values, np.concatenate(lengths))
 
 
 def _weight_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> Floats:
@@ -348,18 +365,24 @@ def _gather(
     ids: Ints, weights: Floats | None, offsets: Ints, permutation: Ints | None, feature: StoredFeature | TimeGapFeature
 ) -> Ragged:
     """Cut the rows to the feature's length and permute them."""
-    starts, lengths = offsets[:-1], np.diff(offsets)
-    if isinstance(feature, SequenceFeature | TimeGapFeature):
-        kept = np.minimum(lengths, feature.max_length)
-        if feature.keep == "last":
-            starts = starts + (lengths - kept)
-        lengths = kept
-    if permutation is not None:
-        starts, lengths = starts[permutation], lengths[permutation]
-    places = _offsets(lengths)
-    if permutation is not None or places[-1] != len(ids):
-        index = np.repeat(starts - places[:-1], lengths)
-        index += np.arange(len(index))
-        ids = np.take(ids, index)
-        weights = None if weights is None else np.take(weights, index)
-    return Ragged(ids, places, lengths, weights)
+    lengths = np.diff(offsets)
+    if isinstance(feature, SequenceFeature | TimeGapFeature) and lengths.max(initial=0) > feature.max_length:
+        surplus = np.maximum(lengths - feature.max_length, 0)
+        starts = offsets[:-1] if feature.keep == "last" else offsets[1:] - surplus
+        index = np.repeat(starts - _offsets(surplus)[:-1], surplus)
+        kept = np.ones(len(ids), np.bool_)
+        kept[index + np.arange(len(index))] = False
+        ids, weights = ids[kept], None if weights is None else weights[kept]
+        lengths = lengths - surplus
+    if permutation is not None and len(ids):
+        # row after row in one pass; an index for each id would take four
+        permuted = torch.ops.fbgemm.permute_1D_sparse_data(
+            torch.from_numpy(permutation.astype(np.int32)),
+            torch.from_numpy(lengths),
+            torch.from_numpy(np.require(ids, requirements="W")),
+            None if weights is None else torch.from_numpy(np.require(weights, requirements="W")),
+            len(ids),
+        )
+        lengths, ids = permuted[0].numpy(), permuted[1].numpy()
+        weights = None if weights is None else permuted[2].numpy()
+    return Ragged(ids, _offsets(lengths), lengths, weights)
