@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ __all__ = ["Ragged", "Window", "assemble", "check_schema", "open_window"]
 
 Ints = NDArray[Any]  # int32 or int64
 Floats = NDArray[np.float32]
+Rows = NDArray[Any] | list[NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +64,19 @@ class Window:
     Attributes:
         rows: R.
         flat: the features with exactly one id in every row.
-        ids: int32 (int64 where a table needs it) [len(flat), R].
+        ids: [len(flat), R]. Permuted they are one int32 (int64 where a table needs it) array; in the stored order
+            columns as Arrow has them, since what is read once need not be copied.
         ragged: the other id features.
-        floats: float32 [D + T + W, R]: dense values, labels, and the weight if there is one.
-        memory: what `ids` and `floats` lie in, flat.
+        floats: [D + T + W, R], likewise (float32): dense values, labels, and the weight if there is one.
+        memory: what permuted `ids` and `floats` lie in, flat.
     """
 
     rows: int
     flat: tuple[str, ...]
-    ids: Ints
+    ids: Rows
     ragged: dict[str, Ragged]
-    floats: Floats
-    memory: tuple[Ints, Floats]
+    floats: Rows
+    memory: tuple[Ints, Floats] | None
 
 
 class Pieces(NamedTuple):
@@ -86,7 +89,7 @@ class Pieces(NamedTuple):
         """The ids in one piece, int64, and their number in each row."""
         if len(self.values) == 1 and self.values[0].dtype == np.int64:
             return self.values[0], self.lengths
-        return _joined(self.values, (), np.dtype(np.int64)), self.lengths
+        return _joined(self.values, np.dtype(np.int64)), self.lengths
 
 
 def open_window(
@@ -112,12 +115,17 @@ def open_window(
     flat: list[str] = []
     ragged: dict[str, Ragged] = {}
     scalars = len(spec.crosses) + sum(not is_list(table.schema.field(feature.source).type) for feature in features)
-    block_memory, block = _room(reuse and reuse.memory[0], (scalars, rows), dtype)
-    float_memory, floats = _room(reuse and reuse.memory[1], (_float_rows(spec), rows), np.dtype(np.float32))
+    memory = None
+    block: Rows = [np.empty(0)] * scalars
+    floats: Rows = [np.empty(0)] * _float_rows(spec)
+    if permutation is not None:
+        id_memory, block = _room(reuse and reuse.memory and reuse.memory[0], (scalars, rows), dtype)
+        float_memory, floats = _room(reuse and reuse.memory and reuse.memory[1], (len(floats), rows), np.float32)
+        memory = id_memory, float_memory
     for feature in features:
         ids, weights, offsets = _stored(table, feature, where)
         if offsets is None:
-            _place(ids, permutation, block[len(flat)])
+            _place(ids, permutation, block, len(flat))
             flat.append(feature.name)
         else:
             narrow = ids if permutation is None else ids.astype(dtype, copy=False)  # pays where it is permuted
@@ -130,15 +138,15 @@ def open_window(
 
     for group in spec.aligned:
         _check_aligned([name for name in group if name in ragged], ragged, spec, where)
-    row = iter(floats)
+    row = count()
     for dense in spec.dense:
         for values in read_dense(one_array(table, dense.source), dense, where).T:
-            _place(values, permutation, next(row))
+            _place(values, permutation, floats, next(row))
     for label in spec.labels:
-        _place(read_label(one_array(table, label.source), label, where), permutation, next(row))
+        _place(read_label(one_array(table, label.source), label, where), permutation, floats, next(row))
     if spec.weight:
-        _place(read_weight(one_array(table, spec.weight), where, spec.weight), permutation, next(row))
-    return Window(rows, tuple(flat), block[: len(flat)], ragged, floats, (block_memory, float_memory))
+        _place(read_weight(one_array(table, spec.weight), where, spec.weight), permutation, floats, next(row))
+    return Window(rows, tuple(flat), block[: len(flat)], ragged, floats, memory)
 
 
 def _stored(table: pa.Table, feature: StoredFeature, where: str) -> tuple[Ints, Floats | None, Ints | None]:
@@ -161,7 +169,7 @@ def _stored(table: pa.Table, feature: StoredFeature, where: str) -> tuple[Ints, 
     return ids, weights, offsets
 
 
-def _cross(feature: CrossFeature, flat: list[str], block: Ints, ragged: dict[str, Ragged]) -> None:
+def _cross(feature: CrossFeature, flat: list[str], block: Rows, ragged: dict[str, Ragged]) -> None:
     """The combinations of features that are already in their new order."""
     inputs = [
         (block[flat.index(f.name)], None) if f.name in flat else (ragged[f.name].values, ragged[f.name].lengths)
@@ -172,7 +180,7 @@ def _cross(feature: CrossFeature, flat: list[str], block: Ints, ragged: dict[str
         block[len(flat)] = ids
         flat.append(feature.name)
     else:
-        ragged[feature.name] = Ragged(ids.astype(block.dtype, copy=False), _offsets(lengths), lengths)
+        ragged[feature.name] = Ragged(ids, _offsets(lengths), lengths)
 
 
 def _check_aligned(names: list[str], ragged: dict[str, Ragged], spec: BatchSpec, where: str) -> None:
@@ -204,7 +212,7 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
     """
     n = sum(stop - start for _, start, stop in parts)
     assert n <= stride
-    flat, block = _flat_block(spec, parts, n)
+    flat, block = _flat_block(spec, parts)
     place = {name: i for i, name in enumerate(flat)}
     ragged: dict[str, Pieces] = {}
     ones = np.ones(n, np.int64)
@@ -230,7 +238,7 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
         if flat[first : first + len(keys)] == tuple(keys):
             values = block[first : first + len(keys)].reshape(-1)  # a view: the keys are neighbours in the block
         else:
-            values = _joined([piece for key in keys for piece in ids(key).values], (), np.dtype(np.int64))
+            values = _joined([piece for key in keys for piece in ids(key).values], np.dtype(np.int64))
         jagged[collection] = KeyedJaggedTensor(
             keys=list(keys),
             values=torch.from_numpy(values),
@@ -241,7 +249,7 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
 
     D = sum(dense.dim for dense in spec.dense)
     T = len(spec.labels)
-    floats = _joined([w.floats[:, a:b] for w, a, b in parts], (_float_rows(spec),), np.dtype(np.float32))
+    floats = _block([(w.floats, a, b) for w, a, b in parts], _float_rows(spec), np.dtype(np.float32))
     return Batch(
         rows=n,
         dense=torch.from_numpy(np.ascontiguousarray(floats[:D].T)),
@@ -274,27 +282,41 @@ def _key_weights(keys: Sequence[str], weights: dict[str, Floats], ids: Callable[
     return torch.from_numpy(np.concatenate(pieces))
 
 
-def _flat_block(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], n: int) -> tuple[tuple[str, ...], Ints]:
+def _flat_block(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]]) -> tuple[tuple[str, ...], Ints]:
     """The features that have one id a row in all the slices, and these ids, int64 [features, n]."""
     if not parts:
         flat = tuple(f.name for f in (*_in_key_order(spec), *spec.time_gaps, *spec.crosses))
         return flat, np.zeros((len(flat), 0), np.int64)
     flat = parts[0][0].flat
     if all(window.flat == flat for window, _, _ in parts):
-        return flat, _joined([w.ids[:, a:b] for w, a, b in parts], (len(flat),), np.dtype(np.int64))
+        return flat, _block([(w.ids, a, b) for w, a, b in parts], len(flat), np.dtype(np.int64))
     # where ids were dropped in some windows, those features are ragged in this batch
     flat = tuple(name for name in flat if all(name in window.flat for window, _, _ in parts))
-    picked = [w.ids[[w.flat.index(name) for name in flat], a:b] for w, a, b in parts]
-    return flat, _joined(picked, (len(flat),), np.dtype(np.int64)).reshape(len(flat), n)
+    picked = [([w.ids[w.flat.index(name)] for name in flat], a, b) for w, a, b in parts]
+    return flat, _block(picked, len(flat), np.dtype(np.int64))
 
 
-def _joined(pieces: Sequence[Any], above: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    """The pieces [*above, n_i] side by side, cast in the same pass: several times as fast as `np.concatenate`."""
-    joined = np.empty((*above, sum(piece.shape[-1] for piece in pieces)), dtype)
+def _block(parts: Sequence[tuple[Rows, int, int]], height: int, dtype: np.dtype[Any]) -> Any:
+    """Columns `start .. stop - 1` of each `(rows, start, stop)` side by side, [height, n]."""
+    joined = np.empty((height, sum(stop - start for _, start, stop in parts)), dtype)
+    end = 0
+    for rows, start, stop in parts:
+        begin, end = end, end + stop - start
+        if isinstance(rows, list):
+            for target, row in zip(joined, rows, strict=True):
+                target[begin:end] = row[start:stop]
+        else:
+            joined[:, begin:end] = rows[:, start:stop]
+    return joined
+
+
+def _joined(pieces: Sequence[Ints], dtype: np.dtype[Any]) -> Any:
+    """The pieces one after another, cast in the same pass: several times as fast as `np.concatenate`."""
+    joined = np.empty(sum(map(len, pieces)), dtype)
     end = 0
     for piece in pieces:
-        start, end = end, end + piece.shape[-1]
-        joined[..., start:end] = piece
+        start, end = end, end + len(piece)
+        joined[start:end] = piece
     return joined
 
 
@@ -307,7 +329,7 @@ def _ragged_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> Piece
             values.append(column.values[column.offsets[start] : column.offsets[stop]])
             lengths.append(column.lengths[start:stop])
         else:
-            values.append(window.ids[window.flat.index(name), start:stop])
+            values.append(window.ids[window.flat.index(name)][start:stop])
             lengths.append(np.ones(stop - start, np.int64))
     return Pieces(values, np.concatenate(lengths))
 
@@ -344,7 +366,7 @@ def _offsets(lengths: Any) -> Ints:
     return offsets
 
 
-def _room(memory: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> tuple[Any, Any]:
+def _room(memory: Any, shape: tuple[int, int], dtype: Any) -> tuple[Any, Any]:
     """`memory` if it is large enough, else new memory; and its beginning as an array of `shape`."""
     size = shape[0] * shape[1]
     if memory is None or len(memory) < size:
@@ -352,13 +374,14 @@ def _room(memory: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> tuple[An
     return memory, memory[:size].reshape(shape)
 
 
-def _place(values: Any, permutation: Ints | None, target: Any) -> None:
-    """Write the values in their new order to `target`."""
+def _place(values: Any, permutation: Ints | None, rows: Rows, row: int) -> None:
+    """Make the values, in their new order, row `row`."""
     if permutation is None:
-        target[:] = values
+        rows[row] = values
     else:
+        assert isinstance(rows, np.ndarray)
         # the permutation is in range by construction; without the check, and on the narrow type, it is fastest
-        np.take(values.astype(target.dtype, copy=False), permutation, out=target, mode="clip")
+        np.take(values.astype(rows.dtype, copy=False), permutation, out=rows[row], mode="clip")
 
 
 def _gather(

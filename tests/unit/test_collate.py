@@ -309,11 +309,18 @@ TYPES = pa.schema(
 
 
 @settings(max_examples=60, deadline=None)
-@given(pieces=st.lists(st.lists(rows, min_size=1, max_size=6), max_size=4), data=st.data(), padding=st.integers(0, 2))
-def test_batches_equal_the_reference(pieces: list[list[dict[str, Any]]], data: st.DataObject, padding: int) -> None:
+@given(
+    pieces=st.lists(st.lists(rows, min_size=1, max_size=6), max_size=4),
+    data=st.data(),
+    padding=st.integers(0, 2),
+    shuffle=st.booleans(),
+)
+def test_batches_equal_the_reference(
+    pieces: list[list[dict[str, Any]]], data: st.DataObject, padding: int, shuffle: bool
+) -> None:
     parts, expected, reuse = [], [], None
     for piece in pieces:
-        order = np.array(data.draw(st.permutations(range(len(piece)))), np.int64)
+        order = np.array(data.draw(st.permutations(range(len(piece)))), np.int64) if shuffle else None
         window = open_window(pa.Table.from_pylist(piece, TYPES), SPEC, order, "a.parquet")
         # the same window in memory that another one has used
         again = open_window(pa.Table.from_pylist(piece, TYPES), SPEC, order, "a.parquet", reuse)
@@ -323,7 +330,7 @@ def test_batches_equal_the_reference(pieces: list[list[dict[str, Any]]], data: s
         start = data.draw(st.integers(0, len(piece)))
         stop = data.draw(st.integers(start, len(piece)))
         parts.append((window, start, stop))
-        expected += [piece[i] for i in order[start:stop]]
+        expected += [piece[i] for i in (range(len(piece)) if order is None else order)[start:stop]]
     n = len(expected)
     stride = n + padding
     batch = assemble(SPEC, parts, stride, NOWHERE)
@@ -371,11 +378,13 @@ def test_neighbours_are_not_copied_twice() -> None:
     assert b.data_ptr() - a.data_ptr() == 2 * (c.data_ptr() - a.data_ptr()) == 4 * a.element_size()
 
 
-def test_a_batch_does_not_share_memory_with_its_windows() -> None:
+@pytest.mark.parametrize("order", [None, np.arange(2)])
+def test_a_batch_does_not_share_memory_with_its_windows(order: np.ndarray | None) -> None:
     spec = BatchSpec(features=(SparseFeature("item", ITEM),), weight="w", collections={"c": ("item",)})
-    window = open_window(pa.table({"item": [1, 2], "w": [1, 2]}), spec, None, "a.parquet")
+    item, w = np.array([1, 2]), np.array([1.0, 2.0], np.float32)
+    window = open_window(pa.table({"item": item, "w": w}), spec, order, "a.parquet")
     batch = assemble(spec, [(window, 0, 2)], 2, NOWHERE)
-    window.ids[:] = 0
-    window.floats[:] = 0
+    for memory in (item, w, *(window.memory or ())):
+        memory[:] = 0
     assert lists(batch, "item") == [[1], [2]]
     assert batch.weights.tolist() == [1.0, 2.0]
