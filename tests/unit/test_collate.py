@@ -232,8 +232,11 @@ def test_schema_errors_need_no_data() -> None:
     refused(sparse, "there is no column 'user_id'; did you mean 'userid'?", userid=pa.int64(), x=pa.int64())
     refused(sparse, "there is no column 'user_id'; valid: x", x=pa.int64())
     needs = "but sparse feature 'user' needs an integer or a list of integers"
-    for kind in (pa.string(), pa.float64(), pa.bool_(), pa.list_(pa.string()), pa.list_(pa.list_(pa.int64()))):
+    for kind in (pa.float64(), pa.bool_(), pa.list_(pa.list_(pa.int64()))):
         refused(sparse, f"column 'user_id' is {kind}, {needs}", user_id=kind)
+    for kind in (pa.string(), pa.list_(pa.large_string()), pa.dictionary(pa.int8(), pa.string())):
+        hint = "; for strings, set hash: true or name a vocabulary"
+        refused(sparse, f"column 'user_id' is {kind}, {needs}{hint}", user_id=kind)
     history = BatchSpec(features=(SequenceFeature("h", ITEM, 3),))
     refused(history, "column 'h' is int64, but sequence feature 'h' needs a list of integers", h=pa.int64())
     dense = BatchSpec(dense=(DenseFeature("x"),))
