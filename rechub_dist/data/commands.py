@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 data_app = typer.Typer(no_args_is_help=True, help="Prepare, generate and look at Parquet data sets.")
@@ -103,6 +104,48 @@ def synthesize(
         labels=labels, files=files,
     )  # fmt: skip
     _report(out)
+
+
+@data_app.command()
+def vocabulary(
+    path: Annotated[str, typer.Argument(help="Parquet file, folder, pattern or address.")],
+    column: Annotated[list[str], typer.Option(help="Column of integers, strings or lists of them; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="A .parquet file for one vocabulary, or a folder for one a column.")],
+    min_count: Annotated[int, typer.Option(help="Leave out values that occur less often.")] = 1,
+    max_size: Annotated[int | None, typer.Option(help="Keep so many values, the most frequent ones.")] = None,
+    first_id: Annotated[int, typer.Option(help="Id of the most frequent value; ids below it are free.")] = 1,
+) -> None:
+    """Number the values of columns by their frequency: a file with value, id and count, for a feature's `vocabulary`.
+
+    Build it from the train split, so that values that only the other splits hold are unknown, as they will be later.
+
+    Memory is bounded by the number of distinct values.
+
+    Example: rechub-dist data vocabulary data/mine/train --column city --min-count 5 --out data/mine/city.parquet
+    """
+    from rechub_dist.data.frequencies import build_vocabularies  # noqa: PLC0415
+
+    with Progress(
+        *Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task("row groups", total=None)
+        summaries = build_vocabularies(
+            path,
+            column,
+            out,
+            min_count=min_count,
+            max_size=max_size,
+            first_id=first_id,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for found in summaries:
+        share = found.covered / max(1, found.occurrences)
+        print(
+            f"{found.path}: {found.kept:,} of {found.distinct:,} values of {', '.join(found.columns)}, which are "
+            f"{share:.2%} of {found.occurrences:,} occurrences"
+        )
+        unknown = ", out_of_range: unknown" if first_id else ""
+        print(f"  in dataset.yaml: {{rows: {found.rows}, vocabulary: <{found.path.name} below the data>{unknown}}}")
 
 
 @data_app.command()
