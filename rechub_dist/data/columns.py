@@ -62,7 +62,7 @@ def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str
         yield feature.source, kind, fits, user, wanted
         if isinstance(feature, SparseFeature) and feature.weights:
             of, kind = kind, types[feature.weights]
-            fits = is_list(of) == is_list(kind) and _is_number(kind.value_type if is_list(kind) else kind)
+            fits = is_list(of) == is_list(kind) and is_number(kind.value_type if is_list(kind) else kind)
             wanted = "a list of numbers" if is_list(of) else "a number"
             yield feature.weights, kind, fits, f"the weight column of feature {feature.name!r}", wanted
     for gap in spec.time_gaps:
@@ -74,18 +74,18 @@ def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str
     for dense in spec.dense:
         kind = types[dense.source]
         if dense.dim == 1:
-            fits = _is_number(kind)
+            fits = is_number(kind)
         else:
-            fits = is_list(kind) and _is_number(kind.value_type)
+            fits = is_list(kind) and is_number(kind.value_type)
             fits = fits and not (pa.types.is_fixed_size_list(kind) and kind.list_size != dense.dim)
         wanted = "a number" if dense.dim == 1 else f"a list of {dense.dim} numbers"
         yield dense.source, kind, fits, f"dense feature {dense.name!r}", wanted
     for label in spec.labels:
         kind = types[label.source]
-        yield label.source, kind, _is_number(kind), f"label {label.name!r}", "a number or a boolean"
+        yield label.source, kind, is_number(kind), f"label {label.name!r}", "a number or a boolean"
     if spec.weight:
         kind = types[spec.weight]
-        yield spec.weight, kind, _is_number(kind), "the row weight", "a number"
+        yield spec.weight, kind, is_number(kind), "the row weight", "a number"
 
 
 def _fits_ids(kind: pa.DataType, feature: StoredFeature) -> tuple[bool, str, str]:
@@ -307,14 +307,15 @@ def _is_integer(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind))
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether values are numbers or booleans, dictionary-encoded or not."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     types = pa.types
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind))
 
 
 def _is_time(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_timestamp(kind) or _is_number(kind))
+    return bool(pa.types.is_timestamp(kind) or is_number(kind))
 
 
 def _numbers(array: pa.Array) -> Numbers:

@@ -125,9 +125,7 @@ def vocabulary(
     """
     from rechub_dist.data.frequencies import build_vocabularies  # noqa: PLC0415
 
-    with Progress(
-        *Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
-    ) as bar:
+    with _progress() as bar:
         task = bar.add_task("row groups", total=None)
         summaries = build_vocabularies(
             path,
@@ -149,13 +147,27 @@ def vocabulary(
 
 
 @data_app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="Parquet file or folder.")]) -> None:
-    """Show schema, rows, row groups and null counts."""
+def inspect(
+    path: Annotated[str, typer.Argument(help="Parquet file, folder, pattern or address.")],
+    schema: Annotated[bool, typer.Option("--schema", help="Print a dataset.yaml to start from instead.")] = False,
+) -> None:
+    """Show schema, rows, row groups and null counts; with --schema, guess a dataset.yaml.
+
+    Example: rechub-dist data inspect data/mine/train --schema > data/mine/dataset.yaml
+    """
+    if schema:
+        from rechub_dist.data.guess import guess_schema  # noqa: PLC0415
+
+        with _progress() as bar:
+            task = bar.add_task("row groups", total=None)
+            text, _ = guess_schema(path, lambda done, total: bar.update(task, completed=done, total=total))
+        print(text, end="")
+        return
     from rechub_dist.data.manifest import describe  # noqa: PLC0415
 
-    found = describe(str(path))
+    found = describe(path)
     console = Console()
-    table = Table("column", "type", "nulls", title=str(path), title_justify="left")
+    table = Table("column", "type", "nulls", title=path, title_justify="left")
     for column in found["columns"]:
         table.add_row(column["name"], column["type"], f"{column['nulls']:,}")
     console.print(table)
@@ -165,6 +177,12 @@ def inspect(path: Annotated[Path, typer.Argument(help="Parquet file or folder.")
         f"{found['files']:,} file(s), {found['bytes']:,} bytes",
         highlight=False,
     )
+
+
+def _progress() -> Progress:
+    """A bar on standard error, so that standard output can be piped."""
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _report(out: Path) -> None:

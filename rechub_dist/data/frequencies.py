@@ -25,8 +25,8 @@ class Frequencies:
     """The counts of values that come in pieces.
 
     Pieces wait until they hold as many counts as have been merged (a million at least). So memory is bounded by the
-    number of distinct values, whatever the rows: each is there twice at most, and while pieces are merged, a third
-    time. A value of 8 bytes takes about 50 bytes at the peak.
+    number of distinct values, whatever the rows: about 120 bytes for each integer at the peak, when pieces are merged,
+    and 220 for a short string (measured on six million).
 
     Args:
         kind: int64, uint64 or large_string (see `value_type`).
