@@ -16,8 +16,13 @@ data_app = typer.Typer(no_args_is_help=True, help="Prepare, generate and look at
 @data_app.command()
 def prepare(
     name: Annotated[str | None, typer.Argument(help="Data set; leave out to list them.")] = None,
-    source: Annotated[Path | None, typer.Option(help="Folder with the published files.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Folder with the published files (criteo: or one of them).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
+    min_count: Annotated[
+        int | None, typer.Option(help="criteo: values that occur less often share an id; default 10.")
+    ] = None,
 ) -> None:
     """Turn a public data set's files into Parquet shards and their schema.
 
@@ -32,7 +37,9 @@ def prepare(
     chosen = preparation(name)
     if source is None or out is None:
         raise typer.BadParameter("give --source and --out")
-    chosen.prepare(source, out)
+    if min_count is not None and "min_count" not in chosen.options:
+        raise typer.BadParameter(f"{name} takes no --min-count")
+    chosen.prepare(source, out, **({} if min_count is None else {"min_count": min_count}))
     _report(out)
 
 

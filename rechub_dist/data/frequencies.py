@@ -48,6 +48,11 @@ class Frequencies:
         self._merge()
         return int(self._merged.num_rows)
 
+    @property
+    def merged(self) -> int:
+        """The number of distinct values among those merged so far: what takes memory, and costs nothing to ask."""
+        return int(self._merged.num_rows)
+
     def sorted(self) -> pa.Table:
         """Columns `value` and `count`, by count, the most frequent first, then by value."""
         self._merge()
@@ -161,6 +166,12 @@ def build_vocabularies(
     ]
 
 
+def frequent(every: pa.Table, min_count: int, max_size: int | None = None, first_id: int = 1) -> pa.Table:
+    """Of sorted counts, those that reach `min_count`, with their ids: columns `value`, `id` (int64) and `count`."""
+    kept = every.filter(pc.field("count") >= min_count).slice(0, max_size)
+    return kept.add_column(1, "id", pa.array(np.arange(first_id, first_id + kept.num_rows)))
+
+
 def write_vocabulary(
     path: Path,
     frequencies: Frequencies,
@@ -175,18 +186,17 @@ def write_vocabulary(
         UserError: where there is none, or the file cannot be written.
     """
     every = frequencies.sorted()
-    kept = every.filter(pc.field("count") >= min_count).slice(0, max_size)
+    kept = frequent(every, min_count, max_size, first_id)
     if not kept.num_rows:
         most = every["count"][0].as_py() if every.num_rows else 0
         raise UserError(
             f"{path}: no value of {', '.join(columns) or 'the column'} occurs {min_count} times (the most frequent "
             f"one of {every.num_rows} does {most} times); lower min_count"
         )
-    ids = pa.array(np.arange(first_id, first_id + kept.num_rows))
     working = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(kept.add_column(1, "id", ids), working, compression="zstd")
+        pq.write_table(kept, working, compression="zstd")
         os.replace(working, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
