@@ -128,7 +128,9 @@ def vocabulary(
 
     Memory is bounded by the number of distinct values.
 
-    Example: rechub-dist data vocabulary data/mine/train --column city --min-count 5 --out data/mine/city.parquet
+    Folders that begin with `_` are not taken for data, so that the file can lie beside it.
+
+    Example: rechub-dist data vocabulary data/mine/train --column city --min-count 5 --out data/mine/_words/city.parquet
     """
     from rechub_dist.data.frequencies import build_vocabularies  # noqa: PLC0415
 
@@ -149,8 +151,9 @@ def vocabulary(
             f"{found.path}: {found.kept:,} of {found.distinct:,} values of {', '.join(found.columns)}, which are "
             f"{share:.2%} of {found.occurrences:,} occurrences"
         )
+        below = f"{found.path.parent.name}/{found.path.name}"
         unknown = ", out_of_range: unknown" if first_id else ""
-        print(f"  in dataset.yaml: {{rows: {found.rows}, vocabulary: <{found.path.name} below the data>{unknown}}}")
+        print(f"  in dataset.yaml: {{rows: {found.rows}, vocabulary: {below}{unknown}}}  # its path below data.root")
 
 
 @data_app.command()
@@ -160,7 +163,7 @@ def inspect(
 ) -> None:
     """Show schema, rows, row groups and null counts; with --schema, guess a dataset.yaml.
 
-    Example: rechub-dist data inspect data/mine/train --schema > data/mine/dataset.yaml
+    Example: rechub-dist data inspect data/mine --schema > data/mine/dataset.yaml
     """
     if schema:
         from rechub_dist.data.guess import guess_schema  # noqa: PLC0415

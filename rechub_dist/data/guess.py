@@ -29,6 +29,7 @@ _LABEL = re.compile(
 _WEIGHT = re.compile(r"(sample_|row_|example_)?(weight|importance)", re.IGNORECASE)
 _SMALL_TABLE = 1_000_000  # rows that a table may have whatever the number of rows of data
 _MAX_LENGTH = 50
+_AMOUNT = 2**31  # negative integers within are amounts, not ids; those of a wider range are hashes
 _SKEWED = 100.0  # dense values beyond are taken for amounts or counts, which the logarithm tames
 
 
@@ -89,8 +90,8 @@ def guess_schema(
     """The YAML of a schema for a data set, with comments on what was seen, and the schema itself.
 
     Integers are sparse, with a table that holds the largest id, or hashed where that would be much larger than the
-    data; strings are hashed; numbers with a fraction are dense; lists of ids are sequences. Columns with the usual
-    names of labels are labels, else those of 0 and 1.
+    data; strings are hashed; numbers with a fraction and negative ones are dense; lists of ids are sequences. Columns
+    with the usual names of labels are labels, else those of 0 and 1.
 
     What the files' footers know exactly (the range of integers, missing values) is not read; other columns are, by
     `threads`. Distinct values are counted in memory.
@@ -214,7 +215,7 @@ def _add_feature(guess: _Guess, f: Facts, rows: int) -> None:
         guess.unused[f.name] = f"{f.type}"
     elif is_number(f.element) and f.low is None:
         guess.unused[f.name] = f"{f.type}, has no value"
-    elif not _is_id(f):
+    elif not _is_id(f) or _is_amount(f):
         _add_dense(guess, f)
     elif is_list(f.type):
         table, options, note = _table(f, rows)
@@ -256,7 +257,7 @@ def _table(f: Facts, rows: int) -> tuple[Table, dict[str, Any], str]:
         return Table(f.name, int(f.high) + 1), {}, f"ids {f.low:,} to {f.high:,}"
     count = len(f.values or ())
     what = f"{count:,} distinct" + (f" ids {f.low:,} to {f.high:,}" if is_number(f.element) else " strings")
-    return Table(f.name, max(10, 2 * count)), {"hash": True}, f"{what}, hashed; or give a vocabulary"
+    return Table(f.name, max(10, 2 * count)), {"hash": True}, f"{what}, hashed"
 
 
 def _fits(f: Facts, rows: int) -> bool:
@@ -266,6 +267,11 @@ def _fits(f: Facts, rows: int) -> bool:
 
 def _is_id(f: Facts) -> bool:
     return value_type(f.type) is not None
+
+
+def _is_amount(f: Facts) -> bool:
+    """Whether integers are no ids: some are negative, and they are no hashes."""
+    return bool(is_number(f.element) and f.low < 0 and max(-f.low, f.high) < _AMOUNT)
 
 
 def _is_weight(f: Facts) -> bool:
@@ -293,9 +299,7 @@ def _commented(text: str, path: str, manifest: Manifest, guess: _Guess) -> str:
         lines.append(f"{line}  # {note}" if note else line)
     head = [f"# Guessed from {path} ({manifest.rows:,} rows). Check kinds and labels before you train."]
     if any(getattr(feature, "hash", False) for feature in guess.features):
-        head.append(
-            "# For a vocabulary: rechub-dist data vocabulary PATH --column NAME --min-count 5 --out NAME.parquet"
-        )
+        head.append("# Hashed features may have a vocabulary instead: rechub-dist data vocabulary --help")
     if len(guess.labels) > 1:
         head.append("# Several labels: data.labels in the run file chooses, or a multi-task model learns all.")
     if not guess.labels:

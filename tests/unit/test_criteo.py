@@ -80,7 +80,7 @@ def test_one_file(tmp_path: Path, min_count: int) -> None:
     declared = schema(out)
     for feature in declared.features:
         if isinstance(feature, SparseFeature):
-            vocabulary = pq.read_table(out / "vocabularies" / f"{feature.name}.parquet")
+            vocabulary = pq.read_table(out / "_vocabularies" / f"{feature.name}.parquet")
             assert feature.table.rows == vocabulary.num_rows + 1
             assert min(vocabulary["count"].to_pylist()) >= min_count
         else:
@@ -144,7 +144,7 @@ def test_columns_of_too_many_values_are_hashed(tmp_path: Path, monkeypatch: pyte
     assert found["C2"].to_pylist() == hash_ids(words, "C2", 64).tolist()
     tables = {feature.name: feature.table.rows for feature in schema(tmp_path / "out").features[13:]}  # type: ignore[union-attr]
     assert (tables["C2"], tables["C3"]) == (64, 65)
-    assert not (tmp_path / "out" / "vocabularies" / "C2.parquet").exists()
+    assert not (tmp_path / "out" / "_vocabularies" / "C2.parquet").exists()
 
 
 @pytest.mark.parametrize(

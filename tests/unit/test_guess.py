@@ -64,7 +64,8 @@ def read_all(path: str, schema: FeatureSchema) -> int:
 COLUMNS: dict[str, Any] = {
     "user": list(range(N)),
     "wide": pa.array([2**63 + i % 7 for i in range(N)], pa.uint64()),
-    "negative": [-5, *range(N - 1)],
+    "hashes": [-(2**40), *range(N - 1)],
+    "change": [-5, *range(N - 1)],
     "gappy": [None, *[i % 9 for i in range(N - 1)]],
     "city": pa.array([None, *[f"c{i % 9}" for i in range(N - 1)]]),
     "coded": pa.array([f"c{i % 30}" for i in range(N)]).dictionary_encode(),
@@ -95,7 +96,8 @@ def test_every_kind_of_column(tmp_path: Path, statistics: bool) -> None:
         (
             SparseFeature("user", Table("user", N)),
             SparseFeature("wide", Table("wide", 14), hash=True),
-            SparseFeature("negative", Table("negative", 2 * N), hash=True),
+            SparseFeature("hashes", Table("hashes", 2 * N), hash=True),
+            DenseFeature("change"),
             SparseFeature("gappy", Table("gappy", 10), missing="unknown", unknown_id=9),
             SparseFeature("city", Table("city", 18), hash=True, missing="unknown"),
             SparseFeature("coded", Table("coded", 60), hash=True),

@@ -128,11 +128,11 @@ def test_negative_and_wide_ids_do_not_go_together(tmp_path: Path) -> None:
 
 
 def test_the_command(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "v.parquet"
+    out = tmp_path / "_words" / "v.parquet"
     arguments = ["data", "vocabulary", str(data), "--column", "item", "--column", "history", "--min-count", "20"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
     assert result.exit_code == 0
     kept = ranked(flat(data, "item", "history"), 20)
     assert f"{len(kept)} of" in result.stdout
-    assert f"rows: {len(kept) + 1}, vocabulary: <v.parquet" in result.stdout
+    assert f"{{rows: {len(kept) + 1}, vocabulary: _words/v.parquet, out_of_range: unknown}}" in result.stdout
     assert [value for value, _, _ in rows(out)] == [value for value, _ in kept]
