@@ -21,7 +21,7 @@ Ids = NDArray[np.int64]
 def is_string(kind: pa.DataType) -> bool:
     """Whether values are strings, dictionary-encoded or not."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def hash_strings(strings: pa.Array) -> Ids:
@@ -39,6 +39,8 @@ def distinct(strings: pa.Array) -> tuple[pa.Array, Ids]:
     Returns:
         Strings without nulls [d], and codes int64 [n], -1 for a null. A string that occurs is there once.
     """
+    if pa.types.is_string_view(strings.type):
+        strings = strings.cast(pa.large_string())  # Arrow can do little else with views
     encoded = strings if pa.types.is_dictionary(strings.type) else strings.dictionary_encode()
     if encoded.dictionary.null_count or len(encoded.dictionary) > len(encoded):
         # Nulls among the values, or a dictionary of which these rows use a part: make one that fits.

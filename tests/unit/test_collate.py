@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,31 @@ def test_errors_of_dense() -> None:
 def test_labels(values: Any) -> None:
     spec = BatchSpec(labels=(Label("y"), Label("z", "y", type="regression")))
     assert batch_of(pa.table({"y": values}), spec).labels.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+
+
+NUMBERS = [
+    *[pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()],
+    *[pa.float16(), pa.float32(), pa.float64(), pa.decimal128(5, 2), pa.bool_(), pa.dictionary(pa.int8(), pa.int64())],
+]
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_labels_and_weights_of_every_type(kind: pa.DataType) -> None:
+    column = pa.array([0, 1, 1]).cast(pa.float32() if kind == pa.float16() else pa.int64())
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_encode()
+    elif pa.types.is_decimal(kind):
+        column = pa.array([Decimal(0), Decimal(1), Decimal(1)], kind)
+    else:
+        column = column.cast(kind)
+    labels = (Label("y"), Label("z", "y", type="regression"))
+    batch = batch_of(pa.table({"y": column}), BatchSpec(labels=labels, weight="y"))
+    assert batch.labels.tolist() == [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+    assert batch.weights.tolist() == [0.0, 1.0, 1.0]
+    missing = pa.concat_arrays([column, pa.nulls(1, column.type)])
+    fails(BatchSpec(labels=labels[1:]), "column 'y': 1 label(s) are missing; remove the rows without one", y=missing)
+    dense = DenseFeature("x", missing="fill", fill=5)
+    assert dense_of(dense, missing) == [[0.0], [1.0], [1.0], [5.0]]
 
 
 def test_errors_of_labels_and_weights() -> None:

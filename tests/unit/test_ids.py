@@ -13,6 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rechub_dist.build import build, identity
+from rechub_dist.config import RunConfig
 from rechub_dist.data.collate import assemble, open_window
 from rechub_dist.data.columns import check_schema, read_ids
 from rechub_dist.data.manifest import Manifest
@@ -269,6 +271,56 @@ def test_vocabularies_lie_below_the_data() -> None:
         "data/v/a.parquet", "/abs/b.parquet", "s3://bucket/c.parquet"
     ]  # fmt: skip
     assert schema["ab"].inputs[0] == schema["a"]  # type: ignore[union-attr]
+
+
+def test_views_of_strings(tmp_path: Path) -> None:
+    """Other writers' type, which Parquet gives back."""
+    values = ["b", None, "a", "b"]
+    path = write_vocabulary(tmp_path, ["b", "a"], [4, 2], pa.string_view())
+    for feature in (
+        SparseFeature("x", ITEM, hash=True, missing="drop"),
+        SparseFeature("x", ITEM, vocabulary=path, missing="drop"),
+    ):
+        for kind in (pa.string(), pa.list_(pa.string())):
+            plain = pa.array([[v] for v in values] if pa.types.is_list(kind) else values, kind)
+            view = plain.cast(pa.list_(pa.string_view()) if pa.types.is_list(kind) else pa.string_view())
+            pq.write_table(pa.table({"x": view}), tmp_path / "x.parquet")
+            read = pq.read_table(tmp_path / "x.parquet")["x"].combine_chunks()
+            assert read.type == view.type
+            assert one(feature, read) == one(feature, plain)
+            assert [len(ids) for ids in one(feature, read)] == [1, 0, 1, 1]
+
+
+def test_another_vocabulary_is_another_run(tmp_path: Path) -> None:
+    """The files' names may be the same: a table's rows belong to the values that had their ids."""
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    pq.write_table(pa.table({"x": ["a", "b"], "y": [0, 1]}), tmp_path / "data" / "train" / "a.parquet")
+    config = RunConfig.model_validate(
+        {
+            "output_dir": tmp_path / "out",
+            "data": {
+                "root": tmp_path / "data",
+                "dataset": {
+                    "features": {"x": {"kind": "sparse", "rows": 9, "vocabulary": "vocabulary.parquet"}},
+                    "labels": {"y": {}},
+                },
+            },
+            "model": {
+                "name": "DeepFM",
+                "features": ["x"],
+                "hidden_units": [4],
+                "dropout_rates": 0.0,
+                "embedding_dim": 4,
+            },
+        }
+    )
+    manifest = Manifest.read(str(tmp_path / "data" / "train"))
+    known = []
+    for ids in ([1, 2], [2, 1], [1, 2]):
+        write_vocabulary(tmp_path / "data", ["a", "b"], ids)
+        known.append(identity(config, build(config, device="cpu", world_size=1), manifest))
+    assert known[0] == known[2] != known[1]
+    assert [key for key in known[0]["data"] if known[0]["data"][key] != known[1]["data"][key]] == ["vocabularies"]
 
 
 def test_strings_from_parquet(tmp_path: Path) -> None:
