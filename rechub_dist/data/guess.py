@@ -10,14 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
 from rechub_dist.data.columns import is_list, is_number
 from rechub_dist.data.frequencies import Frequencies, count_values, value_type
-from rechub_dist.data.manifest import Manifest, unreadable
+from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.prepare.writer import schema_text
-from rechub_dist.data.scan import THREADS, scan
+from rechub_dist.data.scan import THREADS, footers, scan
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table
 
@@ -143,14 +142,7 @@ def guess_schema(
 def _from_footers(manifest: Manifest, facts: dict[str, Facts]) -> list[str]:
     """Fill in the flat columns of integers whose every row group has statistics; returns their names."""
     wanted = {name for name, fact in facts.items() if pa.types.is_integer(fact.type)}
-    for file in manifest.files:
-        if not wanted:
-            return []
-        try:
-            with manifest.filesystem.open_input_file(file.path) as source:
-                metadata = pq.ParquetFile(source).metadata
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(file.path, error) from None
+    for metadata in footers(manifest) if wanted else ():
         places = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
         for name in list(wanted):
             chunks = [metadata.row_group(g).column(places[name]) for g in range(metadata.num_row_groups)]

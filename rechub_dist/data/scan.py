@@ -1,4 +1,4 @@
-"""A pass over columns of a data set outside training: its row groups side by side, in no particular order."""
+"""A pass over a data set outside training: its footers, or columns of its row groups, several at a time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,31 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rechub_dist.data.files import OpenFiles
-from rechub_dist.data.manifest import DataFile, Manifest
+from rechub_dist.data.manifest import DataFile, Manifest, unreadable
 
 T = TypeVar("T")
 THREADS = min(8, os.cpu_count() or 1)
+
+
+def footers(manifest: Manifest, threads: int = THREADS) -> Iterator[pq.FileMetaData]:
+    """The footer of each file.
+
+    Raises:
+        UserError: where one cannot be read.
+    """
+
+    def one(file: DataFile) -> pq.FileMetaData:
+        try:
+            with manifest.filesystem.open_input_file(file.path) as source:
+                return pq.ParquetFile(source).metadata
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(file.path, error) from None
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(one, manifest.files)
 
 
 def scan(

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rechub_dist.data.manifest import Manifest, unreadable
+from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.scan import scan
 from rechub_dist.data.strings import distinct, hash_strings, is_string, spread
 from rechub_dist.errors import UserError
 from rechub_dist.features import StoredFeature
@@ -136,14 +136,8 @@ def read_vocabulary(path: str) -> Vocabulary:
                 f"{path}: there is no column {name!r}; a vocabulary has the columns 'value' and 'id' "
                 "(rechub-dist data vocabulary writes one)"
             )
-    tables = []
-    for file in manifest.files:
-        try:
-            with manifest.filesystem.open_input_file(file.path) as source:
-                tables.append(pq.read_table(source, columns=["value", "id"]))
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(file.path, error) from None
-    table = pa.concat_tables(tables)
+    # the order of the row groups does not matter: values are sorted anyway
+    table = pa.concat_tables(piece for _, piece in scan(manifest, ["value", "id"], lambda piece: piece))
     ids, values = table["id"].combine_chunks(), table["value"]
     if not pa.types.is_integer(ids.type) or ids.null_count:
         raise UserError(f"{path}: column 'id' is {ids.type} with {ids.null_count} missing; give each value an integer")

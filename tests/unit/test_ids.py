@@ -154,6 +154,7 @@ def test_chunks_with_different_dictionaries() -> None:
         assert batch.feature("item").lengths().tolist() == [1, 1, 1, 0]
 
 
+@settings(deadline=None)
 @given(values=st.lists(st.integers(0, 2**64 - 1), min_size=1))
 def test_wide_unsigned_ids_are_hashed_by_their_bits(values: list[int]) -> None:
     found = one(SparseFeature("item", ITEM, hash=True), pa.array(values, pa.uint64()))
