@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,11 @@ class Vocabulary:
         """Whether the values are strings, not integers."""
         return is_string(self.values.type)
 
+    @cached_property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest id; zeros where there is none."""
+        return (int(self.ids.min()), int(self.ids.max())) if len(self.ids) else (0, 0)
+
     def find(self, array: pa.Array) -> Ids:
         """The id of each value, int64 [n]; -1 for one that is not in the vocabulary, and for a null.
 
@@ -111,7 +116,7 @@ def vocabulary_of(feature: StoredFeature) -> Vocabulary | None:
     if feature.vocabulary is None:
         return None
     found = read_vocabulary(feature.vocabulary)
-    low, high = (found.ids.min(), found.ids.max()) if len(found.ids) else (0, 0)
+    low, high = found.limits
     rows = feature.table.rows
     if low < 0 or high >= rows:
         raise UserError(
