@@ -222,6 +222,8 @@ def _add_feature(guess: _Guess, f: Facts, rows: int) -> None:
             options |= {"missing": "unknown"} | ({} if "hash" in options else {"unknown_id": table.rows})
             table = table if "hash" in options else Table(f.name, table.rows + 1)
             guess.notes[f.name] += f", {f.nulls:,} missing"
+        if f.binary:
+            guess.notes[f.name] += "; or a label?"  # as a feature, it would tell another label's outcome
         guess.features.append(SparseFeature(f.name, table, **options))
 
 
@@ -292,6 +294,8 @@ def _commented(text: str, path: str, manifest: Manifest, guess: _Guess) -> str:
     head = [f"# Guessed from {path} ({manifest.rows:,} rows). Check kinds and labels before you train."]
     if any(getattr(feature, "hash", False) for feature in guess.features):
         head.append("# Hashed features may have a vocabulary instead: rechub-dist data vocabulary --help")
+    if any(isinstance(feature, SequenceFeature) for feature in guess.features):
+        head.append("# A history shares its item's table where both name it: tables: {item: {rows: ...}}, table: item")
     if len(guess.labels) > 1:
         head.append("# Several labels: data.labels in the run file chooses, or a multi-task model learns all.")
     if not guess.labels:

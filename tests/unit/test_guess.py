@@ -117,6 +117,7 @@ def test_every_kind_of_column(tmp_path: Path, statistics: bool) -> None:
     assert text.startswith("# Guessed from ")
     assert "\nname: my_data\n" in text
     assert "  user: {kind: sparse, rows: 60}  # ids 0 to 59\n" in text
+    assert "  gender: {kind: sparse, rows: 2}  # ids 0 to 1; or a label?\n" in text
     assert "# not used: ragged (list<element: double> of 0 to 2 numbers; dense lists are of one length)" in text
     assert "# not used: time (timestamp[us])" in text
     assert "# not used: empty (double, has no value)" in text
