@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 data_app = typer.Typer(no_args_is_help=True, help="Prepare, generate and look at Parquet data sets.")
@@ -15,8 +16,13 @@ data_app = typer.Typer(no_args_is_help=True, help="Prepare, generate and look at
 @data_app.command()
 def prepare(
     name: Annotated[str | None, typer.Argument(help="Data set; leave out to list them.")] = None,
-    source: Annotated[Path | None, typer.Option(help="Folder with the published files.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Folder with the published files (criteo: or one of them).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
+    min_count: Annotated[
+        int | None, typer.Option(help="criteo: values that occur less often share an id; default 10.")
+    ] = None,
 ) -> None:
     """Turn a public data set's files into Parquet shards and their schema.
 
@@ -31,7 +37,9 @@ def prepare(
     chosen = preparation(name)
     if source is None or out is None:
         raise typer.BadParameter("give --source and --out")
-    chosen.prepare(source, out)
+    if min_count is not None and "min_count" not in chosen.options:
+        raise typer.BadParameter(f"{name} takes no --min-count")
+    chosen.prepare(source, out, **({} if min_count is None else {"min_count": min_count}))
     _report(out)
 
 
@@ -106,13 +114,70 @@ def synthesize(
 
 
 @data_app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="Parquet file or folder.")]) -> None:
-    """Show schema, rows, row groups and null counts."""
+def vocabulary(
+    path: Annotated[str, typer.Argument(help="Parquet file, folder, pattern or address.")],
+    column: Annotated[list[str], typer.Option(help="Column of integers, strings or lists of them; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="A .parquet file for one vocabulary, or a folder for one a column.")],
+    min_count: Annotated[int, typer.Option(help="Leave out values that occur less often.")] = 1,
+    max_size: Annotated[int | None, typer.Option(help="Keep so many values, the most frequent ones.")] = None,
+    first_id: Annotated[int, typer.Option(help="Id of the most frequent value; ids below it are free.")] = 1,
+) -> None:
+    """Number the values of columns by their frequency: a file with value, id and count, for a feature's `vocabulary`.
+
+    Build it from the train split, so that values that only the other splits hold are unknown, as they will be later.
+
+    Memory is bounded by the number of distinct values.
+
+    Folders that begin with `_` are not taken for data, so that the file can lie beside it.
+
+    Example: rechub-dist data vocabulary data/mine/train --column city --min-count 5 --out data/mine/_words/city.parquet
+    """
+    from rechub_dist.data.frequencies import build_vocabularies  # noqa: PLC0415
+
+    with _progress() as bar:
+        task = bar.add_task("row groups", total=None)
+        summaries = build_vocabularies(
+            path,
+            column,
+            out,
+            min_count=min_count,
+            max_size=max_size,
+            first_id=first_id,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for found in summaries:
+        share = found.covered / max(1, found.occurrences)
+        print(
+            f"{found.path}: {found.kept:,} of {found.distinct:,} values of {', '.join(found.columns)}, which are "
+            f"{share:.2%} of {found.occurrences:,} occurrences"
+        )
+        below = f"{found.path.parent.name}/{found.path.name}"
+        unknown = ", out_of_range: unknown" if first_id else ""
+        print(f"  in dataset.yaml: {{rows: {found.rows}, vocabulary: {below}{unknown}}}  # its path below data.root")
+
+
+@data_app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="Parquet file, folder, pattern or address.")],
+    schema: Annotated[bool, typer.Option("--schema", help="Print a dataset.yaml to start from instead.")] = False,
+) -> None:
+    """Show schema, rows, row groups and null counts; with --schema, guess a dataset.yaml.
+
+    Example: rechub-dist data inspect data/mine --schema > data/mine/dataset.yaml
+    """
+    if schema:
+        from rechub_dist.data.guess import guess_schema  # noqa: PLC0415
+
+        with _progress() as bar:
+            task = bar.add_task("row groups", total=None)
+            text, _ = guess_schema(path, lambda done, total: bar.update(task, completed=done, total=total))
+        print(text, end="")
+        return
     from rechub_dist.data.manifest import describe  # noqa: PLC0415
 
-    found = describe(str(path))
+    found = describe(path)
     console = Console()
-    table = Table("column", "type", "nulls", title=str(path), title_justify="left")
+    table = Table("column", "type", "nulls", title=path, title_justify="left")
     for column in found["columns"]:
         table.add_row(column["name"], column["type"], f"{column['nulls']:,}")
     console.print(table)
@@ -122,6 +187,12 @@ def inspect(path: Annotated[Path, typer.Argument(help="Parquet file or folder.")
         f"{found['files']:,} file(s), {found['bytes']:,} bytes",
         highlight=False,
     )
+
+
+def _progress() -> Progress:
+    """A bar on standard error, so that standard output can be piped."""
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _report(out: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,31 @@ def test_labels(values: Any) -> None:
     assert batch_of(pa.table({"y": values}), spec).labels.tolist() == [[0.0, 0.0], [1.0, 1.0]]
 
 
+NUMBERS = [
+    *[pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()],
+    *[pa.float16(), pa.float32(), pa.float64(), pa.decimal128(5, 2), pa.bool_(), pa.dictionary(pa.int8(), pa.int64())],
+]
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_labels_and_weights_of_every_type(kind: pa.DataType) -> None:
+    column = pa.array([0, 1, 1]).cast(pa.float32() if kind == pa.float16() else pa.int64())
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_encode()
+    elif pa.types.is_decimal(kind):
+        column = pa.array([Decimal(0), Decimal(1), Decimal(1)], kind)
+    else:
+        column = column.cast(kind)
+    labels = (Label("y"), Label("z", "y", type="regression"))
+    batch = batch_of(pa.table({"y": column}), BatchSpec(labels=labels, weight="y"))
+    assert batch.labels.tolist() == [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+    assert batch.weights.tolist() == [0.0, 1.0, 1.0]
+    missing = pa.concat_arrays([column, pa.nulls(1, column.type)])
+    fails(BatchSpec(labels=labels[1:]), "column 'y': 1 label(s) are missing; remove the rows without one", y=missing)
+    dense = DenseFeature("x", missing="fill", fill=5)
+    assert dense_of(dense, missing) == [[0.0], [1.0], [1.0], [5.0]]
+
+
 def test_errors_of_labels_and_weights() -> None:
     click = BatchSpec(labels=(Label("y"),))
     wanted = "a classification label must be 0 or 1; mend the data, or set type: regression"
@@ -232,8 +258,11 @@ def test_schema_errors_need_no_data() -> None:
     refused(sparse, "there is no column 'user_id'; did you mean 'userid'?", userid=pa.int64(), x=pa.int64())
     refused(sparse, "there is no column 'user_id'; valid: x", x=pa.int64())
     needs = "but sparse feature 'user' needs an integer or a list of integers"
-    for kind in (pa.string(), pa.float64(), pa.bool_(), pa.list_(pa.string()), pa.list_(pa.list_(pa.int64()))):
+    for kind in (pa.float64(), pa.bool_(), pa.list_(pa.list_(pa.int64()))):
         refused(sparse, f"column 'user_id' is {kind}, {needs}", user_id=kind)
+    for kind in (pa.string(), pa.list_(pa.large_string()), pa.dictionary(pa.int8(), pa.string())):
+        hint = "; for strings, set hash: true or name a vocabulary"
+        refused(sparse, f"column 'user_id' is {kind}, {needs}{hint}", user_id=kind)
     history = BatchSpec(features=(SequenceFeature("h", ITEM, 3),))
     refused(history, "column 'h' is int64, but sequence feature 'h' needs a list of integers", h=pa.int64())
     dense = BatchSpec(dense=(DenseFeature("x"),))
