@@ -35,6 +35,7 @@ class ParquetReader:
         shuffle_rows: bound on the rows in open windows over all ranks (a quarter more are opened ahead).
         prefetch: batches that wait in the queue; 0 reads in the caller's thread.
         lanes: overrides the number of lanes; a multiple of the world size suits an unshuffled pass on several ranks.
+        drop_last: leave out the last batch of an epoch where it is short.
 
     Raises:
         UserError: where a column of `spec` is missing or of a wrong type.
@@ -54,6 +55,7 @@ class ParquetReader:
         shuffle_rows: int = SHUFFLE_ROWS,
         prefetch: int = 4,
         lanes: int | None = None,
+        drop_last: bool = False,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside a world of {world_size}")
@@ -66,7 +68,13 @@ class ParquetReader:
         self.world_size = world_size
         self.prefetch = prefetch
         self.order = RowOrder(
-            manifest.counts, batch_size, shuffle=shuffle, seed=seed, shuffle_rows=shuffle_rows, lanes=lanes
+            manifest.counts,
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            shuffle_rows=shuffle_rows,
+            lanes=lanes,
+            drop_last=drop_last,
         )
 
     @property
@@ -161,9 +169,7 @@ class _Source:
                 share = order.share(step, reader.rank, reader.world_size)
                 self._step, self._slices = step, share.slices
                 parts = [(self._window(piece.window), piece.start, piece.stop) for piece in share.slices]
-                begin = step * reader.order.batch_size
-                total = min(reader.order.batch_size, reader.rows - begin)
-                draw = Draw(reader.order.seed, order.epoch, share.position, share.position - begin, total)
+                draw = Draw(reader.order.seed, order.epoch, share.position, share.first, share.total)
                 batch = assemble(reader.spec, parts, share.stride, draw)
                 del parts  # it holds windows that are finished
                 for index in [i for i, opened in self._windows.items() if opened.last_step <= step]:
@@ -185,10 +191,10 @@ class _Source:
             return False
         due: list[tuple[int, int]] = []
         for piece in self._slices:
-            lane, index = order.window(piece.window).lane, piece.window + 1
-            while index in self._windows:
-                index += 1
-            if index < order.windows and order.window(index).lane == lane:
+            index = order.following(piece.window)
+            while index is not None and index in self._windows:
+                index = order.following(index)
+            if index is not None:
                 due.append((order.window(index).first_step, index))
         for step, index in sorted(due):
             if any(piece.window == index for piece in order.share(step, reader.rank, reader.world_size).slices):
