@@ -106,9 +106,14 @@ def synthesize(
 
 
 @data_app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="Parquet file or folder.")]) -> None:
-    """Show schema, rows, row groups and null counts."""
-    from rechub_dist.data.manifest import describe  # noqa: PLC0415
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Parquet file or folder.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Global batch of the run to come.")] = 8192,
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks of the run to come.")] = 1,
+) -> None:
+    """Show schema, rows, row groups and null counts, and how well the rows would be mixed in training."""
+    from rechub_dist.data.layout_quality import layout_quality  # noqa: PLC0415
+    from rechub_dist.data.manifest import Manifest, describe  # noqa: PLC0415
 
     found = describe(str(path))
     console = Console()
@@ -122,6 +127,16 @@ def inspect(path: Annotated[Path, typer.Argument(help="Parquet file or folder.")
         f"{found['files']:,} file(s), {found['bytes']:,} bytes",
         highlight=False,
     )
+    quality = layout_quality(Manifest.read(str(path)).counts, batch_size, ranks)
+    console.print(
+        f"shuffled in batches of {batch_size:,} on {ranks:,} rank(s): a batch has rows of "
+        f"{quality.groups_per_batch:.0f} row groups, rank correlation of stored and read order "
+        f"{quality.rank_correlation:+.3f}, {quality.amplification:.2f} rows decoded for each row read, at most "
+        f"{quality.peak_rows:,} rows open on a rank",
+        highlight=False,
+    )
+    if (warning := quality.warning(str(path), ranks)) is not None:
+        console.print(f"warning: {warning}", highlight=False, markup=False)
 
 
 def _report(out: Path) -> None:

@@ -48,6 +48,17 @@ class Window(NamedTuple):
     last_step: int
 
 
+class Windows(NamedTuple):
+    """All windows of an epoch, each field as in `Window`: int64 [windows]."""
+
+    group: IntArray
+    start: IntArray
+    stop: IntArray
+    lane: IntArray
+    first_step: IntArray
+    last_step: IntArray
+
+
 class Slice(NamedTuple):
     """Rows `start` .. `stop - 1` of window `window`, counted after the window's permutation."""
 
@@ -218,6 +229,11 @@ class EpochOrder:
     def windows(self) -> int:
         """How many windows the epoch has."""
         return len(self._cuts) - 1
+
+    def all_windows(self) -> Windows:
+        """The windows, in the order of their indices."""
+        stop = self._offset + np.diff(self._cuts)
+        return Windows(self._group, self._offset, stop, self._lane, self._first_step, self._last_step)
 
     def following(self, index: int) -> int | None:
         """The window that window `index`'s lane goes on with; None where no batch needs another."""
