@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder
+from rechub_dist.data.order import MAX_LANES, SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder
 
 GOOD_LANES = 32  # with fewer, the mean of a batch of sorted data strays well beyond that of a true shuffle
 _LITTLE = 1_000_000  # rows that are read soon enough however they lie
@@ -49,7 +49,8 @@ class LayoutQuality:
         faults = []
         if self.lanes < GOOD_LANES and self.open_share < 0.5:
             faults.append(f"a batch mixes rows of {self.groups_per_batch:.0f} places only")
-        if self.amplification >= _DECODED_OFTEN:
+        # more ranks than there can be lanes share row groups however small these are
+        if self.amplification / max(1, world_size / MAX_LANES) >= _DECODED_OFTEN:
             faults.append(f"{world_size} rank(s) decode each row {self.amplification:.1f} times")
         if not faults:
             return None
