@@ -10,12 +10,15 @@ import numpy as np
 from rechub_dist.build import Parts
 from rechub_dist.config import RunConfig
 from rechub_dist.data.counts import count_positives
+from rechub_dist.data.layout_quality import layout_quality
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.errors import UserError
 from rechub_dist.features import SequenceFeature, SparseFeature
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.objectives.retrieval import NEGATIVES
+from rechub_dist.passes import Epochs, Partitions, Passes
 
 
 def with_draws(parts: Parts, rt: Runtime) -> Parts:
@@ -27,6 +30,11 @@ def with_draws(parts: Parts, rt: Runtime) -> Parts:
     objective, config = parts.step.objective, parts.config
     if not isinstance(objective, RetrievalObjective):
         return parts
+    if objective.needs_counts and config.data.follow:
+        raise UserError(
+            "data.follow: how often an item is in train is not known while it grows; use objective.sampling uniform or "
+            "file, and objective.log_q: false"
+        )
     if objective.needs_counts:
         manifest = rt.together(lambda: Manifest.read(str(config.data.root / config.data.train)))
         item, history = objective.item.feature, objective.learned_history
@@ -50,6 +58,41 @@ def open_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) -> Par
     return _reader(config, parts, rt, Manifest.read(str(path)), training=split == "train")
 
 
+def open_passes(config: RunConfig, parts: Parts, rt: Runtime) -> Passes:
+    """What this rank trains on; called on every rank.
+
+    Raises:
+        UserError: no such data, or data that does not fit the schema.
+    """
+    data = config.data
+    if data.order == "sequential-partitions":
+        path = f"{data.root / data.train}"
+
+        def partition(name: str) -> ParquetReader:
+            return rt.together(lambda: _reader(config, parts, rt, Manifest.read(f"{path}/{name}"), training=True))
+
+        passes: Passes = Partitions(
+            path, partition, rt, follow=data.follow, timeout_seconds=data.follow_timeout_seconds
+        )
+    else:
+        passes = Epochs(rt.together(lambda: open_reader(config, parts, rt, "train")), config.train.epochs)
+    if not passes.steps and not data.follow:
+        raise UserError(
+            f"{data.root / data.train}: there is no batch of {data.batch_size} rows in it; lower data.batch_size, or "
+            "leave data.drop_last out"
+        )
+    return passes
+
+
+def layout_warning(config: RunConfig, reader: ParquetReader) -> str | None:
+    """What is to be told of how the training data lies, as one line; None where nothing is."""
+    data, manifest = config.data, reader.manifest
+    if not data.shuffle:
+        return None
+    quality = layout_quality(manifest.counts, data.batch_size, reader.world_size, shuffle_rows=data.shuffle_rows)
+    return quality.warning(manifest.path, reader.world_size)
+
+
 def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: Path) -> ParquetReader:
     """This rank's reader of any data, unshuffled."""
     return _reader(config, parts, rt, Manifest.read(str(path)), training=False)
@@ -71,6 +114,7 @@ def _reader(config: RunConfig, parts: Parts, rt: Runtime, manifest: Manifest, *,
         seed=config.seed,
         shuffle_rows=data.shuffle_rows,
         prefetch=data.prefetch,
+        drop_last=data.drop_last and training,
         # In evaluation the order is free, and a lane a rank lets each open its own row groups only.
         lanes=None if training else rt.world_size,
     )

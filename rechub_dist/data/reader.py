@@ -87,6 +87,14 @@ class ParquetReader:
         """Steps of an epoch, the same on all ranks."""
         return self.order.steps
 
+    def rows_before(self, step: int) -> int:
+        """Rows of the global batches of an epoch before `step`."""
+        return min(self.rows, step * self.order.batch_size)
+
+    def fingerprint(self) -> str:
+        """What identifies the data."""
+        return self.manifest.fingerprint()
+
     def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """This rank's batches of `epoch` from `start_step` on, one a step; `start_step == steps` gives none.
 
