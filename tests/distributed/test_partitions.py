@@ -185,17 +185,14 @@ def test_what_does_not_fit_is_told(pool: RankPool, days: Path, tmp_path: Path) -
     shutil.copy(next((days / "train" / day(0)).glob("*.parquet")), days / "train" / "stray.parquet")
     with pytest.raises(UserError, match=r"train: 'stray\.parquet' lies beside the partitions"):
         pool.run(2, train, path)
-    with pytest.raises(UserError, match="sequential-partitions is one pass; leave train.epochs at 1"):
+    with pytest.raises(UserError, match=r"sequential-partitions is one pass; leave train\.epochs at 1"):
         pool.run(1, train, path, ["train.epochs=2"])
+    (days / "train" / "stray.parquet").unlink()
+    for folder in (days / "train").iterdir():
+        file = next(folder.glob("*.parquet"))
+        pq.write_table(pq.read_table(file).slice(0, 60), file)
     with pytest.raises(UserError, match="no batch of 64 rows in it"):
-        few = tmp_path / "few"
-        shutil.copytree(days, few)
-        for folder in (few / "train").iterdir():
-            if folder.is_dir():
-                file = next(folder.glob("*.parquet"))
-                pq.write_table(pq.read_table(file).slice(0, 60), file)
-        (few / "train" / "stray.parquet").unlink()
-        pool.run(2, train, path, [f"data.root={few}", "data.drop_last=true"])
+        pool.run(2, train, path, ["data.drop_last=true"])
 
 
 def test_short_last_batches_can_be_left_out(pool: RankPool, days: Path, tmp_path: Path) -> None:
