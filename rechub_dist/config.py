@@ -20,6 +20,17 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
+class MixSource(Section):
+    """One of the sources that training batches are mixed of."""
+
+    path: str = Field(description="folder, file or glob below root")
+    weight: float = Field(1.0, gt=0, description="its rows in a batch are in proportion to it")
+    repeat: bool = Field(
+        False,
+        description="begin anew as often as needed; an epoch ends with the first of the sources that do not repeat",
+    )
+
+
 class DataConfig(Section):
     """Where the rows come from and how they are dealt into batches."""
 
@@ -37,6 +48,12 @@ class DataConfig(Section):
     labels: tuple[str, ...] | None = Field(None, description="labels to train on, in order; default all of the schema")
     batch_size: int = Field(4096, gt=0, description="rows of a global batch, over all ranks")
     eval_batch_size: int | None = Field(None, gt=0, description="global batch in evaluation; default batch_size")
+    mix: tuple[MixSource, ...] | None = Field(
+        None,
+        min_length=1,
+        description="in place of train: sources of which each batch has a fixed number of rows; those that are longer "
+        "than an epoch go on in the next one where they are",
+    )
     order: Literal["epochs", "sequential-partitions"] = Field(
         "epochs",
         description="epochs: each is a pass over all rows of train; sequential-partitions: one pass over each of its "
@@ -58,6 +75,10 @@ class DataConfig(Section):
     def _follows_partitions(self) -> Self:
         if self.follow and self.order != "sequential-partitions":
             raise ValueError("follow: true goes with order: sequential-partitions")
+        if self.mix is not None and self.order != "epochs":
+            raise ValueError("mix goes with order: epochs")
+        if self.mix is not None and all(source.repeat for source in self.mix):
+            raise ValueError("mix: one source at least must not repeat, so that an epoch has an end")
         if self.follow_timeout_seconds is not None and not self.follow:
             raise ValueError("follow_timeout_seconds goes with follow: true")
         return self

@@ -58,11 +58,12 @@ class Passes(Protocol):
 
 
 class Epochs:
-    """`epochs` passes over the same data."""
+    """`epochs` passes over the same data, which `data` identifies."""
 
-    def __init__(self, reader: ParquetReader, epochs: int) -> None:
+    def __init__(self, reader: ParquetReader, epochs: int, data: Any) -> None:
         self.reader = reader
         self.epochs = epochs
+        self._data = data
 
     @property
     def steps(self) -> int:
@@ -81,11 +82,11 @@ class Epochs:
 
     def rows_before(self, step: int) -> int:
         """Rows of the steps before `step`."""
-        return step // self.reader.steps * self.reader.rows + self.reader.rows_before(step % self.reader.steps)
+        return self.reader.rows_before(*divmod(step, self.reader.steps))
 
     def identity(self, step: int) -> Any:  # noqa: ARG002 - all of the data, from the first step on
-        """The data's fingerprint."""
-        return self.reader.fingerprint()
+        """That of all of the data."""
+        return self._data
 
     def wait(self, stop: Callable[[], bool]) -> bool:  # noqa: ARG002 - there is nothing to wait for
         """False."""
@@ -153,12 +154,12 @@ class Partitions:
         if not self._passes:
             return 0
         here = self.at(step)
-        return self._rows[here.number] + here.reader.rows_before(min(step, here.end) - here.first_step)
+        return self._rows[here.number] + here.reader.rows_before(0, min(step, here.end) - here.first_step)
 
     def identity(self, step: int) -> dict[str, str]:
         """The fingerprint of each partition that has been begun: those to come are free to change."""
         return {
-            name: here.reader.fingerprint()
+            name: here.reader.manifest.fingerprint()
             for name, here in zip(self._names, self._passes, strict=True)
             if here.first_step < step
         }

@@ -156,6 +156,14 @@ class RowOrder:
         self.rows = min(self.total, self.steps * batch_size)
         self.lanes = lanes or (lane_count(self.counts.tolist(), shuffle_rows) if shuffle else 1)
 
+    def batch_rows(self, step: int) -> int:
+        """Rows of global batch `step`."""
+        return min(self.batch_size, self.rows - step * self.batch_size)
+
+    def rows_before(self, epoch: int, step: int) -> int:
+        """Rows of all global batches before `step` of `epoch`."""
+        return epoch * self.rows + min(self.rows, step * self.batch_size)
+
     def epoch(self, epoch: int) -> EpochOrder:
         """The order of one epoch. Raises ValueError for a negative one."""
         if epoch < 0:
@@ -274,15 +282,15 @@ class EpochOrder:
             raise IndexError(f"step {step} is outside 0..{order.steps - 1}")
         if not 0 <= rank < world_size:
             raise IndexError(f"rank {rank} is outside a world of {world_size}")
-        begin = step * order.batch_size
-        n = min(order.batch_size, order.rows - begin)
+        n = order.batch_rows(step)
         low = rank * (n // world_size) + min(rank, n % world_size)
         rows = n // world_size + (rank < n % world_size)
-        slices = self._slices(begin, n, low, low + rows) if rows else []
-        return Share(slices, rows, -(-n // world_size), begin + low, low, n)
+        slices = self.slices(step, low, low + rows) if rows else []
+        return Share(slices, rows, -(-n // world_size), step * order.batch_size + low, low, n)
 
-    def _slices(self, begin: int, n: int, low: int, high: int) -> list[Slice]:
-        """Rows low .. high - 1 of the batch of n rows that begins with row `begin` of the deal."""
+    def slices(self, step: int, low: int, high: int) -> list[Slice]:
+        """Rows low .. high - 1, at least one, of global batch `step`."""
+        begin, n = step * self.order.batch_size, self.order.batch_rows(step)
         given = self._given(begin)
         takes = self._given(begin + n) - given
         ends = np.cumsum(takes)
