@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ranks import RankPool
-from runs import last_checkpoint, losses, output, records, run_file, train, write_data
+from runs import config_of, last_checkpoint, losses, output, records, run_file, train, write_data
 
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.errors import UserError
@@ -200,4 +200,15 @@ def test_short_last_batches_can_be_left_out(pool: RankPool, days: Path, tmp_path
     assert pool.run(2, train, path)[0].step == 3 + 3 + 2
     assert np.isfinite(losses(path)).all()
     # evaluation scores each row all the same
-    assert records(path, "valid")
+    assert pool.run(2, rows_of_valid, path) == [(90, 2)] * 2
+
+
+def rows_of_valid(path: Path) -> tuple[int, int]:
+    from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
+    from rechub_dist.trainer import Trainer  # noqa: PLC0415
+
+    with runtime("cpu", 60) as rt:
+        trainer = Trainer(config_of(path), rt)
+        trainer.report.close()
+        assert trainer.valid_reader is not None
+        return trainer.valid_reader.rows, trainer.valid_reader.steps
