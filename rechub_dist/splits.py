@@ -13,7 +13,7 @@ from rechub_dist.build import Parts
 from rechub_dist.config import MixSource, RunConfig
 from rechub_dist.data.columns import check_schema
 from rechub_dist.data.counts import count_positives
-from rechub_dist.data.layout_quality import layout_quality
+from rechub_dist.data.layout_quality import layout_warning
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.mix import Mix
 from rechub_dist.data.reader import ParquetReader
@@ -138,13 +138,14 @@ def _mixed(config: RunConfig, parts: Parts, rt: Runtime) -> Epochs:
     return Epochs(reader, config.train.epochs, data)
 
 
-def layout_warning(config: RunConfig, reader: ParquetReader) -> str | None:
+def warning_of(config: RunConfig, reader: ParquetReader) -> str | None:
     """What is to be told of how the training data lies, as one line; None where nothing is."""
     data, manifest = config.data, reader.manifest
     if not data.shuffle or data.mix is not None:
         return None
-    quality = layout_quality(manifest.counts, data.batch_size, reader.world_size, shuffle_rows=data.shuffle_rows)
-    return quality.warning(manifest.path, reader.world_size)
+    return layout_warning(
+        manifest.path, manifest.counts, data.batch_size, reader.world_size, shuffle_rows=data.shuffle_rows
+    )
 
 
 def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: Path) -> ParquetReader:

@@ -35,7 +35,7 @@ from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.passes import Pass, Passes
 from rechub_dist.report import Reporter, short
 from rechub_dist.seeds import seed_from
-from rechub_dist.splits import evaluation_reader, layout_warning, open_passes, optional_reader, with_draws
+from rechub_dist.splits import evaluation_reader, open_passes, optional_reader, warning_of, with_draws
 
 
 @dataclass(frozen=True)
@@ -350,7 +350,7 @@ class Trainer:
     def _warn(self) -> None:
         """Say what is bad about how the data lies, once."""
         if self.rt.is_main and self.passes.steps:
-            warning = layout_warning(self.config, self.passes.at(self.position.step).reader)
+            warning = warning_of(self.config, self.passes.at(self.position.step).reader)
             if warning is not None:
                 self.report.say(f"warning: {warning}")
 

@@ -112,7 +112,7 @@ def inspect(
     ranks: Annotated[int, typer.Option(min=1, help="Ranks of the run to come.")] = 1,
 ) -> None:
     """Show schema, rows, row groups and null counts, and how well the rows would be mixed in training."""
-    from rechub_dist.data.layout_quality import layout_quality  # noqa: PLC0415
+    from rechub_dist.data.layout_quality import layout_quality, layout_warning  # noqa: PLC0415
     from rechub_dist.data.manifest import Manifest, describe  # noqa: PLC0415
 
     found = describe(str(path))
@@ -127,16 +127,18 @@ def inspect(
         f"{found['files']:,} file(s), {found['bytes']:,} bytes",
         highlight=False,
     )
-    quality = layout_quality(Manifest.read(str(path)).counts, batch_size, ranks)
+    counts = Manifest.read(str(path)).counts
+    quality = layout_quality(counts, batch_size, ranks)
     console.print(
         f"shuffled in batches of {batch_size:,} on {ranks:,} rank(s): a batch has rows of "
         f"{quality.groups_per_batch:.0f} row groups, rank correlation of stored and read order "
         f"{quality.rank_correlation:+.3f}, {quality.amplification:.2f} rows decoded for each row read, at most "
         f"{quality.peak_rows:,} rows open on a rank",
         highlight=False,
+        soft_wrap=True,
     )
-    if (warning := quality.warning(str(path), ranks)) is not None:
-        console.print(f"warning: {warning}", highlight=False, markup=False)
+    if (warning := layout_warning(str(path), counts, batch_size, ranks)) is not None:
+        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
 
 @data_app.command()

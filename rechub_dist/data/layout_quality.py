@@ -13,6 +13,7 @@ from rechub_dist.data.order import MAX_LANES, SHUFFLE_ROWS, EpochOrder, IntArray
 GOOD_LANES = 32  # with fewer, the mean of a batch of sorted data strays well beyond that of a true shuffle
 _LITTLE = 1_000_000  # rows that are read soon enough however they lie
 _DECODED_OFTEN = 1.4
+_MUCH_BETTER = 1.25
 _SAMPLED_ROWS = 500_000
 _SAMPLED_RANKS = 8
 
@@ -41,23 +42,6 @@ class LayoutQuality:
     rank_correlation: float
     amplification: float
     peak_rows: int
-
-    def warning(self, path: str, world_size: int) -> str | None:
-        """What is bad enough to be told, as one line with its mend; None where nothing is."""
-        if self.rows < _LITTLE:
-            return None
-        faults = []
-        if self.lanes < GOOD_LANES and self.open_share < 0.5:
-            faults.append(f"a batch mixes rows of {self.groups_per_batch:.0f} places only")
-        # more ranks than there can be lanes share row groups however small these are
-        if self.amplification / max(1, world_size / MAX_LANES) >= _DECODED_OFTEN:
-            faults.append(f"{world_size} rank(s) decode each row {self.amplification:.1f} times")
-        if not faults:
-            return None
-        return (
-            f"{path}: {' and '.join(faults)}, as it has {self.row_groups:,} row groups of up to {self.largest:,} rows; "
-            f"write it with smaller ones: rechub-dist data rechunk {path} --out FOLDER"
-        )
 
 
 def layout_quality(
@@ -94,6 +78,42 @@ def layout_quality(
         amplification=float(sum(decoded[own].sum() for own in lanes)) / order.total,
         peak_rows=max(_peak(epoch, sizes, lanes[rank]) for rank in sampled),
     )
+
+
+def layout_warning(
+    path: str, counts: Sequence[int], batch_size: int, world_size: int, *, shuffle_rows: int = SHUFFLE_ROWS
+) -> str | None:
+    """What is bad about a layout and would be much better with other row groups, as one line; None where nothing is.
+
+    Args:
+        path: where the data is, for the line.
+        counts, batch_size, world_size, shuffle_rows: as of `layout_quality`.
+    """
+    found = layout_quality(counts, batch_size, world_size, shuffle_rows=shuffle_rows)
+    if found.rows < _LITTLE:
+        return None
+    size = _suggested(found.rows)
+    mended = [size] * (found.rows // size) + [found.rows % size]
+    better = layout_quality(mended, batch_size, world_size, shuffle_rows=shuffle_rows)
+    faults = []
+    if found.lanes < min(GOOD_LANES, better.lanes) and found.open_share < 0.5:
+        faults.append(f"a batch mixes rows of {found.groups_per_batch:.0f} places only")
+    if found.amplification >= max(_DECODED_OFTEN, _MUCH_BETTER * better.amplification):
+        faults.append(f"{world_size} rank(s) decode each row {found.amplification:.1f} times")
+    if not faults:
+        return None
+    return (
+        f"{path}: {' and '.join(faults)}, as it has {found.row_groups:,} row groups of up to {found.largest:,} rows; "
+        f"write it with smaller ones: rechub-dist data rechunk {path} --out FOLDER --row-group-rows {size}"
+    )
+
+
+def _suggested(rows: int) -> int:
+    """Rows of a row group that are a power of two: small enough to have 8 for each of the lanes, or as small as pays.
+
+    Smaller ones are read more slowly, column by column.
+    """
+    return min(65_536, max(16_384, 1 << (rows // (8 * MAX_LANES)).bit_length() - 1))
 
 
 def _lanes(epoch: EpochOrder, rank: int, world_size: int) -> IntArray:

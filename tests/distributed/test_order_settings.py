@@ -93,7 +93,7 @@ def told(path: Path, overrides: list[str]) -> str:
 
 def test_a_poor_layout_is_told_once_by_the_main_rank(pool: RankPool, tmp_path: Path) -> None:
     write_data(tmp_path / "data")
-    rows, folder = 1_100_000, tmp_path / "data" / "one"
+    rows, folder = 2_200_000, tmp_path / "data" / "one"
     folder.mkdir()
     table = pa.table({"user": np.arange(rows) % 101, "click": (np.arange(rows) % 2).astype(np.int8)})
     pq.write_table(table, folder / "part.parquet", row_group_size=rows)
@@ -104,6 +104,6 @@ def test_a_poor_layout_is_told_once_by_the_main_rank(pool: RankPool, tmp_path: P
     first, second = pool.run(2, told, path, ["train.max_steps=2"])
     assert second == ""
     assert first.count("warning") == 1
-    assert "2 rank(s) decode each row 2.0 times, as it has 1 row groups of up to 1,100,000 rows" in first
-    assert f"rechub-dist data rechunk {folder} --out" in first
+    assert "2 rank(s) decode each row 2.0 times, as it has 1 row groups of up to 2,200,000 rows" in first
+    assert f"rechub-dist data rechunk {folder} --out FOLDER --row-group-rows 16384" in first
     assert "warning" not in pool.run(1, told, path, ["train.max_steps=3"])[0]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rechub_dist.data.layout_quality import layout_quality
+from rechub_dist.data.layout_quality import layout_quality, layout_warning
 from rechub_dist.data.order import RowOrder
 
 
@@ -71,11 +71,17 @@ def test_a_true_shuffle_is_told_from_a_poor_one_by_the_mean_of_a_batch() -> None
         ([1_000_000] * 64, 16, ("8 places only", "16 rank(s) decode each row 2.2 times")),
         ([1_000_000] * 10, 2, ("2 rank(s) decode each row 1.6 times",)),
         ([20_000] * 4, 64, ()),  # so little that it is of no matter
+        (
+            [65_536] * 15 + [16_960] + [65_536] * 46,
+            2,
+            ("2 rank(s) decode each row 2.0 times", "--row-group-rows 16384"),
+        ),
+        ([16_384] * 244 + [100], 2, ()),  # what was advised
         ([2_000_000], 4, ("4 rank(s) decode each row 4.0 times",)),
     ],
 )
 def test_warnings(counts: list[int], world: int, faults: tuple[str, ...]) -> None:
-    told = layout_quality(counts, 8192, world).warning("data/train", world)
+    told = layout_warning("data/train", counts, 8192, world)
     assert (told is None) == (not faults)
     for fault in (*faults, *(["rechub-dist data rechunk data/train --out"] if faults else [])):
         assert fault in str(told)
