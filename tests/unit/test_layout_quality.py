@@ -72,7 +72,7 @@ def test_a_true_shuffle_is_told_from_a_poor_one_by_the_mean_of_a_batch() -> None
         ([1_000_000] * 10, 2, ("2 rank(s) decode each row 1.6 times",)),
         ([20_000] * 4, 64, ()),  # so little that it is of no matter
         (
-            [65_536] * 15 + [16_960] + [65_536] * 46,
+            [65_536] * 15 + [16_960] + [65_536] * 48,
             2,
             ("2 rank(s) decode each row 2.0 times", "--row-group-rows 16384"),
         ),
