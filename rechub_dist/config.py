@@ -20,6 +20,17 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
+class MixSource(Section):
+    """One of the sources that training batches are mixed of."""
+
+    path: str = Field(description="folder, file or glob below root")
+    weight: float = Field(1.0, gt=0, description="its rows in a batch are in proportion to it")
+    repeat: bool = Field(
+        False,
+        description="begin anew as often as needed; an epoch ends with the first of the sources that do not repeat",
+    )
+
+
 class DataConfig(Section):
     """Where the rows come from and how they are dealt into batches."""
 
@@ -37,9 +48,40 @@ class DataConfig(Section):
     labels: tuple[str, ...] | None = Field(None, description="labels to train on, in order; default all of the schema")
     batch_size: int = Field(4096, gt=0, description="rows of a global batch, over all ranks")
     eval_batch_size: int | None = Field(None, gt=0, description="global batch in evaluation; default batch_size")
-    shuffle: bool = Field(True, description="shuffle rows anew each epoch")
+    mix: tuple[MixSource, ...] | None = Field(
+        None,
+        min_length=1,
+        description="in place of train: sources of which each batch has a fixed number of rows; those that are longer "
+        "than an epoch go on in the next one where they are",
+    )
+    order: Literal["epochs", "sequential-partitions"] = Field(
+        "epochs",
+        description="epochs: each is a pass over all rows of train; sequential-partitions: one pass over each of its "
+        "sub-folders (date=2022-04-25, for one) in the order of their names; a batch has rows of one of them",
+    )
+    follow: bool = Field(
+        False,
+        description="sequential-partitions: go on with new sub-folders as soon as each holds a file _SUCCESS",
+    )
+    follow_timeout_seconds: float | None = Field(
+        None, gt=0, description="follow: end after so long without a new sub-folder; null: wait for ever"
+    )
+    drop_last: bool = Field(False, description="leave the last batch of each pass over train out where it is short")
+    shuffle: bool = Field(True, description="shuffle rows anew each epoch, or within each partition")
     shuffle_rows: int = Field(8_000_000, gt=0, description="rows in the shuffle's windows over all ranks")
     prefetch: int = Field(4, gt=0, description="batches a rank prepares ahead")
+
+    @model_validator(mode="after")
+    def _follows_partitions(self) -> Self:
+        if self.follow and self.order != "sequential-partitions":
+            raise ValueError("follow: true goes with order: sequential-partitions")
+        if self.mix is not None and self.order != "epochs":
+            raise ValueError("mix goes with order: epochs")
+        if self.mix is not None and all(source.repeat for source in self.mix):
+            raise ValueError("mix: one source at least must not repeat, so that an epoch has an end")
+        if self.follow_timeout_seconds is not None and not self.follow:
+            raise ValueError("follow_timeout_seconds goes with follow: true")
+        return self
 
 
 class ScheduleConfig(Section):
@@ -237,6 +279,12 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     distributed: DistributedConfig = DistributedConfig()
 
+    @model_validator(mode="after")
+    def _one_pass_over_partitions(self) -> Self:
+        if self.data.order == "sequential-partitions" and self.train.epochs != 1:
+            raise ValueError("data.order: sequential-partitions is one pass; leave train.epochs at 1")
+        return self
+
     def dump(self) -> str:
         """The configuration as YAML that can be launched again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
@@ -307,6 +355,8 @@ def _explain(error: Any) -> str:
         return f"unknown key {'.'.join(loc)!r}: {nearest(loc[-1], _fields(loc[:-1]))}"
     if error["type"] == "missing":
         return f"missing key {'.'.join(loc)!r}"
+    if error["type"] == "value_error" and isinstance(error["input"], dict):  # of a section: it says what is wrong
+        return ": ".join([part for part in (".".join(loc),) if part] + [str(error["ctx"]["error"])])
     return f"{'.'.join(loc)}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 

@@ -13,6 +13,7 @@ from rechub_dist.data.collate import Window, assemble, open_window
 from rechub_dist.data.columns import check_schema, column_names
 from rechub_dist.data.files import OpenFiles
 from rechub_dist.data.manifest import DataFile, Manifest
+from rechub_dist.data.mix import Mix, MixEpoch, MixOrder
 from rechub_dist.data.negatives import Draw
 from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
 from rechub_dist.data.order import Window as Place
@@ -35,6 +36,9 @@ class ParquetReader:
         shuffle_rows: bound on the rows in open windows over all ranks (a quarter more are opened ahead).
         prefetch: batches that wait in the queue; 0 reads in the caller's thread.
         lanes: overrides the number of lanes; a multiple of the world size suits an unshuffled pass on several ranks.
+        drop_last: leave out the last batch of an epoch where it is short.
+        mix: the manifest's row groups are those of several sources, of which each batch has a fixed share. Not with
+            `lanes`.
 
     Raises:
         UserError: where a column of `spec` is missing or of a wrong type.
@@ -54,6 +58,8 @@ class ParquetReader:
         shuffle_rows: int = SHUFFLE_ROWS,
         prefetch: int = 4,
         lanes: int | None = None,
+        drop_last: bool = False,
+        mix: Mix | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside a world of {world_size}")
@@ -65,9 +71,27 @@ class ParquetReader:
         self.rank = rank
         self.world_size = world_size
         self.prefetch = prefetch
-        self.order = RowOrder(
-            manifest.counts, batch_size, shuffle=shuffle, seed=seed, shuffle_rows=shuffle_rows, lanes=lanes
-        )
+        self.order: RowOrder | MixOrder
+        if mix is None:
+            self.order = RowOrder(
+                manifest.counts,
+                batch_size,
+                shuffle=shuffle,
+                seed=seed,
+                shuffle_rows=shuffle_rows,
+                lanes=lanes,
+                drop_last=drop_last,
+            )
+        else:
+            self.order = MixOrder(
+                manifest.counts,
+                batch_size,
+                mix,
+                shuffle=shuffle,
+                seed=seed,
+                shuffle_rows=shuffle_rows,
+                drop_last=drop_last,
+            )
 
     @property
     def rows(self) -> int:
@@ -78,6 +102,10 @@ class ParquetReader:
     def steps(self) -> int:
         """Steps of an epoch, the same on all ranks."""
         return self.order.steps
+
+    def rows_before(self, epoch: int, step: int) -> int:
+        """Rows of all global batches before `step` of `epoch`."""
+        return self.order.rows_before(epoch, step)
 
     def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """This rank's batches of `epoch` from `start_step` on, one a step; `start_step == steps` gives none.
@@ -142,7 +170,7 @@ class _Opened(NamedTuple):
 class _Source:
     """The open windows and files of one pass over an epoch; used by one thread."""
 
-    def __init__(self, reader: ParquetReader, order: EpochOrder) -> None:
+    def __init__(self, reader: ParquetReader, order: EpochOrder | MixEpoch) -> None:
         self._reader = reader
         self._order = order
         self._columns = column_names(reader.spec)
@@ -161,9 +189,7 @@ class _Source:
                 share = order.share(step, reader.rank, reader.world_size)
                 self._step, self._slices = step, share.slices
                 parts = [(self._window(piece.window), piece.start, piece.stop) for piece in share.slices]
-                begin = step * reader.order.batch_size
-                total = min(reader.order.batch_size, reader.rows - begin)
-                draw = Draw(reader.order.seed, order.epoch, share.position, share.position - begin, total)
+                draw = Draw(reader.order.seed, order.epoch, share.position, share.first, share.total)
                 batch = assemble(reader.spec, parts, share.stride, draw)
                 del parts  # it holds windows that are finished
                 for index in [i for i, opened in self._windows.items() if opened.last_step <= step]:
@@ -185,10 +211,10 @@ class _Source:
             return False
         due: list[tuple[int, int]] = []
         for piece in self._slices:
-            lane, index = order.window(piece.window).lane, piece.window + 1
-            while index in self._windows:
-                index += 1
-            if index < order.windows and order.window(index).lane == lane:
+            index = order.following(piece.window)
+            while index is not None and index in self._windows:
+                index = order.following(index)
+            if index is not None:
                 due.append((order.window(index).first_step, index))
         for step, index in sorted(due):
             if any(piece.window == index for piece in order.share(step, reader.rank, reader.world_size).slices):

@@ -48,6 +48,18 @@ class Runtime:
         self.raise_together(message)
         return result  # type: ignore[return-value]
 
+    def from_main(self, work: Callable[[], T]) -> T:
+        """Do work on the main rank alone, and give its result, or its UserError, to all. Collective."""
+        box: list[T | None] = [None]
+
+        def guarded() -> None:
+            if self.is_main:
+                box[0] = work()
+
+        self.together(guarded)
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]  # type: ignore[return-value]
+
     def add_up(self, part: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over ranks. Collective."""
         total = part.clone()

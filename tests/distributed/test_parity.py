@@ -229,7 +229,7 @@ def pipelined_modules(path: Path) -> tuple[int, int]:
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)
         pipeline = make_pipeline("sparse_dist", trainer.module, trainer.optimizers, rt.device)
-        feed = Feed(iter(trainer.train_reader.batches(0)), trainer.parts.step.objective, rt, lambda: False)
+        feed = Feed(iter(trainer.passes.at(0).reader.batches(0)), trainer.parts.step.objective, rt, lambda: False)
         pipeline.progress(feed)
         stage = trainer.parts.step.stage
         trainer.report.close()
