@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from rechub_dist.build import Parts
-from rechub_dist.config import RunConfig
+from rechub_dist.config import RunConfig, Selection, Source
 from rechub_dist.data.counts import count_positives
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.storage import exists, join
 from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.errors import UserError
 from rechub_dist.features import SequenceFeature, SparseFeature
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.objectives.retrieval import NEGATIVES
@@ -28,7 +30,7 @@ def with_draws(parts: Parts, rt: Runtime) -> Parts:
     if not isinstance(objective, RetrievalObjective):
         return parts
     if objective.needs_counts:
-        manifest = rt.together(lambda: Manifest.read(str(config.data.root / config.data.train)))
+        manifest = read_manifest(config, rt, config.data.train)
         item, history = objective.item.feature, objective.learned_history
         assert isinstance(item, SparseFeature) and isinstance(history, SequenceFeature | None)  # noqa: PT018
         counts = rt.together(lambda: count_positives(manifest, item, history, rt.rank, rt.world_size))
@@ -39,20 +41,48 @@ def with_draws(parts: Parts, rt: Runtime) -> Parts:
     return replace(parts, spec=replace(parts.spec, cumulative={NEGATIVES: np.cumsum(weights)}))
 
 
+def read_manifest(config: RunConfig, rt: Runtime, source: Source, *, may_skip: bool = True) -> Manifest:
+    """The manifest of files below the data's root, the same on every rank; called on every rank.
+
+    Each rank lists and reads for itself (hosts may have copies of their own), then all compare.
+
+    Raises:
+        UserError: no such data, bad files (which are left out if the configuration and `may_skip` say so), or ranks
+            that see different files.
+    """
+
+    def below(item: str | Selection) -> str | Selection:
+        if isinstance(item, Selection):
+            return item.model_copy(update={"path": join(config.data.root, item.path)})
+        return join(config.data.root, item)
+
+    sources = [below(item) for item in (source if isinstance(source, tuple) else (source,))]
+    skip = may_skip and config.data.on_bad_file == "skip"
+    manifest = rt.together(lambda: Manifest.read(sources, config.storage, skip_bad=skip))
+    seen = rt.gather_list([(manifest.fingerprint(), str(manifest.schema), len(manifest.files), manifest.rows)])
+    for rank, other in enumerate(seen):
+        if other[:2] != seen[0][:2]:
+            raise UserError(
+                f"{manifest.path}: rank 0 sees {seen[0][2]} file(s) of {seen[0][3]:,} rows, rank {rank} {other[2]} of "
+                f"{other[3]:,}, with other names, row groups or columns; give all hosts the same data"
+            )
+    return manifest
+
+
 def open_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) -> ParquetReader:
-    """This rank's reader of a split, `train` shuffled as configured, any other for evaluation.
+    """This rank's reader of a split, `train` shuffled as configured, any other for evaluation; called on every rank.
 
     Raises:
         UserError: no such data, or data that does not fit the schema.
     """
-    data = config.data
-    path = data.root / str(getattr(data, split))
-    return _reader(config, parts, rt, Manifest.read(str(path)), training=split == "train")
+    manifest = read_manifest(config, rt, getattr(config.data, split))
+    return rt.together(lambda: _reader(config, parts, rt, manifest, training=split == "train"))
 
 
-def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: Path) -> ParquetReader:
-    """This rank's reader of any data, unshuffled."""
-    return _reader(config, parts, rt, Manifest.read(str(path)), training=False)
+def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -> ParquetReader:
+    """This rank's reader of any data (not below the root), unshuffled; called on every rank."""
+    manifest = read_manifest(config, rt, path if "://" in path else str(Path(path).absolute()))
+    return rt.together(lambda: _reader(config, parts, rt, manifest, training=False))
 
 
 def _reader(config: RunConfig, parts: Parts, rt: Runtime, manifest: Manifest, *, training: bool) -> ParquetReader:
@@ -77,8 +107,12 @@ def _reader(config: RunConfig, parts: Parts, rt: Runtime, manifest: Manifest, *,
 
 
 def optional_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) -> ParquetReader | None:
-    """The split's reader, unless the configuration leaves it out, or it is the default and not there."""
+    """The split's reader, unless the configuration leaves it out, or it is the default and not there.
+
+    Called on every rank.
+    """
     name = getattr(config.data, split)
-    if name is None or (name == split and not (config.data.root / name).exists()):
+    path = join(config.data.root, split)
+    if name is None or (name == split and not rt.together(lambda: exists(path, config.storage))):
         return None
     return open_reader(config, parts, rt, split)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -69,7 +68,7 @@ def run(config: RunConfig) -> Summary:
             trainer.report.close()
 
 
-def evaluate_run(config: RunConfig, data: Path) -> tuple[int, Evaluation]:
+def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
     """The step and metrics of a run's best checkpoint (else its newest) on `data`; called on every rank.
 
     Raises:
@@ -78,13 +77,14 @@ def evaluate_run(config: RunConfig, data: Path) -> tuple[int, Evaluation]:
     device = device_type(config.device)
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
-        reader = rt.together(lambda: evaluation_reader(config, parts, rt, data))
+        reader = evaluation_reader(config, parts, rt, data)
         checkpoints = Checkpoints(config.output_dir / "checkpoints", rt, config.checkpoint.keep_last)
         module = shard_step(config, parts, rt)
         step = checkpoints.load_best(weights_state(module, parts.layout, rt.group))
         report = Reporter(None, quiet=not rt.is_main)
         report.start(f"evaluating {data}", reader.steps)
         found = evaluate(parts.step, parts, reader, rt, report.advance)
+        report.skipped(data, step, (*reader.manifest.left_out, *found.skips))
         report.close()
         return step, found
 
@@ -106,9 +106,9 @@ class Trainer:
         self.rt = rt
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         self.parts: Parts = with_draws(parts, rt)
-        self.train_reader: ParquetReader = rt.together(lambda: open_reader(config, self.parts, rt, "train"))
-        self.valid_reader = rt.together(lambda: optional_reader(config, self.parts, rt, "valid"))
-        self.test_reader = rt.together(lambda: optional_reader(config, self.parts, rt, "test"))
+        self.train_reader: ParquetReader = open_reader(config, self.parts, rt, "train")
+        self.valid_reader = optional_reader(config, self.parts, rt, "valid")
+        self.test_reader = optional_reader(config, self.parts, rt, "test")
         rt.together(lambda: _make_output(config, rt))
         self.module = shard_step(config, self.parts, rt)
         self.optimizers = rt.together(
@@ -129,6 +129,9 @@ class Trainer:
         """Train to the end, or to a signal; evaluate; keep checkpoints."""
         start, began = self.position, time.monotonic()
         self.report.say(self._headline())
+        for split, reader in (("train", self.train_reader), ("valid", self.valid_reader), ("test", self.test_reader)):
+            if reader is not None:
+                self.report.skipped(split, start.step, reader.manifest.left_out)
         preempted = False
         if not start.stopped_early and start.step < self.total_steps:
             with self._signals():
@@ -164,9 +167,21 @@ class Trainer:
                     if feed.stopped:
                         self._save()
                         return True
+                    if end in ((epoch + 1) * per_epoch, self.total_steps):
+                        self._account(feed, epoch, epoch * per_epoch + offset)
                     if self._after(end):
                         return False
         return False
+
+    def _account(self, feed: Feed, epoch: int, first: int) -> None:
+        """Make sure that the rows of the epoch's steps from `first` on are all accounted for, and say so."""
+        step, planned = self.position.step, self._rows_between(first, self.position.step)
+        whole = step - first == self.train_reader.steps
+        feed.tally.check(planned, whole=whole, what=f"epoch {epoch}, steps {first + 1} to {step}")
+        left_out = len(self.train_reader.manifest.left_out)
+        self.report.record("rows", step, epoch, {**feed.tally.values(), "files_left_out": left_out})
+        more = f", {left_out} file(s) left out" if left_out else ""
+        self.report.say(f"epoch {epoch}: {feed.tally}{more}{'' if whole else f', in steps {first + 1} to {step}'}")
 
     def _boundaries(self, epoch: int) -> Iterator[int]:
         """The steps of this epoch at which something happens besides training, its end included."""
@@ -210,6 +225,9 @@ class Trainer:
                 self._note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
                 if padded is not None:
                     self._note += f", {padded:.0%} padding"
+            if feed.new_skips:
+                self.report.skipped("train", step, feed.new_skips)
+                feed.new_skips = []
             self.report.advance(step, self._note)
         pipeline.release()
         self._busy += time.monotonic() - began
@@ -256,6 +274,9 @@ class Trainer:
         found = evaluate(self.parts.step, self.parts, reader, self.rt, self.report.advance)
         seconds = max(1e-9, time.monotonic() - began)
         values = {**found.metrics, "samples_per_second": found.rows / seconds}
+        if found.skipped:
+            values["rows_skipped"] = found.skipped
+            self.report.skipped(split, step, found.skips)
         epoch = max(0, step - 1) // self.train_reader.steps
         self.report.record(split, step, epoch, values)
         if self.config.train.histograms:
