@@ -89,7 +89,7 @@ def read_exactly(source: Any, offset: int, size: int) -> bytes:
 def etag(source: Any) -> str | None:
     """The version of an open object, where its store tells it."""
     try:
-        value = (source.metadata() or {}).get(b"ETag")
+        value = (source.metadata() or {}).get("ETag")
     except (AttributeError, NotImplementedError, pa.ArrowException):
         return None
     return None if value is None else value.decode()

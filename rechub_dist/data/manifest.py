@@ -199,7 +199,7 @@ def _shared_schema(
     schemas = [
         (item.path, footer.schema)
         for item, footer in zip(found, footers, strict=True)
-        if isinstance(footer, Footer) and sum(footer.counts)  # writers give the columns of an empty file any type
+        if isinstance(footer, Footer) and any(footer.counts)  # writers give the columns of an empty file any type
     ]
     if not schemas:
         bad = [footer for footer in footers if isinstance(footer, BadFileError)]

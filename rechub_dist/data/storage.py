@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 _BY_ARROW = ("hdfs", "viewfs", "abfs", "abfss", "gcs", "file")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between attempts
-# A client's error that no repetition mends: 403, for one, but neither 408 (time-out) nor 429 (too many requests).
-_REFUSED = re.compile(r"HTTP status (?!408|429)4\d\d")
+# What no repetition mends, in the words of Arrow's S3 client; 408 (time-out) and 429 (too many requests) are not meant.
+_REFUSED = re.compile(r"HTTP status (?!408|429)4\d\d|ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH")
 
 
 @dataclass(frozen=True)

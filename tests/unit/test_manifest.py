@@ -108,7 +108,7 @@ def test_truncated_file_is_named(folder: Path, size: int) -> None:
 
 
 def test_unreadable_address(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nosuchscheme:// cannot be reached .*check the address"):
+    with pytest.raises(UserError, match=r"nosuchscheme:// cannot be reached .*check the address"):
         Manifest.read(f"nosuchscheme://{tmp_path}")
 
 
