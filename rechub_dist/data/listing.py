@@ -19,6 +19,7 @@ from rechub_dist.errors import UserError, nearest
 
 _GLOB = re.compile(r"[*?\[]")
 _URI_GLOB = re.compile(r"[*\[]")  # in an address, `?` begins the options
+_BELOW = r"(?:[^._/][^/]*/)*[^._/][^/]*\.parquet"  # what counts below a folder
 
 
 class Found(NamedTuple):
@@ -52,14 +53,15 @@ def _find(path: str, settings: StorageConfig) -> list[Found]:
     parts = base.split("/")
     fixed = next((i for i, part in enumerate(parts) if glob.search(part)), len(parts))
     root = "/".join(parts[:fixed]) or ("/" if base.startswith("/") else ".")
-    pattern = "/".join(parts[fixed:])
+    pattern = "/".join(parts[fixed:]).rstrip("/")
     store, inside = locate(root + mark + options, settings)
     files = store.patiently(lambda _: _listing(store.filesystem, inside, alone=not pattern), f"{path}: it")
     if files is None:
         raise UserError(f"{path}: there is no such file or folder; check the path of the data")
     if not pattern and len(files) == 1 and files[0].path == inside:
         return [_found(store, files[0], PurePosixPath(inside).name)]
-    wanted = _translate(pattern) if pattern else re.compile(r"(?:[^._/][^/]*/)*[^._/][^/]*\.parquet")
+    # a pattern may match files, or folders
+    wanted = re.compile(f"{_translate(pattern)}(?:/{_BELOW})?" if pattern else _BELOW)
     named = sorted(((info, _below(info.path, inside)) for info in files), key=lambda item: item[1])
     found = [_found(store, info, name) for info, name in named if wanted.fullmatch(name)]
     if not found and pattern:
@@ -144,7 +146,7 @@ def _below(path: str, root: str) -> str:
     return path[len(root) + 1 :] if path.startswith(root + "/") else path.removeprefix("/")
 
 
-def _translate(pattern: str) -> re.Pattern[str]:
+def _translate(pattern: str) -> str:
     """A glob as a regular expression: `**` stands for any folders, the other signs for parts of one name.
 
     As in a shell, a name that begins with a dot is matched only where the pattern says the dot.
@@ -168,4 +170,4 @@ def _translate(pattern: str) -> re.Pattern[str]:
             )
         else:
             text += re.escape(token)
-    return re.compile(text)
+    return text

@@ -78,8 +78,8 @@ class Manifest:
 
         Args:
             source: a file; a folder, of which all `*.parquet` files below it count but those with a name (or a folder)
-                that begins with `.` or `_`; or a pattern with `*`, `?`, `[...]` within a name and `**` over folders.
-                An address such as `s3://bucket/folder` works as well, so does a selection of hive partitions, and a
+                that begins with `.` or `_`; or a pattern of either with `*`, `?`, `[...]` within a name and `**` over
+                folders. An address such as `s3://bucket/folder` works as well, so does a selection of hive partitions, and a
                 list of all these.
             settings: of the stores.
             skip_bad: leave files without a readable footer out, and those whose columns differ from most files'.

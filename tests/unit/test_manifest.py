@@ -56,6 +56,8 @@ def test_a_folder_is_its_parquet_files_in_the_order_of_names(folder: Path) -> No
         ("part-[1-3].*", ["part-1.parquet"]),
         ("**/part-0.parquet", ["day=2/part-0.parquet", "part-0.parquet"]),
         ("day=*/*.parquet", ["day=2/part-0.parquet"]),
+        ("day=?", ["day=2/part-0.parquet"]),
+        ("d*/", ["day=2/part-0.parquet"]),
     ],
 )
 def test_patterns(folder: Path, pattern: str, names: list[str]) -> None:

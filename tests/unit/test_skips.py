@@ -132,14 +132,14 @@ def test_a_file_that_is_bad_from_the_beginning(
 def test_nothing_but_bad_files_is_an_error(folder: Path) -> None:
     for part in range(FILES):
         spoil_footer(folder / f"part-{part}.parquet")
-    with pytest.raises(UserError, match=r"no rows in its 3 Parquet file\(s\) that can be read; .*part-0\.parquet: it is tr"):
+    with pytest.raises(UserError, match=r"no rows in its 3 Parquet file\(s\) that can be read; .*part-0\.parquet"):
         Manifest.read(str(folder), skip_bad=True)
 
 
 def test_bad_values_are_no_bad_files(folder: Path) -> None:
     spec = BatchSpec(features=(SparseFeature("row", Table("row", 7)),), collections={"all": ("row",)})
     reader = ParquetReader(Manifest.read(str(folder), skip_bad=True), spec, batch_size=10)
-    with pytest.raises(UserError, match="column 'row': id .* is outside"):
+    with pytest.raises(UserError, match=r"column 'row': id .* is outside"):
         list(reader.batches(0))
 
 
