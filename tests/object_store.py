@@ -68,12 +68,12 @@ def _await(port: int, process: subprocess.Popen[bytes]) -> None:
 class FaultyProxy:
     """Passes requests on to a server; those that GET a part of an object may meet a fault.
 
-    `plan` has the faults of the next such requests, used up one by one; `always` is that of all further ones. `match`
-    limits both to objects whose path holds it. `met` lists the faults that happened.
+    `plan` has the faults (None: none) of the next such requests, used up one by one; `always` is that of all further
+    ones. `match` limits both to objects whose path holds it. `met` lists the faults that happened.
     """
 
     def __init__(self, upstream: int) -> None:
-        self.plan: list[Fault] = []
+        self.plan: list[Fault | None] = []
         self.always: Fault | None = None
         self.match = ""
         self.met: list[Fault] = []

@@ -14,6 +14,7 @@ from rechub_dist.data.manifest import DataFile
 from rechub_dist.data.skips import BadFileError
 
 _OPEN_FILES = 64
+_PIECE, _GAP = 8 << 20, 64 << 10  # bytes fetched at once after a failure; bytes between two columns fetched with them
 
 
 class OpenFiles:
@@ -25,9 +26,9 @@ class OpenFiles:
     def read(self, file: DataFile, group: int, columns: list[str]) -> pa.Table:
         """The columns of one row group.
 
-        A first attempt reads as Arrow does best. Where it fails, the next ones fetch the bytes before they decode them:
-        bytes that are all there and make no sense are a corrupt file; anything else is the store's failure, and is
-        tried again until the deadline.
+        A first attempt reads as Arrow does best. Where it fails, the next ones fetch the bytes piece by piece, of which
+        each has to succeed but once, before they decode them: bytes that are all there and make no sense are a corrupt
+        file; anything else is the store's failure, and is tried again until the deadline.
 
         Raises:
             BadFileError: where the file is missing, corrupt or not what it was when the run began.
@@ -35,13 +36,15 @@ class OpenFiles:
         """
         # An attempt that hangs keeps its file: it is taken out of here, and comes back only with its rows.
         opened = self._files.pop(file.path, None)
+        pieces: dict[int, bytes] = {}
 
         def work(attempt: int) -> tuple[pq.ParquetFile, pa.Table]:
             if attempt == 0:
                 parquet = opened or open_file(file)
                 return parquet, parquet.read_row_group(group, columns=columns, use_threads=False)
             parquet = open_file(file)
-            return parquet, _fetch_and_decode(parquet, file, group, columns)
+            _fetch(parquet, file, group, columns, pieces)
+            return parquet, _decode(parquet, file, group, columns, pieces)
 
         parquet, table = file.store.patiently(work, f"{file.path}: row group {group}")
         self._files[file.path] = parquet
@@ -79,17 +82,25 @@ def open_file(file: DataFile) -> pq.ParquetFile:
     return pq.ParquetFile(source, metadata=metadata, pre_buffer=file.store.remote)
 
 
-def _fetch_and_decode(parquet: pq.ParquetFile, file: DataFile, group: int, columns: list[str]) -> pa.Table:
-    """A row group by way of its bytes: BadFileError is the file's fault, any other error the store's."""
-    places = _places(parquet.metadata, group, set(columns))
+def _fetch(parquet: pq.ParquetFile, file: DataFile, group: int, columns: list[str], pieces: dict[int, bytes]) -> None:
+    """Add to `pieces`, by offset, the bytes of a row group's columns that are not there yet."""
     source: Any = file.store.filesystem.open_input_file(file.store.inside(file.path))
     with source:
-        # the file with nothing but these columns in it; pages that are never touched take no memory
-        content = np.zeros(file.size, np.uint8)
-        for start, size in places:
-            if start < 0 or size < 0 or start + size > file.size:
+        for start, stop in _spans(parquet.metadata, group, set(columns)):
+            if not 0 <= start <= stop <= file.size:
                 raise corrupt(file.path, ValueError("its footer points beyond its end"), f"row group {group}")
-            content[start : start + size] = np.frombuffer(read_exactly(source, start, size), np.uint8)
+            for offset in range(start, stop, _PIECE):
+                if offset not in pieces:
+                    pieces[offset] = read_exactly(source, offset, min(_PIECE, stop - offset))
+
+
+def _decode(
+    parquet: pq.ParquetFile, file: DataFile, group: int, columns: list[str], pieces: dict[int, bytes]
+) -> pa.Table:
+    """A row group from the bytes of its columns. Raises BadFileError where they make no sense."""
+    content = np.zeros(file.size, np.uint8)  # as the file, but empty elsewhere: untouched pages take no memory
+    for offset, piece in pieces.items():
+        content[offset : offset + len(piece)] = np.frombuffer(piece, np.uint8)
     try:
         whole = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)), metadata=parquet.metadata)
         return whole.read_row_group(group, columns=columns, use_threads=False)
@@ -97,16 +108,23 @@ def _fetch_and_decode(parquet: pq.ParquetFile, file: DataFile, group: int, colum
         raise corrupt(file.path, error, f"row group {group}") from None
 
 
-def _places(metadata: pq.FileMetaData, group: int, columns: set[str]) -> list[tuple[int, int]]:
-    """Where the bytes of a row group's columns lie: (offset, size) of each."""
-    found = []
+def _spans(metadata: pq.FileMetaData, group: int, columns: set[str]) -> list[tuple[int, int]]:
+    """Where the bytes of a row group's columns lie: (start, stop), neighbours joined."""
+    places = []
     row_group = metadata.row_group(group)
     for index in range(row_group.num_columns):
         chunk = row_group.column(index)
         if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
             first = chunk.dictionary_page_offset
-            found.append((chunk.data_page_offset if first is None else first, chunk.total_compressed_size))
-    return found
+            start = chunk.data_page_offset if first is None else min(first, chunk.data_page_offset)
+            places.append((start, start + chunk.total_compressed_size))
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(places):
+        if joined and start - joined[-1][1] <= _GAP:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return joined
 
 
 def _changed(file: DataFile) -> BadFileError:

@@ -79,8 +79,8 @@ class Manifest:
         Args:
             source: a file; a folder, of which all `*.parquet` files below it count but those with a name (or a folder)
                 that begins with `.` or `_`; or a pattern of either with `*`, `?`, `[...]` within a name and `**` over
-                folders. An address such as `s3://bucket/folder` works as well, so does a selection of hive partitions, and a
-                list of all these.
+                folders. An address such as `s3://bucket/folder` works as well, so does a selection of hive
+                partitions, and a list of all these.
             settings: of the stores.
             skip_bad: leave files without a readable footer out, and those whose columns differ from most files'.
             threads: footers read at once.
@@ -95,10 +95,6 @@ class Manifest:
         if twice:
             raise UserError(f"{path}: {twice[0]} is named by two of the paths; name each file once")
         footers = _footers(path, found, threads, settings, skip_bad)
-        if not skip_bad:
-            for footer in footers:
-                if isinstance(footer, BadFileError):
-                    raise footer
         files, left_out = [], []
         shared = _shared_schema(found, footers, path, most=skip_bad)
         for item, footer in zip(found, footers, strict=True):
