@@ -106,13 +106,13 @@ def synthesize(
 
 
 @data_app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="Parquet file or folder.")]) -> None:
+def inspect(path: Annotated[str, typer.Argument(help="Parquet file, folder, glob or address.")]) -> None:
     """Show schema, rows, row groups and null counts."""
     from rechub_dist.data.manifest import describe  # noqa: PLC0415
 
-    found = describe(str(path))
+    found = describe(path)
     console = Console()
-    table = Table("column", "type", "nulls", title=str(path), title_justify="left")
+    table = Table("column", "type", "nulls", title=path, title_justify="left")
     for column in found["columns"]:
         table.add_row(column["name"], column["type"], f"{column['nulls']:,}")
     console.print(table)

@@ -23,6 +23,9 @@ from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 
 
+_FAREWELL = 5.0  # seconds for the thread to end; one that waits for a store ends by itself, at the deadline
+
+
 class ParquetReader:
     """One rank's batches of a data set.
 
@@ -117,7 +120,7 @@ class ParquetReader:
                 yield item
         finally:
             stop.set()
-            thread.join()
+            thread.join(_FAREWELL)
 
 
 def _fill(source: _Source, start_step: int, ready: queue.Queue[Any], stop: threading.Event) -> None:

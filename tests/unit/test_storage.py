@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,17 @@ def test_options_in_the_address(server: int, data: str) -> None:
     address = f"{data}?endpoint_override=127.0.0.1:{server}&scheme=http"
     assert Manifest.read(address, plain).rows == 2 * ROWS
     assert Manifest.read(join(address, "part-0.parquet"), plain).rows == ROWS
+
+
+def test_footers_from_the_cache_cost_no_request(proxy: FaultyProxy, data: str) -> None:
+    time.sleep(3.5)  # a fresh object may still change within the second that its time of modification tells
+    first = Manifest.read(data, settings(proxy.port))
+    assert sum("part-" in request for request in proxy.requests) >= 4
+    proxy.requests.clear()
+    assert Manifest.read(data, settings(proxy.port)).files == first.files
+    assert proxy.requests
+    assert not any("part-" in request for request in proxy.requests)
+    assert rows(first) == EXPECTED
 
 
 def test_small_files(server: int, data: str) -> None:
