@@ -22,7 +22,6 @@ from rechub_dist.data.skips import BadFileError, Skipped
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 
-
 _FAREWELL = 5.0  # seconds for the thread to end; one that waits for a store ends by itself, at the deadline
 
 
