@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.distributed as dist
 
+from rechub_dist.config import StorageConfig
 from rechub_dist.data.partitions import new_partitions
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.distributed.runtime import Runtime
@@ -103,6 +104,7 @@ class Partitions:
         path: the folder.
         open_reader: opens the reader of a partition, given its name; called on every rank.
         rt: the ranks.
+        storage: how the folder is reached.
         follow: take partitions only when they have a `_SUCCESS` file, and `wait` for new ones.
         timeout_seconds: how long to wait for a new one; None: for ever.
 
@@ -115,6 +117,7 @@ class Partitions:
         path: str,
         open_reader: Callable[[str], ParquetReader],
         rt: Runtime,
+        storage: StorageConfig,
         *,
         follow: bool,
         timeout_seconds: float | None,
@@ -122,6 +125,7 @@ class Partitions:
         self._path = path
         self._open_reader = open_reader
         self._rt = rt
+        self._storage = storage
         self._follow = follow
         self._timeout = timeout_seconds
         self._names: list[str] = []
@@ -185,9 +189,12 @@ class Partitions:
 
     def _look(self) -> None:
         """Take new partitions, the same on every rank."""
-        for name in self._rt.from_main(lambda: new_partitions(self._path, self._names, complete=self._follow)):
+        for name in self._rt.from_main(self._new):
             reader = self._open_reader(name)
             self._passes.append(Pass(len(self._passes), reader, self.steps))
             self._ends.append(self.steps + reader.steps)
             self._rows.append(self._rows[-1] + reader.rows)
             self._names.append(name)
+
+    def _new(self) -> list[str]:
+        return new_partitions(self._path, self._names, complete=self._follow, settings=self._storage)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,7 +71,7 @@ def run(config: RunConfig) -> Summary:
             trainer.report.close()
 
 
-def evaluate_run(config: RunConfig, data: Path) -> tuple[int, Evaluation]:
+def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
     """The step and metrics of a run's best checkpoint (else its newest) on `data`; called on every rank.
 
     Raises:
@@ -81,13 +80,14 @@ def evaluate_run(config: RunConfig, data: Path) -> tuple[int, Evaluation]:
     device = device_type(config.device)
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
-        reader = rt.together(lambda: evaluation_reader(config, parts, rt, data))
+        reader = evaluation_reader(config, parts, rt, data)
         checkpoints = Checkpoints(config.output_dir / "checkpoints", rt, config.checkpoint.keep_last)
         module = shard_step(config, parts, rt)
         step = checkpoints.load_best(weights_state(module, parts.layout, rt.group))
         report = Reporter(None, quiet=not rt.is_main)
         report.start(f"evaluating {data}", reader.steps)
         found = evaluate(parts.step, parts, reader, rt, report.advance)
+        report.skipped(data, step, (*reader.manifest.left_out, *found.skips))
         report.close()
         return step, found
 
@@ -110,8 +110,8 @@ class Trainer:
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         self.parts: Parts = with_draws(parts, rt)
         self.passes: Passes = open_passes(config, self.parts, rt)
-        self.valid_reader = rt.together(lambda: optional_reader(config, self.parts, rt, "valid"))
-        self.test_reader = rt.together(lambda: optional_reader(config, self.parts, rt, "test"))
+        self.valid_reader = optional_reader(config, self.parts, rt, "valid")
+        self.test_reader = optional_reader(config, self.parts, rt, "test")
         rt.together(lambda: _make_output(config, rt))
         self.module = shard_step(config, self.parts, rt)
         self.optimizers = rt.together(
@@ -161,8 +161,8 @@ class Trainer:
         model.train()
         self.report.start("training", self.total_steps, self.position.step)
         while self.position.step < self.total_steps or self._wait():
-            here = self.passes.at(self.position.step)
-            with closing(here.reader.batches(here.number, self.position.step - here.first_step)) as batches:
+            here, first = self.passes.at(self.position.step), self.position.step
+            with closing(here.reader.batches(here.number, first - here.first_step)) as batches:
                 feed = Feed(batches, model.objective, self.rt, self._stop_asked.is_set, self._sequences)
                 for end in self._boundaries(here):
                     self._segment(pipeline, feed, end)
@@ -170,6 +170,8 @@ class Trainer:
                         self._save()
                         self._preempted = True
                         return
+                    if end in (here.end, self.total_steps):
+                        self._account(feed, here, first)
                     if self._after(end, here):
                         return
 
@@ -185,6 +187,19 @@ class Trainer:
         self.report.say(f"more data: {self.passes.steps - self.position.step:,} steps")
         self.report.start("training", self.total_steps, self.position.step)
         return True
+
+    def _account(self, feed: Feed, here: Pass, first: int) -> None:
+        """Make sure that the rows of the pass's steps from `first` on are all accounted for, and say so."""
+        step, planned = self.position.step, self._rows_between(first, self.position.step)
+        whole = (first, step) == (here.first_step, here.end)
+        steps = f"steps {first + 1} to {step}"
+        # Of a mix, and without a short last batch, a skipped piece need not have passed in full.
+        exact = whole and self.config.data.mix is None and not self.config.data.drop_last
+        feed.tally.check(planned, whole=exact, what=f"epoch {here.number}, {steps}")
+        left_out = len(here.reader.manifest.left_out)
+        self.report.record("rows", step, here.number, {**feed.tally.values(), "files_left_out": left_out})
+        more = f", {left_out} file(s) left out" if left_out else ""
+        self.report.say(f"epoch {here.number}: {feed.tally}{more}{'' if whole else f', in {steps}'}")
 
     def _boundaries(self, here: Pass) -> Iterator[int]:
         """The steps of this pass at which something happens besides training, its end included."""
@@ -227,6 +242,9 @@ class Trainer:
                 self._note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
                 if padded is not None:
                     self._note += f", {padded:.0%} padding"
+            if feed.new_skips:
+                self.report.skipped("train", step, feed.new_skips)
+                feed.new_skips = []
             self.report.advance(step, self._note)
         pipeline.release()
         self._busy += time.monotonic() - began
@@ -273,6 +291,9 @@ class Trainer:
         found = evaluate(self.parts.step, self.parts, reader, self.rt, self.report.advance)
         seconds = max(1e-9, time.monotonic() - began)
         values = {**found.metrics, "samples_per_second": found.rows / seconds}
+        if found.skipped:
+            values["rows_skipped"] = found.skipped
+            self.report.skipped(split, step, found.skips)
         epoch = self.passes.at(step - 1).number if step else 0
         self.report.record(split, step, epoch, values)
         if self.config.train.histograms:
@@ -348,7 +369,12 @@ class Trainer:
         )
 
     def _warn(self) -> None:
-        """Say what is bad about how the data lies, once."""
+        """Say what is bad about how the data lies, and which files are left out, once."""
+        step = self.position.step
+        train = self.passes.at(step).reader if self.passes.steps else None
+        for split, reader in (("train", train), ("valid", self.valid_reader), ("test", self.test_reader)):
+            if reader is not None:
+                self.report.skipped(split, step, reader.manifest.left_out)
         if self.rt.is_main and self.passes.steps:
             warning = warning_of(self.config, self.passes.at(self.position.step).reader)
             if warning is not None:

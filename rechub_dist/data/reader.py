@@ -8,6 +8,8 @@ import threading
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rechub_dist.batch import Batch
 from rechub_dist.data.collate import Window, assemble, open_window
 from rechub_dist.data.columns import check_schema, column_names
@@ -17,7 +19,11 @@ from rechub_dist.data.mix import Mix, MixEpoch, MixOrder
 from rechub_dist.data.negatives import Draw
 from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
 from rechub_dist.data.order import Window as Place
+from rechub_dist.data.skips import BadFileError, Skipped
 from rechub_dist.data.spec import BatchSpec
+from rechub_dist.errors import UserError
+
+_FAREWELL = 5.0  # seconds for the thread to end; one that waits for a store ends by itself, at the deadline
 
 
 class ParquetReader:
@@ -66,6 +72,11 @@ class ParquetReader:
         if prefetch < 0:
             raise ValueError(f"prefetch is {prefetch}, must not be negative")
         check_schema(manifest.schema, spec, manifest.path)
+        if manifest.skip_bad and any(catalogue.name not in spec.idle for catalogue in spec.catalogues):
+            raise UserError(
+                "data.on_bad_file: skip does not go with negatives: full, which deals all items to the planned rows of "
+                "each batch; use on_bad_file: error, or sampled or in_batch negatives"
+            )
         self.manifest = manifest
         self.spec = spec
         self.rank = rank
@@ -114,7 +125,8 @@ class ParquetReader:
 
         Raises:
             ValueError: where `start_step` is outside 0 .. steps, or the epoch is negative.
-            UserError: when the batch is asked for whose rows cannot be read or are bad.
+            UserError: when the batch is asked for whose rows cannot be read or are bad. With `manifest.skip_bad`, the
+                rows of bad files are left out instead, and the batch says how many (`Batch.skipped`).
         """
         if not 0 <= start_step <= self.steps:
             raise ValueError(f"start_step is {start_step}, must be within 0..{self.steps}")
@@ -135,7 +147,7 @@ class ParquetReader:
                 yield item
         finally:
             stop.set()
-            thread.join()
+            thread.join(_FAREWELL)
 
 
 def _fill(source: _Source, start_step: int, ready: queue.Queue[Any], stop: threading.Event) -> None:
@@ -162,7 +174,7 @@ def _fill(source: _Source, start_step: int, ready: queue.Queue[Any], stop: threa
 
 
 class _Opened(NamedTuple):
-    window: Window
+    window: Window | None  # None: its file is bad, and it has no rows
     first_step: int
     last_step: int
 
@@ -174,9 +186,10 @@ class _Source:
         self._reader = reader
         self._order = order
         self._columns = column_names(reader.spec)
-        self._files = OpenFiles(reader.manifest.filesystem)
+        self._files = OpenFiles()
         self._windows: dict[int, _Opened] = {}
         self._finished: list[Window] = []  # their memory serves the next ones
+        self._notices: list[Skipped] = []  # of windows that the batch is the first to miss
         self._step = 0
         self._slices: list[Slice] = []
         self._ahead = True
@@ -188,16 +201,34 @@ class _Source:
             for step in range(start_step, reader.steps):
                 share = order.share(step, reader.rank, reader.world_size)
                 self._step, self._slices = step, share.slices
-                parts = [(self._window(piece.window), piece.start, piece.stop) for piece in share.slices]
-                draw = Draw(reader.order.seed, order.epoch, share.position, share.first, share.total)
+                parts, places = self._parts(share.slices)
+                draw = Draw(reader.order.seed, order.epoch, share.position, share.first, share.total, places)
                 batch = assemble(reader.spec, parts, share.stride, draw)
+                batch.skipped = sum(piece.stop - piece.start for piece in share.slices) - batch.rows
+                batch.notices, self._notices = tuple(self._notices), []
                 del parts  # it holds windows that are finished
                 for index in [i for i, opened in self._windows.items() if opened.last_step <= step]:
-                    self._finished.append(self._windows.pop(index).window)
+                    if (window := self._windows.pop(index).window) is not None:
+                        self._finished.append(window)
                 yield batch
         finally:
             self._windows.clear()
             self._files.close()
+
+    def _parts(self, slices: list[Slice]) -> tuple[list[tuple[Window, int, int]], IntArray | None]:
+        """The rows of slices, and their places within the share where some of it is left out (else None)."""
+        parts: list[tuple[Window, int, int]] = []
+        places: list[IntArray] = []
+        first = 0
+        for piece in slices:
+            window = self._window(piece.window)
+            if window is not None:
+                parts.append((window, piece.start, piece.stop))
+                places.append(np.arange(first, first + piece.stop - piece.start))
+            first += piece.stop - piece.start
+        if len(parts) == len(slices):
+            return parts, None
+        return parts, np.concatenate([np.zeros(0, np.int64), *places])
 
     def open_ahead(self) -> bool:
         """Open the window that is due next. False where nothing is, or enough are open ahead.
@@ -225,12 +256,19 @@ class _Source:
                 return self._ahead
         return False
 
-    def _window(self, index: int) -> Window:
-        """Window `index`, opened unless it is open."""
+    def _window(self, index: int) -> Window | None:
+        """Window `index`, opened unless it is open; None where its file is bad and the data set may do without."""
         if index not in self._windows:
             place = self._order.window(index)
             file, group = self._reader.manifest.groups[place.group]
-            window = self._read(file, group, place, self._order.permutation(index))
+            window = None
+            try:
+                window = self._read(file, group, place, self._order.permutation(index))
+            except BadFileError as error:
+                if not self._reader.manifest.skip_bad:
+                    raise
+                rows = place.stop - place.start
+                self._notices.append(Skipped(file.path, group, place.start, rows, error.reason, str(error)))
             self._windows[index] = _Opened(window, place.first_step, place.last_step)
         return self._windows[index].window
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rechub_dist.data.manifest import Manifest, unreadable
+from rechub_dist.data.footers import corrupt
+from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.order import permutation
 from rechub_dist.errors import UserError
 
@@ -141,7 +142,7 @@ def _stored(manifest: Manifest, tell: Callable[[int], None]) -> Generator[pa.Tab
         if not sum(file.counts):
             continue
         try:
-            with manifest.filesystem.open_input_file(file.path) as source:
+            with file.store.filesystem.open_input_file(file.store.inside(file.path)) as source:
                 # with a buffer, a column of a large row group is read piece by piece
                 parquet = pq.ParquetFile(source, buffer_size=1 << 20)
                 for batch in parquet.iter_batches(_READ_ROWS, use_threads=False):
@@ -149,7 +150,7 @@ def _stored(manifest: Manifest, tell: Callable[[int], None]) -> Generator[pa.Tab
                     done += batch.num_rows
                     tell(done)
         except (OSError, pa.ArrowException) as error:
-            raise unreadable(file.path, error) from None
+            raise corrupt(file.path, error) from None
 
 
 def _shuffled(manifest: Manifest, buckets: Path, seed: int, tell: Callable[[int], None]) -> Generator[pa.Table]:

@@ -11,8 +11,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rechub_dist.data.files import OpenFiles
-from rechub_dist.data.manifest import DataFile, Manifest, unreadable
+from rechub_dist.data.files import OpenFiles, open_file
+from rechub_dist.data.manifest import DataFile, Manifest
 
 T = TypeVar("T")
 THREADS = min(8, os.cpu_count() or 1)
@@ -26,11 +26,11 @@ def footers(manifest: Manifest, threads: int = THREADS) -> Iterator[pq.FileMetaD
     """
 
     def one(file: DataFile) -> pq.FileMetaData:
-        try:
-            with manifest.filesystem.open_input_file(file.path) as source:
-                return pq.ParquetFile(source).metadata
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(file.path, error) from None
+        def read(_attempt: int) -> pq.FileMetaData:
+            with open_file(file) as parquet:
+                return parquet.metadata
+
+        return file.store.patiently(read, file.path)
 
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(one, manifest.files)
@@ -51,7 +51,7 @@ def scan(
 
     def one(file: DataFile, group: int) -> tuple[int, T]:
         if not hasattr(local, "files"):
-            local.files = OpenFiles(manifest.filesystem)
+            local.files = OpenFiles()
             opened.append(local.files)
         table = local.files.read(file, group, columns)
         return table.num_rows, work(table)

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -69,6 +69,12 @@ class Runtime:
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """All ranks' rows, in rank order, on every rank. Collective; their numbers may differ and be 0."""
         return all_rows(rows, self._group_for(rows))[0]
+
+    def gather_list(self, items: Sequence[T]) -> list[T]:
+        """All ranks' items, in rank order, on every rank; any that can be pickled. Collective."""
+        found: list[Sequence[T]] = [()] * self.world_size
+        dist.all_gather_object(found, items, group=self.control)
+        return [item for part in found for item in part]
 
     def _group_for(self, tensor: torch.Tensor) -> dist.ProcessGroup:
         return self.control if tensor.device.type == "cpu" else self.group

@@ -52,7 +52,7 @@ def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
         if optimizer.name != "rowwise_adagrad"
     }
     dense = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
-    manifest = Manifest.read(str(config.data.root / config.data.train))
+    manifest = Manifest.read(f"{config.data.root}/{config.data.train}")
     spec = parts.spec
     if isinstance(objective, RetrievalObjective):
         if objective.needs_counts:
@@ -146,7 +146,7 @@ def test_equals_the_unsharded_run(
 def evaluation(path: Path) -> dict[str, float]:
     """The metrics of the run's best checkpoint on the test split."""
     config = config_of(path)
-    return evaluate_run(config, config.data.root / "test")[1].metrics
+    return evaluate_run(config, f"{config.data.root}/test")[1].metrics
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "part.parquet").touch()
     with pytest.raises(UserError, match=r"'part\.parquet' lies beside the partitions; with data\.order"):
         new_partitions(str(tmp_path), [], complete=False)
-    with pytest.raises(UserError, match="nothing: cannot be listed"):
+    with pytest.raises(UserError, match="nothing cannot be read"):
         new_partitions(str(tmp_path / "nothing"), [], complete=False)
 
 
