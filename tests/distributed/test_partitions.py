@@ -191,6 +191,11 @@ def test_what_does_not_fit_is_told(pool: RankPool, days: Path, tmp_path: Path) -
     for folder in (days / "train").iterdir():
         file = next(folder.glob("*.parquet"))
         pq.write_table(pq.read_table(file).slice(0, 60), file)
+    objective = {"name": "retrieval", "sampling": {"name": "popularity"}}
+    data = {"root": str(days), "order": "sequential-partitions", "follow": True}
+    counting = run_file(tmp_path / "counting", days, "SASRec", data=data, objective=objective, train={"epochs": 1})
+    with pytest.raises(UserError, match=r"data\.follow: how often an item is in train is not known while it grows"):
+        pool.run(2, train, counting)
     with pytest.raises(UserError, match="no batch of 64 rows in it"):
         pool.run(2, train, path, ["data.drop_last=true"])
 

@@ -110,6 +110,24 @@ def test_batches_are_the_same_for_all_ranks_and_restarts_and_each_row_comes_once
             done = stop
 
 
+def test_windows_know_their_steps_and_what_follows() -> None:
+    order = MixOrder([30] * 16 + [8, 8, 9], 24, Mix((16, 3), (2, 1), (False, True)))
+    for number in range(3):
+        epoch = order.epoch(number)
+        used: dict[int, list[int]] = {}
+        for step in range(order.steps):
+            for piece in epoch.share(step).slices:
+                used.setdefault(piece.window, []).append(step)
+        for index, steps in used.items():
+            window = epoch.window(index)
+            # a pass of the second source may have begun before the epoch, and end after it
+            assert (max(0, window.first_step), min(order.steps - 1, window.last_step)) == (min(steps), max(steps))
+            after = epoch.following(index)
+            if after is not None:
+                assert min(used[after]) in (max(steps), max(steps) + 1)
+                assert epoch.window(after).lane == window.lane
+
+
 def test_a_pass_of_a_source_is_shuffled_by_itself(tmp_path: Path) -> None:
     layout = [[40, 40], [40, 40]]
     manifest = united(tmp_path, layout)

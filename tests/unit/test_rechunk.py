@@ -106,6 +106,7 @@ def test_a_shuffle_is_one_of_all_orders_and_the_seed_says_which(
     assert (orders[0] != orders[2]).any()
     # where rows are stored and where they come have nothing to do with each other: 4.5 standard deviations
     assert abs(np.corrcoef(orders[0], np.arange(4000))[0, 1]) < 4.5 / np.sqrt(4000)
+    assert abs(np.mean(np.diff(orders[0]) > 0) - 0.5) < 4.5 / np.sqrt(12 * 4000)  # nor have neighbours
     quarters = np.histogram2d(orders[0], np.arange(4000), bins=4)[0]
     assert ((quarters - 250) ** 2 / 250).sum() < 36  # chi-squared, 9 degrees of freedom, p below 0.0001
 
