@@ -91,9 +91,7 @@ def test_the_other_rows_stay_where_they_are(folder: Path, world: int, arguments:
         assert (notice.file, notice.row_group, notice.reason) == (str(folder / "part-1.parquet"), BAD[1], "corrupt")
 
 
-@pytest.mark.parametrize(
-    ("damage", "reason"), [(vanish, "missing"), (replace, "changed"), (other_columns, "changed")]
-)
+@pytest.mark.parametrize(("damage", "reason"), [(vanish, "missing"), (replace, "changed"), (other_columns, "changed")])
 def test_a_file_that_goes_bad_during_the_run(folder: Path, damage: Callable[[Path], None], reason: str) -> None:
     strict, lenient = (Manifest.read(str(folder), skip_bad=skip) for skip in (False, True))
     damage(folder / "part-2.parquet")

@@ -207,7 +207,7 @@ def test_a_file_system_that_hangs_without_any_time_out(tmp_path: Path) -> None:
     forever.set()
 
 
-def test_an_answer_that_comes_too_late_is_nobodys(tmp_path: Path) -> None:
+def test_an_answer_that_comes_too_late_is_nobodys() -> None:
     store = Store(pafs.LocalFileSystem(), "", StorageConfig(attempt_seconds=0.2))
     release = threading.Event()
     found = store.patiently(lambda attempt: release.wait() and "late" if attempt == 0 else f"attempt {attempt}", "it")
