@@ -17,6 +17,9 @@ class BadFileError(UserError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[BadFileError], tuple[str, Reason]]:
+        return type(self), (str(self), self.reason)  # for another process
+
 
 class Skipped(NamedTuple):
     """Rows that are left out, all of them for one reason.

@@ -59,7 +59,7 @@ class Store:
     def patiently(self, work: Callable[[int], T], what: str) -> T:
         """The result of `work(attempt)`, tried again while the store fails, until the deadline.
 
-        Each attempt has a thread of its own, as not every file system can be told when to give up on a hanging
+        Attempts run in another thread, as not every file system can be told when to give up on a hanging
         request. The pauses between attempts double, and vary at random lest all ranks come back at once.
 
         Args:
@@ -220,24 +220,49 @@ def _fsspec(base: str, options: dict[str, Any]) -> tuple[Any, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
+class _Hand:
+    """A thread that does the work of another one, which can stop waiting for it."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        # it knows the queues alone, so that it ends when the hand is forgotten
+        threading.Thread(target=_serve, args=(self._tasks, self._answers), name="rechub-dist-io", daemon=True).start()
+
+    def __del__(self) -> None:
+        self._tasks.put(None)
+
+    def do(self, work: Callable[[], Any], seconds: float) -> tuple[Any, BaseException | None]:
+        """What `work` returns or raises. Raises queue.Empty where it takes longer; the hand is then of no more use."""
+        self._tasks.put(work)
+        return self._answers.get(timeout=seconds)
+
+
+def _serve(tasks: queue.SimpleQueue[Any], answers: queue.SimpleQueue[Any]) -> None:
+    answer: tuple[Any, BaseException | None]
+    while (work := tasks.get()) is not None:
+        try:
+            answer = (work(), None)
+        except BaseException as error:  # it belongs to whoever asked
+            answer = (None, error)
+        answers.put(answer)
+        del work, answer  # or they would live until the next task
+
+
+_hands = threading.local()
+
+
 def _within(seconds: float, work: Callable[[], T]) -> T:
     """The result of `work`, or TimeoutError where it takes longer; it is then left to itself."""
-    answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            answer.put((work(), None))
-        except BaseException as error:  # it belongs to the caller
-            answer.put((None, error))
-
-    threading.Thread(target=run, name="rechub-dist-io", daemon=True).start()
+    hand = _hands.__dict__.pop("own", None) or _Hand()
     try:
-        result, error = answer.get(timeout=seconds)
+        result, error = hand.do(work, seconds)
     except queue.Empty:
         raise TimeoutError(f"no answer within {seconds:.3g} s") from None
+    _hands.own = hand  # only now: one that was given up, or interrupted, may still answer
     if error is not None:
         raise error
-    return result  # type: ignore[return-value]
+    return result
 
 
 def _short(error: BaseException) -> str:

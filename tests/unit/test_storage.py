@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from object_store import BUCKET, KEYS, Fault, FaultyProxy, filesystem, s3_server, upload
 
 from rechub_dist.config import StorageConfig
 from rechub_dist.data.files import OpenFiles
+from rechub_dist.data.footers import read_footer
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.skips import BadFileError
-from rechub_dist.data.storage import exists, join, read_text
+from rechub_dist.data.storage import Store, exists, join, read_text
 from rechub_dist.errors import UserError
 
 ROWS, GROUP = 3000, 1000
@@ -179,3 +183,34 @@ def test_an_object_that_is_replaced_is_noticed(server: int, data: str) -> None:
     with pytest.raises(BadFileError, match=r"part-0\.parquet: row group 0 cannot .*check that it is there") as caught:
         rows(manifest)
     assert caught.value.reason == "missing"
+
+
+def test_a_file_system_that_hangs_without_any_time_out(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
+    hung: list[str] = []
+    forever = threading.Event()
+
+    class Hanging(LocalFileSystem):  # type: ignore[misc]
+        def open(self, path: str, *arguments: Any, **named: Any) -> Any:
+            if len(hung) < 2:
+                hung.append(path)
+                forever.wait()
+            return super().open(path, *arguments, **named)
+
+    store = Store(pafs.PyFileSystem(pafs.FSSpecHandler(Hanging())), "", StorageConfig(attempt_seconds=0.3))
+    assert read_footer(store, str(tmp_path / "x.parquet")).counts == (1,)
+    assert len(hung) == 2
+    hung.clear()
+    impatient = Store(store.filesystem, "", StorageConfig(attempt_seconds=0.1, deadline_seconds=0.15))
+    with pytest.raises(UserError, match=r"x\.parquet: it cannot be read: .*no answer within"):
+        read_footer(impatient, str(tmp_path / "x.parquet"))
+    forever.set()
+
+
+def test_an_answer_that_comes_too_late_is_nobodys() -> None:
+    store = Store(pafs.LocalFileSystem(), "", StorageConfig(attempt_seconds=0.2))
+    release = threading.Event()
+    found = store.patiently(lambda attempt: release.wait() and "late" if attempt == 0 else f"attempt {attempt}", "it")
+    release.set()
+    assert found == "attempt 1"
+    assert [store.patiently(lambda _, n=n: n, "it") for n in range(50)] == list(range(50))  # type: ignore[misc]
