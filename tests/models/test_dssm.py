@@ -112,6 +112,8 @@ def test_the_history_is_the_one_sequence_over_the_items() -> None:
     assert history(cases.shops, cases.history) == cases.history
     assert history(cases.shops) is None
     assert history(cases.history, cases.liked) is None
+    recent = SequenceFeature("recent", cases.history.table, max_length=2, column=cases.history.source)
+    assert history(recent, cases.history) == history(cases.history, recent) == cases.history
     own = DSSM([cases.user, cases.liked], [cases.item, cases.history], [4], 0.0, 3)
     assert own.history() == cases.liked  # what is the item's is not what the user saw
 
