@@ -15,6 +15,7 @@ from rechub_dist.data.partitions import new_partitions
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.distributed.runtime import Runtime
 
+_DEFAULTS = StorageConfig()
 _POLL_SECONDS = (0.2, 5.0)  # the first, and the longest, between two looks at a growing folder
 
 
@@ -117,7 +118,7 @@ class Partitions:
         path: str,
         open_reader: Callable[[str], ParquetReader],
         rt: Runtime,
-        storage: StorageConfig,
+        storage: StorageConfig = _DEFAULTS,
         *,
         follow: bool,
         timeout_seconds: float | None,

@@ -165,18 +165,28 @@ def inspect(
 ) -> None:
     """Show schema, rows, row groups and null counts, and how well the rows would be mixed in training.
 
-    With --schema, guess a dataset.yaml.
+    Of a prepared folder each split is shown. With --schema, guess a dataset.yaml (from its train split).
 
     Example: rechub-dist data inspect data/mine --schema > data/mine/dataset.yaml
     """
+    from rechub_dist.data.manifest import prepared_splits  # noqa: PLC0415
+
+    splits = prepared_splits(path)
     if schema:
         from rechub_dist.data.guess import guess_schema  # noqa: PLC0415
 
         with _progress() as bar:
             task = bar.add_task("row groups", total=None)
-            text, _ = guess_schema(path, lambda done, total: bar.update(task, completed=done, total=total))
+            of = f"{path}/train" if splits else path
+            text, _ = guess_schema(of, lambda done, total: bar.update(task, completed=done, total=total))
         print(text, end="")
         return
+    for shown in [f"{path}/{split}" for split in splits] or [path]:
+        _show(shown, batch_size, ranks)
+
+
+def _show(path: str, batch_size: int, ranks: int) -> None:
+    """Print what `inspect` tells of one split."""
     from rechub_dist.data.layout_quality import layout_quality, layout_warning  # noqa: PLC0415
     from rechub_dist.data.manifest import Manifest, describe  # noqa: PLC0415
 

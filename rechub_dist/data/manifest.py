@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -129,6 +130,13 @@ class Manifest:
         """16 hexadecimal digits that identify the data by the files' names and row groups, wherever it lies."""
         text = "\n".join(f"{file.name}:{','.join(map(str, file.counts))}" for file in self.files)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def prepared_splits(path: str) -> tuple[str, ...]:
+    """The splits of a prepared folder on a local disk, the folders in it; () for any other path."""
+    if not (Path(path) / "train").is_dir():
+        return ()
+    return tuple(name for name in ("train", "train_prefixes", "valid", "test") if (Path(path) / name).is_dir())
 
 
 def describe(path: str) -> dict[str, Any]:

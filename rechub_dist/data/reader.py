@@ -236,10 +236,23 @@ class _Source:
         At most a quarter of the lanes that the rank reads, and one, are ahead. Only windows that the rank surely
         needs are opened.
         """
+        if not self._ahead:
+            return False
+        try:
+            due = self._due()
+            if due is not None:
+                self._window(due)
+        except Exception:
+            self._ahead = False  # it is raised again, at the step that needs the window
+            return False
+        return due is not None
+
+    def _due(self) -> int | None:
+        """The window to open ahead, if any."""
         reader, order = self._reader, self._order
         ahead = sum(opened.first_step > self._step for opened in self._windows.values())
-        if not self._ahead or ahead > len(self._slices) // 4:
-            return False
+        if ahead > len(self._slices) // 4:
+            return None
         due: list[tuple[int, int]] = []
         for piece in self._slices:
             index = order.following(piece.window)
@@ -249,12 +262,8 @@ class _Source:
                 due.append((order.window(index).first_step, index))
         for step, index in sorted(due):
             if any(piece.window == index for piece in order.share(step, reader.rank, reader.world_size).slices):
-                try:
-                    self._window(index)
-                except Exception:
-                    self._ahead = False  # it is raised again, at the step that needs the window
-                return self._ahead
-        return False
+                return index
+        return None
 
     def _window(self, index: int) -> Window | None:
         """Window `index`, opened unless it is open; None where its file is bad and the data set may do without."""

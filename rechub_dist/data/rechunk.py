@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rechub_dist.data.footers import corrupt
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.manifest import Manifest, prepared_splits
 from rechub_dist.data.order import permutation
 from rechub_dist.errors import UserError
 
 ROW_GROUP_ROWS = 65_536
 FILE_ROWS = 64 * ROW_GROUP_ROWS
-SPLITS = ("train", "train_prefixes", "valid", "test")
 _BUCKET_BYTES = 256 << 20  # Arrow bytes of a part that is shuffled in memory
 _MOST_BUCKETS = 500  # each is an open file
 _READ_ROWS = 65_536
@@ -65,7 +64,7 @@ def rechunk(
     out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and is not empty: name a new folder, or remove it")
-    splits = [name for name in SPLITS if (Path(source) / name).is_dir()] if (Path(source) / "train").is_dir() else [""]
+    splits = prepared_splits(source) or ("",)
     work = out.with_name(f".{out.name}.rechunking")
     counts: dict[str, int] = {}
     try:
@@ -88,7 +87,7 @@ def rechunk(
             with closing(rows):
                 _write(rows, work / split, manifest.schema, row_group_rows, sizes)
             counts[split] = _checked(manifest, work / split)
-        if splits != [""]:
+        if splits != ("",):
             for file in Path(source).iterdir():
                 if file.is_file():
                     shutil.copy2(file, work / file.name)

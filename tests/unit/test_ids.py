@@ -300,7 +300,7 @@ def test_another_vocabulary_is_another_run(tmp_path: Path) -> None:
         {
             "output_dir": tmp_path / "out",
             "data": {
-                "root": tmp_path / "data",
+                "root": str(tmp_path / "data"),
                 "dataset": {
                     "features": {"x": {"kind": "sparse", "rows": 9, "vocabulary": "vocabulary.parquet"}},
                     "labels": {"y": {}},
