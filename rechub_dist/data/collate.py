@@ -156,7 +156,7 @@ def _stored(table: pa.Table, feature: StoredFeature, where: str) -> tuple[Ints, 
     if isinstance(feature, SparseFeature) and feature.weights:
         weights = read_id_weights(one_array(table, feature.weights), array, feature, where)
     if is_list(array.type):
-        offsets = _offsets(pc.fill_null(pc.list_value_length(array), 0).to_numpy())
+        offsets = _list_offsets(array)
         ids, keep = read_ids(array.flatten(), feature, where)
     else:
         ids, keep = read_ids(array, feature, where)
@@ -167,6 +167,14 @@ def _stored(table: pa.Table, feature: StoredFeature, where: str) -> tuple[Ints, 
         ids, weights = ids[keep], None if weights is None else weights[keep]
         offsets = _offsets(keep)[offsets]
     return ids, weights, offsets
+
+
+def _list_offsets(array: pa.Array) -> Ints:
+    """Where each list begins in the flattened array, int64 [n + 1]; a missing list is empty."""
+    if array.null_count or pa.types.is_fixed_size_list(array.type):
+        return _offsets(pc.fill_null(pc.list_value_length(array), 0).to_numpy())
+    offsets: Ints = array.offsets.to_numpy()
+    return offsets.astype(np.int64) - offsets[0]
 
 
 def _cross(feature: CrossFeature, flat: list[str], block: Rows, ragged: dict[str, Ragged]) -> None:
