@@ -258,6 +258,8 @@ def test_lookups() -> None:
     assert [feature.name for feature in model.dense_features()] == ["age", "profile"]
     assert model.routing.start.shape == (5, 3)
     assert model.history() == history  # `liked` reads the same table
+    whole = SequenceFeature("whole", history.table, max_length=9, column=history.source)
+    assert MIND(11, 3, 3, 8, 4, history=history, user_features=[whole]).history() == whole
     assert [layer.out_features for layer in model.mlp.layers if isinstance(layer, nn.Linear)] == [8, 4]
 
 

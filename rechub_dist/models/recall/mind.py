@@ -66,6 +66,7 @@ class MIND(RecallModel):
         self.history_lookup, self.item_lookup = history_and_item(history, item, item_num, max_length, embedding_dim)
         features = user_features or []
         check_distinct(features)
+        self.features = tuple(features)
         for feature in features:
             if feature.name in (self.history_lookup.name, self.item_lookup.name):
                 raise ValueError(f"user_features has {feature.name!r}, which is the history or the item: leave it out")
@@ -85,8 +86,12 @@ class MIND(RecallModel):
         return self.fields.dense
 
     def history(self) -> LookupFeature:
-        """The history, whatever else the user features hold."""
-        return self.history_lookup.feature
+        """The history, whatever else the user features hold; the longest reading of its column, if they have one."""
+        own = self.history_lookup.feature
+        assert isinstance(own, SequenceFeature)
+        others = [feature for feature in self.features if isinstance(feature, SequenceFeature)]
+        same = [feature for feature in others if (feature.source, feature.table) == (own.source, own.table)]
+        return max(own, *same, key=lambda feature: feature.max_length) if same else own
 
     def forward(self, embedded: Embedded) -> Output:
         """`user`, the interests as the label weighs them, and `item`, both [B, 1, D]."""
