@@ -131,7 +131,7 @@ def test_equals_the_unsharded_run(
     expected, weights = unsharded(path)
     assert len(expected) == STEPS
     torch.testing.assert_close(losses(path), expected, rtol=0, atol=3e-6)
-    assert expected[-1] < expected[0] * 0.999  # it does learn
+    assert np.mean(expected[11:]) < np.mean(expected[:11]) * 0.999  # it does learn, from epoch to epoch
     state = last_checkpoint(path)
     for name, weight in weights.items():
         # Adaptive steps blow a rounding error up where a row's gradient is next to nothing: compare tables as wholes.
