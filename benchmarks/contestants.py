@@ -53,13 +53,16 @@ def rechub_dist(pipe: Connection, rank: int, place: Place) -> None:
     """The product's own trainer; nothing is put into it but the gate around its reader."""
     from rechub_dist.config import load_run  # noqa: PLC0415 - each contestant loads what it needs
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
+    from rechub_dist.passes import Epochs  # noqa: PLC0415
     from rechub_dist.trainer import Trainer  # noqa: PLC0415
 
     _join(rank, place)
     config = load_run(_run_file(place, rank))
     with runtime("cpu", config.distributed.timeout_seconds, config.distributed.threads) as rt:
         trainer = Trainer(config, rt)
-        trainer.train_reader = _Gate(trainer.train_reader, pipe)  # type: ignore[assignment]
+        passes = trainer.passes
+        assert isinstance(passes, Epochs)
+        passes.reader = _Gate(passes.reader, pipe)  # type: ignore[assignment]
         trainer.fit()
 
 

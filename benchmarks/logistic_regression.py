@@ -27,6 +27,7 @@ from rechub_dist.build import Parts, build
 from rechub_dist.config import load_run
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.storage import join
 from rechub_dist.metrics.binary import binary_metrics
 from rechub_dist.objectives import EntireSpaceObjective
 
@@ -48,7 +49,7 @@ def design(batch: Batch, parts: Parts) -> sparse.csr_matrix:
 
 def load(parts: Parts, split: str) -> tuple[sparse.csr_matrix, np.ndarray]:
     """A whole split: its design matrix and its targets [rows, labels]."""
-    manifest = Manifest.read(str(parts.config.data.root / split))
+    manifest = Manifest.read(join(parts.config.data.root, split))
     reader = ParquetReader(manifest, parts.spec, batch_size=manifest.rows, shuffle=False)
     [batch] = list(reader.batches(0))
     targets = batch.labels.numpy()

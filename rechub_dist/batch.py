@@ -11,6 +11,8 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from rechub_dist.data.skips import Skipped
+
 
 @dataclass
 class Batch(Pipelineable):
@@ -25,6 +27,8 @@ class Batch(Pipelineable):
         weights: float32 [rows], or None where every row weighs 1.
         id_weights: by name of a weighted feature, float32, one for each of its ids.
         weight_sums: float64 [K] over all ranks, the objective's normalisers; set by the trainer, None before that.
+        skipped: rows of this rank's share that are left out, because their files are bad.
+        notices: what this batch is the first of the rank's to leave out.
     """
 
     rows: int
@@ -34,6 +38,8 @@ class Batch(Pipelineable):
     weights: Tensor | None = None
     id_weights: dict[str, Tensor] = field(default_factory=dict)
     weight_sums: Tensor | None = None
+    skipped: int = 0
+    notices: tuple[Skipped, ...] = ()
 
     def feature(self, name: str) -> JaggedTensor:
         """The ids of one feature, the padding rows included. Raises KeyError for an unknown one."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from rechub_dist.batch import Batch
 from rechub_dist.config import EntireSpaceConfig, PointwiseConfig, RetrievalConfig, RunConfig
-from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.spec import BatchSpec
+from rechub_dist.data.vocabulary import vocabulary_of
 from rechub_dist.embedding.layout import Layout, make_layout
 from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError, nearest
@@ -66,7 +66,7 @@ def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
         UserError: names the key or feature at fault and the fix.
     """
     assert isinstance(config.data.dataset, dict), "the schema is inlined when a run is loaded"
-    schema = parse_schema(config.data.dataset)
+    schema = parse_schema(config.data.dataset, str(config.data.root))
     torch.manual_seed(config.seed)
     model = build_model(config, schema)
     labels = _labels(config, schema)
@@ -222,9 +222,17 @@ def _objective(config: RunConfig, model: Model, labels: tuple[Label, ...]) -> Ob
     return PointwiseObjective(chosen, labels)
 
 
-def identity(config: RunConfig, parts: Parts, manifest: Manifest) -> dict[str, Any]:
-    """What makes two runs the same run: ranks, sharding, device, paths, cadence and duration do not."""
+ORDER_VERSION = 2  # of the order of rows, which checkpoints hold a position in: raise it with every change of that
+
+
+def identity(config: RunConfig, parts: Parts, train: Any) -> dict[str, Any]:
+    """What makes two runs the same run: ranks, sharding, device, paths, cadence and duration do not.
+
+    `train` identifies the data that the run has trained on so far.
+    """
     tree = config.model_dump(mode="json")
+    found = {feature.name: vocabulary_of(feature) for feature in parts.spec.stored}
+    vocabularies = {name: vocabulary.fingerprint() for name, vocabulary in found.items() if vocabulary is not None}
     return {
         "seed": config.seed,
         "model": tree["model"],
@@ -235,7 +243,12 @@ def identity(config: RunConfig, parts: Parts, manifest: Manifest) -> dict[str, A
             "batch_size": config.data.batch_size,
             "shuffle": config.data.shuffle,
             "shuffle_rows": config.data.shuffle_rows,
-            "train": manifest.fingerprint(),
+            "drop_last": config.data.drop_last,
+            "order": config.data.order,
+            "order_version": ORDER_VERSION,
+            "train": train,
+            # which value has which id; the files' names are in the schema
+            **({"vocabularies": vocabularies} if vocabularies else {}),
         },
         "optimizer": tree["optimizer"],
         "embedding": {

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 
@@ -80,8 +79,10 @@ class Checkpoints:
 
         self._on_main(publish)
 
-    def load(self, state: State, identity: dict[str, Any]) -> Position | None:
+    def load(self, state: State, identity: Callable[[int], dict[str, Any]]) -> Position | None:
         """Load the newest good checkpoint of the run in place; None if there is none at all.
+
+        `identity` gives the run's identity at a step: that of data which grows depends on how far the run is.
 
         A damaged checkpoint is refused by name, on stderr, and the one before it is taken.
 
@@ -95,7 +96,7 @@ class Checkpoints:
             if isinstance(run, str):
                 damaged.append(run)
             else:
-                self._same_run(run["identity"], identity, path)
+                self._same_run(run["identity"], identity(run["position"]["step"]), path)
                 error = load_state(path, state)
                 if error is None:
                     return Position(**run["position"])
@@ -157,18 +158,14 @@ class Checkpoints:
 
     def _on_main(self, work: Callable[[], Any]) -> Any:
         """Do file work on the main rank, and give its result or error to all."""
-        box: list[Any] = [None]
 
-        def guarded() -> None:
-            if self._runtime.is_main:
-                try:
-                    box[0] = work()
-                except OSError as error:
-                    raise UserError(f"{error.filename or self.folder}: {error.strerror}") from error
+        def guarded() -> Any:
+            try:
+                return work()
+            except OSError as error:
+                raise UserError(f"{error.filename or self.folder}: {error.strerror}") from error
 
-        self._runtime.together(guarded)
-        dist.broadcast_object_list(box, src=0, group=self._runtime.control)
-        return box[0]
+        return self._runtime.from_main(guarded)
 
 
 def saved_steps(folder: Path) -> list[int]:

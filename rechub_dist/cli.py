@@ -59,7 +59,7 @@ def train(
         rows["best step"] = summary.best_step
         rows.update({f"valid {name}": value for name, value in summary.valid.items()})
     rows.update({f"test {name}": value for name, value in summary.test.items()})
-    rows.update(_truth(config.data.root / "truth.json", summary.test))
+    rows.update(_truth(Path(config.data.root) / "truth.json", summary.test))
     if summary.samples_per_second is not None:
         rows["training samples/s"] = f"{summary.samples_per_second:,.0f}"
     rows["checkpoints"] = config.output_dir / "checkpoints"
@@ -70,7 +70,7 @@ def train(
 @app.command()
 def evaluate(
     output_dir: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="Output folder of a run.")],
-    data: Annotated[Path, typer.Option(help="Parquet file or folder to evaluate on.")],
+    data: Annotated[str, typer.Option(help="Parquet file, folder, glob or address to evaluate on.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     nproc: Nproc = None,
 ) -> None:
@@ -79,7 +79,7 @@ def evaluate(
 
     config = load_run(output_dir / "config.yaml", [f"output_dir={json.dumps(str(output_dir))}"])
     if nproc is not None and not _is_worker():
-        _launch(["evaluate", str(output_dir), "--data", str(data), *(["--json"] if as_json else [])], nproc)
+        _launch(["evaluate", str(output_dir), "--data", data, *(["--json"] if as_json else [])], nproc)
         return
     from rechub_dist.report import show_summary  # noqa: PLC0415
     from rechub_dist.trainer import evaluate_run  # noqa: PLC0415
@@ -89,9 +89,9 @@ def evaluate(
     if not _is_main():
         return
     if as_json:
-        print(json.dumps({"step": step, "rows": found.rows, **found.metrics}))
+        print(json.dumps({"step": step, **found.counts, **found.metrics}))
     else:
-        show_summary(Console(), f"{config.model.name} on {data}", {"step": step, "rows": found.rows, **found.metrics})
+        show_summary(Console(), f"{config.model.name} on {data}", {"step": step, **found.counts, **found.metrics})
 
 
 @app.command()

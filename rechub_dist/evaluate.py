@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from rechub_dist.batch import Batch
 from rechub_dist.build import Parts, TrainStep
-from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.negatives import draw_negatives, mix64
 from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.skips import Skipped, Tally
 from rechub_dist.data.spec import WEIGHTED, BatchSpec
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.embedded import Jagged, Output
@@ -25,6 +25,7 @@ from rechub_dist.metrics.binary import binary_metrics, regression_metrics
 from rechub_dist.metrics.ranking import Catalogue, ranking_metrics, target_ranks
 from rechub_dist.models import RecallModel
 from rechub_dist.objectives import RetrievalObjective, TaskObjective
+from rechub_dist.splits import read_manifest
 
 CATALOGUE_CHUNK = 8192  # items embedded at a time, over all ranks
 
@@ -33,12 +34,20 @@ CATALOGUE_CHUNK = 8192  # items embedded at a time, over all ranks
 class Evaluation:
     """Metrics by name, and the predictions by label.
 
-    With several labels a metric's name is `click/auc`, and `mean/auc` is the labels' mean.
+    With several labels a metric's name is `click/auc`, and `mean/auc` is the labels' mean. `skipped` rows of bad files
+    are in none of them; `skips` says which.
     """
 
     metrics: dict[str, float]
     rows: int
     predictions: dict[str, np.ndarray]
+    skipped: int = 0
+    skips: tuple[Skipped, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`rows`, and `rows_skipped` where there are any."""
+        return {"rows": self.rows} | ({"rows_skipped": self.skipped} if self.skipped else {})
 
 
 def evaluate(
@@ -52,22 +61,38 @@ def evaluate(
     step.eval()
     try:
         with torch.no_grad():
-            batches = _agreed(reader, runtime, advance)
+            tally, skips = Tally(), list[Skipped]()
+            batches = _agreed(reader, runtime, advance, tally, skips)
             if isinstance(step.objective, TaskObjective):
-                return _tasks(step, step.objective, batches, runtime)
-            assert isinstance(step.objective, RetrievalObjective)
-            return _ranking(step, step.objective, parts, batches, runtime)
+                found = _tasks(step, step.objective, batches, runtime)
+            else:
+                assert isinstance(step.objective, RetrievalObjective)
+                found = _ranking(step, step.objective, parts, batches, runtime)
+            return replace(found, skipped=tally.skipped, skips=tuple(skips))
     finally:
         step.train(training)
 
 
-def _agreed(reader: ParquetReader, runtime: Runtime, advance: Callable[[int], None] | None) -> Iterator[Batch]:
-    """The batches, on this rank's device; a rank that cannot read stops all."""
+def _agreed(
+    reader: ParquetReader,
+    runtime: Runtime,
+    advance: Callable[[int], None] | None,
+    tally: Tally,
+    skips: list[Skipped],
+) -> Iterator[Batch]:
+    """The batches, on this rank's device; a rank that cannot read stops all. In the end, the rows have to add up."""
     batches = reader.batches(epoch=0)
+    read = skipped = 0
+    notices: list[Skipped] = []
     for done in range(1, reader.steps + 2):
         batch = runtime.together(lambda: next(batches, None))
         if batch is None:
+            tally.add(*runtime.add_up(torch.tensor([read, skipped])).tolist())
+            skips += tally.note(runtime.gather_list(notices))
+            tally.check(reader.rows, whole=True, what=reader.manifest.path)
             return
+        read, skipped = read + batch.rows, skipped + batch.skipped
+        notices += batch.notices
         yield batch if runtime.device.type == "cpu" else batch.to(runtime.device)
         if advance is not None:
             advance(done)
@@ -191,13 +216,13 @@ def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime)
             dense = torch.zeros(len(mine), sum(feature.dim for feature in parts.spec.dense))
             yield Batch(len(mine), dense, _only(parts.spec.collections, one, stride, {}), torch.empty(len(mine), 0))
         return
-    path = parts.config.data.root / parts.config.data.items
+    manifest = read_manifest(parts.config, runtime, parts.config.data.items, may_skip=False)
     features = tuple(dict.fromkeys(lookup.feature for lookup in objective.item_lookups))
     spec = BatchSpec(features, objective.item_dense, collections={"items": tuple(f.name for f in features)})
     rank, world = runtime.rank, runtime.world_size
     reader = runtime.together(
         lambda: ParquetReader(
-            Manifest.read(str(path)),
+            manifest,
             spec,
             batch_size=CATALOGUE_CHUNK,
             rank=rank,
@@ -206,7 +231,7 @@ def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime)
             lanes=world,
         )
     )
-    for batch in _agreed(reader, runtime, None):
+    for batch in _agreed(reader, runtime, None, Tally(), []):
         own = split_dense(batch.dense, objective.item_dense)
         others = {f.name: batch.dense.new_zeros(batch.rows, f.dim) for f in parts.spec.dense}
         dense = torch.cat([batch.dense.new_zeros(batch.rows, 0), *(others | own).values()], dim=1)
@@ -249,6 +274,6 @@ def _check_catalogue(held: Tensor, rows: int, parts: Parts, runtime: Runtime) ->
     wrong = (counts != 1).nonzero()[:, 0]
     if len(wrong):
         raise UserError(
-            f"data.items: {parts.config.data.root / parts.config.data.items} holds item {int(wrong[0])} "
+            f"data.items: {parts.config.data.items} below {parts.config.data.root} holds item {int(wrong[0])} "
             f"{int(counts[wrong[0]])} times; each of the {rows} items must have one row"
         )

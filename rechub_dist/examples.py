@@ -85,7 +85,7 @@ def example_model(cls: type[Model]) -> Model:
     """The model on the example's data."""
     config = RunConfig(
         output_dir=Path(f"runs/{cls.__name__.lower()}_example"),
-        data=DataConfig(root=Path(ROOT)),
+        data=DataConfig(root=ROOT),
         model=ModelConfig(name=cls.__name__, **example_parameters(cls)),
     )
     return build_model(config, example_schema())

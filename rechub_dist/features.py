@@ -83,17 +83,21 @@ class DenseFeature:
 
 @dataclass(frozen=True)
 class SparseFeature:
-    """Ids into `table`: one a row (an integer column) or several (a list column), pooled to one vector a row.
+    """Ids into `table`: one a row or several (a list column), pooled to one vector a row.
+
+    A column of integers holds the ids themselves, unless they are hashed or looked up in a vocabulary; a column of
+    strings needs one of the two. Either may be dictionary-encoded.
 
     Args:
         table: the table that the ids index; ids are 0 .. table.rows - 1.
         pooling: how several ids become one vector; an empty list gives the zero vector.
-        hash: hash any integer into the table instead of requiring an id in range.
-        out_of_range: what to do with an id outside the table: `error` refuses the file by name, `drop` removes the
-            id, `unknown` replaces it by `unknown_id`.
+        hash: hash any integer or string into the table instead of requiring an id in range.
+        out_of_range: what to do with an id outside the table, or a value that is not in the vocabulary: `error`
+            refuses the file by name, `drop` removes the id, `unknown` replaces it by `unknown_id`.
         missing: the same for a missing (null) id. A missing list is an empty one.
         weights: a column that holds a weight for each id, in lists of the same lengths; not negative. Vectors are
             multiplied by them before they are summed, and a mean divides by their sum.
+        vocabulary: a Parquet file with the columns `value` and `id`, in which the column's values are looked up.
     """
 
     name: str
@@ -105,10 +109,11 @@ class SparseFeature:
     out_of_range: IdPolicy = "error"
     missing: IdPolicy = "error"
     unknown_id: int = 0
+    vocabulary: str | None = None
     kind: Literal["sparse"] = "sparse"
 
     def __post_init__(self) -> None:
-        _check_unknown_id(self)
+        _check_ids(self)
 
     @property
     def source(self) -> str:
@@ -121,7 +126,7 @@ class SequenceFeature:
     """An ordered list of ids into `table`, read unpooled as vectors with their lengths.
 
     At most `max_length` ids a row are kept: the last ones (`keep="last"`, the newest of a history in time order) or
-    the first. The id policies are those of `SparseFeature`.
+    the first. What ids are, and their policies, is as for `SparseFeature`.
     """
 
     name: str
@@ -133,12 +138,13 @@ class SequenceFeature:
     out_of_range: IdPolicy = "error"
     missing: IdPolicy = "error"
     unknown_id: int = 0
+    vocabulary: str | None = None
     kind: Literal["sequence"] = "sequence"
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
             raise ValueError(f"feature {self.name!r}: max_length is {self.max_length}, must be at least 1")
-        _check_unknown_id(self)
+        _check_ids(self)
 
     @property
     def source(self) -> str:
@@ -318,7 +324,9 @@ class FeatureSchema:
         raise KeyError(name)
 
 
-def _check_unknown_id(feature: SparseFeature | SequenceFeature) -> None:
+def _check_ids(feature: SparseFeature | SequenceFeature) -> None:
+    if feature.hash and feature.vocabulary is not None:
+        raise ValueError(f"feature {feature.name!r}: gives both hash and vocabulary; an id comes from one of them")
     if not 0 <= feature.unknown_id < feature.table.rows:
         raise ValueError(
             f"feature {feature.name!r}: unknown_id {feature.unknown_id} is outside its table {feature.table.name!r} "

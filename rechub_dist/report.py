@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,6 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
+
+from rechub_dist.data.skips import Skipped
+
+_WARNINGS = 10  # bad pieces of files that are told one by one
 
 
 class Reporter:
@@ -25,6 +29,8 @@ class Reporter:
     def __init__(self, folder: Path | None, *, quiet: bool, start_step: int = 0, line_seconds: float = 10.0) -> None:
         self.quiet = quiet
         self.console = Console(stderr=True, quiet=quiet)
+        self._folder = folder
+        self._warnings = 0
         self._line_seconds = line_seconds
         self._last_line = time.monotonic()
         self._progress: Progress | None = None
@@ -47,6 +53,19 @@ class Reporter:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def skipped(self, split: str, step: int, skips: Iterable[Skipped]) -> None:
+        """A line in `skipped.jsonl` for each piece of a file that is left out, and a warning for the first of them."""
+        for skip in skips if not self.quiet else ():
+            if self._folder is not None:
+                with (self._folder / "skipped.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, "split": split, **skip._asdict()}) + "\n")
+            self._warnings += 1
+            if self._warnings <= _WARNINGS:
+                rows = "the file" if skip.rows is None else f"{skip.rows:,} rows"
+                self.say(f"skipped {rows} of {split}: {skip.message}")
+            if self._warnings == _WARNINGS:
+                self.say("further ones are listed in skipped.jsonl in the output folder")
 
     def histogram(self, name: str, values: np.ndarray, step: int) -> None:
         """A TensorBoard histogram."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import posixpath
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -30,11 +31,12 @@ KINDS: dict[str, type[Feature]] = {
 }
 
 
-def parse_schema(tree: dict[str, Any]) -> FeatureSchema:
+def parse_schema(tree: dict[str, Any], root: str = "") -> FeatureSchema:
     """The schema that a `dataset.yaml` describes.
 
     A sparse or sequence feature names a table of `tables`, or gives `rows` (and `dim`, `init_std`) and so owns a table
-    of its own name. A cross names its inputs, which may stand before it or after it.
+    of its own name. A cross names its inputs, which may stand before it or after it. The files of vocabularies are
+    found below `root`, the folder of the data.
 
     Raises:
         UserError: unknown keys, kinds, tables; wrong types; contradictions.
@@ -42,7 +44,7 @@ def parse_schema(tree: dict[str, Any]) -> FeatureSchema:
     _known(tree, {"name", "tables", "features", "labels", "weight"}, "dataset")
     tables = {name: _build(Table, name, spec, f"dataset.tables.{name}") for name, spec in _items(tree, "tables")}
     items = _items(tree, "features")
-    plain = {name: _feature(name, spec, tables) for name, spec in items if spec.get("kind") != "cross"}
+    plain = {name: _feature(name, _below(root, spec), tables) for name, spec in items if spec.get("kind") != "cross"}
     features = tuple(plain.get(name) or _cross(name, spec, plain) for name, spec in items)
     labels = tuple(_build(Label, name, spec, f"dataset.labels.{name}") for name, spec in _items(tree, "labels"))
     weight = tree.get("weight")
@@ -78,6 +80,14 @@ def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Featu
         raise UserError(f"{where}: give rows (the number of ids), or the name of a shared table")
     table = tables[shared] if shared is not None else _build(Table, name, own, where)
     return _build(KINDS[kind], name, {**rest, "table": dataclasses.asdict(table)}, where)
+
+
+def _below(root: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """The feature with its vocabulary below `root`, unless that is an address or absolute."""
+    path = spec.get("vocabulary")
+    if not isinstance(path, str) or "://" in path:
+        return spec
+    return {**spec, "vocabulary": posixpath.join(root, path)}
 
 
 def _cross(name: str, spec: dict[str, Any], features: dict[str, Feature]) -> Feature:

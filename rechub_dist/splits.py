@@ -6,16 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rechub_dist.build import Parts
-from rechub_dist.config import RunConfig
+from rechub_dist.config import MixSource, RunConfig, Selection, Source
+from rechub_dist.data.columns import check_schema
 from rechub_dist.data.counts import count_positives
+from rechub_dist.data.layout_quality import layout_warning
 from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.mix import Mix
 from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.storage import exists, join
 from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.errors import UserError
 from rechub_dist.features import SequenceFeature, SparseFeature
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.objectives.retrieval import NEGATIVES
+from rechub_dist.passes import Epochs, Partitions, Passes
 
 
 def with_draws(parts: Parts, rt: Runtime) -> Parts:
@@ -27,35 +35,166 @@ def with_draws(parts: Parts, rt: Runtime) -> Parts:
     objective, config = parts.step.objective, parts.config
     if not isinstance(objective, RetrievalObjective):
         return parts
+    if objective.needs_counts and config.data.follow:
+        raise UserError(
+            "data.follow: how often an item is in train is not known while it grows; use objective.sampling uniform or "
+            "file, and objective.log_q: false"
+        )
     if objective.needs_counts:
-        manifest = rt.together(lambda: Manifest.read(str(config.data.root / config.data.train)))
         item, history = objective.item.feature, objective.learned_history
         assert isinstance(item, SparseFeature) and isinstance(history, SequenceFeature | None)  # noqa: PT018
-        counts = rt.together(lambda: count_positives(manifest, item, history, rt.rank, rt.world_size))
-        objective.set_counts(rt.add_up(counts))
+        objective.set_counts(_counts(config, rt, item, history))
     weights = rt.together(objective.draw_weights)
     if weights is None:
         return parts
     return replace(parts, spec=replace(parts.spec, cumulative={NEGATIVES: np.cumsum(weights)}))
 
 
+def _counts(config: RunConfig, rt: Runtime, item: SparseFeature, history: SequenceFeature | None) -> Tensor:
+    """How often each item is a positive in what is trained on, [items], over all ranks; called on every rank."""
+    data = config.data
+    paths: list[Source] = [data.train] if data.mix is None else [source.path for source in data.mix]
+    manifests = [read_manifest(config, rt, path) for path in paths]
+    counts = [
+        rt.add_up(rt.together(lambda m=manifest: count_positives(m, item, history, rt.rank, rt.world_size)))  # type: ignore[misc]
+        for manifest in manifests
+    ]
+    if data.mix is None:
+        return counts[0]
+    # a source's rows come as often as its weight says, however many they are
+    rows, weights = sum(manifest.rows for manifest in manifests), sum(source.weight for source in data.mix)
+    shares = [
+        count.double() * (source.weight / weights * rows / manifest.rows)
+        for count, source, manifest in zip(counts, data.mix, manifests, strict=True)
+    ]
+    return torch.stack(shares).sum(dim=0)
+
+
+def read_manifest(config: RunConfig, rt: Runtime, source: Source, *, may_skip: bool = True) -> Manifest:
+    """The manifest of files below the data's root, the same on every rank; called on every rank.
+
+    Each rank lists and reads for itself (hosts may have copies of their own), then all compare.
+
+    Raises:
+        UserError: no such data, bad files (which are left out if the configuration and `may_skip` say so), or ranks
+            that see different files.
+    """
+
+    def below(item: str | Selection) -> str | Selection:
+        if isinstance(item, Selection):
+            return item.model_copy(update={"path": join(config.data.root, item.path)})
+        return join(config.data.root, item)
+
+    sources = [below(item) for item in (source if isinstance(source, tuple) else (source,))]
+    skip = may_skip and config.data.on_bad_file == "skip"
+    manifest = rt.together(lambda: Manifest.read(sources, config.storage, skip_bad=skip))
+    seen = rt.gather_list([(manifest.fingerprint(), str(manifest.schema), len(manifest.files), manifest.rows)])
+    for rank, other in enumerate(seen):
+        if other[:2] != seen[0][:2]:
+            raise UserError(
+                f"{manifest.path}: rank 0 sees {seen[0][2]} file(s) of {seen[0][3]:,} rows, rank {rank} {other[2]} of "
+                f"{other[3]:,}, with other names, row groups or columns; give all hosts the same data"
+            )
+    return manifest
+
+
 def open_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) -> ParquetReader:
-    """This rank's reader of a split, `train` shuffled as configured, any other for evaluation.
+    """This rank's reader of a split, `train` shuffled as configured, any other for evaluation; called on every rank.
+
+    Raises:
+        UserError: no such data, or data that does not fit the schema.
+    """
+    manifest = read_manifest(config, rt, getattr(config.data, split))
+    return rt.together(lambda: _reader(config, parts, rt, manifest, training=split == "train"))
+
+
+def open_passes(config: RunConfig, parts: Parts, rt: Runtime) -> Passes:
+    """What this rank trains on; called on every rank.
 
     Raises:
         UserError: no such data, or data that does not fit the schema.
     """
     data = config.data
-    path = data.root / str(getattr(data, split))
-    return _reader(config, parts, rt, Manifest.read(str(path)), training=split == "train")
+    if data.order == "sequential-partitions":
+        train = data.train
+        assert isinstance(train, str)  # the configuration says so
+
+        def partition(name: str) -> ParquetReader:
+            manifest = read_manifest(config, rt, join(train, name))
+            return rt.together(lambda: _reader(config, parts, rt, manifest, training=True))
+
+        passes: Passes = Partitions(
+            join(data.root, train),
+            partition,
+            rt,
+            config.storage,
+            follow=data.follow,
+            timeout_seconds=data.follow_timeout_seconds,
+        )
+    elif data.mix is not None:
+        passes = _mixed(config, parts, rt, data.mix)
+    else:
+        reader = open_reader(config, parts, rt, "train")
+        passes = Epochs(reader, config.train.epochs, reader.manifest.fingerprint())
+    if not passes.steps and not data.follow:
+        raise UserError(
+            f"{data.root}: there is no batch of {data.batch_size} rows in its train data; lower data.batch_size, or "
+            "leave data.drop_last out"
+        )
+    return passes
 
 
-def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: Path) -> ParquetReader:
-    """This rank's reader of any data, unshuffled."""
-    return _reader(config, parts, rt, Manifest.read(str(path)), training=False)
+def _mixed(config: RunConfig, parts: Parts, rt: Runtime, sources: tuple[MixSource, ...]) -> Epochs:
+    """Epochs over a mix of sources."""
+    manifests = [read_manifest(config, rt, source.path) for source in sources]
+    mix = Mix(
+        groups=tuple(len(manifest.counts) for manifest in manifests),
+        weights=tuple(source.weight for source in sources),
+        repeat=tuple(source.repeat for source in sources),
+    )
+    united = replace(
+        manifests[0],
+        path=", ".join(manifest.path for manifest in manifests),
+        files=tuple(file for manifest in manifests for file in manifest.files),
+        left_out=tuple(file for manifest in manifests for file in manifest.left_out),
+    )
+
+    def open_mix() -> ParquetReader:
+        for manifest in manifests:
+            check_schema(manifest.schema, parts.spec, manifest.path)
+        try:
+            return _reader(config, parts, rt, united, training=True, mix=mix)
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"data.mix: {error}; raise data.batch_size or its weight, or give it more rows") from error
+
+    data = [
+        {"data": manifest.fingerprint(), "weight": source.weight, "repeat": source.repeat}
+        for manifest, source in zip(manifests, sources, strict=True)
+    ]
+    return Epochs(rt.together(open_mix), config.train.epochs, data)
 
 
-def _reader(config: RunConfig, parts: Parts, rt: Runtime, manifest: Manifest, *, training: bool) -> ParquetReader:
+def warning_of(config: RunConfig, reader: ParquetReader) -> str | None:
+    """What is to be told of how the training data lies, as one line; None where nothing is."""
+    data, manifest = config.data, reader.manifest
+    if not data.shuffle or data.mix is not None:
+        return None
+    return layout_warning(
+        manifest.path, manifest.counts, data.batch_size, reader.world_size, shuffle_rows=data.shuffle_rows
+    )
+
+
+def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -> ParquetReader:
+    """This rank's reader of any data (not below the root), unshuffled; called on every rank."""
+    manifest = read_manifest(config, rt, path if "://" in path else str(Path(path).absolute()))
+    return rt.together(lambda: _reader(config, parts, rt, manifest, training=False))
+
+
+def _reader(
+    config: RunConfig, parts: Parts, rt: Runtime, manifest: Manifest, *, training: bool, mix: Mix | None = None
+) -> ParquetReader:
     data, spec = config.data, parts.spec
     if not training:
         drawn = {lookup.feature.name for lookup in parts.step.objective.lookups()}
@@ -71,14 +210,20 @@ def _reader(config: RunConfig, parts: Parts, rt: Runtime, manifest: Manifest, *,
         seed=config.seed,
         shuffle_rows=data.shuffle_rows,
         prefetch=data.prefetch,
+        drop_last=data.drop_last and training,
+        mix=mix,
         # In evaluation the order is free, and a lane a rank lets each open its own row groups only.
         lanes=None if training else rt.world_size,
     )
 
 
 def optional_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) -> ParquetReader | None:
-    """The split's reader, unless the configuration leaves it out, or it is the default and not there."""
+    """The split's reader, unless the configuration leaves it out, or it is the default and not there.
+
+    Called on every rank.
+    """
     name = getattr(config.data, split)
-    if name is None or (name == split and not (config.data.root / name).exists()):
+    path = join(config.data.root, split)
+    if name is None or (name == split and not rt.together(lambda: exists(path, config.storage))):
         return None
     return open_reader(config, parts, rt, split)

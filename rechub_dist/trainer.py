@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,9 +30,11 @@ from rechub_dist.distributed.state import train_state, weights_state
 from rechub_dist.embedding.layout import REPLICATED
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.evaluate import Evaluation, evaluate
+from rechub_dist.objectives import RetrievalObjective
+from rechub_dist.passes import Pass, Passes
 from rechub_dist.report import Reporter, short
 from rechub_dist.seeds import seed_from
-from rechub_dist.splits import evaluation_reader, open_reader, optional_reader, with_draws
+from rechub_dist.splits import evaluation_reader, open_passes, optional_reader, warning_of, with_draws
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def run(config: RunConfig) -> Summary:
             trainer.report.close()
 
 
-def evaluate_run(config: RunConfig, data: Path) -> tuple[int, Evaluation]:
+def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
     """The step and metrics of a run's best checkpoint (else its newest) on `data`; called on every rank.
 
     Raises:
@@ -78,13 +80,14 @@ def evaluate_run(config: RunConfig, data: Path) -> tuple[int, Evaluation]:
     device = device_type(config.device)
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
-        reader = rt.together(lambda: evaluation_reader(config, parts, rt, data))
+        reader = evaluation_reader(config, parts, rt, data)
         checkpoints = Checkpoints(config.output_dir / "checkpoints", rt, config.checkpoint.keep_last)
         module = shard_step(config, parts, rt)
         step = checkpoints.load_best(weights_state(module, parts.layout, rt.group))
         report = Reporter(None, quiet=not rt.is_main)
         report.start(f"evaluating {data}", reader.steps)
         found = evaluate(parts.step, parts, reader, rt, report.advance)
+        report.skipped(data, step, (*reader.manifest.left_out, *found.skips))
         report.close()
         return step, found
 
@@ -106,36 +109,39 @@ class Trainer:
         self.rt = rt
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         self.parts: Parts = with_draws(parts, rt)
-        self.train_reader: ParquetReader = rt.together(lambda: open_reader(config, self.parts, rt, "train"))
-        self.valid_reader = rt.together(lambda: optional_reader(config, self.parts, rt, "valid"))
-        self.test_reader = rt.together(lambda: optional_reader(config, self.parts, rt, "test"))
+        self.passes: Passes = open_passes(config, self.parts, rt)
+        self.valid_reader = optional_reader(config, self.parts, rt, "valid")
+        self.test_reader = optional_reader(config, self.parts, rt, "test")
         rt.together(lambda: _make_output(config, rt))
         self.module = shard_step(config, self.parts, rt)
         self.optimizers = rt.together(
             lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
         )
         self.checkpoints = Checkpoints(config.output_dir / "checkpoints", rt, config.checkpoint.keep_last)
-        self.identity = identity(config, self.parts, self.train_reader.manifest)
         self.position = self._resume()
         self.report = Reporter(config.output_dir, quiet=not rt.is_main, start_step=self.position.step)
         self._stop_asked = threading.Event()
         self._best_metric = config.train.best_metric or ""
         self._busy = 0.0  # seconds of training
         self._note = ""
-        steps = config.train.epochs * self.train_reader.steps
-        self.total_steps = min(steps, config.train.max_steps or steps)
+        self._preempted = False
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run, as far as they are known."""
+        return min(self.passes.steps, self.config.train.max_steps or self.passes.steps)
 
     def fit(self) -> Summary:
         """Train to the end, or to a signal; evaluate; keep checkpoints."""
         start, began = self.position, time.monotonic()
         self.report.say(self._headline())
-        preempted = False
-        if not start.stopped_early and start.step < self.total_steps:
+        self._warn()
+        if not start.stopped_early and (start.step < self.total_steps or self.config.data.follow):
             with self._signals():
-                preempted = self._train()
+                self._train()
         rows = self._rows_between(start.step, self.position.step)
         rate = rows / self._busy if rows else None
-        if preempted:
+        if self._preempted:
             self.report.say(f"preempted at step {self.position.step}, resume with the same command")
             return Summary(self.position.step, self.position.best_step, True, {}, {}, rate)
         test = self._final()
@@ -148,30 +154,56 @@ class Trainer:
         found = (lookup.feature.name for lookup in self.parts.step.model.lookups() if lookup.pooling is None)
         return tuple(dict.fromkeys(found))
 
-    def _train(self) -> bool:
-        """Segments of steps between evaluations, checkpoints and epochs; True if a signal ended it."""
-        per_epoch = self.train_reader.steps
+    def _train(self) -> None:
+        """Segments of steps between evaluations, checkpoints and ends of passes."""
         model, optimizers = self.parts.step, self.optimizers
         pipeline = make_pipeline(self.config.distributed.pipeline, self.module, optimizers, self.rt.device)
         model.train()
         self.report.start("training", self.total_steps, self.position.step)
-        while self.position.step < self.total_steps:
-            epoch, offset = divmod(self.position.step, per_epoch)
-            with closing(self.train_reader.batches(epoch, offset)) as batches:
+        while self.position.step < self.total_steps or self._wait():
+            here, first = self.passes.at(self.position.step), self.position.step
+            with closing(here.reader.batches(here.number, first - here.first_step)) as batches:
                 feed = Feed(batches, model.objective, self.rt, self._stop_asked.is_set, self._sequences)
-                for end in self._boundaries(epoch):
+                for end in self._boundaries(here):
                     self._segment(pipeline, feed, end)
                     if feed.stopped:
                         self._save()
-                        return True
-                    if self._after(end):
-                        return False
-        return False
+                        self._preempted = True
+                        return
+                    if end in (here.end, self.total_steps):
+                        self._account(feed, here, first)
+                    if self._after(end, here):
+                        return
 
-    def _boundaries(self, epoch: int) -> Iterator[int]:
-        """The steps of this epoch at which something happens besides training, its end included."""
-        per_epoch = self.train_reader.steps
-        end = min((epoch + 1) * per_epoch, self.total_steps)
+    def _wait(self) -> bool:
+        """Wait for more data where it may come; False if the run is to end here."""
+        if not self.config.data.follow or self.position.step == self.config.train.max_steps:
+            return False
+        self.report.say(f"step {self.position.step}: waiting for more data")
+        if not self.passes.wait(self._stop_asked.is_set):
+            asked = torch.tensor([int(self._stop_asked.is_set())])
+            self._preempted = bool(self.rt.add_up(asked))
+            return False
+        self.report.say(f"more data: {self.passes.steps - self.position.step:,} steps")
+        self.report.start("training", self.total_steps, self.position.step)
+        return True
+
+    def _account(self, feed: Feed, here: Pass, first: int) -> None:
+        """Make sure that the rows of the pass's steps from `first` on are all accounted for, and say so."""
+        step, planned = self.position.step, self._rows_between(first, self.position.step)
+        whole = (first, step) == (here.first_step, here.end)
+        steps = f"steps {first + 1} to {step}"
+        # Of a mix, and without a short last batch, a skipped piece need not have passed in full.
+        exact = whole and self.config.data.mix is None and not self.config.data.drop_last
+        feed.tally.check(planned, whole=exact, what=f"epoch {here.number}, {steps}")
+        left_out = len(here.reader.manifest.left_out)
+        self.report.record("rows", step, here.number, {**feed.tally.values(), "files_left_out": left_out})
+        more = f", {left_out} file(s) left out" if left_out else ""
+        self.report.say(f"epoch {here.number}: {feed.tally}{more}{'' if whole else f', in {steps}'}")
+
+    def _boundaries(self, here: Pass) -> Iterator[int]:
+        """The steps of this pass at which something happens besides training, its end included."""
+        end = min(here.end, self.total_steps)
         every = [self.config.train.eval_every, self.config.checkpoint.every_steps]
         while self.position.step < end:
             yield min([end, *((self.position.step // n + 1) * n for n in every if n)])
@@ -206,26 +238,29 @@ class Trainer:
                     values["padded_share"] = padded
                 mark, marked, losses = now, step, []
                 if step % config.train.log_every == 0:
-                    self.report.record("train", step, (step - 1) // self.train_reader.steps, values)
+                    self.report.record("train", step, self.passes.at(step - 1).number, values)
                 self._note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
                 if padded is not None:
                     self._note += f", {padded:.0%} padding"
+            if feed.new_skips:
+                self.report.skipped("train", step, feed.new_skips)
+                feed.new_skips = []
             self.report.advance(step, self._note)
         pipeline.release()
         self._busy += time.monotonic() - began
 
-    def _after(self, step: int) -> bool:
+    def _after(self, step: int, here: Pass) -> bool:
         """Evaluate and save where they are due; True if the run is to end here."""
         train, last = self.config.train, step == self.total_steps
-        epoch_end = step % self.train_reader.steps == 0
-        epochs = step // self.train_reader.steps
-        due = step % train.eval_every == 0 if train.eval_every else epoch_end and epochs % train.eval_epochs == 0
+        pass_end = step == here.end
+        epochs = here.number + 1
+        due = step % train.eval_every == 0 if train.eval_every else pass_end and epochs % train.eval_epochs == 0
         stop = improved = False
         if self.valid_reader is not None and (due or last):
             improved = self._validate(self.valid_reader)
             stop = train.patience is not None and self.position.evaluations_since_best >= train.patience
         every = self.config.checkpoint.every_steps
-        save = step % every == 0 if every else epoch_end
+        save = step % every == 0 if every else pass_end
         self.position = replace(self.position, stopped_early=stop)
         if save or improved or last or stop:
             self._save()
@@ -256,7 +291,10 @@ class Trainer:
         found = evaluate(self.parts.step, self.parts, reader, self.rt, self.report.advance)
         seconds = max(1e-9, time.monotonic() - began)
         values = {**found.metrics, "samples_per_second": found.rows / seconds}
-        epoch = max(0, step - 1) // self.train_reader.steps
+        if found.skipped:
+            values["rows_skipped"] = found.skipped
+            self.report.skipped(split, step, found.skips)
+        epoch = self.passes.at(step - 1).number if step else 0
         self.report.record(split, step, epoch, values)
         if self.config.train.histograms:
             for label, predictions in found.predictions.items():
@@ -296,17 +334,22 @@ class Trainer:
 
     def _save(self) -> None:
         state = train_state(self.module, self.parts.layout, self.optimizers, self.rt.group)
-        self.checkpoints.save(state, self.position, self.identity, self.config.dump())
+        self.checkpoints.save(state, self.position, self._identity(self.position.step), self.config.dump())
 
     def _resume(self) -> Position:
         state = train_state(self.module, self.parts.layout, self.optimizers, self.rt.group)
-        return self.checkpoints.load(state, self.identity) or Position()
+        return self.checkpoints.load(state, self._identity) or Position()
+
+    def _identity(self, step: int) -> dict[str, Any]:
+        """The run's identity when it has done `step` steps."""
+        objective = self.parts.step.objective
+        # What negatives are drawn by depends on all of the data.
+        counted = isinstance(objective, RetrievalObjective) and objective.needs_counts
+        return identity(self.config, self.parts, self.passes.identity(self.passes.steps if counted else step))
 
     def _rows_between(self, first: int, last: int) -> int:
         """Rows of the global batches of steps first .. last - 1."""
-        per_epoch, rows, size = self.train_reader.steps, self.train_reader.rows, self.config.data.batch_size
-        done = [(step // per_epoch) * rows + min(rows, (step % per_epoch) * size) for step in (first, last)]
-        return done[1] - done[0]
+        return self.passes.rows_before(last) - self.passes.rows_before(first)
 
     def _global_mean(self, losses: list[Tensor]) -> float:
         total = torch.stack(losses).double().mean().cpu()
@@ -321,9 +364,21 @@ class Trainer:
         resumed = f", resumed at step {self.position.step}" if self.position.step else ""
         return (
             f"{config.model.name}: {len(layout.tables)} tables of {rows:,} rows ({weights:,} weights), {dense:,} dense "
-            f"parameters; {self.rt.world_size} rank(s) on {self.rt.device.type}; {self.train_reader.rows:,} rows, "
+            f"parameters; {self.rt.world_size} rank(s) on {self.rt.device.type}; {self.passes.rows:,} rows, "
             f"{self.total_steps:,} steps of {config.data.batch_size:,}{resumed}"
         )
+
+    def _warn(self) -> None:
+        """Say what is bad about how the data lies, and which files are left out, once."""
+        step = self.position.step
+        train = self.passes.at(step).reader if self.passes.steps else None
+        for split, reader in (("train", train), ("valid", self.valid_reader), ("test", self.test_reader)):
+            if reader is not None:
+                self.report.skipped(split, step, reader.manifest.left_out)
+        if self.rt.is_main and self.passes.steps:
+            warning = warning_of(self.config, self.passes.at(self.position.step).reader)
+            if warning is not None:
+                self.report.say(f"warning: {warning}")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from rechub_dist.data.negatives import hash_ids
 from rechub_dist.data.spec import BatchSpec
+from rechub_dist.data.strings import distinct, hash_strings, is_string, spread
+from rechub_dist.data.vocabulary import vocabulary_of
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import DenseFeature, Label, SequenceFeature, SparseFeature, StoredFeature, TimeGapFeature
 
@@ -51,16 +53,16 @@ def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str
     """For each use of a column: the column, its type, whether it fits, who uses it, and what would fit."""
     for feature in spec.stored:
         kind = types[feature.source]
-        fits = _is_integer(kind.value_type if is_list(kind) else kind)
+        fits, one, several = _fits_ids(kind.value_type if is_list(kind) else kind, feature)
         if isinstance(feature, SequenceFeature):
-            user, wanted = f"sequence feature {feature.name!r}", "a list of integers"
+            user, wanted = f"sequence feature {feature.name!r}", f"a list of {several}"
             fits = fits and is_list(kind)
         else:
-            user, wanted = f"sparse feature {feature.name!r}", "an integer or a list of integers"
+            user, wanted = f"sparse feature {feature.name!r}", f"{one} or a list of {several}"
         yield feature.source, kind, fits, user, wanted
         if isinstance(feature, SparseFeature) and feature.weights:
             of, kind = kind, types[feature.weights]
-            fits = is_list(of) == is_list(kind) and _is_number(kind.value_type if is_list(kind) else kind)
+            fits = is_list(of) == is_list(kind) and is_number(kind.value_type if is_list(kind) else kind)
             wanted = "a list of numbers" if is_list(of) else "a number"
             yield feature.weights, kind, fits, f"the weight column of feature {feature.name!r}", wanted
     for gap in spec.time_gaps:
@@ -72,41 +74,45 @@ def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str
     for dense in spec.dense:
         kind = types[dense.source]
         if dense.dim == 1:
-            fits = _is_number(kind)
+            fits = is_number(kind)
         else:
-            fits = is_list(kind) and _is_number(kind.value_type)
+            fits = is_list(kind) and is_number(kind.value_type)
             fits = fits and not (pa.types.is_fixed_size_list(kind) and kind.list_size != dense.dim)
         wanted = "a number" if dense.dim == 1 else f"a list of {dense.dim} numbers"
         yield dense.source, kind, fits, f"dense feature {dense.name!r}", wanted
     for label in spec.labels:
         kind = types[label.source]
-        yield label.source, kind, _is_number(kind), f"label {label.name!r}", "a number or a boolean"
+        yield label.source, kind, is_number(kind), f"label {label.name!r}", "a number or a boolean"
     if spec.weight:
         kind = types[spec.weight]
-        yield spec.weight, kind, _is_number(kind), "the row weight", "a number"
+        yield spec.weight, kind, is_number(kind), "the row weight", "a number"
+
+
+def _fits_ids(kind: pa.DataType, feature: StoredFeature) -> tuple[bool, str, str]:
+    """Whether a feature's ids may be of this type; what one id, and what several of them would have to be."""
+    vocabulary = vocabulary_of(feature)
+    if vocabulary is not None:
+        what = "a string" if vocabulary.strings else "an integer"
+        fits = is_string(kind) if vocabulary.strings else _is_integer(kind)
+        return fits, f"{what} as in its vocabulary {vocabulary.path}", f"{what.split()[1]}s"
+    if feature.hash:
+        return _is_integer(kind) or is_string(kind), "an integer, a string", "integers or strings"
+    hint = "; for strings, set hash: true or name a vocabulary" if is_string(kind) else ""
+    return _is_integer(kind), "an integer", f"integers{hint}"
 
 
 def read_ids(array: pa.Array, feature: StoredFeature, where: str) -> tuple[Ints, Mask | None]:
-    """The ids of an integer array after the feature's policies.
+    """The ids of an array of integers or strings after the feature's hash or vocabulary and its policies.
 
     Returns:
         The ids, any integer type [n], and which of them to keep, bool [n]; None where all are kept.
 
     Raises:
-        UserError: for a missing id or one outside the table where the policy is `error`.
+        UserError: for a missing id, one outside the table, or a value that is not in the vocabulary, where the policy
+            is `error`.
     """
     table = feature.table
-    missing: Mask | None = None
-    if array.null_count:
-        missing = array.is_null().to_numpy(zero_copy_only=False)
-        array = pc.fill_null(array, 0)
-    ids: Ints = array.to_numpy(zero_copy_only=False)
-    outside: Mask | None = None
-    if feature.hash:
-        ids = hash_ids(ids, table.name, table.rows)
-    elif len(ids) and not _within(ids, table.rows):
-        outside = (ids < 0) | (ids >= table.rows)
-
+    ids, missing, outside = _look_up(array, feature)
     if missing is not None and feature.missing == "error":
         raise _error(
             where,
@@ -114,10 +120,18 @@ def read_ids(array: pa.Array, feature: StoredFeature, where: str) -> tuple[Ints,
             f"{missing.sum()} id(s) are missing (null); fill them in, or set missing: drop | unknown",
         )
     if outside is not None and feature.out_of_range == "error":
+        value = array[int(outside.argmax())].as_py()
+        if feature.vocabulary is not None:
+            raise _error(
+                where,
+                feature.source,
+                f"{value!r} is not in vocabulary {feature.vocabulary}; build that from this data too, or set "
+                "out_of_range: drop | unknown",
+            )
         raise _error(
             where,
             feature.source,
-            f"id {ids[outside][0]} is outside table {table.name!r} of {table.rows} rows (ids 0..{table.rows - 1}); "
+            f"id {value} is outside table {table.name!r} of {table.rows} rows (ids 0..{table.rows - 1}); "
             "raise the table's rows, or set out_of_range: drop | unknown, or hash: true",
         )
     keep: Mask | None = None
@@ -130,6 +144,27 @@ def read_ids(array: pa.Array, feature: StoredFeature, where: str) -> tuple[Ints,
         else:
             keep = ~bad if keep is None else keep & ~bad
     return ids, keep
+
+
+def _look_up(array: pa.Array, feature: StoredFeature) -> tuple[Ints, Mask | None, Mask | None]:
+    """The ids [n], and which of them are missing and which unknown or outside the table, bool [n]; None for none."""
+    table, missing = feature.table, _missing(array)
+    vocabulary = vocabulary_of(feature)
+    ids: Ints
+    if vocabulary is not None:
+        ids = vocabulary.find(array)
+        unknown = ids < 0 if missing is None else (ids < 0) & ~missing
+        return ids, missing, unknown if unknown.any() else None
+    if is_string(array.type):
+        strings, codes = distinct(array)
+        return spread(hash_ids(hash_strings(strings), table.name, table.rows), codes, null=0), missing, None
+    array = array if missing is None else pc.fill_null(array, 0)
+    ids = array.to_numpy(zero_copy_only=False)
+    if feature.hash:
+        return hash_ids(ids, table.name, table.rows), missing, None
+    if not len(ids) or _within(ids, table.rows):
+        return ids, missing, None
+    return ids, missing, (ids < 0) | (ids >= table.rows)
 
 
 def read_id_weights(array: pa.Array, ids: pa.Array, feature: SparseFeature, where: str) -> Floats:
@@ -253,12 +288,14 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def one_array(table: pa.Table, column: str) -> pa.Array:
-    """A column in one piece, its dictionary (or that of its elements) resolved."""
+    """A column in one piece, its dictionary (or that of its elements) resolved unless it holds strings."""
     chunks = table.column(column)
     array = (
         chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks or [pa.array([], chunks.type)])
     )
     kind = array.type
+    if is_string(kind.value_type if is_list(kind) else kind):
+        return array
     if pa.types.is_dictionary(kind):
         return array.dictionary_decode()
     if is_list(kind) and pa.types.is_dictionary(kind.value_type):
@@ -270,14 +307,15 @@ def _is_integer(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind))
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether values are numbers or booleans, dictionary-encoded or not."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     types = pa.types
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind))
 
 
 def _is_time(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_timestamp(kind) or _is_number(kind))
+    return bool(pa.types.is_timestamp(kind) or is_number(kind))
 
 
 def _numbers(array: pa.Array) -> Numbers:
@@ -288,6 +326,13 @@ def _numbers(array: pa.Array) -> Numbers:
         array = array.cast(pa.float64())
     values: Numbers = array.to_numpy(zero_copy_only=False)
     return values
+
+
+def _missing(array: pa.Array) -> Mask | None:
+    """Which values are null; None where none is. A null among a dictionary's values counts as well."""
+    if pa.types.is_dictionary(array.type) and array.dictionary.null_count:
+        array = array.dictionary_decode()
+    return array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
 
 
 def _within(ids: Ints, rows: int) -> bool:

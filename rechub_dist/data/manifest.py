@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from rechub_dist.config import Selection, StorageConfig
+from rechub_dist.data.footers import Footer, FooterCache, corrupt, read_footer
+from rechub_dist.data.listing import Found, find
+from rechub_dist.data.skips import BadFileError, Skipped
+from rechub_dist.data.storage import Store
 from rechub_dist.errors import UserError
 
-_GLOB = re.compile(r"[*?\[]")
-_URI_GLOB = re.compile(r"[*\[]")  # in an address, `?` begins the options
+_DEFAULTS = StorageConfig()
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One Parquet file: where it is, its name below the data set's root, its bytes, and the rows of its row groups."""
+    """One Parquet file, as it was when the manifest was read.
+
+    Attributes:
+        path: or address, as a person would write it.
+        name: below the data set's root.
+        size: bytes.
+        counts: rows of its row groups.
+        modified: time of modification, nanoseconds; None where the store does not tell it.
+        etag: version of the object; None where the store does not tell it.
+        store: where it is.
+    """
 
     path: str
     name: str
     size: int
     counts: tuple[int, ...]
+    modified: int | None
+    etag: str | None
+    store: Store = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -37,41 +54,62 @@ class Manifest:
 
     Attributes:
         path: as it was given.
-        files: the files, sorted by name.
+        files: the files, sorted by name; those of several sources one source after the other.
         schema: the columns' names and Arrow types; equal in all files but for the columns' order.
-        filesystem: where the files are.
+        skip_bad: whether the rows of bad files are left out, instead of an error.
+        left_out: the files that are bad as a whole, so that nothing of them is in `files`.
     """
 
     path: str
     files: tuple[DataFile, ...]
     schema: pa.Schema
-    filesystem: Any = field(repr=False)
+    skip_bad: bool = False
+    left_out: tuple[Skipped, ...] = ()
 
     @classmethod
-    def read(cls, path: str, threads: int = 16) -> Manifest:
-        """Find the files of `path` and read their footers, `threads` at a time.
+    def read(
+        cls,
+        source: str | Selection | Sequence[str | Selection],
+        settings: StorageConfig = _DEFAULTS,
+        *,
+        skip_bad: bool = False,
+        threads: int = 16,
+    ) -> Manifest:
+        """Find the files of `source` and read their footers, `threads` at a time, or take them from the cache.
 
         Args:
-            path: a file; a folder, of which all `*.parquet` files below it count but those with a name (or a folder)
-                that begins with `.` or `_`; or a pattern with `*`, `?`, `[...]` within a name and `**` over folders.
-                An address such as `s3://bucket/folder` works as well.
+            source: a file; a folder, of which all `*.parquet` files below it count but those with a name (or a folder)
+                that begins with `.` or `_`; or a pattern of either with `*`, `?`, `[...]` within a name and `**` over
+                folders. An address such as `s3://bucket/folder` works as well, so does a selection of hive
+                partitions, and a list of all these.
+            settings: of the stores.
+            skip_bad: leave files without a readable footer out, and those whose columns differ from most files'.
+            threads: footers read at once.
 
         Raises:
             UserError: where nothing is there, a file cannot be read, there are no rows, or the files' columns differ.
         """
-        filesystem, found = _find(path)
-        with ThreadPoolExecutor(min(threads, len(found))) as pool:
-            footers = list(pool.map(lambda item: _footer(filesystem, item[0].path), found))
-        files, schemas = [], []
-        for (info, name), (counts, schema) in zip(found, footers, strict=True):
-            files.append(DataFile(info.path, name, int(info.size), counts))
-            if sum(counts):  # writers give the columns of an empty file any type
-                schemas.append((info.path, schema))
-        if not schemas:
-            raise UserError(f"{path}: there are no rows in its {len(files)} Parquet file(s); write the data again")
-        for other, schema in schemas[1:]:
-            _check_equal(schemas[0], (other, schema))
-        return cls(path, tuple(files), schemas[0][1].remove_metadata(), filesystem)
+        sources = [source] if isinstance(source, str | Selection) else list(source)
+        path = ", ".join(item if isinstance(item, str) else item.path for item in sources)
+        found = [file for item in sources for file in find(item, settings)]
+        twice = [file for file, count in Counter(item.path for item in found).items() if count > 1]
+        if twice:
+            raise UserError(f"{path}: {twice[0]} is named by two of the paths; name each file once")
+        footers = _footers(path, found, threads, settings, skip_bad)
+        files, left_out = [], []
+        shared = _shared_schema(found, footers, path, most=skip_bad)
+        for item, footer in zip(found, footers, strict=True):
+            fault = footer if isinstance(footer, BadFileError) else _difference(shared, (item.path, footer))
+            if fault is None:
+                assert isinstance(footer, Footer)
+                files.append(
+                    DataFile(item.path, item.name, item.size, footer.counts, item.modified, footer.etag, item.store)
+                )
+            elif skip_bad:
+                left_out.append(Skipped(item.path, None, None, None, fault.reason, str(fault)))
+            else:
+                raise fault
+        return cls(path, tuple(files), shared[1], skip_bad, tuple(left_out))
 
     @cached_property
     def rows(self) -> int:
@@ -94,6 +132,13 @@ class Manifest:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def prepared_splits(path: str) -> tuple[str, ...]:
+    """The splits of a prepared folder on a local disk, the folders in it; () for any other path."""
+    if not (Path(path) / "train").is_dir():
+        return ()
+    return tuple(name for name in ("train", "train_prefixes", "valid", "test") if (Path(path) / name).is_dir())
+
+
 def describe(path: str) -> dict[str, Any]:
     """A summary of a data set for people: what one wants to know before writing its schema.
 
@@ -109,7 +154,7 @@ def describe(path: str) -> dict[str, Any]:
     nulls = dict.fromkeys(manifest.schema.names, 0)
     for file in manifest.files:
         if sum(file.counts):
-            for name, count in _nulls(manifest.filesystem, file, manifest.schema).items():
+            for name, count in _nulls(file, manifest.schema).items():
                 nulls[name] += count
     sizes = [count for count in manifest.counts if count]
     return {
@@ -124,115 +169,81 @@ def describe(path: str) -> dict[str, Any]:
     }
 
 
-def unreadable(path: str, error: Exception, what: str = "it") -> UserError:
-    """The one line for a file (or `what` in it) that Arrow fails to read."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, OSError) and error.errno:
-        return UserError(f"{path}: {what} cannot be read ({reason}); check that it is there and may be read")
-    return UserError(f"{path}: {what} is truncated or corrupt ({reason}); write the file again or remove it")
+def _footers(
+    path: str, found: list[Found], threads: int, settings: StorageConfig, skip_bad: bool
+) -> list[Footer | BadFileError]:
+    """The footers of the files, or what is wrong with them."""
+    cache, began = FooterCache(path), time.time()
+    known = cache.load() if settings.cache else {}
+    keys = [None if item.modified is None else (item.path, item.size, item.modified) for item in found]
+
+    def read(place: int) -> Footer | BadFileError:
+        key, item = keys[place], found[place]
+        if key is not None and key in known:
+            return known[key]
+        try:
+            return read_footer(item.store, item.path)
+        except BadFileError as error:
+            if not skip_bad:
+                raise
+            return error
+
+    with ThreadPoolExecutor(min(threads, len(found))) as pool:
+        footers = list(pool.map(read, range(len(found))))
+    if settings.cache and any(key is not None and key not in known for key in keys):
+        pairs = zip(keys, footers, strict=True)
+        cache.store(((k, footer) for k, footer in pairs if k is not None and isinstance(footer, Footer)), began)
+    return footers
 
 
-def _find(path: str) -> tuple[Any, list[tuple[Any, str]]]:
-    """The file system, and the files with their names below the root, sorted by name."""
-    address = "://" in path
-    base, _, options = path.partition("?") if address else (path, "", "")
-    glob = _URI_GLOB if address else _GLOB
-    parts = base.split("/")
-    fixed = next((i for i, part in enumerate(parts) if glob.search(part)), len(parts))
-    root = "/".join(parts[:fixed]) or ("/" if base.startswith("/") else ".")
-    pattern = "/".join(parts[fixed:])
-    try:
-        if address:
-            filesystem, root = pafs.FileSystem.from_uri(root + ("?" + options if options else ""))
-        else:
-            filesystem = pafs.LocalFileSystem()
-        info = filesystem.get_file_info(root)
-        if info.type == pafs.FileType.File and not pattern:
-            return filesystem, [(info, PurePosixPath(root).name)]
-        if info.type != pafs.FileType.Directory:
-            raise UserError(f"{path}: there is no such file or folder; check the path of the data")
-        listing = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{path}: cannot be listed ({str(error).splitlines()[0]}); check the path of the data"
-        ) from None
-    wanted = _translate(pattern) if pattern else re.compile(r"(?:[^._/][^/]*/)*[^._/][^/]*\.parquet")
-    names = [(info, _below(info.path, root)) for info in listing if info.type == pafs.FileType.File]
-    found = sorted((item for item in names if wanted.fullmatch(item[1])), key=lambda item: item[1])
-    if not found and pattern:
-        raise UserError(f"{path}: no file matches; check the pattern")
-    if not found:
-        raise UserError(f"{path}: there is no *.parquet file in this folder; name the folder that holds the data")
-    return filesystem, found
+def _shared_schema(
+    found: list[Found], footers: list[Footer | BadFileError], path: str, *, most: bool
+) -> tuple[str, pa.Schema]:
+    """The schema that the files should have, and the first file that has it: the first file's, or most files'."""
+    schemas = [
+        (item.path, footer.schema)
+        for item, footer in zip(found, footers, strict=True)
+        if isinstance(footer, Footer) and any(footer.counts)  # writers give the columns of an empty file any type
+    ]
+    if not schemas:
+        bad = [footer for footer in footers if isinstance(footer, BadFileError)]
+        also = f" that can be read; the first that cannot: {bad[0]}" if bad else "; write the data again"
+        raise UserError(f"{path}: there are no rows in its {len(found)} Parquet file(s){also}")
+    if not most:
+        return schemas[0]
+    kinds = Counter(_columns(schema) for _, schema in schemas)
+    best = max(kinds.values())
+    return next(pair for pair in schemas if kinds[_columns(pair[1])] == best)
 
 
-def _below(path: str, root: str) -> str:
-    """`path` relative to `root`, as the listing of `root` gives it."""
-    root = root.rstrip("/")
-    return path[len(root) + 1 :] if path.startswith(root + "/") else path.removeprefix("/")
+def _columns(schema: pa.Schema) -> frozenset[tuple[str, str]]:
+    return frozenset((column.name, str(column.type)) for column in schema)
 
 
-def _translate(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression: `**` stands for any folders, the other signs for parts of one name.
-
-    As in a shell, a name that begins with a dot is matched only where the pattern says the dot.
-    """
-    text = ""
-    for match in re.finditer(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern):
-        token = match.group()
-        if len(token) > 1 or token in "*?":
-            text += r"(?!\.)" if match.start() == 0 or pattern[match.start() - 1] == "/" else ""
-        if token == "**/":
-            text += r"(?:(?!\.)[^/]+/)*"
-        elif token == "**":
-            text += ".*"
-        elif token == "*":
-            text += "[^/]*"
-        elif token == "?":
-            text += "[^/]"
-        elif len(token) > 1:
-            text += (
-                "[" + ("^" if token[1] == "!" else "") + re.escape(token[1:-1].lstrip("!")).replace(r"\-", "-") + "]"
-            )
-        else:
-            text += re.escape(token)
-    return re.compile(text)
-
-
-def _footer(filesystem: Any, path: str) -> tuple[tuple[int, ...], pa.Schema]:
-    """Rows of each row group, and the schema. Raises UserError for a file without a readable footer."""
-    try:
-        with filesystem.open_input_file(path) as source:
-            parquet = pq.ParquetFile(source)
-            metadata, schema = parquet.metadata, parquet.schema_arrow
-            return tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)), schema
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from None
-
-
-def _check_equal(first: tuple[str, pa.Schema], other: tuple[str, pa.Schema]) -> None:
-    """Raise UserError where the columns' names or types differ."""
-    mine, theirs = ({f.name: str(f.type) for f in schema} for _, schema in (first, other))
-    if mine == theirs:
-        return
+def _difference(shared: tuple[str, pa.Schema], other: tuple[str, Footer]) -> BadFileError | None:
+    """What is wrong with a file whose columns' names or types are not the shared ones."""
+    if not sum(other[1].counts) or shared[1].equals(other[1].schema):
+        return None
+    mine, theirs = ({f.name: str(f.type) for f in schema} for schema in (shared[1], other[1].schema))
     differences = [
         f"column {name!r} is {theirs.get(name, 'missing')}, not {mine.get(name, 'missing')}"
         for name in sorted(mine.keys() | theirs.keys())
         if mine.get(name) != theirs.get(name)
     ]
+    if not differences:
+        return None
     more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
-    raise UserError(
-        f"{other[0]}: its columns differ from those of {first[0]}: {differences[0]}{more}; write the files with one "
-        "schema, or keep them in separate folders"
+    return BadFileError(
+        f"{other[0]}: its columns differ from those of {shared[0]}: {differences[0]}{more}; write the files with one "
+        "schema, or keep them in separate folders",
+        "schema",
     )
 
 
-def _nulls(filesystem: Any, file: DataFile, schema: pa.Schema) -> dict[str, int]:
+def _nulls(file: DataFile, schema: pa.Schema) -> dict[str, int]:
     """Missing values of each column of one file."""
     try:
-        with filesystem.open_input_file(file.path) as source:
+        with file.store.filesystem.open_input_file(file.store.inside(file.path)) as source:
             parquet = pq.ParquetFile(source)
             counts = _null_statistics(parquet.metadata, schema.names)
             for name in schema.names:
@@ -241,7 +252,7 @@ def _nulls(filesystem: Any, file: DataFile, schema: pa.Schema) -> dict[str, int]
                     counts[name] = sum(_column(parquet, group, name).null_count for group in groups)
             return counts
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(file.path, error) from None
+        raise corrupt(file.path, error) from None
 
 
 def _column(parquet: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray:

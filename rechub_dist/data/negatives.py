@@ -27,6 +27,7 @@ class Draw(NamedTuple):
     Attributes:
         position: the position in the epoch of the batch's first row.
         first, total: the index of that row in the global batch, and how many rows that has.
+        places: the rows' places after the first position, int64 [n], where rows are left out; None: 0 .. n - 1.
     """
 
     seed: int
@@ -34,6 +35,7 @@ class Draw(NamedTuple):
     position: int
     first: int = 0
     total: int = 0
+    places: Ids | None = None
 
 
 def mix64(words: Words) -> Words:
@@ -63,7 +65,8 @@ def row_keys(draw: Draw, name: str, n: int) -> Words:
     """The key of each of n rows' draws for the feature `name`: uint64 [n]."""
     key = mix64(np.array([draw.seed], np.uint64))
     key = mix64(mix64(key ^ np.uint64(draw.epoch)) ^ name_salt(name))
-    return mix64(key ^ (np.uint64(draw.position) + np.arange(n, dtype=np.uint64)))
+    places = np.arange(n, dtype=np.uint64) if draw.places is None else draw.places.view(np.uint64)
+    return mix64(key ^ (np.uint64(draw.position) + places))
 
 
 def draw_ids(

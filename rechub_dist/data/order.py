@@ -6,6 +6,10 @@ The row groups, permuted by (seed, epoch), form one virtual stream, which is cut
 groups but for those that a lane's boundary cuts; the rows of a window are permuted by (seed, epoch, window). Within a
 global batch the rows stand in lane order, and a rank takes a contiguous slice of it.
 
+Row groups of equal size can make all lanes come to their next windows at once, which would hold twice the memory for
+that step, and leave the reader nothing to do between. Where this happens the lanes are *turned*: each begins at
+another part of a row group, and reads what lies before it at its end.
+
 L and the permutations never depend on the world size, so neither do the rows of a global batch nor their order. All
 permutations come from the raw 64-bit stream of PCG64, seeded by SeedSequence, both of which numpy guarantees to stay
 the same over versions and platforms (`Generator.permutation` has no such guarantee).
@@ -14,7 +18,6 @@ the same over versions and platforms (`Generator.permutation` has no such guaran
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +48,17 @@ class Window(NamedTuple):
     last_step: int
 
 
+class Windows(NamedTuple):
+    """All windows of an epoch, each field as in `Window`: int64 [windows]."""
+
+    group: IntArray
+    start: IntArray
+    stop: IntArray
+    lane: IntArray
+    first_step: IntArray
+    last_step: IntArray
+
+
 class Slice(NamedTuple):
     """Rows `start` .. `stop - 1` of window `window`, counted after the window's permutation."""
 
@@ -61,12 +75,16 @@ class Share(NamedTuple):
         rows: how many they are.
         stride: ceil(n / W), the number of rows to pad to, equal on all ranks.
         position: the position in the epoch of the rank's first row: step * batch_size + its index in the batch.
+        first: that index.
+        total: n, the rows of the global batch.
     """
 
     slices: list[Slice]
     rows: int
     stride: int
     position: int
+    first: int
+    total: int
 
 
 def permutation(n: int, *seed: int) -> IntArray:
@@ -100,6 +118,13 @@ class RowOrder:
         shuffle_rows: bound on the rows that stand in open windows over all ranks.
         lanes: overrides the number of lanes. For an unshuffled pass where the order of rows is of no matter, a
             multiple of the world size lets each rank read its own row groups instead of a part of every one.
+        drop_last: leave out the last batch of an epoch where it is short. Which rows these are differs from epoch to
+            epoch, if they are shuffled.
+
+    Attributes:
+        total: rows of the data set.
+        rows: rows of an epoch's batches.
+        steps: an epoch's batches.
 
     Raises:
         ValueError: for a batch size or number of lanes below 1, or a negative seed.
@@ -114,6 +139,7 @@ class RowOrder:
         seed: int = 0,
         shuffle_rows: int = SHUFFLE_ROWS,
         lanes: int | None = None,
+        drop_last: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, must be at least 1")
@@ -125,9 +151,18 @@ class RowOrder:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self.rows = int(self.counts.sum())
-        self.steps = -(-self.rows // batch_size)
+        self.total = int(self.counts.sum())
+        self.steps = self.total // batch_size if drop_last else -(-self.total // batch_size)
+        self.rows = min(self.total, self.steps * batch_size)
         self.lanes = lanes or (lane_count(self.counts.tolist(), shuffle_rows) if shuffle else 1)
+
+    def batch_rows(self, step: int) -> int:
+        """Rows of global batch `step`."""
+        return min(self.batch_size, self.rows - step * self.batch_size)
+
+    def rows_before(self, epoch: int, step: int) -> int:
+        """Rows of all global batches before `step` of `epoch`."""
+        return epoch * self.rows + min(self.rows, step * self.batch_size)
 
     def epoch(self, epoch: int) -> EpochOrder:
         """The order of one epoch. Raises ValueError for a negative one."""
@@ -145,27 +180,75 @@ class EpochOrder:
         groups = np.flatnonzero(order.counts)
         if order.shuffle:
             groups = groups[permutation(len(groups), order.seed, _GROUPS, epoch)]
-        L, N = order.lanes, order.rows
+        L, N = order.lanes, order.total
         lane = np.arange(L, dtype=np.int64)
+        self._lane_sizes = N // L + (lane < N % L)
         self._lane_starts = lane * (N // L) + np.minimum(lane, N % L)
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(order.counts[groups])])
-        # windows by their place in the virtual stream: cut at every row group's and every lane's boundary
-        self._cuts = np.unique(np.concatenate([bounds, self._lane_starts]))
-        starts, stops = self._cuts[:-1], self._cuts[1:]
+        self._lay_out(groups, bounds, np.zeros(L, np.int64))
+        if order.shuffle and self._crowded():
+            self._lay_out(groups, bounds, self._turns(bounds))
+
+    def _lay_out(self, groups: IntArray, bounds: IntArray, turns: IntArray) -> None:
+        """Cut the virtual stream of `groups`, which begin at `bounds`, into windows, in the order of reading.
+
+        Lane l begins with its row `turns[l]`; it goes on with its first row after its last one.
+        """
+        N, lane_starts = self.order.total, self._lane_starts
+        # windows by their place in the stream: cut at every row group's and every lane's boundary, and at the turns
+        cuts = np.unique(np.concatenate([bounds, lane_starts, lane_starts + turns]))
+        starts = cuts[:-1]
+        # lanes without rows share their start with the next one: side="right" gives the last, which holds the rows
+        # (lanes without rows are the last of all, and start at N, beyond every window)
+        lane = np.searchsorted(lane_starts, starts, side="right") - 1
+        # and by their place in the order of reading, where a lane's rows have the same places, turned
+        read = lane_starts[lane] + (starts - lane_starts[lane] - turns[lane]) % self._lane_sizes[lane]
+        by_reading = np.argsort(read)
+        starts, self._lane, read = starts[by_reading], lane[by_reading], read[by_reading]
+        self._cuts = np.append(read, N)
         place = np.searchsorted(bounds, starts, side="right") - 1
         self._group = groups[place] if N else groups
         self._offset = starts - bounds[place]
-        # lanes without rows share their start with the next one: side="right" gives the last, which holds the rows
-        # (lanes without rows are the last of all, and start at N, beyond every window)
-        self._lane = np.searchsorted(self._lane_starts, starts, side="right") - 1
-        first, last = starts - self._lane_starts[self._lane], stops - 1 - self._lane_starts[self._lane]
-        self._first_step = (first * L + self._lane) // order.batch_size
-        self._last_step = (last * L + self._lane) // order.batch_size
+        first, last = read - lane_starts[self._lane], self._cuts[1:] - 1 - lane_starts[self._lane]
+        self._first_step = (first * self.order.lanes + self._lane) // self.order.batch_size
+        self._last_step = (last * self.order.lanes + self._lane) // self.order.batch_size
 
-    @cached_property
+    def _crowded(self) -> bool:
+        """Whether more than a quarter of the lanes, and one, change windows in an eighth of the time of a window."""
+        later = self._first_step[self._first_step > 0]
+        span = max(1, int(self._last_step.max(initial=0)) * self.order.lanes // max(1, self.windows) // 8)
+        return len(later) > 0 and int(np.bincount(later // span).max()) > self.order.lanes // 4 + 1
+
+    def _turns(self, bounds: IntArray) -> IntArray:
+        """Where each lane begins, so that lanes change windows at different times, int64 [L].
+
+        That is within the lane's first whole row group; the fractions of it that are left are multiples of the golden
+        ratio, of which any run of neighbours is spread well: a rank reads neighbouring lanes.
+        """
+        ends = self._lane_starts + self._lane_sizes
+        first = np.minimum(np.searchsorted(bounds, self._lane_starts), len(bounds) - 2)
+        begin, size = bounds[first], bounds[first + 1] - bounds[first]
+        golden = np.arange(self.order.lanes, dtype=np.int64) * 40503 % 65536  # 65536 / 1.618
+        turned = begin - self._lane_starts + size - 1 - golden * (size - 1) // 65536
+        # a lane that is no more than that row group never changes windows
+        return np.where((begin >= self._lane_starts) & (begin + size <= ends) & (size < self._lane_sizes), turned, 0)
+
+    @property
     def windows(self) -> int:
         """How many windows the epoch has."""
         return len(self._cuts) - 1
+
+    def all_windows(self) -> Windows:
+        """The windows, in the order of their indices."""
+        stop = self._offset + np.diff(self._cuts)
+        return Windows(self._group, self._offset, stop, self._lane, self._first_step, self._last_step)
+
+    def following(self, index: int) -> int | None:
+        """The window that window `index`'s lane goes on with; None where no batch needs another."""
+        after = index + 1
+        if after == self.windows or self._lane[after] != self._lane[index]:
+            return None
+        return after if self._first_step[after] < self.order.steps else None
 
     def window(self, index: int) -> Window:
         """Window `index`; those of a lane are numbered consecutively, in the order of use."""
@@ -199,15 +282,15 @@ class EpochOrder:
             raise IndexError(f"step {step} is outside 0..{order.steps - 1}")
         if not 0 <= rank < world_size:
             raise IndexError(f"rank {rank} is outside a world of {world_size}")
-        begin = step * order.batch_size
-        n = min(order.batch_size, order.rows - begin)
+        n = order.batch_rows(step)
         low = rank * (n // world_size) + min(rank, n % world_size)
         rows = n // world_size + (rank < n % world_size)
-        slices = self._slices(begin, n, low, low + rows) if rows else []
-        return Share(slices, rows, -(-n // world_size), begin + low)
+        slices = self.slices(step, low, low + rows) if rows else []
+        return Share(slices, rows, -(-n // world_size), step * order.batch_size + low, low, n)
 
-    def _slices(self, begin: int, n: int, low: int, high: int) -> list[Slice]:
-        """Rows low .. high - 1 of the batch of n rows that begins with row `begin` of the deal."""
+    def slices(self, step: int, low: int, high: int) -> list[Slice]:
+        """Rows low .. high - 1, at least one, of global batch `step`."""
+        begin, n = step * self.order.batch_size, self.order.batch_rows(step)
         given = self._given(begin)
         takes = self._given(begin + n) - given
         ends = np.cumsum(takes)

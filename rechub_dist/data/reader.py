@@ -5,27 +5,25 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
+import numpy as np
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.collate import Window, assemble, open_window
 from rechub_dist.data.columns import check_schema, column_names
-from rechub_dist.data.manifest import DataFile, Manifest, unreadable
+from rechub_dist.data.files import OpenFiles
+from rechub_dist.data.manifest import DataFile, Manifest
+from rechub_dist.data.mix import Mix, MixEpoch, MixOrder
 from rechub_dist.data.negatives import Draw
 from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
 from rechub_dist.data.order import Window as Place
+from rechub_dist.data.skips import BadFileError, Skipped
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 
-_OPEN_FILES = 64
-_ATTEMPTS = 3  # for each row group of an object store; local disks get one
+_FAREWELL = 5.0  # seconds for the thread to end; one that waits for a store ends by itself, at the deadline
 
 
 class ParquetReader:
@@ -44,6 +42,9 @@ class ParquetReader:
         shuffle_rows: bound on the rows in open windows over all ranks (a quarter more are opened ahead).
         prefetch: batches that wait in the queue; 0 reads in the caller's thread.
         lanes: overrides the number of lanes; a multiple of the world size suits an unshuffled pass on several ranks.
+        drop_last: leave out the last batch of an epoch where it is short.
+        mix: the manifest's row groups are those of several sources, of which each batch has a fixed share. Not with
+            `lanes`.
 
     Raises:
         UserError: where a column of `spec` is missing or of a wrong type.
@@ -63,20 +64,45 @@ class ParquetReader:
         shuffle_rows: int = SHUFFLE_ROWS,
         prefetch: int = 4,
         lanes: int | None = None,
+        drop_last: bool = False,
+        mix: Mix | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside a world of {world_size}")
         if prefetch < 0:
             raise ValueError(f"prefetch is {prefetch}, must not be negative")
         check_schema(manifest.schema, spec, manifest.path)
+        if manifest.skip_bad and any(catalogue.name not in spec.idle for catalogue in spec.catalogues):
+            raise UserError(
+                "data.on_bad_file: skip does not go with negatives: full, which deals all items to the planned rows of "
+                "each batch; use on_bad_file: error, or sampled or in_batch negatives"
+            )
         self.manifest = manifest
         self.spec = spec
         self.rank = rank
         self.world_size = world_size
         self.prefetch = prefetch
-        self.order = RowOrder(
-            manifest.counts, batch_size, shuffle=shuffle, seed=seed, shuffle_rows=shuffle_rows, lanes=lanes
-        )
+        self.order: RowOrder | MixOrder
+        if mix is None:
+            self.order = RowOrder(
+                manifest.counts,
+                batch_size,
+                shuffle=shuffle,
+                seed=seed,
+                shuffle_rows=shuffle_rows,
+                lanes=lanes,
+                drop_last=drop_last,
+            )
+        else:
+            self.order = MixOrder(
+                manifest.counts,
+                batch_size,
+                mix,
+                shuffle=shuffle,
+                seed=seed,
+                shuffle_rows=shuffle_rows,
+                drop_last=drop_last,
+            )
 
     @property
     def rows(self) -> int:
@@ -88,6 +114,10 @@ class ParquetReader:
         """Steps of an epoch, the same on all ranks."""
         return self.order.steps
 
+    def rows_before(self, epoch: int, step: int) -> int:
+        """Rows of all global batches before `step` of `epoch`."""
+        return self.order.rows_before(epoch, step)
+
     def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """This rank's batches of `epoch` from `start_step` on, one a step; `start_step == steps` gives none.
 
@@ -95,7 +125,8 @@ class ParquetReader:
 
         Raises:
             ValueError: where `start_step` is outside 0 .. steps, or the epoch is negative.
-            UserError: when the batch is asked for whose rows cannot be read or are bad.
+            UserError: when the batch is asked for whose rows cannot be read or are bad. With `manifest.skip_bad`, the
+                rows of bad files are left out instead, and the batch says how many (`Batch.skipped`).
         """
         if not 0 <= start_step <= self.steps:
             raise ValueError(f"start_step is {start_step}, must be within 0..{self.steps}")
@@ -116,7 +147,7 @@ class ParquetReader:
                 yield item
         finally:
             stop.set()
-            thread.join()
+            thread.join(_FAREWELL)
 
 
 def _fill(source: _Source, start_step: int, ready: queue.Queue[Any], stop: threading.Event) -> None:
@@ -143,7 +174,7 @@ def _fill(source: _Source, start_step: int, ready: queue.Queue[Any], stop: threa
 
 
 class _Opened(NamedTuple):
-    window: Window
+    window: Window | None  # None: its file is bad, and it has no rows
     first_step: int
     last_step: int
 
@@ -151,14 +182,14 @@ class _Opened(NamedTuple):
 class _Source:
     """The open windows and files of one pass over an epoch; used by one thread."""
 
-    def __init__(self, reader: ParquetReader, order: EpochOrder) -> None:
+    def __init__(self, reader: ParquetReader, order: EpochOrder | MixEpoch) -> None:
         self._reader = reader
         self._order = order
         self._columns = column_names(reader.spec)
-        self._remote = not isinstance(reader.manifest.filesystem, pafs.LocalFileSystem)
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._files = OpenFiles()
         self._windows: dict[int, _Opened] = {}
         self._finished: list[Window] = []  # their memory serves the next ones
+        self._notices: list[Skipped] = []  # of windows that the batch is the first to miss
         self._step = 0
         self._slices: list[Slice] = []
         self._ahead = True
@@ -170,19 +201,34 @@ class _Source:
             for step in range(start_step, reader.steps):
                 share = order.share(step, reader.rank, reader.world_size)
                 self._step, self._slices = step, share.slices
-                parts = [(self._window(piece.window), piece.start, piece.stop) for piece in share.slices]
-                begin = step * reader.order.batch_size
-                total = min(reader.order.batch_size, reader.rows - begin)
-                draw = Draw(reader.order.seed, order.epoch, share.position, share.position - begin, total)
+                parts, places = self._parts(share.slices)
+                draw = Draw(reader.order.seed, order.epoch, share.position, share.first, share.total, places)
                 batch = assemble(reader.spec, parts, share.stride, draw)
+                batch.skipped = sum(piece.stop - piece.start for piece in share.slices) - batch.rows
+                batch.notices, self._notices = tuple(self._notices), []
                 del parts  # it holds windows that are finished
                 for index in [i for i, opened in self._windows.items() if opened.last_step <= step]:
-                    self._finished.append(self._windows.pop(index).window)
+                    if (window := self._windows.pop(index).window) is not None:
+                        self._finished.append(window)
                 yield batch
         finally:
             self._windows.clear()
-            while self._files:
-                self._files.popitem()[1].close(force=True)
+            self._files.close()
+
+    def _parts(self, slices: list[Slice]) -> tuple[list[tuple[Window, int, int]], IntArray | None]:
+        """The rows of slices, and their places within the share where some of it is left out (else None)."""
+        parts: list[tuple[Window, int, int]] = []
+        places: list[IntArray] = []
+        first = 0
+        for piece in slices:
+            window = self._window(piece.window)
+            if window is not None:
+                parts.append((window, piece.start, piece.stop))
+                places.append(np.arange(first, first + piece.stop - piece.start))
+            first += piece.stop - piece.start
+        if len(parts) == len(slices):
+            return parts, None
+        return parts, np.concatenate([np.zeros(0, np.int64), *places])
 
     def open_ahead(self) -> bool:
         """Open the window that is due next. False where nothing is, or enough are open ahead.
@@ -190,66 +236,53 @@ class _Source:
         At most a quarter of the lanes that the rank reads, and one, are ahead. Only windows that the rank surely
         needs are opened.
         """
+        if not self._ahead:
+            return False
+        try:
+            due = self._due()
+            if due is not None:
+                self._window(due)
+        except Exception:
+            self._ahead = False  # it is raised again, at the step that needs the window
+            return False
+        return due is not None
+
+    def _due(self) -> int | None:
+        """The window to open ahead, if any."""
         reader, order = self._reader, self._order
         ahead = sum(opened.first_step > self._step for opened in self._windows.values())
-        if not self._ahead or ahead > len(self._slices) // 4:
-            return False
+        if ahead > len(self._slices) // 4:
+            return None
         due: list[tuple[int, int]] = []
         for piece in self._slices:
-            lane, index = order.window(piece.window).lane, piece.window + 1
-            while index in self._windows:
-                index += 1
-            if index < order.windows and order.window(index).lane == lane:
+            index = order.following(piece.window)
+            while index is not None and index in self._windows:
+                index = order.following(index)
+            if index is not None:
                 due.append((order.window(index).first_step, index))
         for step, index in sorted(due):
             if any(piece.window == index for piece in order.share(step, reader.rank, reader.world_size).slices):
-                try:
-                    self._window(index)
-                except Exception:
-                    self._ahead = False  # it is raised again, at the step that needs the window
-                return self._ahead
-        return False
+                return index
+        return None
 
-    def _window(self, index: int) -> Window:
-        """Window `index`, opened unless it is open."""
+    def _window(self, index: int) -> Window | None:
+        """Window `index`, opened unless it is open; None where its file is bad and the data set may do without."""
         if index not in self._windows:
             place = self._order.window(index)
             file, group = self._reader.manifest.groups[place.group]
-            window = self._read(file, group, place, self._order.permutation(index))
+            window = None
+            try:
+                window = self._read(file, group, place, self._order.permutation(index))
+            except BadFileError as error:
+                if not self._reader.manifest.skip_bad:
+                    raise
+                rows = place.stop - place.start
+                self._notices.append(Skipped(file.path, group, place.start, rows, error.reason, str(error)))
             self._windows[index] = _Opened(window, place.first_step, place.last_step)
         return self._windows[index].window
 
     def _read(self, file: DataFile, group: int, place: Place, permutation: IntArray | None) -> Window:
-        """Read and convert a piece of a row group. Object stores get several attempts."""
+        """Read and convert a piece of a row group."""
         reuse = self._finished.pop() if self._finished else None
-        for attempt in range(_ATTEMPTS if self._remote else 1):
-            if attempt:
-                time.sleep(0.1 * 2**attempt)
-            try:
-                parquet = self._file(file)
-                rows = parquet.metadata.row_group(group).num_rows
-                if rows != file.counts[group]:
-                    raise UserError(
-                        f"{file.path}: row group {group} has {rows} rows, not {file.counts[group]} as when the run "
-                        "began; leave the data of a run as it is, or begin a new run"
-                    )
-                table = parquet.read_row_group(group, columns=self._columns, use_threads=False)
-                table = table.slice(place.start, place.stop - place.start)
-                return open_window(table, self._reader.spec, permutation, file.path, reuse)
-            except (OSError, pa.ArrowException) as caught:
-                error = caught
-                if file.path in self._files:
-                    self._files.pop(file.path).close(force=True)
-        raise unreadable(file.path, error, f"row group {group}") from error
-
-    def _file(self, file: DataFile) -> pq.ParquetFile:
-        """The open file; the least recently used one makes room."""
-        if file.path in self._files:
-            self._files.move_to_end(file.path)
-            return self._files[file.path]
-        if len(self._files) >= _OPEN_FILES:
-            self._files.popitem(last=False)[1].close(force=True)
-        source = self._reader.manifest.filesystem.open_input_file(file.path)
-        # on an object store, fetch a row group's bytes in few requests
-        self._files[file.path] = pq.ParquetFile(source, pre_buffer=self._remote)
-        return self._files[file.path]
+        table = self._files.read(file, group, self._columns).slice(place.start, place.stop - place.start)
+        return open_window(table, self._reader.spec, permutation, file.path, reuse)

@@ -11,6 +11,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from rechub_dist.batch import Batch
+from rechub_dist.data.skips import Skipped, Tally
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError
@@ -22,6 +23,8 @@ class Feed:
 
     One small all-reduce a batch adds up the objective's normalisers and tells whether a rank has failed to read its
     part, was asked to stop, or saw a loss that is not finite; so no rank waits in a collective for one that has failed.
+    It counts the rows, too: `tally` has those of all ranks, and `new_skips` the pieces of files left out since it was
+    last emptied.
 
     `sequences` names the features that the model computes as padded sequences, for `padded_share`.
     """
@@ -42,6 +45,8 @@ class Feed:
         self._positions = torch.zeros(2, dtype=torch.float64)  # real and computed, over all ranks
         self.last_loss: Tensor | None = None  # this rank's loss of the last step, where reading it costs nothing
         self.stopped = False
+        self.tally = Tally()
+        self.new_skips: list[Skipped] = []
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -62,13 +67,14 @@ class Feed:
             message = str(error)
         if batch is None and message is None:
             raise StopIteration
-        control = torch.zeros(5 + self._objective.terms, dtype=torch.float64)
+        control = torch.zeros(8 + self._objective.terms, dtype=torch.float64)
         control[0] = message is not None
         control[1] = self._stop()
         control[2] = self.last_loss is not None and not bool(self.last_loss.isfinite())
         if batch is not None:
             control[3:5] = self._count(batch)
-            control[5:] = self._objective.weight_sums(batch)
+            control[5:8] = torch.tensor([batch.rows, batch.skipped, len(batch.notices)])
+            control[8:] = self._objective.weight_sums(batch)
         torch.distributed.all_reduce(control, group=self._runtime.control)
         if control[0] > 0:
             self._runtime.raise_together(message)
@@ -82,7 +88,10 @@ class Feed:
             raise StopIteration
         assert batch is not None
         self._positions += control[3:5]
-        batch.weight_sums = control[5:]
+        self.tally.add(int(control[5]), int(control[6]))
+        if control[7] > 0:
+            self.new_skips += self.tally.note(self._runtime.gather_list(batch.notices))
+        batch.weight_sums = control[8:]
         return batch
 
     def padded_share(self) -> float | None:

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -48,6 +48,18 @@ class Runtime:
         self.raise_together(message)
         return result  # type: ignore[return-value]
 
+    def from_main(self, work: Callable[[], T]) -> T:
+        """Do work on the main rank alone, and give its result, or its UserError, to all. Collective."""
+        box: list[T | None] = [None]
+
+        def guarded() -> None:
+            if self.is_main:
+                box[0] = work()
+
+        self.together(guarded)
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]  # type: ignore[return-value]
+
     def add_up(self, part: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over ranks. Collective."""
         total = part.clone()
@@ -57,6 +69,12 @@ class Runtime:
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """All ranks' rows, in rank order, on every rank. Collective; their numbers may differ and be 0."""
         return all_rows(rows, self._group_for(rows))[0]
+
+    def gather_list(self, items: Sequence[T]) -> list[T]:
+        """All ranks' items, in rank order, on every rank; any that can be pickled. Collective."""
+        found: list[Sequence[T]] = [()] * self.world_size
+        dist.all_gather_object(found, items, group=self.control)
+        return [item for part in found for item in part]
 
     def _group_for(self, tensor: torch.Tensor) -> dist.ProcessGroup:
         return self.control if tensor.device.type == "cpu" else self.group

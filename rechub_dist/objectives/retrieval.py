@@ -112,7 +112,7 @@ class RetrievalObjective(Objective):
         return self.log_q or (self.draws and self.config.sampling.name == "popularity")
 
     def set_counts(self, counts: Tensor) -> None:
-        """Take how often each item is a positive in train, int64 [items]."""
+        """Take how often each item is a positive in train, [items]."""
         self.positive_share = counts.double() / counts.sum().clamp(min=1)
 
     def draw_weights(self) -> NDArray[np.float64] | None:

@@ -52,7 +52,7 @@ def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
         if optimizer.name != "rowwise_adagrad"
     }
     dense = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
-    manifest = Manifest.read(str(config.data.root / config.data.train))
+    manifest = Manifest.read(f"{config.data.root}/{config.data.train}")
     spec = parts.spec
     if isinstance(objective, RetrievalObjective):
         if objective.needs_counts:
@@ -131,7 +131,7 @@ def test_equals_the_unsharded_run(
     expected, weights = unsharded(path)
     assert len(expected) == STEPS
     torch.testing.assert_close(losses(path), expected, rtol=0, atol=3e-6)
-    assert expected[-1] < expected[0] * 0.999  # it does learn
+    assert np.mean(expected[11:]) < np.mean(expected[:11]) * 0.999  # it does learn, from epoch to epoch
     state = last_checkpoint(path)
     for name, weight in weights.items():
         # Adaptive steps blow a rounding error up where a row's gradient is next to nothing: compare tables as wholes.
@@ -146,7 +146,7 @@ def test_equals_the_unsharded_run(
 def evaluation(path: Path) -> dict[str, float]:
     """The metrics of the run's best checkpoint on the test split."""
     config = config_of(path)
-    return evaluate_run(config, config.data.root / "test")[1].metrics
+    return evaluate_run(config, f"{config.data.root}/test")[1].metrics
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -229,7 +229,7 @@ def pipelined_modules(path: Path) -> tuple[int, int]:
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)
         pipeline = make_pipeline("sparse_dist", trainer.module, trainer.optimizers, rt.device)
-        feed = Feed(iter(trainer.train_reader.batches(0)), trainer.parts.step.objective, rt, lambda: False)
+        feed = Feed(iter(trainer.passes.at(0).reader.batches(0)), trainer.parts.step.objective, rt, lambda: False)
         pipeline.progress(feed)
         stage = trainer.parts.step.stage
         trainer.report.close()

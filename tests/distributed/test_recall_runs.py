@@ -64,7 +64,7 @@ def ranked_by_hand(path: Path) -> float:
     every |= {"item": Jagged.single(ids), "shop": Jagged.single(ids % 17)}
     vectors = model.item(tables(every, {"age": (ids / ITEMS).float()[:, None], "profile": torch.zeros(ITEMS, 3)}))
     reader = ParquetReader(
-        Manifest.read(str(config.data.root / "test")), parts.spec, batch_size=70, shuffle=False, prefetch=0
+        Manifest.read(f"{config.data.root}/test"), parts.spec, batch_size=70, shuffle=False, prefetch=0
     )
     [batch] = reader.batches(0)
     given = {

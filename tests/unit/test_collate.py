@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,31 @@ def test_labels(values: Any) -> None:
     assert batch_of(pa.table({"y": values}), spec).labels.tolist() == [[0.0, 0.0], [1.0, 1.0]]
 
 
+NUMBERS = [
+    *[pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()],
+    *[pa.float16(), pa.float32(), pa.float64(), pa.decimal128(5, 2), pa.bool_(), pa.dictionary(pa.int8(), pa.int64())],
+]
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_labels_and_weights_of_every_type(kind: pa.DataType) -> None:
+    column = pa.array([0, 1, 1]).cast(pa.float32() if kind == pa.float16() else pa.int64())
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_encode()
+    elif pa.types.is_decimal(kind):
+        column = pa.array([Decimal(0), Decimal(1), Decimal(1)], kind)
+    else:
+        column = column.cast(kind)
+    labels = (Label("y"), Label("z", "y", type="regression"))
+    batch = batch_of(pa.table({"y": column}), BatchSpec(labels=labels, weight="y"))
+    assert batch.labels.tolist() == [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+    assert batch.weights.tolist() == [0.0, 1.0, 1.0]
+    missing = pa.concat_arrays([column, pa.nulls(1, column.type)])
+    fails(BatchSpec(labels=labels[1:]), "column 'y': 1 label(s) are missing; remove the rows without one", y=missing)
+    dense = DenseFeature("x", missing="fill", fill=5)
+    assert dense_of(dense, missing) == [[0.0], [1.0], [1.0], [5.0]]
+
+
 def test_errors_of_labels_and_weights() -> None:
     click = BatchSpec(labels=(Label("y"),))
     wanted = "a classification label must be 0 or 1; mend the data, or set type: regression"
@@ -232,8 +258,11 @@ def test_schema_errors_need_no_data() -> None:
     refused(sparse, "there is no column 'user_id'; did you mean 'userid'?", userid=pa.int64(), x=pa.int64())
     refused(sparse, "there is no column 'user_id'; valid: x", x=pa.int64())
     needs = "but sparse feature 'user' needs an integer or a list of integers"
-    for kind in (pa.string(), pa.float64(), pa.bool_(), pa.list_(pa.string()), pa.list_(pa.list_(pa.int64()))):
+    for kind in (pa.float64(), pa.bool_(), pa.list_(pa.list_(pa.int64()))):
         refused(sparse, f"column 'user_id' is {kind}, {needs}", user_id=kind)
+    for kind in (pa.string(), pa.list_(pa.large_string()), pa.dictionary(pa.int8(), pa.string())):
+        hint = "; for strings, set hash: true or name a vocabulary"
+        refused(sparse, f"column 'user_id' is {kind}, {needs}{hint}", user_id=kind)
     history = BatchSpec(features=(SequenceFeature("h", ITEM, 3),))
     refused(history, "column 'h' is int64, but sequence feature 'h' needs a list of integers", h=pa.int64())
     dense = BatchSpec(dense=(DenseFeature("x"),))
@@ -309,11 +338,18 @@ TYPES = pa.schema(
 
 
 @settings(max_examples=60, deadline=None)
-@given(pieces=st.lists(st.lists(rows, min_size=1, max_size=6), max_size=4), data=st.data(), padding=st.integers(0, 2))
-def test_batches_equal_the_reference(pieces: list[list[dict[str, Any]]], data: st.DataObject, padding: int) -> None:
+@given(
+    pieces=st.lists(st.lists(rows, min_size=1, max_size=6), max_size=4),
+    data=st.data(),
+    padding=st.integers(0, 2),
+    shuffle=st.booleans(),
+)
+def test_batches_equal_the_reference(
+    pieces: list[list[dict[str, Any]]], data: st.DataObject, padding: int, shuffle: bool
+) -> None:
     parts, expected, reuse = [], [], None
     for piece in pieces:
-        order = np.array(data.draw(st.permutations(range(len(piece)))), np.int64)
+        order = np.array(data.draw(st.permutations(range(len(piece)))), np.int64) if shuffle else None
         window = open_window(pa.Table.from_pylist(piece, TYPES), SPEC, order, "a.parquet")
         # the same window in memory that another one has used
         again = open_window(pa.Table.from_pylist(piece, TYPES), SPEC, order, "a.parquet", reuse)
@@ -323,7 +359,7 @@ def test_batches_equal_the_reference(pieces: list[list[dict[str, Any]]], data: s
         start = data.draw(st.integers(0, len(piece)))
         stop = data.draw(st.integers(start, len(piece)))
         parts.append((window, start, stop))
-        expected += [piece[i] for i in order[start:stop]]
+        expected += [piece[i] for i in (range(len(piece)) if order is None else order)[start:stop]]
     n = len(expected)
     stride = n + padding
     batch = assemble(SPEC, parts, stride, NOWHERE)
@@ -371,11 +407,13 @@ def test_neighbours_are_not_copied_twice() -> None:
     assert b.data_ptr() - a.data_ptr() == 2 * (c.data_ptr() - a.data_ptr()) == 4 * a.element_size()
 
 
-def test_a_batch_does_not_share_memory_with_its_windows() -> None:
+@pytest.mark.parametrize("order", [None, np.arange(2)])
+def test_a_batch_does_not_share_memory_with_its_windows(order: np.ndarray | None) -> None:
     spec = BatchSpec(features=(SparseFeature("item", ITEM),), weight="w", collections={"c": ("item",)})
-    window = open_window(pa.table({"item": [1, 2], "w": [1, 2]}), spec, None, "a.parquet")
+    item, w = np.array([1, 2]), np.array([1.0, 2.0], np.float32)
+    window = open_window(pa.table({"item": item, "w": w}), spec, order, "a.parquet")
     batch = assemble(spec, [(window, 0, 2)], 2, NOWHERE)
-    window.ids[:] = 0
-    window.floats[:] = 0
+    for memory in (item, w, *(window.memory or ())):
+        memory[:] = 0
     assert lists(batch, "item") == [[1], [2]]
     assert batch.weights.tolist() == [1.0, 2.0]

@@ -45,6 +45,13 @@ def test_the_dump_loads_as_the_same_configuration(run_yaml: Path, tmp_path: Path
     assert load_run(tmp_path / "again.yaml") == config
 
 
+def test_partitions_are_one_pass(run_yaml: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"run\.yaml: data\.order: sequential-partitions is one pass; leave train\.epochs"
+    ):
+        load_run(run_yaml, ["data.order=sequential-partitions", "train.epochs=2"])
+
+
 def test_it_is_frozen(run_yaml: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_run(run_yaml).seed = 3  # type: ignore[misc]
@@ -62,6 +69,11 @@ def test_it_is_frozen(run_yaml: Path) -> None:
         ("train.epochs=0", "train.epochs: input should be greater than 0"),
         ("train.histograms=1", "train.histograms: input should be a valid boolean"),
         ("optimizer.lr=fast", "optimizer.lr: input should be a valid number, got 'fast'"),
+        ("data.follow=true", "data: follow: true goes with order: sequential-partitions"),
+        ("data.follow_timeout_seconds=3", "data: follow_timeout_seconds goes with follow: true"),
+        ("data.mix=[{path: a, repeat: true}]", "data: mix: one source at least must not repeat"),
+        ("data.mix=[{path: a, weigth: 2}]", "unknown key 'data.mix.0.weigth': did you mean 'weight'?"),
+        ("data.mix=[]", "data.mix: "),
         ("seed", "write section.key=value"),
         ("seed.x=1", "'seed' is a value, not a section"),
         ("seed=[", "the value is not YAML"),

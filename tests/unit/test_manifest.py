@@ -7,8 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
-from rechub_dist.data.manifest import Manifest, describe
+from rechub_dist.data.commands import data_app
+from rechub_dist.data.manifest import Manifest, describe, prepared_splits
 from rechub_dist.errors import UserError
 
 
@@ -56,6 +58,8 @@ def test_a_folder_is_its_parquet_files_in_the_order_of_names(folder: Path) -> No
         ("part-[1-3].*", ["part-1.parquet"]),
         ("**/part-0.parquet", ["day=2/part-0.parquet", "part-0.parquet"]),
         ("day=*/*.parquet", ["day=2/part-0.parquet"]),
+        ("day=?", ["day=2/part-0.parquet"]),
+        ("d*/", ["day=2/part-0.parquet"]),
     ],
 )
 def test_patterns(folder: Path, pattern: str, names: list[str]) -> None:
@@ -108,7 +112,7 @@ def test_truncated_file_is_named(folder: Path, size: int) -> None:
 
 
 def test_unreadable_address(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be listed"):
+    with pytest.raises(UserError, match=r"nosuchscheme:// cannot be reached .*check the address"):
         Manifest.read(f"nosuchscheme://{tmp_path}")
 
 
@@ -154,3 +158,17 @@ def test_describe(tmp_path: Path, statistics: bool) -> None:
     assert described["row_group_rows"] == {"min": 2, "max": 3}
     assert described["bytes"] == os.path.getsize(tmp_path / "x.parquet")
     assert described["fingerprint"] == Manifest.read(str(tmp_path)).fingerprint()
+
+
+def test_a_prepared_folder_is_shown_split_by_split(tmp_path: Path) -> None:
+    for split, rows in (("train", 5), ("test", 2)):
+        (tmp_path / split).mkdir()
+        pq.write_table(pa.table({"x": list(range(rows))}), tmp_path / split / "part-0.parquet")
+    pq.write_table(pa.table({"other": ["a"]}), tmp_path / "items.parquet")  # not of the splits' columns
+    assert prepared_splits(str(tmp_path)) == ("train", "test")
+    assert prepared_splits(str(tmp_path / "train")) == ()
+    shown = CliRunner().invoke(data_app, ["inspect", str(tmp_path)]).stdout
+    assert "5 rows in" in shown
+    assert "2 rows in" in shown
+    guessed = CliRunner().invoke(data_app, ["inspect", str(tmp_path), "--schema"]).stdout
+    assert "(5 rows)" in guessed

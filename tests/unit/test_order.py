@@ -134,6 +134,64 @@ def test_a_rank_opens_only_what_it_needs() -> None:
         assert len(set().union(*opened)) == 64
 
 
+def peak_rows(epoch: EpochOrder) -> int:
+    """Rows in open windows, of all lanes, in the step that has most."""
+    open_rows = np.zeros(epoch.order.steps + 1, np.int64)
+    for window in map(epoch.window, range(epoch.windows)):
+        open_rows[window.first_step : window.last_step + 1] += window.stop - window.start
+    return int(open_rows.max())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    groups=st.integers(1, 200),
+    size=st.integers(20, 400),
+    last=st.integers(1, 400),
+    batch_size=st.integers(1, 64),
+    shuffle_rows=st.integers(400, 20_000),
+    epoch=st.integers(0, 2),
+)
+def test_open_rows_are_bounded_where_row_groups_are_equal(
+    *, groups: int, size: int, last: int, batch_size: int, shuffle_rows: int, epoch: int
+) -> None:
+    order = RowOrder([size] * groups + [min(size, last)], batch_size, shuffle_rows=shuffle_rows)
+    ahead = order.lanes // 4 + 1
+    assert order.lanes * size <= shuffle_rows
+    assert peak_rows(order.epoch(epoch)) <= (order.lanes + ahead) * size + batch_size
+
+
+@pytest.mark.parametrize(
+    ("counts", "most"),
+    [
+        ([1_000_000] * 64, 9_000_000),
+        ([100_000] * 1024, 6_500_000),
+        ([65_536] * 640, 65 * 65_536),
+        ([100_000] * 1000, 7_200_000),
+    ],
+)
+def test_lanes_change_windows_at_different_times(counts: list[int], most: int) -> None:
+    order = RowOrder(counts, 8192)
+    epoch = order.epoch(0)
+    assert order.lanes * max(counts) <= 8_000_000
+    assert peak_rows(epoch) <= most
+    for ranks in (2, 4):  # for each rank too
+        lanes = order.lanes // ranks
+        for rank in range(ranks):
+            own = [w for w in map(epoch.window, range(epoch.windows)) if w.lane // lanes == rank and w.first_step]
+            crossings = np.bincount([w.first_step for w in own])
+            assert crossings.max() <= max(1, lanes // 4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(counts=layouts, batch_size=st.integers(1, 50), seed=st.integers(0, 99))
+def test_the_last_short_batch_can_be_left_out(counts: list[int], batch_size: int, seed: int) -> None:
+    whole = RowOrder(counts, batch_size, seed=seed, shuffle_rows=100)
+    order = RowOrder(counts, batch_size, seed=seed, shuffle_rows=100, drop_last=True)
+    full = [batch for batch in batches(whole.epoch(0)) if len(batch) == batch_size]
+    assert batches(order.epoch(0)) == full
+    assert (order.rows, order.total) == (len(full) * batch_size, sum(counts))
+
+
 def test_permutations_are_fixed_for_good() -> None:
     # a change of these numbers would change the rows of every run that resumes
     assert permutation(8, 1, 2, 3).tolist() == [1, 3, 7, 5, 2, 0, 4, 6]

@@ -150,6 +150,49 @@ def test_rows_do_not_depend_on_ranks_or_restarts(
     assert read(manifest, prefetch=1, start=start, world=world, **arguments) == whole[start:]
 
 
+def ragged_layouts(rows: int) -> st.SearchStrategy[list[list[int]]]:
+    """Files with equal row groups but for the last of each, as writers leave them."""
+    sizes = st.tuples(st.integers(1, 6), st.integers(0, rows))
+    return st.integers(1, rows).flatmap(
+        lambda size: st.lists(sizes, min_size=1, max_size=6).map(
+            lambda files: [[size] * groups + [min(size, last)] for groups, last in files]
+        )
+    )
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    layout=ragged_layouts(20),
+    batch_size=st.integers(1, 30),
+    shuffle_rows=st.sampled_from((20, 100, 8000)),
+    drop_last=st.booleans(),
+    data=st.data(),
+)
+def test_each_row_once_over_kills_and_changes_of_the_world_size(
+    *, tmp_path_factory: pytest.TempPathFactory, layout: list[list[int]], data: st.DataObject, **arguments: Any
+) -> None:
+    manifest = write(tmp_path_factory.mktemp("data"), layout)
+    whole = read(manifest, prefetch=0, **arguments)
+    done: list[list[Row]] = []
+    while len(done) < len(whole):
+        # a run of some ranks takes up the epoch, and applies some steps before it is killed
+        world, prefetch = data.draw(st.sampled_from((1, 2, 3, 5))), data.draw(st.sampled_from((0, 1, 4)))
+        steps = data.draw(st.integers(1, len(whole) - len(done)))
+        readers = [
+            ParquetReader(manifest, SPEC, rank=rank, world_size=world, prefetch=prefetch, **arguments)
+            for rank in range(world)
+        ]
+        ranks = [reader.batches(0, len(done)) for reader in readers]
+        done += [[row for rank in ranks for row in rows_of(next(rank))] for _ in range(steps)]
+        for rank in ranks:
+            rank.close()
+    assert done == whole
+    rows = [row[0] for batch in done for row in batch]
+    assert len(set(rows)) == len(rows)
+    size = arguments["batch_size"]
+    assert len(rows) == (manifest.rows // size * size if arguments["drop_last"] else manifest.rows)
+
+
 def test_unshuffled_is_the_stored_order(tmp_path: Path) -> None:
     manifest = write(tmp_path, [[7, 0, 5], [11]])
     rows = [row[0] for batch in read(manifest, world=3, batch_size=4, shuffle=False) for row in batch]
@@ -223,7 +266,7 @@ def test_open_windows_are_bounded(tmp_path: Path, ahead: bool) -> None:
             assert opened.last_step > step
             # what is open ahead is the next of its lane
             assert opened.first_step <= step + 1 or index - 1 in source._windows
-    assert most == (11 if ahead else 8)
+    assert most == (11 if ahead else 9)  # a batch straddles the windows of one lane
     assert not source._windows
 
 
@@ -273,8 +316,9 @@ def corrupt(path: Path, group: int) -> None:
 
 @pytest.mark.parametrize("prefetch", [0, 3])
 def test_a_corrupt_page_is_raised_at_its_step(tmp_path: Path, prefetch: int) -> None:
-    manifest = write(tmp_path, [[10], [10, 10, 10]])
+    write(tmp_path, [[10], [10, 10, 10]])
     corrupt(tmp_path / "part-001.parquet", 1)
+    manifest = Manifest.read(str(tmp_path))
     batches = ParquetReader(manifest, SPEC, batch_size=5, shuffle=False, prefetch=prefetch).batches(0)
     for _ in range(4):
         assert next(batches).rows == 5
@@ -296,37 +340,15 @@ def test_a_bad_value_names_the_file(tmp_path: Path) -> None:
 def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
     manifest = write(tmp_path, [[10]])
     write(tmp_path, [[12]])
-    with pytest.raises(UserError, match=r"part-000\.parquet: row group 0 has 12 rows, not 10"):
+    with pytest.raises(UserError, match=r"part-000\.parquet: it is not the file that it was"):
         list(ParquetReader(manifest, SPEC, batch_size=5).batches(0))
     (tmp_path / "part-000.parquet").unlink()
     with pytest.raises(UserError, match=r"part-000\.parquet: row group 0 cannot be read .*check that it is there"):
         list(ParquetReader(manifest, SPEC, batch_size=5).batches(0))
 
 
-def test_an_object_store_gets_several_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = write(tmp_path, [[10, 10]])
-    failures = [2]
-    plain = pq.ParquetFile.read_row_group
-
-    def flaky(self: Any, *arguments: Any, **named: Any) -> pa.Table:
-        if failures[0]:
-            failures[0] -= 1
-            raise OSError("the body was cut")
-        return plain(self, *arguments, **named)
-
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", flaky)
-    with pytest.raises(UserError, match="the body was cut"):
-        read(manifest, batch_size=10)
-    failures[0] = 2
-    remote = Manifest(manifest.path, manifest.files, manifest.schema, pa.fs.SubTreeFileSystem("/", manifest.filesystem))
-    assert len(read(remote, batch_size=10)) == 2
-    failures[0] = 3
-    with pytest.raises(UserError, match="the body was cut"):
-        read(remote, batch_size=10)
-
-
 def test_many_files_stay_within_the_limit_of_open_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rechub_dist.data.reader._OPEN_FILES", 2)
+    monkeypatch.setattr("rechub_dist.data.files._OPEN_FILES", 2)
     manifest = write(tmp_path, [[4]] * 6)
     assert sorted(row[0] for batch in read(manifest, batch_size=5) for row in batch) == list(range(24))
 

@@ -2,29 +2,35 @@
 
 A preparation is a module that exposes `NAME`, `SUMMARY` (one line) and `prepare(source, out)`. It reads the data set's
 published files from the folder `source` and writes a *prepared folder*: `train/`, `valid/` and `test/` with Parquet
-shards, whose ids are dense from 0, and `dataset.yaml`, the schema (see `writer`). `synthetic` generates such a folder
+shards, whose ids are dense from 0, and `dataset.yaml`, the schema (see `writer`). Further parameters of `prepare` are
+options, with defaults. `synthetic` generates such a folder
 from nothing but a seed.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from rechub_dist.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A public data set that can be prepared: `prepare(source, out)`."""
+    """A public data set that can be prepared: `prepare(source, out, **options)`."""
 
     name: str
     summary: str
-    prepare: Callable[[Path, Path], None]
+    prepare: Callable[..., None]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of the options that it takes."""
+        return tuple(inspect.signature(self.prepare).parameters)[2:]
 
 
 @cache

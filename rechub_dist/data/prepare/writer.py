@@ -9,7 +9,7 @@ out/
 ```
 
 Sequences have `train_prefixes/` besides, synthetic data `truth.json`, and a user's own events the original ids in
-`items.parquet` and `users.parquet`.
+`items.parquet` and `users.parquet`; Criteo has the values that its ids stand for in `_vocabularies/`.
 
 All is written into a hidden folder beside `out` that takes its place when everything is there, so a preparation that
 was killed leaves nothing that could be taken for a finished one.
@@ -38,6 +38,7 @@ PREFIXES = "train_prefixes"  # the train rows of sequences as one row a position
 TRUTH_FILE = "truth.json"
 ITEMS_FILE = "items.parquet"  # the original ids
 USERS_FILE = "users.parquet"
+VOCABULARIES = "_vocabularies"  # a file a column: value, id, count; for the `_`, they are no files of the data
 ROW_GROUP = 65_536
 SHARD_ROWS = 4 * ROW_GROUP
 
@@ -78,7 +79,7 @@ def _check_replaceable(out: Path, name: str) -> None:
     if not out.is_dir():
         raise UserError(f"{out} is a file: name a folder to prepare into")
     names = {entry.name for entry in out.iterdir()}
-    foreign = sorted(names - {*SPLITS, PREFIXES, SCHEMA_FILE, TRUTH_FILE, ITEMS_FILE, USERS_FILE})
+    foreign = sorted(names - {*SPLITS, PREFIXES, SCHEMA_FILE, TRUTH_FILE, ITEMS_FILE, USERS_FILE, VOCABULARIES})
     if not names:
         return
     if foreign:

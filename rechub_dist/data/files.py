@@ -1,0 +1,135 @@
+"""Open Parquet files, and row groups out of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rechub_dist.data.footers import corrupt, etag, footer_bytes, parse_footer, read_exactly
+from rechub_dist.data.manifest import DataFile
+from rechub_dist.data.skips import BadFileError
+
+_OPEN_FILES = 64
+_PIECE, _GAP = 8 << 20, 64 << 10  # bytes fetched at once after a failure; bytes between two columns fetched with them
+
+
+class OpenFiles:
+    """The files of one pass over a data set, the least recently used of them closed; for one thread."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+
+    def read(self, file: DataFile, group: int, columns: list[str]) -> pa.Table:
+        """The columns of one row group.
+
+        A first attempt reads as Arrow does best. Where it fails, the next ones fetch the bytes piece by piece, of which
+        each has to succeed but once, before they decode them: bytes that are all there and make no sense are a corrupt
+        file; anything else is the store's failure, and is tried again until the deadline.
+
+        Raises:
+            BadFileError: where the file is missing, corrupt or not what it was when the run began.
+            UserError: where the store fails, up to its deadline.
+        """
+        # An attempt that hangs keeps its file: it is taken out of here, and comes back only with its rows.
+        opened = self._files.pop(file.path, None)
+        pieces: dict[int, bytes] = {}
+
+        def work(attempt: int) -> tuple[pq.ParquetFile, pa.Table]:
+            if attempt == 0:
+                parquet = opened or open_file(file)
+                return parquet, parquet.read_row_group(group, columns=columns, use_threads=False)
+            parquet = open_file(file)
+            _fetch(parquet, file, group, columns, pieces)
+            return parquet, _decode(parquet, file, group, columns, pieces)
+
+        parquet, table = file.store.patiently(work, f"{file.path}: row group {group}")
+        self._files[file.path] = parquet
+        if len(self._files) > _OPEN_FILES:
+            self._files.popitem(last=False)[1].close(force=True)
+        if table.num_rows != file.counts[group] or table.num_columns < len(set(columns)):
+            raise _changed(file)
+        return table
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._files:
+            self._files.popitem()[1].close(force=True)
+
+
+def open_file(file: DataFile) -> pq.ParquetFile:
+    """Open a file that has to be the one of the manifest.
+
+    Raises:
+        BadFileError: it has changed, or its footer is corrupt.
+    """
+    source = file.store.filesystem.open_input_file(file.store.inside(file.path))
+    version = etag(source)
+    if version is not None and file.etag is not None:
+        same = version == file.etag
+    else:
+        info = file.store.filesystem.get_file_info(file.store.inside(file.path))
+        same = file.modified is None or info.mtime_ns == file.modified
+    if not same or source.size() != file.size:
+        raise _changed(file)
+    metadata = parse_footer(footer_bytes(source), file.path)
+    if tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)) != file.counts:
+        raise _changed(file)
+    # on an object store, fetch a row group's bytes in few requests
+    return pq.ParquetFile(source, metadata=metadata, pre_buffer=file.store.remote)
+
+
+def _fetch(parquet: pq.ParquetFile, file: DataFile, group: int, columns: list[str], pieces: dict[int, bytes]) -> None:
+    """Add to `pieces`, by offset, the bytes of a row group's columns that are not there yet."""
+    source: Any = file.store.filesystem.open_input_file(file.store.inside(file.path))
+    with source:
+        for start, stop in _spans(parquet.metadata, group, set(columns)):
+            if not 0 <= start <= stop <= file.size:
+                raise corrupt(file.path, ValueError("its footer points beyond its end"), f"row group {group}")
+            for offset in range(start, stop, _PIECE):
+                if offset not in pieces:
+                    pieces[offset] = read_exactly(source, offset, min(_PIECE, stop - offset))
+
+
+def _decode(
+    parquet: pq.ParquetFile, file: DataFile, group: int, columns: list[str], pieces: dict[int, bytes]
+) -> pa.Table:
+    """A row group from the bytes of its columns. Raises BadFileError where they make no sense."""
+    content = np.zeros(file.size, np.uint8)  # as the file, but empty elsewhere: untouched pages take no memory
+    for offset, piece in pieces.items():
+        content[offset : offset + len(piece)] = np.frombuffer(piece, np.uint8)
+    try:
+        whole = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)), metadata=parquet.metadata)
+        return whole.read_row_group(group, columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise corrupt(file.path, error, f"row group {group}") from None
+
+
+def _spans(metadata: pq.FileMetaData, group: int, columns: set[str]) -> list[tuple[int, int]]:
+    """Where the bytes of a row group's columns lie: (start, stop), neighbours joined."""
+    places = []
+    row_group = metadata.row_group(group)
+    for index in range(row_group.num_columns):
+        chunk = row_group.column(index)
+        if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
+            first = chunk.dictionary_page_offset
+            start = chunk.data_page_offset if first is None else min(first, chunk.data_page_offset)
+            places.append((start, start + chunk.total_compressed_size))
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(places):
+        if joined and start - joined[-1][1] <= _GAP:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def _changed(file: DataFile) -> BadFileError:
+    return BadFileError(
+        f"{file.path}: it is not the file that it was when the run began; leave the data of a run as it is, or begin a "
+        "new run",
+        "changed",
+    )

@@ -1,0 +1,173 @@
+"""Files by path, pattern, address and hive partition."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from rechub_dist.config import Selection, StorageConfig
+from rechub_dist.data.storage import Store, locate
+from rechub_dist.errors import UserError, nearest
+
+_GLOB = re.compile(r"[*?\[]")
+_URI_GLOB = re.compile(r"[*\[]")  # in an address, `?` begins the options
+_BELOW = r"(?:[^._/][^/]*/)*[^._/][^/]*\.parquet"  # what counts below a folder
+
+
+class Found(NamedTuple):
+    """A file: its path or address, its name below the root, size, and time of modification in ns if that is known."""
+
+    path: str
+    name: str
+    size: int
+    modified: int | None
+    store: Store
+
+
+def find(source: str | Selection, settings: StorageConfig) -> list[Found]:
+    """The files of a path (see `Manifest.read`) whose partitions are wanted, sorted by name; at least one.
+
+    Raises:
+        UserError: nothing is there, it cannot be listed, or the conditions do not fit the partitions.
+    """
+    if isinstance(source, str):
+        return _find(source, settings)
+    found = _find(source.path, settings)
+    wanted = [file for file, keep in zip(found, _matches(source, found), strict=True) if keep]
+    if not wanted:
+        raise UserError(f"{source.path}: none of its {len(found)} file(s) meets {_text(source)}; check 'where'")
+    return wanted
+
+
+def _find(path: str, settings: StorageConfig) -> list[Found]:
+    base, mark, options = path.partition("?") if "://" in path else (path, "", "")
+    glob = _URI_GLOB if "://" in path else _GLOB
+    parts = base.split("/")
+    fixed = next((i for i, part in enumerate(parts) if glob.search(part)), len(parts))
+    root = "/".join(parts[:fixed]) or ("/" if base.startswith("/") else ".")
+    pattern = "/".join(parts[fixed:]).rstrip("/")
+    store, inside = locate(root + mark + options, settings)
+    files = store.patiently(lambda _: _listing(store.filesystem, inside, alone=not pattern), f"{path}: it")
+    if files is None:
+        raise UserError(f"{path}: there is no such file or folder; check the path of the data")
+    if not pattern and len(files) == 1 and files[0].path == inside:
+        return [_found(store, files[0], PurePosixPath(inside).name)]
+    # a pattern may match files, or folders
+    wanted = re.compile(f"{_translate(pattern)}(?:/{_BELOW})?" if pattern else _BELOW)
+    named = sorted(((info, _below(info.path, inside)) for info in files), key=lambda item: item[1])
+    found = [_found(store, info, name) for info, name in named if wanted.fullmatch(name)]
+    if not found and pattern:
+        raise UserError(f"{path}: no file matches; check the pattern")
+    if not found:
+        raise UserError(f"{path}: there is no *.parquet file in this folder; name the folder that holds the data")
+    return found
+
+
+def _listing(filesystem: Any, root: str, *, alone: bool) -> list[Any] | None:
+    """The files below a folder; the file `root` itself, where it may stand alone; None where there is nothing."""
+    info = filesystem.get_file_info(root)
+    if info.type == pafs.FileType.File and alone:
+        return [info]
+    if info.type != pafs.FileType.Directory:
+        return None
+    listing = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    return [info for info in listing if info.type == pafs.FileType.File]
+
+
+def _found(store: Store, info: Any, name: str) -> Found:
+    modified = None if info.mtime is None else int(info.mtime_ns)
+    return Found(store.address(info.path), name, int(info.size), modified, store)
+
+
+def _matches(source: Selection, found: list[Found]) -> list[bool]:
+    """For each file, whether its partition keys meet the conditions."""
+    keys = [_keys(file.path) for file in found]
+    columns: dict[str, pa.Array] = {}
+    conditions = []
+    for name, sign, value in source.where:
+        for file, held in zip(found, keys, strict=True):
+            if name not in held:
+                raise UserError(
+                    f"{file.path}: its path holds no partition {name!r}, by which {_text(source)} chooses; "
+                    f"{nearest(name, held)}"
+                )
+        columns[name] = _typed([held[name] for held in keys])
+        conditions.append((name, sign, _plain(value)))
+    if not conditions:
+        return [True] * len(found)
+    table = pa.table(columns).append_column("place", pa.array(range(len(found))))
+    try:
+        kept = set(table.filter(pq.filters_to_expression([conditions]))["place"].to_pylist())
+    except (pa.ArrowException, TypeError) as error:
+        types = ", ".join(f"{name} is {column.type}" for name, column in columns.items())
+        raise UserError(
+            f"{source.path}: {_text(source)} does not fit its partitions, where {types} ({error})"
+        ) from None
+    return [place in kept for place in range(len(found))]
+
+
+def _keys(path: str) -> dict[str, str]:
+    """The partition keys in the folders of a path: `date=2022-04-25/part-0.parquet`."""
+    pairs = (folder.split("=", 1) for folder in path.partition("?")[0].split("/")[:-1] if "=" in folder)
+    return {name: unquote(value) for name, value in pairs}
+
+
+def _typed(values: list[str]) -> pa.Array:
+    """Integers where all are, else strings; dates as ISO has them compare rightly as strings."""
+    array = pa.array(values)
+    try:
+        return pc.cast(array, pa.int64())
+    except pa.ArrowInvalid:
+        return array
+
+
+def _plain(value: Any) -> Any:
+    """A value of YAML as it would stand in a path."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+def _text(source: Selection) -> str:
+    return "where: " + str([list(condition) for condition in source.where])
+
+
+def _below(path: str, root: str) -> str:
+    """`path` relative to `root`, as the listing of `root` gives it."""
+    root = root.rstrip("/")
+    return path[len(root) + 1 :] if path.startswith(root + "/") else path.removeprefix("/")
+
+
+def _translate(pattern: str) -> str:
+    """A glob as a regular expression: `**` stands for any folders, the other signs for parts of one name.
+
+    As in a shell, a name that begins with a dot is matched only where the pattern says the dot.
+    """
+    text = ""
+    for match in re.finditer(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern):
+        token = match.group()
+        if len(token) > 1 or token in "*?":
+            text += r"(?!\.)" if match.start() == 0 or pattern[match.start() - 1] == "/" else ""
+        if token == "**/":
+            text += r"(?:(?!\.)[^/]+/)*"
+        elif token == "**":
+            text += ".*"
+        elif token == "*":
+            text += "[^/]*"
+        elif token == "?":
+            text += "[^/]"
+        elif len(token) > 1:
+            text += (
+                "[" + ("^" if token[1] == "!" else "") + re.escape(token[1:-1].lstrip("!")).replace(r"\-", "-") + "]"
+            )
+        else:
+            text += re.escape(token)
+    return text

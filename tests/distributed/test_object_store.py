@@ -1,0 +1,67 @@
+"""Runs on an S3 server, through faults of the network."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from object_store import BUCKET, KEYS, Fault, FaultyProxy, s3_server, upload
+from ranks import RankPool
+from runs import losses, records, run_file, train
+
+from rechub_dist.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def server(data_root: Path) -> Iterator[int]:
+    with s3_server() as port:
+        upload(port, data_root, "shop")
+        yield port
+
+
+@pytest.fixture
+def proxy(server: int) -> Iterator[FaultyProxy]:
+    found = FaultyProxy(server)
+    yield found
+    found.close()
+
+
+def remote_run(folder: Path, port: int, **storage: Any) -> Path:
+    """A run file whose data, schema included, are on the server."""
+    given: dict[str, Any] = {"endpoint": f"http://127.0.0.1:{port}", "region": "us-east-1", "options": KEYS}
+    given |= {"client_attempts": 1, "request_timeout_seconds": 1, "attempt_seconds": 3, **storage}
+    data = {"storage": given, "shuffle_rows": 200}
+    return run_file(folder, Path("/"), "DeepFM", data={**data, "root": f"s3://{BUCKET}/shop"})
+
+
+def test_a_run_through_faults_is_the_run_on_local_files(
+    pool: RankPool, proxy: FaultyProxy, data_root: Path, tmp_path: Path
+) -> None:
+    local = run_file(tmp_path / "local", data_root, "DeepFM", data={"shuffle_rows": 200})
+    pool.run(2, train, local)
+    remote = remote_run(tmp_path / "remote", proxy.port)
+    dice = random.Random(1)
+    faults: list[Fault] = ["503", "reset", "cut", "hang"]
+    proxy.plan = [dice.choice(faults) if dice.random() < 0.2 else None for _ in range(1000)]
+    pool.run(2, train, remote)
+    assert set(proxy.met) == set(faults)
+    assert losses(remote) == losses(local)
+    for split in ("valid", "test"):
+        assert [r["auc"] for r in records(remote, split)] == [r["auc"] for r in records(local, split)]
+
+
+@pytest.mark.parametrize("fault", ["503", "hang"])
+@pytest.mark.parametrize("on_bad_file", ["error", "skip"])
+def test_an_object_that_cannot_be_had_stops_all_ranks(
+    pool: RankPool, proxy: FaultyProxy, tmp_path: Path, fault: Fault, on_bad_file: str
+) -> None:
+    path = remote_run(tmp_path, proxy.port, deadline_seconds=3, cache=True)
+    pool.run(2, train, path, ["train.max_steps=1", f"output_dir={tmp_path / 'first'}"])  # fills the cache of footers
+    proxy.match, proxy.always = "train/part-2.parquet", fault
+    words = r"s3://bucket/shop/train/part-2\.parquet: (it|row group \d) cannot be read: \d attempts within 3 s"
+    with pytest.raises(UserError, match=words):
+        pool.run(2, train, path, [f"data.on_bad_file={on_bad_file}"])
+    assert fault in proxy.met
