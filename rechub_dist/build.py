@@ -66,7 +66,7 @@ def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
         UserError: names the key or feature at fault and the fix.
     """
     assert isinstance(config.data.dataset, dict), "the schema is inlined when a run is loaded"
-    schema = parse_schema(config.data.dataset, str(config.data.root))
+    schema = parse_schema(config.data.dataset, config.data.root)
     torch.manual_seed(config.seed)
     model = build_model(config, schema)
     labels = _labels(config, schema)

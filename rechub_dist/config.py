@@ -164,7 +164,10 @@ Sharding = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "t
 
 
 class TableRule(Section):
-    """Of the tables whose name matches a glob pattern. The first rule that matches decides."""
+    """Placement, optimizer and initial weights of the tables whose name matches a glob pattern.
+
+    The first rule that matches decides.
+    """
 
     tables: str = Field(description="glob pattern of table names, `*.linear` for instance")
     sharding: Sharding | None = None

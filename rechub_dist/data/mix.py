@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Share, Slice, Window
+from rechub_dist.data.order import (
+    SHUFFLE_ROWS,
+    EpochOrder,
+    IntArray,
+    RowOrder,
+    Share,
+    Slice,
+    Window,
+    check_share,
+    rank_rows,
+)
 
 _SEEDS = 1 << 40  # between the seeds of two sources
 
@@ -128,15 +138,11 @@ class MixEpoch:
             IndexError: where `step` or `rank` is outside its range.
         """
         order = self.order
-        if not 0 <= step < order.steps:
-            raise IndexError(f"step {step} is outside 0..{order.steps - 1}")
-        if not 0 <= rank < world_size:
-            raise IndexError(f"rank {rank} is outside a world of {world_size}")
+        check_share(step, order.steps, rank, world_size)
         places = [divmod(self._begin + step, source.steps) for source in order.sources]
         sizes = [source.batch_rows(at) for source, (_, at) in zip(order.sources, places, strict=True)]
         n = sum(sizes)
-        low = rank * (n // world_size) + min(rank, n % world_size)
-        rows = n // world_size + (rank < n % world_size)
+        low, rows = rank_rows(n, rank, world_size)
         slices: list[Slice] = []
         first = 0
         for source, ((number, at), size) in enumerate(zip(places, sizes, strict=True)):

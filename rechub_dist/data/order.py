@@ -87,6 +87,19 @@ class Share(NamedTuple):
     total: int
 
 
+def check_share(step: int, steps: int, rank: int, world_size: int) -> None:
+    """Raise IndexError where a step or rank is outside its range."""
+    if not 0 <= step < steps:
+        raise IndexError(f"step {step} is outside 0..{steps - 1}")
+    if not 0 <= rank < world_size:
+        raise IndexError(f"rank {rank} is outside a world of {world_size}")
+
+
+def rank_rows(n: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The first of rank `rank`'s rows among n, and how many it has: sizes differ by one at most."""
+    return rank * (n // world_size) + min(rank, n % world_size), n // world_size + (rank < n % world_size)
+
+
 def permutation(n: int, *seed: int) -> IntArray:
     """A random order of 0 .. n - 1, int64 [n], the same for the same `seed` (non-negative integers) everywhere."""
     bits = max(1, int(n - 1).bit_length())
@@ -278,13 +291,9 @@ class EpochOrder:
             IndexError: where `step` or `rank` is outside its range.
         """
         order = self.order
-        if not 0 <= step < order.steps:
-            raise IndexError(f"step {step} is outside 0..{order.steps - 1}")
-        if not 0 <= rank < world_size:
-            raise IndexError(f"rank {rank} is outside a world of {world_size}")
+        check_share(step, order.steps, rank, world_size)
         n = order.batch_rows(step)
-        low = rank * (n // world_size) + min(rank, n % world_size)
-        rows = n // world_size + (rank < n % world_size)
+        low, rows = rank_rows(n, rank, world_size)
         slices = self.slices(step, low, low + rows) if rows else []
         return Share(slices, rows, -(-n // world_size), step * order.batch_size + low, low, n)
 

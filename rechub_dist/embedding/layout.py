@@ -77,7 +77,7 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
         UserError: contradicting lookups, a rule that matches nothing, and every combination of placement, kernel,
             optimizer and device that would be wrong or refused by the kernels.
     """
-    unique = tuple(dict.fromkeys(lookups))
+    unique = tuple(dict.fromkeys(replace(lookup, table=_initialised(lookup.table, config)) for lookup in lookups))
     try:
         specs = tables_of(unique)
     except ValueError as error:
@@ -85,7 +85,6 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
     for rule in config.rules:
         if not any(fnmatchcase(name, rule.tables) for name in specs):
             raise UserError(f"embedding.rules: {rule.tables!r} matches no table; the tables are {', '.join(specs)}")
-    unique = tuple(replace(lookup, table=_initialised(lookup.table, config)) for lookup in unique)
     features: dict[str, LookupFeature] = {}
     for lookup in unique:
         inputs = lookup.feature.inputs if isinstance(lookup.feature, CrossFeature) else ()
@@ -95,7 +94,7 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
     tables = {}
     for name, table in specs.items():
         readers = [lookup for lookup in unique if lookup.table.name == name]
-        tables[name] = _place(_initialised(table, config), readers, config)
+        tables[name] = _place(table, readers, config)
         _refuse(tables[name], device, world_size)
     return Layout(unique, tables, features)
 
