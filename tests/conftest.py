@@ -1,8 +1,20 @@
-"""Tests keep their caches to themselves."""
+"""Tests keep their caches to themselves; what those on an object store share."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+
+import pytest
+from object_store import FaultyProxy
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="rechub-dist-tests-")
+
+
+@pytest.fixture
+def proxy(server: int) -> Iterator[FaultyProxy]:
+    """A proxy before the module's own `server`."""
+    found = FaultyProxy(server)
+    yield found
+    found.close()

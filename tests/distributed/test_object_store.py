@@ -22,13 +22,6 @@ def server(data_root: Path) -> Iterator[int]:
         yield port
 
 
-@pytest.fixture
-def proxy(server: int) -> Iterator[FaultyProxy]:
-    found = FaultyProxy(server)
-    yield found
-    found.close()
-
-
 def remote_run(folder: Path, port: int, **storage: Any) -> Path:
     """A run file whose data, schema included, are on the server."""
     given: dict[str, Any] = {"endpoint": f"http://127.0.0.1:{port}", "region": "us-east-1", "options": KEYS}

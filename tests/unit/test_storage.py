@@ -33,13 +33,6 @@ def server() -> Iterator[int]:
 
 
 @pytest.fixture
-def proxy(server: int) -> Iterator[FaultyProxy]:
-    found = FaultyProxy(server)
-    yield found
-    found.close()
-
-
-@pytest.fixture
 def data(server: int, tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """A folder of two files in the bucket."""
     for part in range(2):
