@@ -1,0 +1,51 @@
+"""A run's configuration: one frozen, typed tree from strict YAML."""
+
+from rechub_dist.config.data import DataConfig, MixSource, Selection, Source, StorageConfig
+from rechub_dist.config.objectives import (
+    EntireSpaceConfig,
+    ObjectiveConfig,
+    PointwiseConfig,
+    RetrievalConfig,
+    SamplingConfig,
+)
+from rechub_dist.config.optimization import (
+    EmbeddingConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    Sharding,
+    TableOptimizerConfig,
+    TableRule,
+)
+from rechub_dist.config.run import ModelConfig, RunConfig, load_run, resolve_dataset
+from rechub_dist.config.section import Section
+from rechub_dist.config.strict_yaml import parse_yaml, read_yaml
+from rechub_dist.config.training import CheckpointConfig, DistributedConfig, TrainConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "DistributedConfig",
+    "EmbeddingConfig",
+    "EntireSpaceConfig",
+    "MixSource",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PointwiseConfig",
+    "RetrievalConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "ScheduleConfig",
+    "Section",
+    "Selection",
+    "Sharding",
+    "Source",
+    "StorageConfig",
+    "TableOptimizerConfig",
+    "TableRule",
+    "TrainConfig",
+    "load_run",
+    "parse_yaml",
+    "read_yaml",
+    "resolve_dataset",
+]

@@ -1,0 +1,158 @@
+"""A whole run: one tree, read from a run file, changed by `--set a.b=c`, checked before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rechub_dist.config.data import DataConfig, StorageConfig
+from rechub_dist.config.objectives import ObjectiveConfig
+from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
+from rechub_dist.config.section import Section
+from rechub_dist.config.strict_yaml import StrictLoader, parse_yaml, read_yaml
+from rechub_dist.config.training import CheckpointConfig, DistributedConfig, TrainConfig
+from rechub_dist.errors import UserError, nearest, one_line
+
+
+class ModelConfig(BaseModel):
+    """The model's class name, and its constructor's parameters beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's parameters as written in the run file."""
+        return dict(self.model_extra or {})
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    output_dir: Path = Field(description="folder for config, metrics, checkpoints and TensorBoard logs")
+    seed: int = Field(2024, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig
+    model: ModelConfig
+    objective: ObjectiveConfig | None = Field(None, description="default: retrieval for recall models, else pointwise")
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+    @model_validator(mode="after")
+    def _one_pass_over_partitions(self) -> Self:
+        if self.data.order == "sequential-partitions" and self.train.epochs != 1:
+            raise ValueError("data.order: sequential-partitions is one pass; leave train.epochs at 1")
+        return self
+
+    @property
+    def storage(self) -> StorageConfig:
+        """The settings of storage, with a deadline before that of the other ranks."""
+        # a third: a row group that is read ahead in vain is tried once more when it is needed
+        deadline = min(self.data.storage.deadline_seconds, self.distributed.timeout_seconds / 3)
+        return self.data.storage.model_copy(update={"deadline_seconds": deadline})
+
+    def dump(self) -> str:
+        """The configuration as YAML that can be launched again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run file, apply `section.key=value` overrides and inline the data set's schema.
+
+    Raises:
+        UserError: unreadable or duplicate YAML, unknown keys, wrong types; the message names key and fix.
+    """
+    tree = read_yaml(path)
+    for override in overrides:
+        _override(tree, override)
+    config = _validate(tree, str(path))
+    return resolve_dataset(config, base=path.parent)
+
+
+def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
+    """The same configuration with the schema inline, so that it does not depend on where the run file lies."""
+    dataset = config.data.dataset
+    if not isinstance(dataset, dict):
+        dataset = _schema(config, base)
+    features = {**(dataset.get("features") or {}), **config.data.features}
+    data = config.data.model_copy(update={"dataset": {**dataset, "features": features}, "features": {}})
+    return config.model_copy(update={"data": data})
+
+
+def _schema(config: RunConfig, base: Path) -> dict[str, Any]:
+    """The tree of the schema's file: named, and relative to `base`, or dataset.yaml of the data's root."""
+    from rechub_dist.data.storage import join, read_text  # noqa: PLC0415 - pyarrow is slow to import
+
+    named, root = config.data.dataset, config.data.root
+    path = join(root, "dataset.yaml") if named is None else join(str(base), str(named))
+    text = read_text(path, config.storage)
+    if text is None:
+        raise UserError(
+            f"data.root: {root} holds no dataset.yaml; prepare the data first (rechub-dist data prepare "
+            f"or synthesize), or name the schema in data.dataset"
+            if named is None
+            else f"data.dataset: no such file: {path}"
+        )
+    return parse_yaml(text, path)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {override}: write section.key=value")
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: {parent!r} is a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.load(text, Loader=StrictLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML: {one_line(error)}") from error
+
+
+def _validate(tree: Mapping[str, Any], where: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    loc = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {'.'.join(loc)!r}: {nearest(loc[-1], _fields(loc[:-1]))}"
+    if error["type"] == "missing":
+        return f"missing key {'.'.join(loc)!r}"
+    if error["type"] == "value_error" and isinstance(error["input"], dict):  # of a section: it says what is wrong
+        return ": ".join([part for part in (".".join(loc),) if part] + [str(error["ctx"]["error"])])
+    return f"{'.'.join(loc)}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _fields(path: list[str]) -> list[str]:
+    """The valid keys of the section at `path`."""
+    classes: list[type[BaseModel]] = [RunConfig]
+    for part in path:
+        annotations = [c.model_fields[part].annotation for c in classes if part in c.model_fields]
+        if annotations:
+            classes = _sections(annotations[0])
+        # Otherwise a list index, or the tag of a union: the classes stay the candidates.
+        tagged = [c for c in classes if "name" in c.model_fields and c.model_fields["name"].default == part]
+        classes = tagged or classes
+    return sorted({name for c in classes for name in c.model_fields})
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [c for argument in getattr(annotation, "__args__", ()) for c in _sections(argument)]

@@ -1,0 +1,54 @@
+"""YAML in which a mistake is an error."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rechub_dist.errors import UserError, one_line
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; duplicate keys are refused, and 1e-3 is a number.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, path: str) -> dict[str, Any]:
+    """As `read_yaml`, of the text of the file `path`."""
+    try:
+        tree = yaml.load(text, Loader=StrictLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML: {one_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds no mapping of keys to values")
+    return tree
+
+
+class StrictLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+# PyYAML follows YAML 1.1, where 1e-3 is a string.
+StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)

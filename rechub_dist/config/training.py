@@ -1,0 +1,42 @@
+"""How a run proceeds: its length, checkpoints and process groups."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rechub_dist.config.section import Section
+
+
+class TrainConfig(Section):
+    """How long to train, when to evaluate and what to report."""
+
+    epochs: int = Field(1, gt=0)
+    max_steps: int | None = Field(None, gt=0, description="stop after so many steps, whatever the epoch")
+    log_every: int = Field(50, gt=0, description="steps between two training records")
+    eval_every: int | None = Field(None, gt=0, description="steps between evaluations; default: every eval_epochs")
+    eval_epochs: int = Field(1, gt=0, description="epochs between evaluations where eval_every is not set")
+    best_metric: str | None = Field(
+        None, description="metric of the valid split that names the best checkpoint; default: the first reported"
+    )
+    best_mode: Literal["max", "min"] = "max"
+    patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
+    histograms: bool = Field(True, description="histograms of predictions and table norms in TensorBoard")
+
+
+class CheckpointConfig(Section):
+    """When to save, and how many to keep besides the best."""
+
+    every_steps: int | None = Field(None, gt=0, description="steps between checkpoints; default: each epoch")
+    keep_last: int = Field(2, gt=0)
+
+
+class DistributedConfig(Section):
+    """Process groups and pipeline."""
+
+    timeout_seconds: float = Field(300.0, gt=0, description="how long a rank waits for its peers")
+    threads: int | None = Field(None, gt=0, description="torch threads a rank; default: cores / local ranks")
+    pipeline: Literal["auto", "base", "sparse_dist"] = Field(
+        "auto", description="auto: sparse_dist on CUDA (overlaps id exchange with compute), base on CPU"
+    )
