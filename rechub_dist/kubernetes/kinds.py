@@ -24,7 +24,7 @@ from rechub_dist.kubernetes.run_file import as_yaml
 from rechub_dist.kubernetes.settings import Settings
 
 _PORT = 29400
-_RAY_VERSION = "2.60.0"  # as in docker/requirements.txt
+RAY_VERSION = "2.60.0"  # as in docker/requirements.txt
 
 
 def job(settings: Settings, config: RunConfig) -> list[Manifest]:
@@ -140,7 +140,7 @@ def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:  # noqa: AR
     workers = pod(settings, ray_node(settings, "ray-worker", head=False), restart="Always")
     submitter = pod(settings, ray_submitter(settings), component="submitter")
     cluster = {
-        "rayVersion": _RAY_VERSION,
+        "rayVersion": RAY_VERSION,
         "authOptions": {"mode": "token"},  # said either way, else nodes with another node's token stay outside
         "headGroupSpec": {
             "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"},

@@ -60,7 +60,7 @@ def torchrun(settings: Settings, endpoint: str, *, size: bool = True) -> list[st
 
 
 def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[str]) -> Manifest:
-    """The container in which torchrun is process 1."""
+    """The container whose one process is torchrun, without a shell that would keep its signals."""
     found = {
         **_container(settings, name, _resources(settings), output_read_only=False),
         "command": ["torchrun"],
@@ -106,6 +106,9 @@ def pod(settings: Settings, container: Manifest, *, component: str = "trainer", 
     spec: Manifest = {
         "restartPolicy": restart,
         "terminationGracePeriodSeconds": settings.pod_grace_seconds,
+        # torchrun must not be process 1, which the kernel shields from SIGTERM until workers run: a pod that waits for
+        # its peers would take all of the grace period to end.
+        "shareProcessNamespace": True,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
