@@ -116,6 +116,18 @@ def models(
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    code = _run_app()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "rechub_dist.distributed.runtime" in sys.modules:
+        # A rank ends here and now. While the interpreter ends in its usual way, a thread of gloo that lets go of a
+        # tensor of the last exchange would ask for the interpreter's lock, and abort the process.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run_app() -> int:
+    """Run the command; returns its exit code."""
     try:
         app()
     except UserError as error:
@@ -124,7 +136,10 @@ def main() -> None:
         else:
             # The agent ends all ranks as soon as one has ended: leave the main rank the time to print.
             time.sleep(1.0)
-        sys.exit(2)
+        return 2
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 def _launch(arguments: list[str], nproc: int) -> None:
