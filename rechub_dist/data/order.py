@@ -28,7 +28,7 @@ IntArray = NDArray[np.int64]
 
 MAX_LANES = 64
 SHUFFLE_ROWS = 8_000_000
-_MANY_GROUPS = 8  # a lane: then another one to decode is of no matter
+_MANY_GROUPS = 32  # a lane: then another one to decode is of no matter
 _GROUPS, _ROWS = 0, 1  # what a permutation is for: the last word but one of its seed
 
 
