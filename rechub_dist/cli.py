@@ -62,7 +62,7 @@ def train(
     rows.update(_truth(Path(config.data.root) / "truth.json", summary.test))
     if summary.samples_per_second is not None:
         rows["training samples/s"] = f"{summary.samples_per_second:,.0f}"
-    rows["checkpoints"] = config.output_dir / "checkpoints"
+    rows["checkpoints"] = config.checkpoint_folder
     rows["TensorBoard"] = f"tensorboard --logdir {config.output_dir / 'tensorboard'}"
     show_summary(Console(), config.model.name, rows)
 

@@ -59,6 +59,16 @@ class RunConfig(Section):
         deadline = min(self.data.storage.deadline_seconds, self.distributed.timeout_seconds / 3)
         return self.data.storage.model_copy(update={"deadline_seconds": deadline})
 
+    @property
+    def checkpoint_storage(self) -> StorageConfig:
+        """The settings of the checkpoints' storage."""
+        return self.checkpoint.storage or self.data.storage
+
+    @property
+    def checkpoint_folder(self) -> str:
+        """Where the checkpoints are: a path or an address."""
+        return self.checkpoint.folder or str(self.output_dir / "checkpoints")
+
     def dump(self) -> str:
         """The configuration as YAML that can be launched again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

@@ -123,14 +123,17 @@ def test_table_wise_on_two_ranks_loads_on_any(
 def load_and_save(path: Path, folder: Path) -> Path:
     """Load the newest checkpoint under another plan, and save what the ranks then hold."""
     from rechub_dist.checkpoint import Checkpoints  # noqa: PLC0415
+    from rechub_dist.checkpoint.folder import Folder  # noqa: PLC0415
+    from rechub_dist.config import CheckpointConfig, StorageConfig  # noqa: PLC0415
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
     from rechub_dist.trainer import Trainer  # noqa: PLC0415
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)
         assert trainer.position.step == 9
-        trainer.checkpoints = Checkpoints(folder, rt, keep_last=1)
+        trainer.checkpoints = Checkpoints(Folder(str(folder), StorageConfig()), rt, CheckpointConfig())
         trainer._save()
+        trainer.checkpoints.check_last()
         trainer.report.close()
     return folder / "step-0000000009"
 
@@ -172,7 +175,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(pool: RankPool, data_root: Path
     folder = output(path) / "checkpoints"
     assert saved_steps(folder)[-2:] == [12, 16]
     wanted = read_checkpoint(folder / "step-0000000016")
-    data = next((folder / "step-0000000016").glob("*.distcp"))
+    data = next((folder / "step-0000000016").glob("*.safetensors"))
     with data.open("r+b") as file:
         file.truncate(data.stat().st_size // 2)
     pool.run(2, train, path)
