@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from rechub_dist.checkpoint_commands import checkpoint_app
 from rechub_dist.data.commands import data_app
 from rechub_dist.errors import UserError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Train Torch-RecHub's recommender models at scale: sharded tables, DDP towers, streaming Parquet.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 Overrides = Annotated[
     list[str] | None,

@@ -20,6 +20,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from rechub_dist.build import Parts, build, identity
 from rechub_dist.checkpoint import Checkpoints, Position
 from rechub_dist.checkpoint.folder import Folder
+from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.distributed.batchnorm import globalize
@@ -121,6 +122,7 @@ class Trainer:
         )
         self.checkpoints = _checkpoints(config, rt)
         self.checkpoints.prepare()
+        self._begun_with: list[str] = []
         self.position = self._resume()
         self.report = Reporter(config.output_dir, quiet=not rt.is_main, start_step=self.position.step)
         self._stop_asked = threading.Event()
@@ -138,6 +140,8 @@ class Trainer:
         """Train to the end, or to a signal; evaluate; keep checkpoints."""
         start, began = self.position, time.monotonic()
         self.report.say(self._headline())
+        for line in self._begun_with:
+            self.report.say(line)
         self._warn()
         if not start.stopped_early and (start.step < self.total_steps or self.config.data.follow):
             with self._signals():
@@ -373,7 +377,10 @@ class Trainer:
 
     def _resume(self) -> Position:
         state = train_state(self.module, self.parts.layout, self.optimizers)
-        return self.checkpoints.load(state, self._identity) or Position()
+        position = self.checkpoints.load(state, self._identity)
+        if position is None and self.config.warm_start is not None:
+            self._begun_with = warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
+        return position or Position()
 
     def _identity(self, step: int) -> dict[str, Any]:
         """The run's identity when it has done `step` steps."""

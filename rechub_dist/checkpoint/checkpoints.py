@@ -97,9 +97,8 @@ class Checkpoints:
                 self.folder.write(".writable", [memoryview(b"")])
                 self.folder.delete(".writable")
             except Exception as error:  # whatever the store's client raises
-                raise UserError(
-                    f"checkpoint.folder: {self.folder.address} cannot be written: {reason_of(error)}; choose another one"
-                ) from error
+                where, why = self.folder.address, reason_of(error)
+                raise UserError(f"checkpoint.folder: {where} cannot be written: {why}; choose another one") from error
 
         self._rt.from_main(probe)
 

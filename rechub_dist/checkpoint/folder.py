@@ -135,8 +135,8 @@ class Folder:
 
 def steps_in(files: Iterable[str]) -> list[int]:
     """The steps that have a complete checkpoint among the files of a folder, oldest first."""
-    found = (_STEP.fullmatch(name.removesuffix(f"/{MANIFEST}")) for name in files if name.endswith(f"/{MANIFEST}"))
-    return sorted(int(match.group(1)) for match in found if match)
+    found = (step_of(name.removesuffix(f"/{MANIFEST}")) for name in files if name.endswith(f"/{MANIFEST}"))
+    return sorted(step for step in found if step is not None)
 
 
 def saved_steps(address: str | Path, settings: StorageConfig | None = None) -> list[int]:
@@ -151,6 +151,12 @@ def saved_steps(address: str | Path, settings: StorageConfig | None = None) -> l
 def step_folder(step: int) -> str:
     """The name of a step's folder."""
     return f"step-{step:010d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step whose folder has that name; None for any other name."""
+    match = _STEP.fullmatch(name)
+    return int(match.group(1)) if match else None
 
 
 def _sync(folder: str) -> None:
