@@ -87,13 +87,10 @@ def test_tables_and_dense_parts_are_taken_by_name(
     assert found.keys() == before.keys()
     for name, value in found.items():
         _, part, *_ = name.split("/")
-        if name.startswith("dense_optim/"):
-            wanted = before[name]
-        elif name == "tables/user/weight" or name == "tables/user.linear/weight":
+        linear = name.startswith("tables/") and part.endswith(".linear") and part != "tags.linear"
+        if name in ("tables/user/weight", "tables/user.linear/weight"):
             wanted = torch.cat([given[name], before[name][101:]])  # new rows are what they would have been
-        elif (name.startswith("tables/") and part.endswith(".linear") and part != "tags.linear") or (
-            name.startswith("dense/") and name.endswith(".weight")
-        ):
+        elif linear or (name.startswith("dense/") and name.endswith(".weight")):
             wanted = given[name]
         else:
             wanted = before[name]
