@@ -143,22 +143,20 @@ def shorten(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
 
 
-DAMAGE: list[tuple[str, str, Callable[[Path], None], str]] = [
-    ("header", "rank-00001-*", flip(lambda _: 20), "bytes 0 to .* do not have their checksum"),
-    ("first", "rank-00000-*", flip(lambda _: 0), "bytes 0 to .* do not have their checksum"),
-    ("body", "rank-00000-*", flip(lambda size: size // 2), "bytes 0 to .* do not have their checksum"),
-    ("last", "rank-00001-*", flip(lambda size: size - 1), "bytes 0 to .* do not have their checksum"),
-    ("manifest", "manifest.json", flip(lambda size: size // 2), "is damaged"),
-    ("manifest-end", "manifest.json", flip(lambda size: size - 1), "is damaged"),
-    ("short", "rank-00001-*", shorten, r"is damaged: \d+ bytes instead of \d+"),
-    ("short-manifest", "manifest.json", shorten, "is damaged"),
-    ("missing", "rank-00000-*", Path.unlink, "is missing"),
-]
+DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "header": ("rank-00001-*", flip(lambda _: 20), "bytes 0 to .* do not have their checksum"),
+    "first": ("rank-00000-*", flip(lambda _: 0), "bytes 0 to .* do not have their checksum"),
+    "body": ("rank-00000-*", flip(lambda size: size // 2), "bytes 0 to .* do not have their checksum"),
+    "last": ("rank-00001-*", flip(lambda size: size - 1), "bytes 0 to .* do not have their checksum"),
+    "manifest": ("manifest.json", flip(lambda size: size // 2), "is damaged"),
+    "manifest-end": ("manifest.json", flip(lambda size: size - 1), "is damaged"),
+    "short": ("rank-00001-*", shorten, r"is damaged: \d+ bytes instead of \d+"),
+    "short-manifest": ("manifest.json", shorten, "is damaged"),
+    "missing": ("rank-00000-*", Path.unlink, "is missing"),
+}
 
 
-@pytest.mark.parametrize(
-    ("pattern", "work", "message"), [case[1:] for case in DAMAGE], ids=[case[0] for case in DAMAGE]
-)
+@pytest.mark.parametrize(("pattern", "work", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_damage_is_refused_by_name_and_the_newest_good_one_is_used(
     pool: RankPool,
     four_saves: Path,
@@ -171,16 +169,17 @@ def test_damage_is_refused_by_name_and_the_newest_good_one_is_used(
     path = run_file(tmp_path, data_root, "DeepFM")
     shutil.copytree(output(four_saves), output(path))
     folder = output(path) / "checkpoints"
-    for step in (16, 12):  # two of them
+    *_, good, second, newest = saved_steps(folder)
+    for step in (newest, second):
         [victim] = (folder / f"step-{step:010d}").glob(pattern)
         work(victim)
     # Three ranks verify what two have saved.
     for rank, (step, told) in enumerate(pool.run(3, position, path)):
-        assert step == 8
+        assert step == good
         if rank == 0:
             lines = told.splitlines()
             assert len(lines) == 2
-            for line, refused in zip(lines, (16, 12), strict=True):
+            for line, refused in zip(lines, (newest, second), strict=True):
                 assert line.startswith("warning: ")
                 assert line.endswith("; trying the checkpoint before it")
                 assert f"step-{refused:010d}/{pattern.removesuffix('*')}" in line
@@ -257,10 +256,8 @@ def test_training_goes_on_over_a_full_disk(pool: RankPool, data_root: Path, tmp_
         pool.run(2, train, path, ["train.max_steps=12"])
     assert [record["step"] for record in records(path, "train")] == list(range(1, 13))
     assert saved_steps(small_disk / "saves") == [4]
-    assert all(
-        torch.equal(value, wanted[name])
-        for name, value in read_checkpoint(small_disk / "saves/step-0000000004").items()
-    )
+    found = read_checkpoint(small_disk / "saves" / "step-0000000004")
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())
     ballast.unlink()
     pool.run(2, train, path, ["train.max_steps=12"])
     assert saved_steps(small_disk / "saves") == [4, 8, 12]
@@ -387,7 +384,7 @@ def _below(folder: str) -> Any:
     return pafs.FileSelector(folder, recursive=True)
 
 
-def test_a_store_that_is_lost_is_a_warning(tmp_path: Path) -> None:
+def test_a_store_that_is_lost_is_a_warning() -> None:
     with runtime("cpu", 60) as rt:
         with s3_server() as port:
             settings = StorageConfig(
