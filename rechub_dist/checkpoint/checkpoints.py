@@ -221,7 +221,7 @@ class Checkpoints:
 
     def _finish(self, file: RankFile, staged: Tensor | None, run: dict[str, Any], position: Position) -> None:
         """What the thread does: write, agree, publish, tell. Every rank comes to the same result."""
-        step, size = position.step, 0
+        step, size, seconds = position.step, 0, 0.0
         error = warning = None
         name = f"{step_folder(step)}/{file.name}"
         try:
@@ -237,13 +237,13 @@ class Checkpoints:
                 size = sum(found.size for found in files.values())
                 if error is None:
                     error = self._publish(Manifest(step, run, files, merge([part[2] for part in parts])))
+                seconds = time.monotonic() - self._began
                 warning = self._clean(position, saved=error is None)
-            error, warning, size = self._from_main((error, warning, size))
+            error, warning, size, seconds = self._from_main((error, warning, size, seconds))
         except RuntimeError as failure:  # of the process group: a rank is gone, as training will find out, too
             error = f"{self.folder.path(step_folder(step))}: the ranks lost touch: {reason_of(failure)}"
         if error is not None:
             error = f"the checkpoint of step {step} could not be saved: {error}"
-        seconds = time.monotonic() - self._began
         blocked = self._blocked if self._config.asynchronous else seconds
         self._last = Save(step, seconds, blocked, size, error, warning)
         self._news.append(self._last)

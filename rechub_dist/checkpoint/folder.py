@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.fs as pafs
 
 from rechub_dist.checkpoint.manifest import MANIFEST, BlockChecksums, DamagedError, FileRecord
@@ -59,7 +60,7 @@ class Folder:
         return info.size if info.type == pafs.FileType.File else None
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> memoryview:
-        """Bytes of a file, all from `offset` on unless `length` is given.
+        """Bytes of a file, all from `offset` on unless `length` is given; they may be written to.
 
         Raises:
             DamagedError: the file is missing, unreadable or too short.
@@ -67,9 +68,14 @@ class Folder:
         path = self._inside(name)
 
         def fetch(_attempt: int) -> memoryview:
+            # Memory of this attempt's own: one that hangs may still write into it.
             with self._filesystem.open_input_file(path) as source:
-                wanted = source.size() - offset if length is None else length
-                return memoryview(source.read_at(wanted, offset))
+                data = np.empty(source.size() - offset if length is None else length, dtype=np.uint8)
+                source.seek(offset)
+                done = 0
+                while done < len(data) and (more := source.readinto(data[done:])):
+                    done += more
+                return data[:done].data
 
         try:
             found = self._store.patiently(fetch, self.path(name))

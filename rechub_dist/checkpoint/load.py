@@ -109,8 +109,7 @@ def read_tensors(folder: Folder, manifest: Manifest, wanted: Iterable[tuple[str,
     name = step_folder(manifest.step)
     for group in _groups(reads):
         start, end = group[0].offset, max(read.offset + read.length for read in group)
-        # A bytearray, as torch warns of memory that may not be written to.
-        data = memoryview(bytearray(folder.read(f"{name}/{group[0].file}", start, end - start)))
+        data = folder.read(f"{name}/{group[0].file}", start, end - start)
         for read in group:
             read.deliver(data[read.offset - start : read.offset - start + read.length])
 
