@@ -361,19 +361,7 @@ class Trainer:
     def _tell_saves(self) -> None:
         """Report the saves that have ended."""
         for save in self.checkpoints.news():
-            if save.error is not None:
-                self.report.say(f"warning: {save.error}; training goes on, older checkpoints are as they were")
-                continue
-            if save.warning is not None:
-                self.report.say(f"warning: {save.warning}")
-            values = {"seconds": save.seconds, "bytes": save.bytes, "blocked_seconds": save.blocked_seconds}
-            self.report.record(
-                "checkpoint", save.step, self.passes.at(save.step - 1).number if save.step else 0, values
-            )
-            self.report.say(
-                f"step {save.step}: saved {save.bytes / 1e6:,.1f} MB in {save.seconds:.2f} s, "
-                f"for {save.blocked_seconds:.2f} s of which training waited"
-            )
+            self.report.saved(save, self.passes.at(save.step - 1).number if save.step else 0)
 
     def _resume(self) -> Position:
         state = train_state(self.module, self.parts.layout, self.optimizers)

@@ -134,6 +134,20 @@ def test_what_does_not_fit_is_refused(
         pool.run(2, train, path)
 
 
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({}, r"warm_start: name another run \(from\) or files of vectors \(embeddings\)"),
+        ({"embeddings": [], "tables": ["a"]}, r"name another run \(from\)"),
+        ({"fron": "x"}, r"unknown key 'warm_start.fron': did you mean 'from'\?"),
+        ({"from": "x", "rename": {"a.*": "b"}}, r"rename: a.\* -> b: let both end with \* or neither"),
+    ],
+)
+def test_contradictions_are_refused(data_root: Path, tmp_path: Path, section: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config_of(run_file(tmp_path, data_root, "DeepFM", warm_start=section))
+
+
 def test_another_width_is_refused(pool: RankPool, data_root: Path, source: Path, tmp_path: Path) -> None:
     section = {"from": str(output(source)), "dense": []}
     path = run_file(tmp_path, data_root, "DeepFM", model={"embedding_dim": 8}, warm_start=section)
