@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from rechub_dist.checkpoint_commands import checkpoint_app
 from rechub_dist.data.commands import data_app
 from rechub_dist.errors import UserError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Train Torch-RecHub's recommender models at scale: sharded tables, DDP towers, streaming Parquet.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 Overrides = Annotated[
     list[str] | None,
@@ -62,7 +64,7 @@ def train(
     rows.update(_truth(Path(config.data.root) / "truth.json", summary.test))
     if summary.samples_per_second is not None:
         rows["training samples/s"] = f"{summary.samples_per_second:,.0f}"
-    rows["checkpoints"] = config.output_dir / "checkpoints"
+    rows["checkpoints"] = config.checkpoint_folder
     rows["TensorBoard"] = f"tensorboard --logdir {config.output_dir / 'tensorboard'}"
     show_summary(Console(), config.model.name, rows)
 
