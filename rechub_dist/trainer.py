@@ -23,6 +23,7 @@ from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
 from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.stored import StoredRows, Trace
 from rechub_dist.distributed.batchnorm import globalize
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
@@ -126,6 +127,7 @@ class Trainer:
         self.position = self._resume()
         self.report = Reporter(config.output_dir, quiet=not rt.is_main, start_step=self.position.step)
         self._stop_asked = threading.Event()
+        self._trace = self._open_trace() if config.train.trace_rows else None
         self._best_metric = config.train.best_metric or ""
         self._busy = 0.0  # seconds of training
         self._note = ""
@@ -175,8 +177,9 @@ class Trainer:
             here, first = self.passes.at(self.position.step), self.position.step
             with closing(here.reader.batches(here.number, first - here.first_step)) as batches:
                 feed = Feed(batches, model.objective, self.rt, self._stop_asked.is_set, self._sequences)
+                stored = StoredRows(here.reader, here.number)
                 for end in self._boundaries(here):
-                    self._segment(pipeline, feed, end)
+                    self._segment(pipeline, feed, end, here, stored)
                     if feed.stopped:
                         self._save()
                         self._preempted = True
@@ -219,7 +222,7 @@ class Trainer:
         while self.position.step < end:
             yield min([end, *((self.position.step // n + 1) * n for n in every if n)])
 
-    def _segment(self, pipeline: Pipeline, feed: Feed, end: int) -> None:
+    def _segment(self, pipeline: Pipeline, feed: Feed, end: int, here: Pass, stored: StoredRows) -> None:
         """Train to step `end`; the pipeline is empty afterwards."""
         config, first = self.config, self.position.step
         batches = islice(feed, end - first)
@@ -235,6 +238,8 @@ class Trainer:
                 loss = pipeline.progress(batches)
             except StopIteration:
                 break
+            if self._trace is not None:
+                self._trace.write(step + 1, stored.of(step - here.first_step))
             step += 1
             self.position = replace(self.position, step=step)
             losses.append(loss)
@@ -357,6 +362,10 @@ class Trainer:
         }
         self.checkpoints.save(state, self.position, run)
         self._tell_saves()
+
+    def _open_trace(self) -> Trace:
+        attempt = self.rt.add_up(torch.tensor([time.time_ns() if self.rt.is_main else 0]))
+        return Trace(self.config.output_dir / "rows", int(attempt), self.rt.rank)
 
     def _tell_saves(self) -> None:
         """Report the saves that have ended."""

@@ -23,6 +23,7 @@ class TrainConfig(Section):
     )
     best_mode: Literal["max", "min"] = "max"
     patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
+    trace_rows: bool = Field(False, description="write which stored rows each step trained on, below output_dir/rows")
     histograms: bool = Field(True, description="histograms of predictions and table norms in TensorBoard")
 
 
