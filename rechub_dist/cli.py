@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from rechub_dist.checkpoint_commands import checkpoint_app
 from rechub_dist.data.commands import data_app
 from rechub_dist.errors import UserError
 from rechub_dist.kubernetes.commands import k8s_app
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Train Torch-RecHub's recommender models at scale: sharded tables, DDP towers, streaming Parquet.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(k8s_app, name="k8s")
 
 Overrides = Annotated[
@@ -67,7 +69,7 @@ def train(
     rows.update(_truth(Path(config.data.root) / "truth.json", summary.test))
     if summary.samples_per_second is not None:
         rows["training samples/s"] = f"{summary.samples_per_second:,.0f}"
-    rows["checkpoints"] = config.output_dir / "checkpoints"
+    rows["checkpoints"] = config.checkpoint_folder
     rows["TensorBoard"] = f"tensorboard --logdir {config.output_dir / 'tensorboard'}"
     show_summary(Console(), config.model.name, rows)
 
@@ -121,6 +123,18 @@ def models(
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    code = _run_app()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "rechub_dist.distributed.runtime" in sys.modules:
+        # A rank ends here and now. While the interpreter ends in its usual way, a thread of gloo that lets go of a
+        # tensor of the last exchange would ask for the interpreter's lock, and abort the process.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run_app() -> int:
+    """Run the command; returns its exit code."""
     try:
         app()
     except UserError as error:
@@ -129,7 +143,10 @@ def main() -> None:
         else:
             # The agent ends all ranks as soon as one has ended: leave the main rank the time to print.
             time.sleep(1.0)
-        sys.exit(2)
+        return 2
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 def _launch(arguments: list[str], nproc: int) -> None:

@@ -20,6 +20,7 @@ from rechub_dist.config.run import ModelConfig, RunConfig, load_run, read_run, r
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, TrainConfig
+from rechub_dist.config.warm_start import PretrainedConfig, WarmStartConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "PointwiseConfig",
+    "PretrainedConfig",
     "RetrievalConfig",
     "RunConfig",
     "SamplingConfig",
@@ -44,6 +46,7 @@ __all__ = [
     "TableOptimizerConfig",
     "TableRule",
     "TrainConfig",
+    "WarmStartConfig",
     "load_run",
     "parse_yaml",
     "read_run",
