@@ -17,6 +17,7 @@ from rich.console import Console
 from rechub_dist.checkpoint_commands import checkpoint_app
 from rechub_dist.data.commands import data_app
 from rechub_dist.errors import UserError
+from rechub_dist.kubernetes.commands import k8s_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(k8s_app, name="k8s")
 
 Overrides = Annotated[
     list[str] | None,
@@ -54,7 +56,10 @@ def train(
 
     _quiet()
     summary = run(config)
-    if not _is_main() or summary.preempted:
+    if summary.preempted:
+        # A scheduler that keeps a run going takes 0 for done, and would not start this one again with its peers.
+        raise typer.Exit(int(os.environ.get("RECHUB_PREEMPTED_EXIT_CODE", "0")))
+    if not _is_main():
         return
     rows: dict[str, Any] = {"steps": summary.step}
     if summary.valid:

@@ -84,11 +84,19 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         UserError: unreadable or duplicate YAML, unknown keys, wrong types; the message names key and fix.
     """
+    return resolve_dataset(read_run(path, overrides), base=path.parent)
+
+
+def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """As `load_run`, without a look at the data: the schema stays where the run file says it is.
+
+    Raises:
+        UserError: as `load_run`.
+    """
     tree = read_yaml(path)
     for override in overrides:
         _override(tree, override)
-    config = _validate(tree, str(path))
-    return resolve_dataset(config, base=path.parent)
+    return _validate(tree, str(path))
 
 
 def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
