@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from rechub_dist.data.commands import data_app
+from rechub_dist.distributed.process import AGENT_PID, MISTAKE, PREEMPTED, die_with_agent
 from rechub_dist.errors import UserError
 
 app = typer.Typer(
@@ -29,30 +30,52 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the run file; may be given many times."),
 ]
 Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")]
+_HOSTS = "Several hosts"
 
 
 @app.command()
 def train(
-    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")], set_: Overrides = None, nproc: Nproc = None
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
+    set_: Overrides = None,
+    nproc: Nproc = None,
+    nnodes: Annotated[str, typer.Option(metavar="N | MIN:MAX", help="Hosts of the run.", rich_help_panel=_HOSTS)] = "1",
+    rdzv: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the hosts meet: one of them.", rich_help_panel=_HOSTS)
+    ] = None,
+    rdzv_id: Annotated[
+        str, typer.Option(help="Tells runs that meet at one place apart.", rich_help_panel=_HOSTS)
+    ] = "rechub-dist",
+    rdzv_external: Annotated[
+        bool, typer.Option(help="A `rechub-dist store` listens there.", rich_help_panel=_HOSTS)
+    ] = False,
+    max_restarts: Annotated[int, typer.Option(min=0, help="Times that failed workers are started again.")] = 3,
+    grace: Annotated[int, typer.Option(min=1, help="Seconds from SIGTERM to SIGKILL.")] = 30,
+    show_torchrun: Annotated[bool, typer.Option(help="Print the equivalent torchrun command first.")] = False,
 ) -> None:
     """Train, evaluate and save as RUN.yaml says; go on by itself where its output folder holds a checkpoint.
 
     Example: rechub-dist train configs/runs/deepfm_synthetic.yaml --nproc 2 --set train.epochs=3
 
-    On several machines: torchrun ... -m rechub_dist train RUN.yaml
+    On several hosts, the same on each: rechub-dist train RUN.yaml --nnodes 1:3 --nproc 8 --rdzv host0:29400
     """
+    die_with_agent()
     from rechub_dist.config import load_run  # noqa: PLC0415 - torch takes seconds to import; --help should not
 
     config = load_run(run_file, set_ or [])
-    if nproc is not None and not _is_worker():
-        _launch(["train", str(run_file), *(part for item in set_ or [] for part in ("--set", item))], nproc)
-        return
+    if (nproc is not None or rdzv is not None or nnodes != "1") and not _is_worker():
+        from rechub_dist.distributed.launcher import Launch, launch  # noqa: PLC0415
+
+        wanted = Launch(nproc or 1, nnodes, rdzv, rdzv_id, rdzv_external, max_restarts, grace)
+        arguments = ["train", str(run_file), *(part for item in set_ or [] for part in ("--set", item))]
+        raise typer.Exit(launch(wanted, arguments, show=show_torchrun))
     from rechub_dist.report import show_summary  # noqa: PLC0415
     from rechub_dist.trainer import run  # noqa: PLC0415
 
     _quiet()
     summary = run(config)
-    if not _is_main() or summary.preempted:
+    if summary.preempted:
+        raise typer.Exit(PREEMPTED if AGENT_PID in os.environ else 0)
+    if not _is_main():
         return
     rows: dict[str, Any] = {"steps": summary.step}
     if summary.valid:
@@ -79,8 +102,10 @@ def evaluate(
 
     config = load_run(output_dir / "config.yaml", [f"output_dir={json.dumps(str(output_dir))}"])
     if nproc is not None and not _is_worker():
-        _launch(["evaluate", str(output_dir), "--data", data, *(["--json"] if as_json else [])], nproc)
-        return
+        from rechub_dist.distributed.launcher import Launch, launch  # noqa: PLC0415
+
+        arguments = ["evaluate", str(output_dir), "--data", data, *(["--json"] if as_json else [])]
+        raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
     from rechub_dist.report import show_summary  # noqa: PLC0415
     from rechub_dist.trainer import evaluate_run  # noqa: PLC0415
 
@@ -114,6 +139,14 @@ def models(
         describe_model(console, name)
 
 
+@app.command()
+def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: any.")] = 29400) -> None:
+    """Be the place where the hosts of runs meet (--rdzv, --rdzv-external), on a host that trains nothing."""
+    from rechub_dist.distributed.launcher import serve_store  # noqa: PLC0415
+
+    serve_store(port)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
     try:
@@ -124,13 +157,7 @@ def main() -> None:
         else:
             # The agent ends all ranks as soon as one has ended: leave the main rank the time to print.
             time.sleep(1.0)
-        sys.exit(2)
-
-
-def _launch(arguments: list[str], nproc: int) -> None:
-    from rechub_dist.distributed.local_launch import launch_local  # noqa: PLC0415
-
-    raise typer.Exit(launch_local(arguments, nproc))
+        sys.exit(MISTAKE)
 
 
 def _is_worker() -> bool:
