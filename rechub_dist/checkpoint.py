@@ -34,6 +34,7 @@ class Position:
     best_metrics: dict[str, float] = field(default_factory=dict)
     evaluations_since_best: int = 0
     stopped_early: bool = False
+    unevaluated: bool = False  # saved before the evaluation that is due at this step
 
 
 class Checkpoints:

@@ -51,18 +51,26 @@ class Evaluation:
 
 
 def evaluate(
-    step: TrainStep, parts: Parts, reader: ParquetReader, runtime: Runtime, advance: Callable[[int], None] | None = None
+    step: TrainStep,
+    parts: Parts,
+    reader: ParquetReader,
+    runtime: Runtime,
+    advance: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Evaluate on every row that `reader` gives; all ranks return the same metrics.
 
     `advance` is told the number of batches done.
+
+    Raises:
+        Stopped: on all ranks, between two batches, when `stop` says so on one.
     """
     training = step.training
     step.eval()
     try:
         with torch.no_grad():
             tally, skips = Tally(), list[Skipped]()
-            batches = _agreed(reader, runtime, advance, tally, skips)
+            batches = _agreed(reader, runtime, advance, stop, tally, skips)
             if isinstance(step.objective, TaskObjective):
                 found = _tasks(step, step.objective, batches, runtime)
             else:
@@ -77,6 +85,7 @@ def _agreed(
     reader: ParquetReader,
     runtime: Runtime,
     advance: Callable[[int], None] | None,
+    stop: Callable[[], bool],
     tally: Tally,
     skips: list[Skipped],
 ) -> Iterator[Batch]:
@@ -85,7 +94,12 @@ def _agreed(
     read = skipped = 0
     notices: list[Skipped] = []
     for done in range(1, reader.steps + 2):
-        batch = runtime.together(lambda: next(batches, None))
+        batch, message = None, None
+        try:
+            batch = next(batches, None)
+        except UserError as error:
+            message = str(error)
+        runtime.raise_together(message, stop=stop())
         if batch is None:
             tally.add(*runtime.add_up(torch.tensor([read, skipped])).tolist())
             skips += tally.note(runtime.gather_list(notices))
@@ -231,7 +245,7 @@ def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime)
             lanes=world,
         )
     )
-    for batch in _agreed(reader, runtime, None, Tally(), []):
+    for batch in _agreed(reader, runtime, None, lambda: False, Tally(), []):
         own = split_dense(batch.dense, objective.item_dense)
         others = {f.name: batch.dense.new_zeros(batch.rows, f.dim) for f in parts.spec.dense}
         dense = torch.cat([batch.dense.new_zeros(batch.rows, 0), *(others | own).values()], dim=1)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -21,15 +19,19 @@ from rechub_dist.build import Parts, build, identity
 from rechub_dist.checkpoint import Checkpoints, Position
 from rechub_dist.config import RunConfig
 from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.stored import StoredRows, Trace
 from rechub_dist.distributed.batchnorm import globalize
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
-from rechub_dist.distributed.runtime import Runtime, device_type, runtime
+from rechub_dist.distributed.process import Stop
+from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, runtime
 from rechub_dist.distributed.sharding import Cluster, make_plan, shard, table_shards
 from rechub_dist.distributed.state import train_state, weights_state
+from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.layout import REPLICATED
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.evaluate import Evaluation, evaluate
+from rechub_dist.losses import LossCheck
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.passes import Pass, Passes
 from rechub_dist.report import Reporter, short
@@ -120,7 +122,13 @@ class Trainer:
         self.checkpoints = Checkpoints(config.output_dir / "checkpoints", rt, config.checkpoint.keep_last)
         self.position = self._resume()
         self.report = Reporter(config.output_dir, quiet=not rt.is_main, start_step=self.position.step)
-        self._stop_asked = threading.Event()
+        self._stop = Stop()
+        stall = config.distributed.stall_seconds or 0.8 * config.distributed.timeout_seconds
+        self._watchdog = Watchdog(rt, config.output_dir / "logs", stall)
+        watched = (self.parts.step.model, self.parts.step.objective)
+        self._losses = LossCheck(config.train, config.output_dir / "non_finite", rt, watched)
+        self._trace = self._open_trace() if config.train.trace_rows else None
+        self._saved = self.position
         self._best_metric = config.train.best_metric or ""
         self._busy = 0.0  # seconds of training
         self._note = ""
@@ -136,17 +144,20 @@ class Trainer:
         start, began = self.position, time.monotonic()
         self.report.say(self._headline())
         self._warn()
-        if not start.stopped_early and (start.step < self.total_steps or self.config.data.follow):
-            with self._signals():
+        with self._stop.listening(), self._watchdog:
+            if not start.stopped_early and self._has_more(start):
                 self._train()
+            test = {} if self._preempted else self._final()
         rows = self._rows_between(start.step, self.position.step)
         rate = rows / self._busy if rows else None
         if self._preempted:
             self.report.say(f"preempted at step {self.position.step}, resume with the same command")
             return Summary(self.position.step, self.position.best_step, True, {}, {}, rate)
-        test = self._final()
         self.report.say(f"finished at step {self.position.step} after {time.monotonic() - began:.1f} s")
         return Summary(self.position.step, self.position.best_step, False, self.position.best_metrics, test, rate)
+
+    def _has_more(self, start: Position) -> bool:
+        return start.step < self.total_steps or self.config.data.follow or start.unevaluated
 
     @property
     def _sequences(self) -> tuple[str, ...]:
@@ -157,17 +168,25 @@ class Trainer:
     def _train(self) -> None:
         """Segments of steps between evaluations, checkpoints and ends of passes."""
         model, optimizers = self.parts.step, self.optimizers
-        pipeline = make_pipeline(self.config.distributed.pipeline, self.module, optimizers, self.rt.device)
+        losses = self._losses
+        pipeline = make_pipeline(self.config.distributed.pipeline, self.module, optimizers, self.rt.device, losses)
         model.train()
+        if self.position.unevaluated and self._after(self.position.step, self.passes.at(self.position.step - 1)):
+            return
         self.report.start("training", self.total_steps, self.position.step)
         while self.position.step < self.total_steps or self._wait():
             here, first = self.passes.at(self.position.step), self.position.step
             with closing(here.reader.batches(here.number, first - here.first_step)) as batches:
-                feed = Feed(batches, model.objective, self.rt, self._stop_asked.is_set, self._sequences)
+                stored = StoredRows(here.reader, here.number)
+                losses.begin(stored, here.first_step, first)
+                feed = Feed(
+                    batches, model.objective, self.rt, self._stop.asked, self._sequences, losses, self._watchdog
+                )
                 for end in self._boundaries(here):
-                    self._segment(pipeline, feed, end)
+                    self._segment(pipeline, feed, end, here, stored)
                     if feed.stopped:
-                        self._save()
+                        if self.position != self._saved:  # it may have come while that was saved
+                            self._save()
                         self._preempted = True
                         return
                     if end in (here.end, self.total_steps):
@@ -180,8 +199,13 @@ class Trainer:
         if not self.config.data.follow or self.position.step == self.config.train.max_steps:
             return False
         self.report.say(f"step {self.position.step}: waiting for more data")
-        if not self.passes.wait(self._stop_asked.is_set):
-            asked = torch.tensor([int(self._stop_asked.is_set())])
+
+        def asked_to_stop() -> bool:
+            self._watchdog.mark("waiting for more data", slow=True)
+            return self._stop.asked()
+
+        if not self.passes.wait(asked_to_stop):
+            asked = torch.tensor([int(self._stop.asked())])
             self._preempted = bool(self.rt.add_up(asked))
             return False
         self.report.say(f"more data: {self.passes.steps - self.position.step:,} steps")
@@ -208,7 +232,7 @@ class Trainer:
         while self.position.step < end:
             yield min([end, *((self.position.step // n + 1) * n for n in every if n)])
 
-    def _segment(self, pipeline: Pipeline, feed: Feed, end: int) -> None:
+    def _segment(self, pipeline: Pipeline, feed: Feed, end: int, here: Pass, stored: StoredRows) -> None:
         """Train to step `end`; the pipeline is empty afterwards."""
         config, first = self.config, self.position.step
         batches = islice(feed, end - first)
@@ -221,16 +245,19 @@ class Trainer:
             # Dropout is drawn from (seed, step, rank), so a resumed run draws what the uninterrupted one did.
             torch.manual_seed(seed_from(repr((config.seed, step, self.rt.rank))))
             try:
-                loss = pipeline.progress(batches)
+                loss = pipeline.progress(batches, step)
             except StopIteration:
                 break
+            if loss is not None:
+                losses.append(loss)
+                self._losses.note(step, loss)
+            if self._trace is not None:
+                self._trace.write(step + 1, stored.of(step - here.first_step))
             step += 1
+            self._watchdog.stepped(step)
             self.position = replace(self.position, step=step)
-            losses.append(loss)
-            if self.rt.device.type == "cpu":
-                feed.last_loss = loss
             if step % config.train.log_every == 0 or step == end:
-                values = {"loss": self._global_mean(losses)}
+                values = {"loss": self._global_mean(losses, marked)}
                 now = time.monotonic()
                 values["samples_per_second"] = self._rows_between(marked, step) / max(1e-9, now - mark)
                 values["learning_rate"] = rate
@@ -257,11 +284,17 @@ class Trainer:
         due = step % train.eval_every == 0 if train.eval_every else pass_end and epochs % train.eval_epochs == 0
         stop = improved = False
         if self.valid_reader is not None and (due or last):
-            improved = self._validate(self.valid_reader)
+            try:
+                improved = self._validate(self.valid_reader)
+            except Stopped:
+                self._preempted = True
+                self.position = replace(self.position, unevaluated=True)
+                self._save()
+                return True
             stop = train.patience is not None and self.position.evaluations_since_best >= train.patience
         every = self.config.checkpoint.every_steps
         save = step % every == 0 if every else pass_end
-        self.position = replace(self.position, stopped_early=stop)
+        self.position = replace(self.position, stopped_early=stop, unevaluated=False)
         if save or improved or last or stop:
             self._save()
         if stop:
@@ -288,7 +321,13 @@ class Trainer:
         step = self.position.step
         began = time.monotonic()
         self.report.start(f"evaluating {split}", reader.steps)
-        found = evaluate(self.parts.step, self.parts, reader, self.rt, self.report.advance)
+        self._watchdog.mark(f"evaluating {split}", slow=True)
+
+        def advance(done: int) -> None:
+            self._watchdog.mark(f"evaluating {split}", slow=True)
+            self.report.advance(done)
+
+        found = evaluate(self.parts.step, self.parts, reader, self.rt, advance, self._stop.asked)
         seconds = max(1e-9, time.monotonic() - began)
         values = {**found.metrics, "samples_per_second": found.rows / seconds}
         if found.skipped:
@@ -328,13 +367,23 @@ class Trainer:
         if best is not None and best != last.step:
             self.checkpoints.load_weights(weights_state(self.module, self.parts.layout, self.rt.group), best)
             self.position = replace(last, step=best)
-        found = self._evaluate(self.test_reader, "test")
-        self.position = last
-        return found.metrics
+        try:
+            return self._evaluate(self.test_reader, "test").metrics
+        except Stopped:
+            self._preempted = True
+            return {}
+        finally:
+            self.position = last
 
     def _save(self) -> None:
+        self._watchdog.mark("saving a checkpoint", slow=True)
         state = train_state(self.module, self.parts.layout, self.optimizers, self.rt.group)
         self.checkpoints.save(state, self.position, self._identity(self.position.step), self.config.dump())
+        self._saved = self.position
+
+    def _open_trace(self) -> Trace:
+        attempt = self.rt.add_up(torch.tensor([time.time_ns() if self.rt.is_main else 0]))
+        return Trace(self.config.output_dir / "rows", int(attempt), self.rt.rank)
 
     def _resume(self) -> Position:
         state = train_state(self.module, self.parts.layout, self.optimizers, self.rt.group)
@@ -351,10 +400,14 @@ class Trainer:
         """Rows of the global batches of steps first .. last - 1."""
         return self.passes.rows_before(last) - self.passes.rows_before(first)
 
-    def _global_mean(self, losses: list[Tensor]) -> float:
-        total = torch.stack(losses).double().mean().cpu()
+    def _global_mean(self, losses: list[Tensor], first: int) -> float:
+        """The mean loss of the (0-based) steps from `first` on, of those that were not skipped."""
+        if not losses:
+            return math.nan
+        total = torch.stack(losses).double().cpu()
         dist.all_reduce(total, group=self.rt.control)
-        return float(total)
+        self._losses.check(first, total)
+        return float(total.mean())
 
     def _headline(self) -> str:
         layout, config = self.parts.layout, self.config
@@ -379,24 +432,6 @@ class Trainer:
             warning = warning_of(self.config, self.passes.at(self.position.step).reader)
             if warning is not None:
                 self.report.say(f"warning: {warning}")
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM or SIGINT asks for a checkpoint and a clean end; a second one is not waited for."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, _frame: object) -> None:
-            self._stop_asked.set()
-            signal.signal(number, signal.SIG_DFL)
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _make_output(config: RunConfig, rt: Runtime) -> None:

@@ -21,6 +21,10 @@ from rechub_dist.errors import UserError
 T = TypeVar("T")
 
 
+class Stopped(Exception):  # noqa: N818 - no error
+    """All ranks agree to stop, as one of them was asked to."""
+
+
 @dataclass(frozen=True)
 class Runtime:
     """This rank's place. `control` is a CPU group for small host-side exchanges."""
@@ -79,11 +83,13 @@ class Runtime:
     def _group_for(self, tensor: torch.Tensor) -> dist.ProcessGroup:
         return self.control if tensor.device.type == "cpu" else self.group
 
-    def raise_together(self, message: str | None) -> None:
-        """Raise a UserError on all ranks if any rank comes with a message. Collective."""
-        failed = torch.tensor([0 if message is None else 1])
-        dist.all_reduce(failed, group=self.control)
-        if not failed.item():
+    def raise_together(self, message: str | None, *, stop: bool = False) -> None:
+        """Raise a UserError on all ranks if any comes with a message, `Stopped` if any wants to stop. Collective."""
+        flags = torch.tensor([message is not None, stop], dtype=torch.int64)
+        dist.all_reduce(flags, group=self.control)
+        if not flags[0]:
+            if flags[1]:
+                raise Stopped
             return
         messages: list[str | None] = [None] * self.world_size
         dist.all_gather_object(messages, message, group=self.control)

@@ -230,7 +230,7 @@ def pipelined_modules(path: Path) -> tuple[int, int]:
         trainer = Trainer(config_of(path), rt)
         pipeline = make_pipeline("sparse_dist", trainer.module, trainer.optimizers, rt.device)
         feed = Feed(iter(trainer.passes.at(0).reader.batches(0)), trainer.parts.step.objective, rt, lambda: False)
-        pipeline.progress(feed)
+        pipeline.progress(feed, 0)
         stage = trainer.parts.step.stage
         trainer.report.close()
         return len(stage.pooled) + len(stage.unpooled), len(pipeline.inner._pipelined_modules)
