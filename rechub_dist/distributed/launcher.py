@@ -84,8 +84,9 @@ def torchrun_arguments(wanted: Launch, arguments: list[str]) -> list[str]:
     """The arguments with which torchrun starts `python -m rechub_dist ARGUMENTS`."""
     host, port = wanted.address
     settings = f"last_call_timeout={_LAST_CALL_SECONDS},join_timeout={_JOIN_SECONDS}"
-    if wanted.external_store:
-        settings += ",is_host=false"
+    if wanted.rendezvous is not None:
+        # torchrun tells by names, which may not resolve
+        settings += f",is_host={str(not wanted.external_store and _is_host(host, port)).lower()}"
     _, local = interface(wanted)
     return [
         f"--nnodes={wanted.nnodes}",
@@ -133,6 +134,15 @@ def interface(wanted: Launch) -> tuple[str | None, str | None]:
     if local is not None and local.startswith("127.") and wanted.rendezvous is not None and wanted.nnodes != "1":
         local = _source_address("198.51.100.1", 1)  # an address for documentation: the default route; nothing is sent
     return (None, None) if local is None else (_interface_of(local), local)
+
+
+def _is_host(host: str, port: int) -> bool:
+    """Whether the rendezvous is to be kept by this host, and no agent here does so yet."""
+    address = socket.gethostbyname(host)
+    if _source_address(host, port) != address:
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex((address, port)) != 0
 
 
 def _source_address(host: str, port: int) -> str | None:
