@@ -52,7 +52,7 @@ class Watchdog:
         self._limit = stall_seconds
         self._interval = min(5.0, stall_seconds / 8)
         self._end = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._store: dist.Store | None = None
         self._state = _State(0, time.monotonic(), "starting", True)
         self._step = 0
@@ -72,14 +72,16 @@ class Watchdog:
             # a connection of its own: the other may be in use for long
             self._store = _get_default_store().clone()  # type: ignore[attr-defined]
         self._end.clear()
-        self._thread = threading.Thread(target=self._watch, name="rechub-dist-watchdog", daemon=True)
-        self._thread.start()
+        works = [self._watch, *([self._report] if self._store is not None else [])]
+        self._threads = [threading.Thread(target=w, name="rechub-dist-watchdog", daemon=True) for w in works]
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        assert self._thread is not None
-        self._thread.join(_TELL_SECONDS)
+        for thread in self._threads:
+            thread.join(_TELL_SECONDS)
 
     def _watch(self) -> None:
         looked = time.monotonic()
@@ -88,15 +90,16 @@ class Watchdog:
             if now - looked > 2 * self._interval + 1:  # this process was stopped: nothing is known of that time
                 self._state = self._state._replace(at=now)
             looked, state = now, self._state
-            self._report(state)
             limit = self._limit * (_PATIENCE if state.slow else 1.0) * (_FOR_OTHERS if state.doing == WAITING else 1.0)
             if now - state.at > limit:
                 self._give_up(state, now - state.at)
 
-    def _report(self, state: _State) -> None:
-        if self._store is not None:
-            with suppress(Exception):  # its host may be gone: then the peers' connections break, which ends this rank
-                self._store.set(f"watchdog/{self._rt.rank}", f"{state.marks} {time.time()}")
+    def _report(self) -> None:
+        """Tell the other ranks of this one's marks; apart from `_watch`, as the store's host may not answer."""
+        assert self._store is not None
+        while not self._end.wait(self._interval):
+            with suppress(Exception):  # it is gone: then the peers' connections break, which ends this rank
+                self._store.set(f"watchdog/{self._rt.rank}", f"{self._state.marks} {time.time()}")
 
     def _give_up(self, state: _State, silence: float) -> None:
         blame = _in_time(self._behind, state.marks) if self._store is not None else ""

@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent.parent / "benchmarks"), str(HERE.parent / "distributed")]
 
 from faults.hosts import Hosts, possible  # noqa: E402
+from ranks import RankPool  # noqa: E402
 from runs import write_data  # noqa: E402
 
 
@@ -20,6 +21,13 @@ def launch_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("launch-data")
     write_data(root, 6000)
     return root
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[RankPool]:
+    found = RankPool()
+    yield found
+    found.close()
 
 
 @pytest.fixture
