@@ -142,10 +142,11 @@ class Trainer:
     def fit(self) -> Summary:
         """Train to the end, or to a signal; evaluate; keep checkpoints."""
         start, began = self.position, time.monotonic()
-        self.report.say(self._headline())
-        self._warn()
         with self._stop.listening(), self._watchdog:
-            if not start.stopped_early and self._has_more(start):
+            self._preempted = not self._all_listen()
+            self.report.say(self._headline())
+            self._warn()
+            if not self._preempted and not start.stopped_early and self._has_more(start):
                 self._train()
             test = {} if self._preempted else self._final()
         rows = self._rows_between(start.step, self.position.step)
@@ -155,6 +156,15 @@ class Trainer:
             return Summary(self.position.step, self.position.best_step, True, {}, {}, rate)
         self.report.say(f"finished at step {self.position.step} after {time.monotonic() - began:.1f} s")
         return Summary(self.position.step, self.position.best_step, False, self.position.best_metrics, test, rate)
+
+    def _all_listen(self) -> bool:
+        """Whether all ranks handle signals from here on, and none has been asked to stop already."""
+        try:
+            return not self.rt.add_up(torch.tensor([int(self._stop.asked())])).item()
+        except RuntimeError:
+            if self._stop.asked():  # and so was the rank that is missing, before it could listen
+                return False
+            raise
 
     def _has_more(self, start: Position) -> bool:
         return start.step < self.total_steps or self.config.data.follow or start.unevaluated

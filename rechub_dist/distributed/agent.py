@@ -20,6 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from rechub_dist.distributed.process import AGENT_PID, MISTAKE, PREEMPTED, STALLED, Requests
 
+_BEREFT_SECONDS = 5  # for workers that a peer's failure leaves behind: they have nothing to save
 _EXIT_BARRIER_SECONDS = 30.0  # an agent that has ended otherwise is not waited for longer
 
 
@@ -74,6 +75,7 @@ class Agent(LocalElasticAgent):
             super()._exit_barrier()
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._let_end()
         result = super()._monitor_workers(worker_group)
         if result.state is not WorkerState.FAILED:
             return result
@@ -92,6 +94,16 @@ class Agent(LocalElasticAgent):
             )
             say(f"rank {first} {_end_of(codes[first])}; {what}")
         return result
+
+    def _let_end(self) -> None:
+        """Once a worker has ended, end the others: the base class would signal those that are about to save."""
+        codes = self.exit_codes()
+        if PREEMPTED in codes:
+            deadline = time.monotonic() + self._shutdown_timeout
+            while None in self.exit_codes() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        elif any(codes):
+            self._shutdown(timeout=min(_BEREFT_SECONDS, self._shutdown_timeout))
 
     def _go_on(self, preempted: RunResult) -> RunResult:
         """What follows when the workers have stopped as they were asked to, this agent not."""
@@ -117,7 +129,9 @@ def run_agent(config: LaunchConfig, entrypoint: str, arguments: list[str]) -> in
     told), 128 + n where a signal n was not followed in time, else 1 or the code of the worker that failed first.
     """
     # It would print a page about a worker that has said all there is to say.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[AGENT_PID] = str(os.getpid())
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT"
     parameters = RendezvousParameters(
