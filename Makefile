@@ -39,6 +39,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck launch/*.sh launch/slurm/*.sbatch
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
