@@ -2,6 +2,7 @@
 
     python benchmarks/reader.py
     python benchmarks/reader.py --rounds 9 --rows 1600000
+    python benchmarks/reader.py --files 5000
 
 Both read the same Parquet files (zstd, dictionary-encoded) from a warm page cache: `decode` calls `read_row_group` for
 one row group after another and throws the columns away; the reader shuffles, converts and deals batches of 4096 that
@@ -11,12 +12,13 @@ are ready to be trained on. What the reader takes longer is what shuffling, chec
     jagged   20 list columns of mean length 26 (200 at most) and a label, row groups of 8,192 rows
 
 Rounds are interleaved and the order in a round turns, so that what else the machine does hits all alike; the ratio is
-the median of the rounds' ratios. `wall` compares elapsed time: the reader's thread reads while the consumer only
-takes. `cpu` compares the CPU time of the process, consumer included; it is steadier on a busy machine.
+the median of the rounds' ratios. `wall` compares elapsed time, `cpu` the CPU time of the process, which is steadier on
+a busy machine. With `--prefetch 4` the reader works in a thread of its own, as in training, and hands batches over.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import tempfile
@@ -97,19 +99,24 @@ def decode(manifest: Manifest, spec: BatchSpec) -> int:
     return rows
 
 
-def consume(manifest: Manifest, spec: BatchSpec, lanes: int | None) -> int:
+def consume(manifest: Manifest, spec: BatchSpec, lanes: int | None, prefetch: int) -> int:
     """An epoch of batches; returns the rows read. No lanes: the stored order."""
     shuffle = lanes is not None
-    reader = ParquetReader(manifest, spec, batch_size=BATCH, shuffle=shuffle, lanes=lanes)
+    reader = ParquetReader(manifest, spec, batch_size=BATCH, shuffle=shuffle, lanes=lanes, prefetch=prefetch)
     return sum(batch.rows for batch in reader.batches(0))
 
 
 def main(
     rows: Annotated[int, typer.Option(help="Rows of flat data; jagged data has an eighth of it.")] = 1 << 22,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 5,
+    files: Annotated[int, typer.Option(help="Time the first batch of so many files instead.")] = 0,
+    prefetch: Annotated[int, typer.Option(help="Batches to read ahead in a second thread, as training does.")] = 0,
 ) -> None:
     """Time the reader against bare decoding."""
     keep_freed_memory()  # as in training; it serves both
+    if files:
+        first_batch(files)
+        return
     screen = Screen("data", "reader", "wall", "cpu", "rows/s", title="share of bare decoding's speed (1 is as fast)")
     with tempfile.TemporaryDirectory() as scratch:
         for name, write, size in (("flat", flat, rows), ("jagged", jagged, rows // 8)):
@@ -119,7 +126,7 @@ def main(
             runs: dict[str, Callable[[], int]] = {"decode": lambda m=manifest, s=spec: decode(m, s)}  # type: ignore[misc]
             for lanes in (None, 4, 16):
                 title = "stored order" if lanes is None else f"shuffled, {lanes} lanes"
-                runs[title] = lambda m=manifest, s=spec, n=lanes: consume(m, s, n)  # type: ignore[misc]
+                runs[title] = lambda m=manifest, s=spec, n=lanes: consume(m, s, n, prefetch)  # type: ignore[misc]
             times = measure(runs, rounds, manifest.rows)
             for title, found in times.items():
                 ratios = [
@@ -133,6 +140,28 @@ def main(
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             screen.add_row(name, "most memory so far", "", "", f"{memory:,.0f} MB")
     Console().print(screen)
+
+
+def first_batch(files: int) -> None:
+    """Print the time to the first shuffled batch of many files, as they come and with their footers remembered."""
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["XDG_CACHE_HOME"] = str(Path(scratch) / "cache")
+        folder = Path(scratch) / "flat"
+        spec = flat(folder, FLAT_GROUP)
+        os.utime(folder / "part-0.parquet", (1e9, 1e9))  # what has only just been written is not remembered
+        for number in range(1, files):
+            os.link(folder / "part-0.parquet", folder / f"part-{number}.parquet")
+        for what in ("new", "remembered"):
+            began = time.perf_counter()
+            manifest = Manifest.read(str(folder))
+            listed = time.perf_counter()
+            batches = ParquetReader(manifest, spec, batch_size=BATCH, lanes=4).batches(0)
+            next(batches)
+            ended = time.perf_counter()
+            batches.close()
+            print(
+                f"{files:,} files, {what}: manifest {listed - began:.2f} s, first batch {ended - listed:.2f} s after it"
+            )
 
 
 def measure(runs: dict[str, Callable[[], int]], rounds: int, rows: int) -> dict[str, list[tuple[float, float]]]:

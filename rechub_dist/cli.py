@@ -14,9 +14,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from rechub_dist.checkpoint_commands import checkpoint_app
 from rechub_dist.data.commands import data_app
 from rechub_dist.distributed.process import AGENT_PID, MISTAKE, PREEMPTED, die_with_agent
 from rechub_dist.errors import UserError
+from rechub_dist.kubernetes.commands import k8s_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +26,8 @@ app = typer.Typer(
     help="Train Torch-RecHub's recommender models at scale: sharded tables, DDP towers, streaming Parquet.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(k8s_app, name="k8s")
 
 Overrides = Annotated[
     list[str] | None,
@@ -74,7 +78,9 @@ def train(
     _quiet()
     summary = run(config)
     if summary.preempted:
-        raise typer.Exit(PREEMPTED if AGENT_PID in os.environ else 0)
+        # A scheduler that keeps a run going takes 0 for done, and would not start this one again with its peers.
+        other = int(os.environ.get("RECHUB_PREEMPTED_EXIT_CODE", "0"))
+        raise typer.Exit(PREEMPTED if AGENT_PID in os.environ else other)
     if not _is_main():
         return
     rows: dict[str, Any] = {"steps": summary.step}
@@ -85,7 +91,7 @@ def train(
     rows.update(_truth(Path(config.data.root) / "truth.json", summary.test))
     if summary.samples_per_second is not None:
         rows["training samples/s"] = f"{summary.samples_per_second:,.0f}"
-    rows["checkpoints"] = config.output_dir / "checkpoints"
+    rows["checkpoints"] = config.checkpoint_folder
     rows["TensorBoard"] = f"tensorboard --logdir {config.output_dir / 'tensorboard'}"
     show_summary(Console(), config.model.name, rows)
 
@@ -149,6 +155,18 @@ def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: a
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    code = _run_app()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "rechub_dist.distributed.runtime" in sys.modules:
+        # A rank ends here and now. While the interpreter ends in its usual way, a thread of gloo that lets go of a
+        # tensor of the last exchange would ask for the interpreter's lock, and abort the process.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run_app() -> int:
+    """Run the command; returns its exit code."""
     try:
         app()
     except UserError as error:
@@ -157,7 +175,10 @@ def main() -> None:
         else:
             # The agent ends all ranks as soon as one has ended: leave the main rank the time to print.
             time.sleep(1.0)
-        sys.exit(MISTAKE)
+        return MISTAKE
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 def _is_worker() -> bool:

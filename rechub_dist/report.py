@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from rechub_dist.checkpoint import Save
 from rechub_dist.data.skips import Skipped
 
 _WARNINGS = 10  # bad pieces of files that are told one by one
@@ -66,6 +67,20 @@ class Reporter:
                 self.say(f"skipped {rows} of {split}: {skip.message}")
             if self._warnings == _WARNINGS:
                 self.say("further ones are listed in skipped.jsonl in the output folder")
+
+    def saved(self, save: Save, epoch: int) -> None:
+        """What has come of a checkpoint: a record of the split `checkpoint`, or a warning."""
+        if save.error is not None:
+            self.say(f"warning: {save.error}; training goes on, older checkpoints are as they were")
+            return
+        if save.warning is not None:
+            self.say(f"warning: {save.warning}")
+        values = {"seconds": save.seconds, "bytes": save.bytes, "blocked_seconds": save.blocked_seconds}
+        self.record("checkpoint", save.step, epoch, values)
+        self.say(
+            f"step {save.step}: saved {save.bytes / 1e6:,.1f} MB in {save.seconds:.2f} s, of which training waited for "
+            f"{save.blocked_seconds:.2f} s"
+        )
 
     def histogram(self, name: str, values: np.ndarray, step: int) -> None:
         """A TensorBoard histogram."""

@@ -17,6 +17,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from rechub_dist.build import Parts, build, identity
 from rechub_dist.checkpoint import Checkpoints, Position
+from rechub_dist.checkpoint.folder import Folder
+from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.stored import StoredRows, Trace
@@ -26,7 +28,7 @@ from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
 from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, runtime
 from rechub_dist.distributed.sharding import Cluster, make_plan, shard, table_shards
-from rechub_dist.distributed.state import train_state, weights_state
+from rechub_dist.distributed.state import placement, train_state, weights_state
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.layout import REPLICATED
 from rechub_dist.errors import UserError, nearest
@@ -70,6 +72,7 @@ def run(config: RunConfig) -> Summary:
         try:
             return trainer.fit()
         finally:
+            trainer.checkpoints.close(config.distributed.timeout_seconds)
             trainer.report.close()
 
 
@@ -83,9 +86,9 @@ def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         reader = evaluation_reader(config, parts, rt, data)
-        checkpoints = Checkpoints(config.output_dir / "checkpoints", rt, config.checkpoint.keep_last)
+        checkpoints = _checkpoints(config, rt)
         module = shard_step(config, parts, rt)
-        step = checkpoints.load_best(weights_state(module, parts.layout, rt.group))
+        step = checkpoints.load_best(weights_state(module, parts.layout))
         report = Reporter(None, quiet=not rt.is_main)
         report.start(f"evaluating {data}", reader.steps)
         found = evaluate(parts.step, parts, reader, rt, report.advance)
@@ -119,7 +122,9 @@ class Trainer:
         self.optimizers = rt.together(
             lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
         )
-        self.checkpoints = Checkpoints(config.output_dir / "checkpoints", rt, config.checkpoint.keep_last)
+        self.checkpoints = _checkpoints(config, rt)
+        self.checkpoints.prepare()
+        self._begun_with: list[str] = []
         self.position = self._resume()
         self.report = Reporter(config.output_dir, quiet=not rt.is_main, start_step=self.position.step)
         self._stop = Stop()
@@ -145,15 +150,21 @@ class Trainer:
         with self._stop.listening(), self._watchdog:
             self._preempted = not self._all_listen()
             self.report.say(self._headline())
+            for line in self._begun_with:
+                self.report.say(line)
             self._warn()
             if not self._preempted and not start.stopped_early and self._has_more(start):
                 self._train()
             test = {} if self._preempted else self._final()
         rows = self._rows_between(start.step, self.position.step)
         rate = rows / self._busy if rows else None
+        self.checkpoints.wait()
+        self._tell_saves()
         if self._preempted:
+            self.checkpoints.check_last()
             self.report.say(f"preempted at step {self.position.step}, resume with the same command")
             return Summary(self.position.step, self.position.best_step, True, {}, {}, rate)
+        self.checkpoints.check_last()
         self.report.say(f"finished at step {self.position.step} after {time.monotonic() - began:.1f} s")
         return Summary(self.position.step, self.position.best_step, False, self.position.best_metrics, test, rate)
 
@@ -274,6 +285,7 @@ class Trainer:
                 if (padded := feed.padded_share()) is not None:
                     values["padded_share"] = padded
                 mark, marked, losses = now, step, []
+                self._tell_saves()
                 if step % config.train.log_every == 0:
                     self.report.record("train", step, self.passes.at(step - 1).number, values)
                 self._note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
@@ -375,8 +387,11 @@ class Trainer:
             return {}
         last, best = self.position, self.position.best_step
         if best is not None and best != last.step:
-            self.checkpoints.load_weights(weights_state(self.module, self.parts.layout, self.rt.group), best)
-            self.position = replace(last, step=best)
+            if best in self.checkpoints.steps():
+                self.checkpoints.load_weights(weights_state(self.module, self.parts.layout), best)
+                self.position = replace(last, step=best)
+            else:
+                self.report.say(f"warning: the best weights, of step {best}, could not be saved; testing the last ones")
         try:
             return self._evaluate(self.test_reader, "test").metrics
         except Stopped:
@@ -386,18 +401,33 @@ class Trainer:
             self.position = last
 
     def _save(self) -> None:
+        """Begin to save; training waits until the state is copied."""
         self._watchdog.mark("saving a checkpoint", slow=True)
-        state = train_state(self.module, self.parts.layout, self.optimizers, self.rt.group)
-        self.checkpoints.save(state, self.position, self._identity(self.position.step), self.config.dump())
+        state = train_state(self.module, self.parts.layout, self.optimizers)
+        run = {
+            "identity": self._identity(self.position.step),
+            "config": self.config.dump(),
+            "tables": placement(self.parts.layout),
+        }
+        self.checkpoints.save(state, self.position, run)
         self._saved = self.position
+        self._tell_saves()
 
     def _open_trace(self) -> Trace:
         attempt = self.rt.add_up(torch.tensor([time.time_ns() if self.rt.is_main else 0]))
         return Trace(self.config.output_dir / "rows", int(attempt), self.rt.rank)
 
+    def _tell_saves(self) -> None:
+        """Report the saves that have ended."""
+        for save in self.checkpoints.news():
+            self.report.saved(save, self.passes.at(save.step - 1).number if save.step else 0)
+
     def _resume(self) -> Position:
-        state = train_state(self.module, self.parts.layout, self.optimizers, self.rt.group)
-        return self.checkpoints.load(state, self._identity) or Position()
+        state = train_state(self.module, self.parts.layout, self.optimizers)
+        position = self.checkpoints.load(state, self._identity)
+        if position is None and self.config.warm_start is not None:
+            self._begun_with = warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
+        return position or Position()
 
     def _identity(self, step: int) -> dict[str, Any]:
         """The run's identity when it has done `step` steps."""
@@ -444,6 +474,11 @@ class Trainer:
                 self.report.say(f"warning: {warning}")
 
 
+def _checkpoints(config: RunConfig, rt: Runtime) -> Checkpoints:
+    folder = rt.together(lambda: Folder(config.checkpoint_folder, config.checkpoint_storage))
+    return Checkpoints(folder, rt, config.checkpoint)
+
+
 def _make_output(config: RunConfig, rt: Runtime) -> None:
     """The output folder with config.yaml in it, and proof that this rank can write there."""
     try:
@@ -452,7 +487,6 @@ def _make_output(config: RunConfig, rt: Runtime) -> None:
         probe.write_text("")
         probe.unlink()
         if rt.is_main:
-            (config.output_dir / "checkpoints").mkdir(exist_ok=True)
             (config.output_dir / ".config.yaml.tmp").write_text(config.dump(), encoding="utf-8")
             (config.output_dir / ".config.yaml.tmp").replace(config.output_dir / "config.yaml")
     except OSError as error:

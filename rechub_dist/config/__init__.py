@@ -16,10 +16,11 @@ from rechub_dist.config.optimization import (
     TableOptimizerConfig,
     TableRule,
 )
-from rechub_dist.config.run import ModelConfig, RunConfig, load_run, resolve_dataset
+from rechub_dist.config.run import ModelConfig, RunConfig, load_run, read_run, resolve_dataset
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, TrainConfig
+from rechub_dist.config.warm_start import PretrainedConfig, WarmStartConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "PointwiseConfig",
+    "PretrainedConfig",
     "RetrievalConfig",
     "RunConfig",
     "SamplingConfig",
@@ -44,8 +46,10 @@ __all__ = [
     "TableOptimizerConfig",
     "TableRule",
     "TrainConfig",
+    "WarmStartConfig",
     "load_run",
     "parse_yaml",
+    "read_run",
     "read_yaml",
     "resolve_dataset",
 ]

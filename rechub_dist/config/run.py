@@ -16,6 +16,7 @@ from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import StrictLoader, parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, TrainConfig
+from rechub_dist.config.warm_start import WarmStartConfig
 from rechub_dist.errors import UserError, nearest, one_line
 
 
@@ -45,6 +46,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     distributed: DistributedConfig = DistributedConfig()
+    warm_start: WarmStartConfig | None = Field(None, description="weights of another run or from files, at step 0")
 
     @model_validator(mode="after")
     def _one_pass_over_partitions(self) -> Self:
@@ -59,9 +61,21 @@ class RunConfig(Section):
         deadline = min(self.data.storage.deadline_seconds, self.distributed.timeout_seconds / 3)
         return self.data.storage.model_copy(update={"deadline_seconds": deadline})
 
+    @property
+    def checkpoint_storage(self) -> StorageConfig:
+        """The settings of the checkpoints' storage."""
+        return self.checkpoint.storage or self.data.storage
+
+    @property
+    def checkpoint_folder(self) -> str:
+        """Where the checkpoints are: a path or an address."""
+        return self.checkpoint.folder or str(self.output_dir / "checkpoints")
+
     def dump(self) -> str:
         """The configuration as YAML that can be launched again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        return yaml.safe_dump(
+            self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True, width=120
+        )
 
 
 def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -70,11 +84,19 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         UserError: unreadable or duplicate YAML, unknown keys, wrong types; the message names key and fix.
     """
+    return resolve_dataset(read_run(path, overrides), base=path.parent)
+
+
+def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """As `load_run`, without a look at the data: the schema stays where the run file says it is.
+
+    Raises:
+        UserError: as `load_run`.
+    """
     tree = read_yaml(path)
     for override in overrides:
         _override(tree, override)
-    config = _validate(tree, str(path))
-    return resolve_dataset(config, base=path.parent)
+    return _validate(tree, str(path))
 
 
 def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
@@ -149,7 +171,7 @@ def _fields(path: list[str]) -> list[str]:
         # Otherwise a list index, or the tag of a union: the classes stay the candidates.
         tagged = [c for c in classes if "name" in c.model_fields and c.model_fields["name"].default == part]
         classes = tagged or classes
-    return sorted({name for c in classes for name in c.model_fields})
+    return sorted({field.alias or name for c in classes for name, field in c.model_fields.items()})
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from rechub_dist.config.data import StorageConfig
 from rechub_dist.config.section import Section
 
 
@@ -31,10 +32,19 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to save, and how many to keep besides the best."""
+    """When and where to save, and what to keep besides the best."""
 
     every_steps: int | None = Field(None, gt=0, description="steps between checkpoints; default: each epoch")
-    keep_last: int = Field(2, gt=0)
+    keep_last: int = Field(2, gt=0, description="the newest ones to keep")
+    keep_every: int | None = Field(None, gt=0, description="keep those of every so many steps for good, too")
+    folder: str | None = Field(
+        None, description="path or address, s3://bucket/run for one; default <output_dir>/checkpoints"
+    )
+    asynchronous: bool = Field(
+        True,
+        description="copy to host memory and train on while that is written; false: no copy, training waits",
+    )
+    storage: StorageConfig | None = Field(None, description="of folder and warm_start; default: data.storage")
 
 
 class DistributedConfig(Section):

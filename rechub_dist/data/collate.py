@@ -98,7 +98,7 @@ def open_window(
     """Check, convert and permute the rows of `table`.
 
     Args:
-        table: R rows with at least the columns of `spec`.
+        table: R rows, whose schema `check_schema` has found to fit `spec`.
         spec: what to convert.
         permutation: int64 [R], the stored rows in their new order; None keeps the stored order.
         where: the file's name, for errors.
@@ -108,7 +108,6 @@ def open_window(
     Raises:
         UserError: naming `where`, the column, the value and the fix.
     """
-    check_schema(table.schema, spec, where)
     rows = table.num_rows
     dtype = _id_type(spec)
     features = _in_key_order(spec)
@@ -157,7 +156,7 @@ def _stored(table: pa.Table, feature: StoredFeature, where: str) -> tuple[Ints, 
         weights = read_id_weights(one_array(table, feature.weights), array, feature, where)
     if is_list(array.type):
         offsets = _list_offsets(array)
-        ids, keep = read_ids(array.flatten(), feature, where)
+        ids, keep = read_ids(_elements(array), feature, where)
     else:
         ids, keep = read_ids(array, feature, where)
         if keep is None and weights is None:
@@ -167,6 +166,13 @@ def _stored(table: pa.Table, feature: StoredFeature, where: str) -> tuple[Ints, 
         ids, weights = ids[keep], None if weights is None else weights[keep]
         offsets = _offsets(keep)[offsets]
     return ids, weights, offsets
+
+
+def _elements(array: pa.Array) -> pa.Array:
+    """All ids of a list column, one after another, without a copy where none of its lists is missing."""
+    if array.null_count or pa.types.is_fixed_size_list(array.type):
+        return array.flatten()
+    return array.values[array.offsets[0].as_py() : array.offsets[-1].as_py()]
 
 
 def _list_offsets(array: pa.Array) -> Ints:
@@ -237,8 +243,8 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
 
     jagged: dict[str, KeyedJaggedTensor] = {}
     for collection, keys in spec.collections.items():
-        lengths = np.zeros((len(keys), stride), np.int32)
-        lengths[:, :n] = 1
+        lengths = np.ones((len(keys), stride), np.int32)
+        lengths[:, n:] = 0
         for row, key in zip(lengths, keys, strict=True):
             if key not in place:
                 row[:n] = ragged[key].lengths

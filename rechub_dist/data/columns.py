@@ -234,7 +234,9 @@ def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
         if not there.all():
             values = np.full((len(array), feature.dim), np.nan)
             values[there] = flat
-    if values.dtype.kind == "f" and (missing := np.isnan(values)).any():
+    # the least of values of which one is NaN is NaN: one pass without a mask
+    if values.dtype.kind == "f" and np.isnan(values.min(initial=np.inf)):
+        missing = np.isnan(values)
         if feature.missing == "error":
             raise _error(
                 where,

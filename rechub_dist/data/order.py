@@ -17,6 +17,7 @@ the same over versions and platforms (`Generator.permutation` has no such guaran
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ IntArray = NDArray[np.int64]
 
 MAX_LANES = 64
 SHUFFLE_ROWS = 8_000_000
+_MANY_GROUPS = 32  # a lane: then another one to decode is of no matter
 _GROUPS, _ROWS = 0, 1  # what a permutation is for: the last word but one of its seed
 
 
@@ -168,6 +170,12 @@ class RowOrder:
         self.steps = self.total // batch_size if drop_last else -(-self.total // batch_size)
         self.rows = min(self.total, self.steps * batch_size)
         self.lanes = lanes or (lane_count(self.counts.tolist(), shuffle_rows) if shuffle else 1)
+        # Whether lanes that come to their next windows at once are turned: where they would hold more than the bound
+        # and its quarter, or can well afford it.
+        self.turns = shuffle and (
+            2 * self.lanes * int(self.counts.max(initial=0)) > shuffle_rows + shuffle_rows // 4
+            or np.count_nonzero(self.counts) >= _MANY_GROUPS * self.lanes
+        )
 
     def batch_rows(self, step: int) -> int:
         """Rows of global batch `step`."""
@@ -199,7 +207,7 @@ class EpochOrder:
         self._lane_starts = lane * (N // L) + np.minimum(lane, N % L)
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(order.counts[groups])])
         self._lay_out(groups, bounds, np.zeros(L, np.int64))
-        if order.shuffle and self._crowded():
+        if order.turns and self._crowded():
             self._lay_out(groups, bounds, self._turns(bounds))
 
     def _lay_out(self, groups: IntArray, bounds: IntArray, turns: IntArray) -> None:
@@ -300,6 +308,8 @@ class EpochOrder:
     def slices(self, step: int, low: int, high: int) -> list[Slice]:
         """Rows low .. high - 1, at least one, of global batch `step`."""
         begin, n = step * self.order.batch_size, self.order.batch_rows(step)
+        if self.order.lanes == 1:
+            return self._pieces(begin + low, begin + high)
         given = self._given(begin)
         takes = self._given(begin + n) - given
         ends = np.cumsum(takes)
@@ -308,16 +318,22 @@ class EpochOrder:
         base = self._lane_starts[lanes] + given[lanes] - begins
         start, stop = base + np.maximum(begins, low), base + np.minimum(ends, high)
         first = np.searchsorted(self._cuts, start, side="right") - 1
-        last = np.searchsorted(self._cuts, stop, side="left") - 1
-        if ((first == last) & (start < stop)).all():  # the usual case: no lane crosses to its next window
+        if ((stop <= self._cuts[first + 1]) & (start < stop)).all():  # the usual case: no lane changes windows
             cuts = self._cuts[first]
             return list(map(Slice, first.tolist(), (start - cuts).tolist(), (stop - cuts).tolist()))
-        slices: list[Slice] = []
-        for a, b, i, j in zip(start.tolist(), stop.tolist(), first.tolist(), last.tolist(), strict=True):
-            for window in range(i, j + 1) if a < b else ():
-                cut, end = int(self._cuts[window]), int(self._cuts[window + 1])
-                slices.append(Slice(window, max(a, cut) - cut, min(b, end) - cut))
-        return slices
+        places = zip(start.tolist(), stop.tolist(), strict=True)
+        return [piece for a, b in places if a < b for piece in self._pieces(a, b)]
+
+    def _pieces(self, start: int, stop: int) -> list[Slice]:
+        """Rows start .. stop - 1, at least one, of the order of reading."""
+        first = int(self._cuts.searchsorted(start, side="right")) - 1
+        pieces: list[Slice] = []
+        for window in itertools.count(first):
+            cut, end = int(self._cuts[window]), int(self._cuts[window + 1])
+            pieces.append(Slice(window, max(start, cut) - cut, min(stop, end) - cut))
+            if stop <= end:
+                return pieces
+        raise AssertionError("unreachable")
 
     def _given(self, rows: int) -> IntArray:
         """Rows that each lane has given when `rows` rows are dealt, int64 [L]."""

@@ -9,6 +9,7 @@ from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.collate import Window, assemble, open_window
@@ -186,6 +187,7 @@ class _Source:
         self._reader = reader
         self._order = order
         self._columns = column_names(reader.spec)
+        self._checked: pa.Schema | None = None  # the schema that was found to fit last
         self._files = OpenFiles()
         self._windows: dict[int, _Opened] = {}
         self._finished: list[Window] = []  # their memory serves the next ones
@@ -208,8 +210,10 @@ class _Source:
                 batch.notices, self._notices = tuple(self._notices), []
                 del parts  # it holds windows that are finished
                 for index in [i for i, opened in self._windows.items() if opened.last_step <= step]:
-                    if (window := self._windows.pop(index).window) is not None:
+                    window = self._windows.pop(index).window
+                    if window is not None and window.memory is not None:
                         self._finished.append(window)
+                    del window  # what Arrow has read is free for the next row group
                 yield batch
         finally:
             self._windows.clear()
@@ -285,4 +289,7 @@ class _Source:
         """Read and convert a piece of a row group."""
         reuse = self._finished.pop() if self._finished else None
         table = self._files.read(file, group, self._columns).slice(place.start, place.stop - place.start)
+        if self._checked is None or not table.schema.equals(self._checked):
+            check_schema(table.schema, self._reader.spec, file.path)
+            self._checked = table.schema
         return open_window(table, self._reader.spec, permutation, file.path, reuse)

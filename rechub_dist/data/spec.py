@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -49,32 +50,32 @@ class BatchSpec:
     cumulative: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def stored(self) -> tuple[StoredFeature, ...]:
         """The features whose ids stand in a column."""
         return tuple(f for f in self.features if isinstance(f, SparseFeature | SequenceFeature))
 
-    @property
+    @cached_property
     def time_gaps(self) -> tuple[TimeGapFeature, ...]:
         """The features made from two columns of times."""
         return tuple(f for f in self.features if isinstance(f, TimeGapFeature))
 
-    @property
+    @cached_property
     def crosses(self) -> tuple[CrossFeature, ...]:
         """The features made from the ids of others."""
         return tuple(f for f in self.features if isinstance(f, CrossFeature))
 
-    @property
+    @cached_property
     def negatives(self) -> tuple[NegativeFeature, ...]:
         """The features that are drawn."""
         return tuple(f for f in self.features if isinstance(f, NegativeFeature))
 
-    @property
+    @cached_property
     def catalogues(self) -> tuple[CatalogueFeature, ...]:
         """The features that are all ids of a table."""
         return tuple(f for f in self.features if isinstance(f, CatalogueFeature))
 
-    @property
+    @cached_property
     def weighted(self) -> tuple[SparseFeature, ...]:
         """The features that have a weight for each id."""
         return tuple(f for f in self.features if isinstance(f, SparseFeature) and f.weights)

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import (
-    Shard,
-    ShardedTensor,
-    ShardedTensorMetadata,
-)
-from torch.distributed._shard.sharding_spec import ShardMetadata
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from rechub_dist.checkpoint.tensors import Entry, Piece
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.sharding import sharded_weights
 from rechub_dist.embedding.layout import REPLICATED, Layout, PlacedTable
@@ -37,81 +31,27 @@ _FUSED_STATES = {
 }
 
 
-class State:
-    """Tensors and ShardedTensors by canonical name.
-
-    They are the live ones, so that loading into them is all there is to it; but a sharded tensor must be contiguous,
-    so where the stored width is not the logical one `entries` holds a copy, which `commit` writes back.
-    """
-
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self.entries: dict[str, Any] = {}
-        self._group = group
-        self._copies: list[tuple[Tensor, Tensor]] = []
-
-    def commit(self) -> None:
-        """Write what was loaded into copies back into the live tensors."""
-        for live, copy in self._copies:
-            live.copy_(copy)
-
-    def add_table(self, key: str, value: Any, placed: PlacedTable) -> None:
-        """A table's weights or optimizer state, cut to the logical width; a row-wise state is [rows]."""
-        if not isinstance(value, ShardedTensor):
-            if value.dim() == 2:
-                rowwise = key.endswith("/rowwise_sum")
-                value = value.view(-1) if rowwise else value[:, : placed.table.dim]
-            self.entries[key] = value
-            return
-        metadata = value.metadata()
-        width = placed.table.dim or 0
-        if len(metadata.size) == 1 or width == placed.table.stored_dim:
-            self.entries[key] = value
-            return
-
-        def cut(shard: ShardMetadata) -> ShardMetadata:
-            (row, column), (rows, columns) = shard.shard_offsets, shard.shard_sizes
-            return ShardMetadata([row, column], [rows, min(columns, width - column)], str(shard.placement))
-
-        local = []
-        for shard in value.local_shards():
-            live = shard.tensor[:, : width - shard.metadata.shard_offsets[1]]
-            copy = live.contiguous()
-            self._copies.append((live, copy))
-            local.append(Shard(copy, cut(shard.metadata)))
-        self.entries[key] = ShardedTensor._init_from_local_shards_and_global_metadata(
-            local,
-            ShardedTensorMetadata(
-                [cut(shard) for shard in metadata.shards_metadata],
-                torch.Size([metadata.size[0], width]),
-                metadata.tensor_properties,
-            ),
-            process_group=self._group,
-        )
-
-
-def weights_state(module: DistributedModelParallel, layout: Layout, group: dist.ProcessGroup) -> State:
-    """Tables, and the dense parameters and buffers."""
+def weights_state(module: DistributedModelParallel, layout: Layout) -> dict[str, Entry]:
+    """Tables, and the dense parameters and buffers; live ones."""
     step = module.module
-    state = State(group)
+    state: dict[str, Entry] = {}
     sharded = sharded_weights(module, layout)
     for name, placed in layout.tables.items():
         replicated = placed.collection == REPLICATED
         weight = step.stage.replicated.local.weight(name).detach() if replicated else sharded[name]
-        state.add_table(f"tables/{name}/weight", weight, placed)
+        state[f"tables/{name}/weight"] = _table_entry(weight, placed)
     for name, value in step.model.state_dict().items():
-        state.entries[f"dense/{name}"] = value.detach()
+        state[f"dense/{name}"] = Entry.whole(value.detach())
     return state
 
 
-def train_state(
-    module: DistributedModelParallel, layout: Layout, optimizers: Optimizers, group: dist.ProcessGroup
-) -> State:
+def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Optimizers) -> dict[str, Entry]:
     """`weights_state` and the states of all optimizers."""
-    state = weights_state(module, layout, group)
+    state = weights_state(module, layout)
     if optimizers.dense is not None:
         for name, parameter in optimizers.parameters.items():
             for key, value in optimizers.dense.state[parameter].items():
-                state.entries[f"dense_optim/{name}/{key}"] = value
+                state[f"dense_optim/{name}/{key}"] = Entry.whole(value)
     fused: dict[str, Any] = {}
     for states in optimizers.fused.state_dict()["state"].values():
         fused.update(states)
@@ -127,5 +67,33 @@ def train_state(
             }
             found = {canonical: fused[key] for canonical, key in keys.items() if key in fused}
         for canonical, value in found.items():
-            state.add_table(f"tables/{name}/{canonical}", value, placed)
+            rowwise = canonical == "rowwise_sum" and not isinstance(value, ShardedTensor)
+            state[f"tables/{name}/{canonical}"] = _table_entry(value.view(-1) if rowwise else value, placed)
     return state
+
+
+def placement(layout: Layout) -> dict[str, dict[str, Any]]:
+    """How the tables lie, for the record."""
+    return {
+        name: {
+            "rows": placed.table.rows,
+            "dim": placed.table.dim,
+            "sharding": placed.sharding,
+            "optimizer": placed.optimizer.name,
+        }
+        for name, placed in layout.tables.items()
+    }
+
+
+def _table_entry(value: Any, placed: PlacedTable) -> Entry:
+    """A table's weights or optimizer state, cut to the logical width; a row-wise state is [rows]."""
+    width = placed.table.dim or 0
+    if not isinstance(value, ShardedTensor):
+        return Entry.whole(value[:, :width] if value.dim() == 2 else value)
+    size = tuple(value.metadata().size)
+    pieces = []
+    for shard in value.local_shards():
+        row, *column = shard.metadata.shard_offsets
+        tensor = shard.tensor[:, : width - column[0]] if column else shard.tensor.view(-1, 1)
+        pieces.append(Piece(row, column[0] if column else 0, tensor))
+    return Entry((size[0], width) if len(size) == 2 else size, value.dtype, tuple(pieces), replicated=False)

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.distributed.checkpoint as dcp
 import yaml
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 
-from rechub_dist.config import RunConfig, load_run
+from rechub_dist.checkpoint.folder import Folder
+from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_rows, verify
+from rechub_dist.config import RunConfig, StorageConfig, load_run
 from rechub_dist.examples import example_parameters
 from rechub_dist.models import catalogue, family
 from rechub_dist.trainer import Summary, run
@@ -177,10 +177,10 @@ def last_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def read_checkpoint(folder: Path) -> dict[str, Tensor]:
     """A checkpoint's tensors, whole, read by one process without a process group."""
-    reader = FileSystemReader(folder)
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
+    store = Folder(str(folder.parent), StorageConfig())
+    manifest = read_manifest(store, int(folder.name.removeprefix("step-")))
+    consume(verify(store, manifest, blocks_of(manifest)))
+    return {
+        key: torch.cat(list(read_rows(store, manifest, key))).view(saved.shape)
+        for key, saved in manifest.tensors.items()
     }
-    dcp.load(state, storage_reader=reader, no_dist=True)
-    return state

@@ -1,0 +1,379 @@
+"""The checkpoints of a run: saved beside training, verified and loaded, kept or removed."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rechub_dist import __version__
+from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
+from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_tensors, verify
+from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError, Manifest, render
+from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
+from rechub_dist.checkpoint.tensors import Tensors
+from rechub_dist.config import CheckpointConfig
+from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.errors import UserError, one_line
+
+T = TypeVar("T")
+
+# A rank that has written its part waits for the slowest one. A dead one is noticed at once, by its closed connection.
+_PATIENCE = timedelta(hours=6)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: applied steps in all, and the best evaluation so far.
+
+    The data position follows from the step: the epoch is step // steps an epoch.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    evaluations_since_best: int = 0
+    stopped_early: bool = False
+    unevaluated: bool = False  # saved before the evaluation that is due at this step
+
+
+@dataclass(frozen=True)
+class Save:
+    """What came of a save.
+
+    Attributes:
+        seconds: from the call to the moment at which the checkpoint was complete.
+        blocked_seconds: for which training waited, on this rank.
+        bytes: of all ranks' files.
+        error: why there is no checkpoint.
+        warning: what went wrong besides.
+    """
+
+    step: int
+    seconds: float
+    blocked_seconds: float
+    bytes: int
+    error: str | None = None
+    warning: str | None = None
+
+
+class Checkpoints:
+    """The checkpoints of one folder. All methods but `news` are collective.
+
+    A save copies this rank's share of the state to host memory and writes it in a thread, which talks to the other
+    ranks' in a process group of its own. The manifest is written last: without it there is no checkpoint. The files of
+    a save have names of their own, so that saving a step anew leaves the step's old checkpoint whole until then.
+    """
+
+    def __init__(self, folder: Folder, runtime: Runtime, config: CheckpointConfig) -> None:
+        self.folder = folder
+        self._rt = runtime
+        self._config = config
+        self._group: dist.ProcessGroup | None = None
+        self._thread: threading.Thread | None = None
+        self._buffer: Tensor | None = None
+        self._news: list[Save] = []
+        self._last: Save | None = None
+        self._position: Position | None = None
+
+    def prepare(self) -> None:
+        """Make sure that the folder can be written.
+
+        Raises:
+            UserError: it cannot.
+        """
+
+        def probe() -> None:
+            try:
+                self.folder.write(".writable", [memoryview(b"")])
+                self.folder.delete(".writable")
+            except Exception as error:  # whatever the store's client raises
+                where, why = self.folder.address, reason_of(error)
+                raise UserError(f"checkpoint.folder: {where} cannot be written: {why}; choose another one") from error
+
+        self._rt.from_main(probe)
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, oldest first."""
+        return self._rt.from_main(lambda: steps_in(self.folder.files()))
+
+    def save(self, state: Tensors, position: Position, run: dict[str, Any]) -> None:
+        """Begin to save; then remove what retention does not keep. An earlier save is waited for.
+
+        `run` is what is recorded beside the position: identity, config, tables. What comes of it `news` tells; a
+        failure is none of training's, and leaves older checkpoints as they are.
+        """
+        self._began = time.monotonic()
+        self.wait()
+        if position == self._position and self._last is not None and self._last.error is None:
+            return  # the same state is saved already
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._position = position
+        token = self._rt.from_main(lambda: secrets.token_hex(4))
+        name = f"rank-{self._rt.rank:05d}-{token}.safetensors"
+        file = plan_file(state, self._rt.rank, self._rt.world_size, name)
+        staged = None
+        if self._config.asynchronous:
+            staged = self._buffer = stage(file, self._buffer)
+        record = {
+            "position": asdict(position),
+            **run,
+            "world_size": self._rt.world_size,
+            "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {"rechub_dist": __version__, "torch": str(torch.__version__)},
+        }
+        self._blocked = time.monotonic() - self._began
+        self._thread = threading.Thread(
+            target=self._finish, args=(file, staged, record, position), name="rechub-dist-checkpoint", daemon=True
+        )
+        self._thread.start()
+        if not self._config.asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save that is under way, if any."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def news(self) -> list[Save]:
+        """What has come of the saves that ended since the last call."""
+        found = self._news[:]
+        del self._news[: len(found)]
+        return found
+
+    def close(self, seconds: float) -> None:
+        """Let a save that is under way end, if it does so in time: a rank may be gone."""
+        if self._thread is not None:
+            self._thread.join(timeout=seconds)
+
+    def check_last(self) -> None:
+        """Wait for the last save.
+
+        Raises:
+            UserError: there is no checkpoint of it, so that what was trained since the one before would be lost.
+        """
+        self.wait()
+        error = None if self._last is None else self._last.error
+        self._rt.raise_together(
+            error and f"{error}; the last steps are not saved: mend that, and the same command does them again"
+        )
+
+    def load(self, state: Tensors, identity: Callable[[int], dict[str, Any]]) -> Position | None:
+        """Load the newest good checkpoint of the run in place; None if there is none at all.
+
+        `identity` gives the run's identity at a step: that of data which grows depends on how far the run is.
+
+        A damaged checkpoint is refused by name, on stderr, and the one before it is taken.
+
+        Raises:
+            UserError: the checkpoint is of another run (lists the keys that differ), every one is damaged, or the
+                store fails.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                manifest = self._opened(step)
+                self._same_run(manifest.run["identity"], identity(step))
+                self._fill(manifest, state)
+                return Position(**manifest.run["position"])
+            except DamagedError as error:
+                damaged.append(str(error))
+                if self._rt.is_main:
+                    print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr, flush=True)
+        if damaged:
+            raise UserError(
+                f"{self.folder.address}: no checkpoint can be read: {damaged[0]}; remove the folder to start anew"
+            )
+        return None
+
+    def load_best(self, state: Tensors) -> int:
+        """Load the best checkpoint in place, or the newest where none is best; returns its step.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.folder.address}: holds no checkpoint; train the run first")
+        best = self._opened(steps[-1]).run["position"]["best_step"]
+        step = int(best) if best in steps else steps[-1]
+        self.load_weights(state, step)
+        return step
+
+    def load_weights(self, state: Tensors, step: int) -> None:
+        """Load one step's checkpoint in place.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        self._fill(self._opened(step), state)
+
+    def _finish(self, file: RankFile, staged: Tensor | None, run: dict[str, Any], position: Position) -> None:
+        """What the thread does: write, agree, publish, tell. Every rank comes to the same result."""
+        step, size, seconds = position.step, 0, 0.0
+        error = warning = None
+        name = f"{step_folder(step)}/{file.name}"
+        try:
+            record = None
+            try:
+                record = self.folder.write(name, chunks_of(file, staged))
+            except Exception as failure:  # whatever the store's client raises
+                error = f"{self.folder.path(name)}: {reason_of(failure)}"
+            parts = self._gather((file.name, record, file.tensors, error))
+            if parts is not None:
+                error = next((part[3] for part in parts if part[3] is not None), None)
+                files = {part[0]: part[1] for part in parts if part[1] is not None}
+                size = sum(found.size for found in files.values())
+                if error is None:
+                    error = self._publish(Manifest(step, run, files, merge([part[2] for part in parts])))
+                seconds = time.monotonic() - self._began
+                warning = self._clean(position, saved=error is None)
+            error, warning, size, seconds = self._from_main((error, warning, size, seconds))
+        except RuntimeError as failure:  # of the process group: a rank is gone, as training will find out, too
+            error = f"{self.folder.path(step_folder(step))}: the ranks lost touch: {reason_of(failure)}"
+        if error is not None:
+            error = f"the checkpoint of step {step} could not be saved: {error}"
+        blocked = self._blocked if self._config.asynchronous else seconds
+        self._last = Save(step, seconds, blocked, size, error, warning)
+        self._news.append(self._last)
+
+    def _publish(self, manifest: Manifest) -> str | None:
+        """Write the manifest, on the main rank; returns what is in the way."""
+        folder = step_folder(manifest.step)
+        try:
+            for name, record in manifest.files.items():
+                if self.folder.size(f"{folder}/{name}") != record.size:
+                    return (
+                        f"{self.folder.path(f'{folder}/{name}')}: the main rank does not see this file as it was "
+                        f"written; the folder must be one that all hosts share"
+                    )
+            self.folder.replace(f"{folder}/{MANIFEST}", render(manifest))
+        except Exception as failure:  # whatever the store's client raises
+            return f"{self.folder.path(f'{folder}/{MANIFEST}')}: {reason_of(failure)}"
+        return None
+
+    def _clean(self, position: Position, *, saved: bool) -> str | None:
+        """Remove what retention does not keep, and leftovers of saves that failed or were killed; on the main rank.
+
+        Checkpoints of later steps are none of ours: they were found to be damaged when the run was taken up.
+        """
+        try:
+            files = self.folder.files()
+            complete = steps_in(files)
+            steps = [step for step in complete if step <= position.step]
+            keep = {*steps[-self._config.keep_last :], position.best_step}
+            if self._config.keep_every:
+                keep |= {step for step in steps if step % self._config.keep_every == 0}
+            doomed = {step_folder(step) for step in steps if saved and step not in keep}
+            leftover = {name.partition("/")[0] for name in files} - {step_folder(step) for step in complete}
+            for name in sorted(doomed | {name for name in leftover if name.startswith("step-")}):
+                self.folder.delete_folder(name)
+            if position.step in complete:
+                own = step_folder(position.step)
+                known = read_manifest(self.folder, position.step).files
+                for name in files:
+                    folder, _, file = name.partition("/")
+                    if folder == own and file != MANIFEST and file not in known:
+                        self.folder.delete(name)
+        except Exception as failure:  # whatever the store's client raises
+            return f"{self.folder.address}: old checkpoints cannot be removed: {reason_of(failure)}"
+        return None
+
+    def _gather(self, part: T) -> list[T] | None:
+        """All ranks' parts on the main rank, for the thread."""
+        found: list[Any] | None = [None] * self._rt.world_size if self._rt.is_main else None
+        dist.gather_object(part, found, dst=0, group=self._group)
+        return found
+
+    def _from_main(self, value: T) -> T:
+        """The main rank's value on all ranks, for the thread."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def _opened(self, step: int) -> Manifest:
+        """A checkpoint's manifest, from the main rank."""
+
+        def read() -> Manifest | DamagedError:
+            try:
+                return read_manifest(self.folder, step)
+            except DamagedError as error:
+                return error
+
+        found = self._rt.from_main(read)
+        if isinstance(found, DamagedError):
+            raise found
+        return found
+
+    def _fill(self, manifest: Manifest, state: Tensors) -> None:
+        """Verify the checkpoint, each rank a share of it, and load it."""
+        rank, world_size = self._rt.rank, self._rt.world_size
+        agree(self._rt, lambda: consume(verify(self.folder, manifest, blocks_of(manifest, rank, world_size))))
+
+        def read() -> None:
+            where = self.folder.path(step_folder(manifest.step))
+            for key, entry in state.items():
+                saved = manifest.tensors.get(key)
+                if saved is not None and saved.shape != entry.shape:
+                    raise DamagedError(f"checkpoint {where} has {key} as {saved.shape} instead of {entry.shape}")
+            read_tensors(self.folder, manifest, state.items())
+
+        agree(self._rt, read)
+
+    def _same_run(self, saved: dict[str, Any], identity: dict[str, Any]) -> None:
+        differing = differences(saved, json.loads(json.dumps(identity)))
+        if differing:
+            raise UserError(
+                f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(differing)}. "
+                f"Choose another output_dir, or remove that folder"
+            )
+
+
+def agree(rt: Runtime, work: Callable[[], None]) -> None:
+    """Do this rank's share of a checkpoint; all ranks raise where any of them finds it damaged. Collective.
+
+    Raises:
+        DamagedError: the first rank's.
+        UserError: a store that fails.
+    """
+    found: list[str] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except DamagedError as error:
+            found.append(str(error))
+
+    rt.together(guarded)
+    damage = rt.gather_list(found)
+    if damage:
+        raise DamagedError(damage[0])
+
+
+def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
+    """The keys at which two trees differ, each with both values."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        keys = list(dict.fromkeys([*saved, *wanted]))
+        return [
+            line for key in keys for line in differences(saved.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if saved == wanted else [f"{path} {json.dumps(saved)} -> {json.dumps(wanted)}"]
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something could not be written, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return one_line(error)[:300] or type(error).__name__

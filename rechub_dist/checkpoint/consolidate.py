@@ -1,0 +1,85 @@
+"""A checkpoint as one safetensors file, and that file into a model and its tables in one process."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from rechub_dist.checkpoint.folder import Folder
+from rechub_dist.checkpoint.load import read_rows
+from rechub_dist.checkpoint.manifest import Manifest, SavedTensor
+from rechub_dist.checkpoint.tensors import DTYPES
+from rechub_dist.embedding.local import LocalTables
+from rechub_dist.errors import UserError, nearest
+
+
+def consolidate(folder: Folder, manifest: Manifest, out: Path, *, optimizer: bool = False) -> Iterator[int]:
+    """Write the weights, and the optimizers' states if asked, to one file under their canonical names.
+
+    Yields the bytes of each block that is written; no more than one, of 64 MiB, is in memory. The file appears when it
+    is complete. Its metadata has `step`, `model` and `config` (YAML).
+
+    Raises:
+        UserError: the file cannot be written.
+        DamagedError: the checkpoint cannot be read.
+    """
+    chosen = {
+        name: saved
+        for name, saved in manifest.tensors.items()
+        if optimizer or name.startswith("dense/") or name.endswith("/weight")
+    }
+    # The largest elements first, so that each tensor lies at a multiple of its element size.
+    names = sorted(chosen, key=lambda name: -DTYPES[chosen[name].dtype].itemsize)
+    run = manifest.run
+    metadata = {"format": "pt", "step": str(manifest.step), "model": run["identity"]["model"]["name"]}
+    header: dict[str, object] = {"__metadata__": {**metadata, "config": run["config"]}}
+    offset = 0
+    for name in names:
+        end = offset + _bytes(chosen[name])
+        header[name] = {"dtype": chosen[name].dtype, "shape": chosen[name].shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                for block in read_rows(folder, manifest, name):
+                    file.write(block.view(-1).view(torch.uint8).numpy().data)
+                    yield block.numel() * block.dtype.itemsize
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+@torch.no_grad()
+def load_consolidated(path: str | Path, model: nn.Module, tables: LocalTables) -> None:
+    """Fill a model and its tables with the weights of a consolidated checkpoint; tensor by tensor.
+
+    Raises:
+        UserError: a table or parameter is missing, or has another shape.
+    """
+    targets = {f"dense/{name}": value for name, value in model.state_dict().items()}
+    for name, table in tables.specs.items():
+        targets[f"tables/{name}/weight"] = tables.weight(name)[:, : table.dim]
+    with safe_open(str(path), framework="pt") as file:
+        names = set(file.keys())
+        for name, target in targets.items():
+            if name not in names:
+                raise UserError(f"{path}: has no {name}: {nearest(name, names)}")
+            value = file.get_tensor(name)
+            if value.shape != target.shape:
+                raise UserError(f"{path}: {name} is {list(value.shape)}, but {list(target.shape)} is needed")
+            target.copy_(value)
+
+
+def _bytes(saved: SavedTensor) -> int:
+    return math.prod(saved.shape) * DTYPES[saved.dtype].itemsize

@@ -1,0 +1,176 @@
+"""The folder of a run's checkpoints, on a local disk, NFS or an object store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+
+from rechub_dist.checkpoint.manifest import MANIFEST, BlockChecksums, DamagedError, FileRecord
+from rechub_dist.config import StorageConfig
+from rechub_dist.data.skips import BadFileError
+from rechub_dist.data.storage import join, locate
+
+_STEP = re.compile(r"step-(\d{10})")
+
+
+class Folder:
+    """Files by names relative to one folder: `step-0000000012/manifest.json`.
+
+    Raises:
+        UserError: an address that cannot be used; any method: a store that fails up to the deadline.
+    """
+
+    def __init__(self, address: str, settings: StorageConfig) -> None:
+        if "://" not in address:
+            address = os.path.abspath(address)
+        elif address.startswith("s3://"):
+            # Uploads in the background would hold a whole file in memory wherever the network is slower than we.
+            options = {"background_writes": False, **settings.options}
+            settings = settings.model_copy(update={"options": options})
+        self.address = address
+        self._store, self._root = locate(address, settings)
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a mounted file system."""
+        return not self._store.remote
+
+    def path(self, name: str) -> str:
+        """A file's path or address, for messages."""
+        return join(self.address, name)
+
+    def files(self) -> dict[str, int]:
+        """All files by name, with their sizes in bytes."""
+        root = self._root.rstrip("/")
+        selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+        found = self._store.patiently(lambda _: self._filesystem.get_file_info(selector), self.address)
+        return {info.path[len(root) + 1 :]: info.size for info in found if info.type == pafs.FileType.File}
+
+    def size(self, name: str) -> int | None:
+        """A file's size in bytes; None where there is none."""
+        info = self._store.patiently(lambda _: self._filesystem.get_file_info(self._inside(name)), self.path(name))
+        return info.size if info.type == pafs.FileType.File else None
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> memoryview:
+        """Bytes of a file, all from `offset` on unless `length` is given; they may be written to.
+
+        Raises:
+            DamagedError: the file is missing, unreadable or too short.
+        """
+        path = self._inside(name)
+
+        def fetch(_attempt: int) -> memoryview:
+            # Memory of this attempt's own: one that hangs may still write into it.
+            with self._filesystem.open_input_file(path) as source:
+                data = np.empty(source.size() - offset if length is None else length, dtype=np.uint8)
+                source.seek(offset)
+                done = 0
+                while done < len(data) and (more := source.readinto(data[done:])):
+                    done += more
+                return data[:done].data
+
+        try:
+            found = self._store.patiently(fetch, self.path(name))
+        except BadFileError as error:
+            raise DamagedError(str(error)) from error
+        if length is not None and len(found) < length:
+            raise DamagedError(f"{self.path(name)} ends before byte {offset + length}")
+        return found
+
+    def write(self, name: str, chunks: Iterable[memoryview]) -> FileRecord:
+        """Write a new file, on a local disk through to the disk, and give its size and checksums."""
+        checksums = BlockChecksums()
+        path = self._inside(name)
+        with self._create(path) as sink:
+            for chunk in chunks:
+                checksums.update(chunk)
+                sink.write(chunk)
+                if self.local:
+                    # The disk begins at once, not with fsync at the end, and the page cache is left to the data.
+                    os.posix_fadvise(sink.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if self.local:
+                sink.flush()
+                os.fsync(sink.fileno())
+        if self.local:
+            _sync(os.path.dirname(path))
+        return checksums.record()
+
+    def replace(self, name: str, data: bytes) -> FileRecord:
+        """Write a file so that others see the old one or the whole new one, as object stores do by themselves."""
+        if not self.local:
+            return self.write(name, [memoryview(data)])
+        record = self.write(f"{name}.tmp", [memoryview(data)])
+        path = self._inside(name)
+        os.replace(f"{path}.tmp", path)
+        _sync(os.path.dirname(path))
+        return record
+
+    def delete(self, name: str) -> None:
+        """Remove a file that may be gone already."""
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.delete_file(self._inside(name))
+
+    def delete_folder(self, name: str) -> None:
+        """Remove a folder with all that is in it, the manifest first: half of it must not look like a checkpoint."""
+        self.delete(f"{name}/{MANIFEST}")
+        if self.local:
+            shutil.rmtree(self._inside(name), ignore_errors=True)
+        else:
+            self._filesystem.delete_dir(self._inside(name))
+
+    @property
+    def _filesystem(self) -> Any:
+        return self._store.filesystem
+
+    def _inside(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def _create(self, path: str) -> Any:
+        parent = path.rpartition("/")[0]
+        if self.local:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+            return open(path, "wb")
+        self._filesystem.create_dir(parent)
+        return self._filesystem.open_output_stream(path)
+
+
+def steps_in(files: Iterable[str]) -> list[int]:
+    """The steps that have a complete checkpoint among the files of a folder, oldest first."""
+    found = (step_of(name.removesuffix(f"/{MANIFEST}")) for name in files if name.endswith(f"/{MANIFEST}"))
+    return sorted(step for step in found if step is not None)
+
+
+def saved_steps(address: str | Path, settings: StorageConfig | None = None) -> list[int]:
+    """The steps that have a complete checkpoint in a folder, oldest first.
+
+    Raises:
+        UserError: the folder cannot be reached.
+    """
+    return steps_in(Folder(str(address), settings or StorageConfig()).files())
+
+
+def step_folder(step: int) -> str:
+    """The name of a step's folder."""
+    return f"step-{step:010d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step whose folder has that name; None for any other name."""
+    match = _STEP.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def _sync(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,152 @@
+"""Pretrained vectors from a file -> the pieces of a table that this rank holds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from rechub_dist.checkpoint.load import READ
+from rechub_dist.checkpoint.tensors import Entry
+from rechub_dist.config import PretrainedConfig, StorageConfig
+from rechub_dist.data.storage import locate
+from rechub_dist.errors import UserError, nearest, one_line
+
+T = TypeVar("T")
+
+
+@torch.no_grad()
+def load_vectors(config: PretrainedConfig, entry: Entry, storage: StorageConfig) -> int:
+    """Fill rows of a table, given by the entry of its weights; returns how many rows the file has vectors for.
+
+    Of a .npy file the bytes of this rank's rows are read, 64 MiB at a time; of a Parquet file the ids, and the vectors
+    of row groups with an id that falls to this rank, a row group at a time.
+
+    Raises:
+        UserError: names the file, what is wrong in it and what is needed.
+    """
+    if config.file.partition("?")[0].endswith(".npy"):
+        return _Npy(config, entry, storage).load()
+    return _Parquet(config, entry, storage).load()
+
+
+class _Vectors:
+    def __init__(self, config: PretrainedConfig, entry: Entry, storage: StorageConfig) -> None:
+        self.config = config
+        self.entry = entry
+        self.rows, self.width = entry.shape
+        self.store, self.path = locate(config.file, storage)
+
+    def patiently(self, work: Callable[[Any], T]) -> T:
+        """What `work` makes of the open file."""
+
+        def attempt(_number: int) -> T:
+            with self.store.filesystem.open_input_file(self.path) as source:
+                return work(source)
+
+        return self.store.patiently(attempt, f"warm_start.embeddings: {self.config.file}")
+
+    def wrong(self, what: str) -> UserError:
+        """What is wrong with the file."""
+        return UserError(f"warm_start.embeddings: {self.config.file}: {what} (table {self.config.table!r})")
+
+    def check_finite(self, vectors: np.ndarray) -> None:
+        """Refuse NaN and infinity."""
+        if not np.isfinite(vectors).all():
+            raise self.wrong("holds vectors that are not finite")
+
+
+class _Npy(_Vectors):
+    def load(self) -> int:
+        shape, dtype, start = self._header()
+        for piece in self.entry.pieces:
+            rows, columns = piece.values.shape
+            step = max(1, READ // max(1, self.width * dtype.itemsize))
+            for first in range(piece.row, min(piece.row + rows, shape[0]), step):
+                last = min(first + step, piece.row + rows, shape[0])
+                row = self.width * dtype.itemsize
+                offset, length = start + first * row, (last - first) * row
+                data = self.patiently(lambda source, o=offset, n=length: source.read_at(n, o))  # type: ignore[misc]
+                if len(data) < length:
+                    raise self.wrong(f"ends before row {last:,} of {shape[0]:,}")
+                vectors = np.frombuffer(data, dtype).reshape(last - first, self.width)
+                part = vectors[:, piece.column : piece.column + columns].astype(np.float32)
+                self.check_finite(part)
+                piece.values[first - piece.row : last - piece.row].copy_(torch.from_numpy(part))
+        return shape[0]
+
+    def _header(self) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+        head = io.BytesIO(self.patiently(lambda source: source.read_at(min(source.size(), 4096), 0)))
+        try:
+            version = np.lib.format.read_magic(head)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(head)
+        except ValueError as error:
+            raise self.wrong(f"is no .npy file: {one_line(error)}") from error
+        if dtype.kind != "f" or fortran or len(shape) != 2:
+            raise self.wrong(f"holds {dtype} {shape}{' by columns' * fortran}; floats [rows, width] are needed")
+        if shape[1] != self.width or shape[0] > self.rows:
+            raise self.wrong(f"is {shape[0]} x {shape[1]}, but the table is {self.rows} x {self.width}")
+        return shape, dtype, head.tell()
+
+
+class _Parquet(_Vectors):
+    def load(self) -> int:
+        metadata = self.patiently(lambda source: pq.ParquetFile(source).metadata)
+        schema = metadata.schema.to_arrow_schema()
+        for column in (self.config.id, self.config.vector):
+            if column not in schema.names:
+                raise self.wrong(f"has no column {column!r}: {nearest(column, schema.names)}")
+        ids, vector = schema.field(self.config.id).type, schema.field(self.config.vector).type
+        if not pa.types.is_integer(ids):
+            raise self.wrong(f"column {self.config.id!r} is {ids}; row numbers of the table, integers, are needed")
+        nested = pa.types.is_list(vector) or pa.types.is_large_list(vector) or pa.types.is_fixed_size_list(vector)
+        if not nested or not pa.types.is_floating(vector.value_type):
+            raise self.wrong(f"column {self.config.vector!r} is {vector}; lists of floats are needed")
+        self._seen = [np.zeros(len(piece.values), dtype=bool) for piece in self.entry.pieces]
+        for group in range(metadata.num_row_groups):
+            self._group(group)
+        return int(metadata.num_rows)
+
+    def _column(self, group: int, name: str) -> Any:
+        def read(source: Any) -> Any:
+            return pq.ParquetFile(source).read_row_group(group, columns=[name]).column(name).combine_chunks()
+
+        try:
+            found = self.patiently(read)
+        except pa.ArrowException as error:
+            raise self.wrong(f"row group {group} cannot be read: {one_line(error)}") from error
+        if found.null_count:
+            raise self.wrong(f"column {name!r} has nulls in row group {group}")
+        return found
+
+    def _group(self, group: int) -> None:
+        ids = self._column(group, self.config.id).to_numpy(zero_copy_only=False)
+        outside = (ids < 0) | (ids >= self.rows)
+        if outside.any():
+            raise self.wrong(f"id {ids[outside][0]} is not below {self.rows}, the table's rows")
+        mine = [
+            np.flatnonzero((ids >= piece.row) & (ids < piece.row + len(piece.values))) for piece in self.entry.pieces
+        ]
+        if not any(len(rows) for rows in mine):
+            return
+        column = self._column(group, self.config.vector)
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        if column.value_lengths().unique().to_pylist() != [self.width]:
+            raise self.wrong(f"row group {group} has vectors that are not {self.width} long, as the table is wide")
+        vectors = flat.reshape(len(ids), self.width)
+        for piece, rows, seen in zip(self.entry.pieces, mine, self._seen, strict=True):
+            target = ids[rows].astype(np.int64) - piece.row
+            unique, counts = np.unique(target, return_counts=True)
+            twice = unique[(counts > 1) | seen[unique]]
+            if len(twice):
+                raise self.wrong(f"id {twice[0] + piece.row} is there twice")
+            seen[unique] = True
+            part = vectors[rows, piece.column : piece.column + piece.values.shape[1]].astype(np.float32)
+            self.check_finite(part)
+            piece.values[torch.from_numpy(target)] = torch.from_numpy(part).to(piece.values)

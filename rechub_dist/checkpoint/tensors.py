@@ -1,0 +1,95 @@
+"""What a checkpoint saves and loads: named tensors of which each rank holds rectangular pieces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# The names that safetensors files have for them.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a tensor that is seen as a matrix, [first dimension, product of the others].
+
+    Attributes:
+        row, column: where in the matrix it begins.
+        values: the live tensor [rows, columns]; a load writes into it.
+    """
+
+    row: int
+    column: int
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor as this rank knows it.
+
+    Attributes:
+        shape: of the whole tensor.
+        dtype: of its elements.
+        pieces: those that this rank holds.
+        replicated: whether every rank holds the whole tensor, so that one of them saves it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    pieces: tuple[Piece, ...]
+    replicated: bool
+
+    @staticmethod
+    def whole(tensor: Tensor) -> Entry:
+        """A tensor that every rank holds."""
+        return Entry(tuple(tensor.shape), tensor.dtype, (Piece(0, 0, as_matrix(tensor)),), replicated=True)
+
+    def first_rows(self, rows: int) -> Entry:
+        """Its first rows alone, as far as this rank holds them."""
+        cut = (Piece(p.row, p.column, p.values[: max(0, rows - p.row)]) for p in self.pieces)
+        return Entry((rows, *self.shape[1:]), self.dtype, tuple(p for p in cut if p.values.numel()), self.replicated)
+
+
+Tensors = Mapping[str, Entry]  # by canonical name
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A shape seen as that of a matrix."""
+    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A view [first dimension, product of the others]."""
+    return tensor if tensor.dim() == 2 else tensor.view(matrix_shape(tuple(tensor.shape)))
+
+
+def shares(entries: Tensors, rank: int, world_size: int) -> list[tuple[str, Entry, Piece]]:
+    """What this rank saves: its pieces, and its share of what every rank holds, dealt out by size.
+
+    The same on every rank as far as replicated tensors go, without communication.
+    """
+    found = [(key, entry, piece) for key, entry in entries.items() if not entry.replicated for piece in entry.pieces]
+    loads = [0] * world_size
+    replicated = [(-math.prod(e.shape) * e.dtype.itemsize, key) for key, e in entries.items() if e.replicated]
+    for size, key in sorted(replicated):
+        owner = loads.index(min(loads))
+        loads[owner] -= size
+        if owner == rank:
+            found.append((key, entries[key], entries[key].pieces[0]))
+    return [(key, entry, piece) for key, entry, piece in found if piece.values.numel()]

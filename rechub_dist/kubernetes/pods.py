@@ -1,0 +1,226 @@
+"""The pod that trains, which all kinds of job share, and the one that shows TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rechub_dist.config import RunConfig
+from rechub_dist.kubernetes.run_file import DATA, RUNS
+from rechub_dist.kubernetes.settings import Settings
+
+Manifest = dict[str, Any]
+
+RUN_FILE = "/run/run.yaml"
+PREEMPTED_EXIT_CODE = 75  # EX_TEMPFAIL
+_HOME = "/home/rechub"
+_USER = 1000
+_HARDENED: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+
+
+def metadata(settings: Settings, component: str, name: str) -> Manifest:
+    """Name, namespace and labels of an object."""
+    place = {} if settings.namespace is None else {"namespace": settings.namespace}
+    return {"name": name, **place, "labels": labels(settings, component)}
+
+
+def labels(settings: Settings, component: str) -> dict[str, str]:
+    """Labels of an object."""
+    return {"app.kubernetes.io/name": "rechub-dist", **selector(settings, component)}
+
+
+def selector(settings: Settings, component: str) -> dict[str, str]:
+    """The labels that tell a run's pods apart. KubeRay puts a name of its own in the place of ours."""
+    return {"app.kubernetes.io/instance": settings.name, "app.kubernetes.io/component": component}
+
+
+def torchrun(settings: Settings, endpoint: str, *, size: bool = True) -> list[str]:
+    """torchrun's arguments; `size` leaves nodes and ranks to what the cluster puts into the environment.
+
+    The pods meet through c10d at the first of them, so that a pod that has come anew is taken in and the others go on
+    with it from the checkpoint. They tell each other addresses rather than names.
+    """
+    return [
+        *([f"--nnodes={settings.workers}", f"--nproc-per-node={settings.nproc_per_node}"] if size else []),
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-id={settings.name}",
+        "--rdzv-conf=join_timeout=1800",  # nodes may have to be started and images pulled
+        "--local-addr=$(POD_IP)",
+        f"--max-restarts={settings.max_restarts}",
+        f"--shutdown-timeout={settings.grace_seconds}",
+        "-m",
+        "rechub_dist",
+        "train",
+        RUN_FILE,
+    ]
+
+
+def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[str]) -> Manifest:
+    """The container whose one process is torchrun, without a shell that would keep its signals."""
+    found = {
+        **_container(settings, name, _resources(settings), output_read_only=False),
+        "command": ["torchrun"],
+        "args": arguments,
+    }
+    found["env"] += [
+        # Restarted workers would dial the store of the round before, at an address that is gone.
+        {"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"},
+        # Ranks stop together when one pod is to go; those of the others have not done their work.
+        {"name": "RECHUB_PREEMPTED_EXIT_CODE", "value": str(PREEMPTED_EXIT_CODE)},
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+    ]
+    if settings.liveness_seconds is not None:
+        health = config.output_dir / "health"
+        seconds = str(settings.liveness_seconds)
+        found["livenessProbe"] = {
+            "exec": {"command": ["python", "-m", "rechub_dist.kubernetes.alive", str(health), "--seconds", seconds]},
+            "periodSeconds": 60,
+            "timeoutSeconds": 30,
+            "failureThreshold": 1,
+        }
+    return found
+
+
+def ray_node(settings: Settings, name: str, *, head: bool) -> Manifest:
+    """The container of a Ray node; KubeRay puts in the command. Its own probes would need wget in the image."""
+    found = _container(settings, name, _small("2", "4Gi") if head else _resources(settings), output_read_only=False)
+    health = ["/api/gcs_healthz", 8265] if head else ["/api/local_raylet_healthz", 52365]
+    probe = {"httpGet": {"path": health[0], "port": health[1]}, "periodSeconds": 10, "timeoutSeconds": 5}
+    found["readinessProbe"] = {**probe, "failureThreshold": 6}
+    found["livenessProbe"] = {**probe, "initialDelaySeconds": 60, "failureThreshold": 12}
+    found["env"].append({"name": "RAY_USAGE_STATS_ENABLED", "value": "0"})
+    return found
+
+
+def ray_submitter(settings: Settings) -> Manifest:
+    """The container that hands the job in; KubeRay puts in the command."""
+    return _container(settings, "ray-job-submitter", _small("500m", "1Gi"), output_read_only=True)
+
+
+def pod(settings: Settings, container: Manifest, *, component: str = "trainer", restart: str = "Never") -> Manifest:
+    """A pod template: non-root, on a node of its own if there is one, with time for a checkpoint at the end."""
+    spec: Manifest = {
+        "restartPolicy": restart,
+        "terminationGracePeriodSeconds": settings.pod_grace_seconds,
+        # torchrun must not be process 1, which the kernel shields from SIGTERM until workers run: a pod that waits for
+        # its peers would take all of the grace period to end.
+        "shareProcessNamespace": True,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": _volumes(settings),
+    }
+    if settings.service_account is not None:
+        spec["serviceAccountName"] = settings.service_account
+    if component == "trainer":
+        spec["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "DoNotSchedule" if settings.spread == "required" else "ScheduleAnyway",
+                "labelSelector": {"matchLabels": selector(settings, component)},
+            }
+        ]
+        if settings.node_selector:
+            spec["nodeSelector"] = dict(settings.node_selector)
+        if settings.gpus:
+            spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    return {"metadata": {"labels": labels(settings, component)}, "spec": spec}
+
+
+def tensorboard(settings: Settings, config: RunConfig) -> list[Manifest]:
+    """A Deployment that shows the run's curves, and its Service."""
+    name = f"{settings.name}-tensorboard"
+    container = {
+        **_container(settings, "tensorboard", _small("250m", "1Gi"), output_read_only=True),
+        "command": ["tensorboard"],
+        "args": [f"--logdir={config.output_dir / 'tensorboard'}", "--bind_all", "--port=6006"],
+        "ports": [{"name": "http", "containerPort": 6006}],
+        "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 10},
+    }
+    template = pod(settings, container, component="tensorboard", restart="Always")
+    template["spec"]["terminationGracePeriodSeconds"] = 5
+    chosen = selector(settings, "tensorboard")
+    return [
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata(settings, "tensorboard", name),
+            "spec": {
+                "replicas": 1,
+                "strategy": {"type": "Recreate"},
+                "selector": {"matchLabels": chosen},
+                "template": template,
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(settings, "tensorboard", name),
+            "spec": {"selector": chosen, "ports": [{"name": "http", "port": 6006, "targetPort": "http"}]},
+        },
+    ]
+
+
+def _container(settings: Settings, name: str, resources: Manifest, *, output_read_only: bool) -> Manifest:
+    mounts: list[Manifest] = [
+        {"name": "run", "mountPath": "/run", "readOnly": True},
+        {"name": "runs", "mountPath": str(RUNS), **({"readOnly": True} if output_read_only else {})},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "home", "mountPath": _HOME},
+        {"name": "shared-memory", "mountPath": "/dev/shm"},
+    ]
+    if settings.data_claim is not None:
+        mounts.append({"name": "data", "mountPath": str(DATA), "readOnly": True})
+    found: Manifest = {
+        "name": name,
+        "image": settings.image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [{"name": "HOME", "value": _HOME}],
+        "resources": resources,
+        "securityContext": _HARDENED,
+        "volumeMounts": mounts,
+    }
+    if settings.env_secret is not None:
+        found["envFrom"] = [{"secretRef": {"name": settings.env_secret}}]
+    return found
+
+
+def _volumes(settings: Settings) -> list[Manifest]:
+    runs: Manifest = {"emptyDir": {}}
+    if settings.output_claim is not None:
+        runs = {"persistentVolumeClaim": {"claimName": settings.output_claim}}
+    volumes: list[Manifest] = [
+        {"name": "run", "configMap": {"name": f"{settings.name}-run"}},
+        {"name": "runs", **runs},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "home", "emptyDir": {}},
+        # torch and NCCL pass tensors through it; the container engine's own is 64 MB.
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}},
+    ]
+    if settings.data_claim is not None:
+        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": settings.data_claim, "readOnly": True}})
+    return volumes
+
+
+def _resources(settings: Settings) -> Manifest:
+    """Requests equal to limits: a pod that others can squeeze holds up all ranks."""
+    amount = {"cpu": settings.cpu, "memory": settings.memory}
+    devices = {"nvidia.com/gpu": str(settings.gpus)} if settings.gpus else {}
+    return {"requests": {**amount, **devices}, "limits": {**amount, **devices}}
+
+
+def _small(cpu: str, memory: str) -> Manifest:
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}

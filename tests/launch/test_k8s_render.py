@@ -1,0 +1,224 @@
+"""What a manifest says: of the run, of its pods, of failures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from manifests import EXAMPLE, KINDS, by_kind, pod_templates, render, run_render, trainer_pod
+from torch.distributed.run import get_args_parser
+
+from rechub_dist.config import CheckpointConfig, read_run
+
+TORCHRUN_KINDS = [kind for kind in KINDS if kind != "rayjob"]
+
+
+def container(template: dict[str, Any]) -> dict[str, Any]:
+    (found,) = template["spec"]["containers"]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pods_get_the_run_file(kind: str, tmp_path: Path) -> None:
+    objects = render(kind, "--cpu", "6", "--nproc-per-node", "2", "--set", "train.epochs=7")
+    config_map = by_kind(objects, "ConfigMap")
+    (tmp_path / "run.yaml").write_text(config_map["data"]["run.yaml"])
+    config = read_run(tmp_path / "run.yaml")
+    assert (config.train.epochs, config.data.root, str(config.output_dir)) == (7, "/data/synthetic", "/runs/deepfm")
+    assert config.distributed.threads == 3  # a process counts the cores of the node
+    template = trainer_pod(objects)
+    volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+    assert volumes["run"]["configMap"]["name"] == config_map["metadata"]["name"]
+    assert {m["name"]: m["mountPath"] for m in container(template)["volumeMounts"]}["run"] == "/run"
+
+
+def test_a_schema_beside_the_run_file_comes_inline(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").write_text("{features: {a: {kind: sparse, rows: 5}}, labels: {click: {}}}")
+    (tmp_path / "run.yaml").write_text(
+        "{output_dir: /runs/x, data: {root: 's3://bucket/x', dataset: schema.yaml},"
+        " model: {name: DeepFM, hidden_units: [4]}, distributed: {threads: 5}}"
+    )
+    done = run_render(str(tmp_path / "run.yaml"), "--kind", "job", "--image", "x", "--output-claim", "runs")
+    config_map = by_kind(list(yaml.safe_load_all(done.stdout)), "ConfigMap")
+    assert config_map["metadata"]["name"] == "run-run"
+    run = yaml.safe_load(config_map["data"]["run.yaml"])
+    assert run["data"]["dataset"]["features"] == {"a": {"kind": "sparse", "rows": 5}}
+    assert run["distributed"]["threads"] == 5
+
+
+@pytest.mark.parametrize("kind", TORCHRUN_KINDS)
+def test_torchrun_itself_reads_its_arguments(kind: str) -> None:
+    sizes = ("--workers", "3", "--nproc-per-node", "2", "--grace-seconds", "200", "--max-restarts", "4")
+    template = trainer_pod(objects := render(kind, *sizes))
+    found = container(template)
+    assert found["command"] == ["torchrun"]
+    arguments = get_args_parser().parse_args(found["args"])
+    if kind == "trainjob":
+        trainer = by_kind(objects, "TrainJob")["spec"]["trainer"]
+        assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 2)
+    else:
+        assert (arguments.nnodes, arguments.nproc_per_node) == ("3", "2")
+    assert (arguments.rdzv_backend, arguments.max_restarts, arguments.module) == ("c10d", 4, True)
+    assert [arguments.training_script, *arguments.training_script_args] == ["rechub_dist", "train", "/run/run.yaml"]
+    # the cluster waits longer than torchrun, which waits as long as a checkpoint may take
+    assert arguments.shutdown_timeout == 200
+    assert template["spec"]["terminationGracePeriodSeconds"] > 200
+
+
+def test_the_pods_meet_at_the_first_of_them() -> None:
+    objects = render("job", "--workers", "3")
+    job, service, template = by_kind(objects, "Job"), by_kind(objects, "Service"), trainer_pod(objects)
+    assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["completionMode"]) == (3, 3, "Indexed")
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["metadata"]["name"] == template["spec"]["subdomain"]
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    (port,) = [port["port"] for port in service["spec"]["ports"]]
+    # an indexed Job names its pods' hosts <job>-<index>
+    host = f"{job['metadata']['name']}-0.{service['metadata']['name']}"
+    assert f"--rdzv-endpoint={host}:{port}" in container(template)["args"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_pod_is_confined(kind: str) -> None:
+    templates = [template for item in render(kind, "--tensorboard") for template in pod_templates(item)]
+    assert len(templates) == (4 if kind == "rayjob" else 2)
+    for template in templates:
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] != 0
+        found = container(template)
+        assert found["securityContext"]["readOnlyRootFilesystem"] is True
+        assert found["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert found["resources"]["requests"].keys() >= {"cpu", "memory"}
+        assert "memory" in found["resources"]["limits"]
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        mounts = {mount["mountPath"]: mount for mount in found["volumeMounts"]}
+        assert {mount["name"] for mount in mounts.values()} == set(volumes)
+        home = next(variable["value"] for variable in found["env"] if variable["name"] == "HOME")
+        for path in ("/tmp", home, "/dev/shm"):
+            assert "emptyDir" in volumes[mounts[path]["name"]]
+            assert not mounts[path].get("readOnly", False)
+        assert volumes[mounts["/dev/shm"]["name"]]["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Gi"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gpus(kind: str) -> None:
+    template = trainer_pod(objects := render(kind, "--workers", "2", "--gpus-per-worker", "4"))
+    found = container(template)
+    assert found["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert template["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
+    if kind == "rayjob":
+        assert by_kind(objects, "RayJob")["spec"]["entrypoint"].endswith("/run/run.yaml --num-workers 8")
+    elif kind != "trainjob":
+        assert "--nproc-per-node=4" in found["args"]
+    assert "nvidia.com/gpu" not in container(trainer_pod(render(kind)))["resources"]["limits"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pods_go_to_different_nodes(kind: str) -> None:
+    for spread, policy in (("preferred", "ScheduleAnyway"), ("required", "DoNotSchedule")):
+        template = trainer_pod(render(kind, "--spread", spread))
+        (constraint,) = template["spec"]["topologySpreadConstraints"]
+        assert constraint["whenUnsatisfiable"] == policy
+        assert constraint["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_what_counts_as_a_failure() -> None:
+    job = by_kind(render("job", "--backoff-limit", "5"), "Job")["spec"]
+    assert (job["backoffLimitPerIndex"], job["maxFailedIndexes"]) == (5, 0)
+    assert job["podFailurePolicy"]["rules"][0] == {
+        "action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]
+    }  # fmt: skip
+    assert by_kind(render("jobset", "--backoff-limit", "5"), "JobSet")["spec"]["failurePolicy"] == {"maxRestarts": 5}
+    assert by_kind(render("rayjob", "--backoff-limit", "5"), "RayJob")["spec"]["backoffLimit"] == 5
+    for kind in TORCHRUN_KINDS:
+        environment = {item["name"]: item.get("value") for item in container(trainer_pod(render(kind)))["env"]}
+        assert environment["RECHUB_PREEMPTED_EXIT_CODE"] not in {"0", "2"}
+
+
+@pytest.mark.parametrize("kind", TORCHRUN_KINDS)
+def test_liveness_is_asked_for(kind: str) -> None:
+    assert "livenessProbe" not in container(trainer_pod(render(kind)))
+    probe = container(trainer_pod(render(kind, "--liveness", "600")))["livenessProbe"]
+    assert probe["exec"]["command"][1:] == [
+        "-m",
+        "rechub_dist.kubernetes.alive",
+        "/runs/deepfm/health",
+        "--seconds",
+        "600",
+    ]
+
+
+def test_tensorboard_reads_the_output_claim() -> None:
+    objects = render("job", "--tensorboard")
+    deployment = by_kind(objects, "Deployment")
+    (template,) = pod_templates(deployment)
+    found = container(template)
+    assert "--logdir=/runs/deepfm/tensorboard" in found["args"]
+    assert next(mount for mount in found["volumeMounts"] if mount["mountPath"] == "/runs")["readOnly"] is True
+    service = next(
+        item for item in objects if item["metadata"]["name"] == "deepfm-tensorboard" and item is not deployment
+    )
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    assert not service["spec"]["selector"].items() <= trainer_pod(objects)["metadata"]["labels"].items()
+
+
+def test_it_writes_a_file(tmp_path: Path) -> None:
+    done = run_render(*EXAMPLE, "--kind", "job", "-o", str(tmp_path / "job.yaml"))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert list(yaml.safe_load_all((tmp_path / "job.yaml").read_text())) == render("job")
+
+
+def test_checkpoints_may_go_to_an_object_store() -> None:
+    if "folder" not in CheckpointConfig.model_fields:
+        pytest.skip("checkpoints go to the output folder alone")
+    options = [part for part in EXAMPLE if part not in {"--output-claim", "runs"}]
+    done = run_render(*options, "--kind", "job", "--set", "checkpoint.folder=s3://bucket/deepfm")
+    assert done.returncode == 0, done.stderr
+    volumes = {
+        volume["name"]: volume for volume in trainer_pod(list(yaml.safe_load_all(done.stdout)))["spec"]["volumes"]
+    }
+    assert volumes["runs"]["emptyDir"] == {}
+
+
+BAD = [
+    (["--name", "Deep_FM"], "--name Deep_FM: at most 40 lower-case letters"),
+    (["--name", "7th"], "a letter first"),
+    (["--name", "a" * 41], "at most 40"),
+    (["--namespace", "a.b"], "--namespace a.b"),
+    (["--output-claim", "my_claim"], "--output-claim my_claim"),
+    (["--image", "two words"], "--image two words"),
+    (["--memory", "8 GB"], "--memory 8 GB: write a quantity"),
+    (["--cpu", "0"], "--cpu 0: write a quantity above 0"),
+    (["--gpus-per-worker", "1", "--nproc-per-node", "2"], "--gpus-per-worker 1: 2 ranks a pod need as many"),
+    (["--gpus-per-worker", "1", "--set", "device=cpu"], "the run file has device: cpu"),
+    (["--set", "device=cuda"], "device: cuda needs --gpus-per-worker"),
+    (["--set", "data.root=data/synthetic"], "data.root: data/synthetic is not in the pods"),
+    (["--set", "data.root=/data/../etc"], "is not in the pods"),
+    (["--set", "output_dir=runs/x"], "output_dir: runs/x cannot be written in the pods"),
+    (["--set", "train.epoch=1"], "unknown key 'train.epoch': did you mean 'epochs'?"),
+    (["--node-selector", "gpu"], "--node-selector gpu: write LABEL=VALUE"),
+    (["--spread", "some"], "--spread some: preferred or required"),
+    (["--kind", "rayjob", "--liveness", "600"], "--liveness: Ray watches its workers itself"),
+    (["-o", "/nowhere/job.yaml"], "--out /nowhere/job.yaml: cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[" ".join(options)[:40] for options, _ in BAD])
+def test_a_mistake_is_one_line(options: list[str], message: str) -> None:
+    done = run_render(*EXAMPLE, "--kind", "job", *options)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("left_out", ["--output-claim", "--data-claim"])
+def test_a_run_that_would_leave_nothing_or_find_nothing_is_refused(left_out: str) -> None:
+    at = EXAMPLE.index(left_out)
+    done = run_render(*EXAMPLE[:at], *EXAMPLE[at + 2 :], "--kind", "job")
+    assert done.returncode == 2
+    assert f"{left_out} NAME" in done.stderr
