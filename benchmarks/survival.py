@@ -292,8 +292,8 @@ def main(
                 continue
             own = spoilt if name == "not_finite" else data
             if own not in wanted:
-                wanted[own] = _undisturbed(folder / f"undisturbed-{own.name}", own)
-            scene = Scene(folder / name, own, random.Random(f"{seed} {name}"))
+                wanted[own] = _undisturbed(folder / f"undisturbed-{own.name}", own, batch_norm=own == spoilt)
+            scene = Scene(folder / name, own, random.Random(f"{seed} {name}"), batch_norm=own == spoilt)
             try:
                 times = FAULTS[name](scene)
             except (RuntimeError, AssertionError) as error:
@@ -336,7 +336,7 @@ def _data(folder: Path) -> Path:
 
 
 def _spoil(data: Path) -> None:
-    """One dense value that no loss survives."""
+    """One dense value whose batch has no variance that a float holds, so that batch normalisation makes it NaN."""
     path = sorted((data / "train").glob("*.parquet"))[0]
     group = pq.ParquetFile(path).metadata.row_group(0).num_rows
     table = pq.read_table(path)
@@ -346,9 +346,9 @@ def _spoil(data: Path) -> None:
     pq.write_table(table, path, row_group_size=group)
 
 
-def _undisturbed(folder: Path, data: Path) -> tuple[Account, float]:
+def _undisturbed(folder: Path, data: Path, *, batch_norm: bool) -> tuple[Account, float]:
     """What a run without faults is trained on, and its last loss."""
-    scene = Scene(folder, data, random.Random(0))
+    scene = Scene(folder, data, random.Random(0), batch_norm=batch_norm)
     scene.finish(scene.start("--set", "train.on_non_finite=skip"))
     found = account(scene.output)
     return found, losses(scene.output)[max(found.batches)]
