@@ -30,6 +30,13 @@ from rich.table import Table
 from rechub_dist.checkpoint import saved_steps
 
 
+def no_fault(scene: Scene) -> Times:
+    """None, but on one rank: what rounding alone makes of the losses where the number of ranks is another one."""
+    run = scene.start("--nproc", "1")
+    scene.finish(run)
+    return Times(0.0, 0.0, True)
+
+
 def five_kills(scene: Scene) -> Times:
     """SIGKILL of a worker, five times in one run, at random steps."""
     run = scene.start("--max-restarts", "5")
@@ -248,6 +255,8 @@ def _two_hosts(scene: Scene) -> Command:
 FAULTS: dict[str, Callable[[Scene], Times]] = {
     f.__name__: f
     for f in (
+        no_fault,
+        not_finite,
         five_kills,
         agent_killed,
         all_killed,
@@ -258,7 +267,6 @@ FAULTS: dict[str, Callable[[Scene], Times]] = {
         sigterm_while_evaluating,
         checkpoint_corrupted,
         disk_full,
-        not_finite,
         host_killed,
         link_cut,
         link_cut_for_a_while,
