@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from faults.account import account, losses
 from faults.hosts import Hosts, train_command
 from runs import output, run_file
@@ -39,6 +40,7 @@ def wait_for_step(path: Path, step: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_host_dies_and_the_other_goes_on(hosts: Hosts, launch_data: Path, tmp_path: Path) -> None:
     path = slow_run(tmp_path, launch_data)
     first = hosts.run(0, hosts_command(hosts, path, "1:2"))
@@ -53,6 +55,24 @@ def test_a_host_dies_and_the_other_goes_on(hosts: Hosts, launch_data: Path, tmp_
     assert sorted(found.batches) == list(range(1, STEPS + 1))
     rows = [row for step, batch in found.batches.items() if step <= STEPS // 2 for row in batch]
     assert len(rows) == len(set(rows)) == 6000
+
+
+def test_sigterm_on_one_of_two_hosts_that_must_both_be_there(hosts: Hosts, launch_data: Path, tmp_path: Path) -> None:
+    path = slow_run(tmp_path, launch_data)
+    agents = [hosts.run(host, hosts_command(hosts, path, "2")) for host in (0, 1)]
+    wait_for_step(path, 12)
+    agents[1].signal(signal.SIGTERM)
+    assert [agent.wait(60) for agent in agents] == [0, 0], agents[0].text + agents[1].text
+    saved = saved_steps(output(path) / "checkpoints")[-1]
+    assert agents[0].saw(f"preempted at step {saved}, resume with the same command") is not None
+
+
+def test_a_mistake_is_not_restarted(hosts: Hosts, launch_data: Path, tmp_path: Path) -> None:
+    path = slow_run(tmp_path, launch_data)
+    agents = [hosts.run(host, hosts_command(hosts, path, "2", "--set", "model.nonsense=1")) for host in (0, 1)]
+    assert [agent.wait(60) for agent in agents] == [2, 2], agents[0].text + agents[1].text
+    assert (agents[0].text + agents[1].text).count("error: ") == 1
+    assert "restart" not in (agents[0].text + agents[1].text).replace("max-restarts", "").replace("rdzv-conf", "")
 
 
 def test_sigterm_on_both_hosts(hosts: Hosts, launch_data: Path, tmp_path: Path) -> None:
