@@ -414,8 +414,7 @@ class Trainer:
         self._tell_saves()
 
     def _open_trace(self) -> Trace:
-        attempt = self.rt.add_up(torch.tensor([time.time_ns() if self.rt.is_main else 0]))
-        return Trace(self.config.output_dir / "rows", int(attempt), self.rt.rank)
+        return Trace(self.config.output_dir / "rows", self.rt.from_main(time.time_ns), self.rt.rank)
 
     def _tell_saves(self) -> None:
         """Report the saves that have ended."""

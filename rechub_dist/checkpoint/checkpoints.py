@@ -318,9 +318,8 @@ class Checkpoints:
         return found
 
     def _fill(self, manifest: Manifest, state: Tensors) -> None:
-        """Verify the checkpoint, each rank a share of it, and load it."""
-        rank, world_size = self._rt.rank, self._rt.world_size
-        agree(self._rt, lambda: consume(verify(self.folder, manifest, blocks_of(manifest, rank, world_size))))
+        """Verify the checkpoint and load it."""
+        verify_together(self._rt, self.folder, manifest)
 
         def read() -> None:
             where = self.folder.path(step_folder(manifest.step))
@@ -360,6 +359,11 @@ def agree(rt: Runtime, work: Callable[[], None]) -> None:
     damage = rt.gather_list(found)
     if damage:
         raise DamagedError(damage[0])
+
+
+def verify_together(rt: Runtime, folder: Folder, manifest: Manifest) -> None:
+    """Compare all of a checkpoint with its checksums, each rank a share of it. Collective; raises as `agree`."""
+    agree(rt, lambda: consume(verify(folder, manifest, blocks_of(manifest, rt.rank, rt.world_size))))
 
 
 def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:

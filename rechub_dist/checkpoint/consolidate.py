@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.load import read_rows
 from rechub_dist.checkpoint.manifest import Manifest, SavedTensor
-from rechub_dist.checkpoint.tensors import DTYPES
+from rechub_dist.checkpoint.tensors import DTYPES, framed
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.errors import UserError, nearest
 
@@ -44,12 +43,10 @@ def consolidate(folder: Folder, manifest: Manifest, out: Path, *, optimizer: boo
         end = offset + _bytes(chosen[name])
         header[name] = {"dtype": chosen[name].dtype, "shape": chosen[name].shape, "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     partial = out.with_name(f".{out.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(framed(header))
             for name in names:
                 for block in read_rows(folder, manifest, name):
                     file.write(block.view(-1).view(torch.uint8).numpy().data)

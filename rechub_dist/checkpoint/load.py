@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -16,11 +15,10 @@ from rechub_dist.checkpoint.manifest import (
     DamagedError,
     Manifest,
     SavedPiece,
-    SavedTensor,
     checksum,
     parse,
 )
-from rechub_dist.checkpoint.tensors import DTYPES, Entry, Piece
+from rechub_dist.checkpoint.tensors import DTYPES, Entry, Piece, matrix_shape
 
 READ = 64 << 20  # bytes that are read at once, at most, but for a single row that is longer
 _GAP = 64 << 10  # unwanted bytes that are read rather than to ask twice
@@ -121,18 +119,13 @@ def read_rows(folder: Folder, manifest: Manifest, key: str) -> Iterator[Tensor]:
         DamagedError: as `read_tensors`.
     """
     saved = manifest.tensors[key]
-    rows, columns = saved_matrix(saved)
+    rows, columns = matrix_shape(saved.shape)
     dtype = DTYPES[saved.dtype]
     step = max(1, READ // max(1, columns * dtype.itemsize))
     for start in range(0, rows, step):
         block = torch.empty(min(step, rows - start), columns, dtype=dtype)
         read_tensors(folder, manifest, [(key, Entry(saved.shape, dtype, (Piece(start, 0, block),), replicated=False))])
         yield block
-
-
-def saved_matrix(saved: SavedTensor) -> tuple[int, int]:
-    """A saved tensor's shape as a matrix."""
-    return (saved.shape[0], math.prod(saved.shape[1:])) if saved.shape else (1, 1)
 
 
 def _reads(folder: Folder, manifest: Manifest, key: str, entry: Entry) -> Iterator[_Read]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rechub_dist.checkpoint.manifest import SavedPiece, SavedTensor
-from rechub_dist.checkpoint.tensors import DTYPE_NAMES, Entry, Piece, Tensors, matrix_shape, shares
+from rechub_dist.checkpoint.tensors import DTYPE_NAMES, Entry, Piece, Tensors, framed, matrix_shape, shares
 
 CHUNK = 32 << 20  # bytes that are written at once
 
@@ -21,7 +20,7 @@ class RankFile:
 
     Attributes:
         name: of the file.
-        header: of the safetensors file.
+        header: of the safetensors file, framed.
         pieces: its tensors in the order of the file; live ones.
         tensors: what the manifest says of them.
         bytes: of the file's body.
@@ -53,15 +52,13 @@ def plan_file(entries: Tensors, rank: int, world_size: int, name: str) -> RankFi
         }
         places.append((key, entry, piece, offset))
         offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
+    beginning = framed(header)
     tensors: dict[str, SavedTensor] = {}
     for key, entry, piece, begin in places:
         saved = tensors.setdefault(key, SavedTensor(DTYPE_NAMES[entry.dtype], entry.shape, []))
-        saved.pieces.append(SavedPiece(name, start + begin, piece.row, piece.column, *piece.values.shape))
+        saved.pieces.append(SavedPiece(name, len(beginning) + begin, piece.row, piece.column, *piece.values.shape))
     live = [piece.values for _, _, piece, _ in places]
-    return RankFile(name, len(text).to_bytes(8, "little") + text, live, tensors, offset)
+    return RankFile(name, beginning, live, tensors, offset)
 
 
 def stage(file: RankFile, buffer: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,6 +68,13 @@ class Entry:
 
 
 Tensors = Mapping[str, Entry]  # by canonical name
+
+
+def framed(header: dict[str, object]) -> bytes:
+    """The beginning of a safetensors file: the header with its length, padded so that the body begins at 8 bytes."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from rechub_dist.checkpoint.checkpoints import agree
+from rechub_dist.checkpoint.checkpoints import agree, verify_together
 from rechub_dist.checkpoint.find import find_checkpoint
-from rechub_dist.checkpoint.load import blocks_of, consume, read_tensors, verify
+from rechub_dist.checkpoint.load import read_tensors
 from rechub_dist.checkpoint.manifest import SavedTensor
 from rechub_dist.checkpoint.pretrained import load_vectors
 from rechub_dist.checkpoint.tensors import Tensors
@@ -42,8 +42,7 @@ def warm_start(config: WarmStartConfig, storage: StorageConfig, state: Tensors, 
         address = config.from_
         folder, manifest = rt.from_main(lambda: find_checkpoint(address, storage, config.step))
         taken = choose(config, manifest.tensors, state, address)
-        rank, world_size = rt.rank, rt.world_size
-        agree(rt, lambda: consume(verify(folder, manifest, blocks_of(manifest, rank, world_size))))
+        verify_together(rt, folder, manifest)
         pairs = [(t.source, state[t.target] if t.rows is None else state[t.target].first_rows(t.rows)) for t in taken]
         agree(rt, lambda: read_tensors(folder, manifest, pairs))
         tables = sum(t.target.startswith("tables/") for t in taken)

@@ -17,7 +17,6 @@ the same over versions and platforms (`Generator.permutation` has no such guaran
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -327,13 +326,12 @@ class EpochOrder:
     def _pieces(self, start: int, stop: int) -> list[Slice]:
         """Rows start .. stop - 1, at least one, of the order of reading."""
         first = int(self._cuts.searchsorted(start, side="right")) - 1
-        pieces: list[Slice] = []
-        for window in itertools.count(first):
+        last = int(self._cuts.searchsorted(stop, side="left")) - 1
+        pieces = []
+        for window in range(first, last + 1):
             cut, end = int(self._cuts[window]), int(self._cuts[window + 1])
             pieces.append(Slice(window, max(start, cut) - cut, min(stop, end) - cut))
-            if stop <= end:
-                return pieces
-        raise AssertionError("unreachable")
+        return pieces
 
     def _given(self, rows: int) -> IntArray:
         """Rows that each lane has given when `rows` rows are dealt, int64 [L]."""

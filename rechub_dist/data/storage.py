@@ -59,8 +59,8 @@ class Store:
     def patiently(self, work: Callable[[int], T], what: str) -> T:
         """The result of `work(attempt)`, tried again while the store fails, until the deadline.
 
-        Attempts at a remote store run in another thread, as not every file system can be told when to give up on a
-        hanging request. The pauses between attempts double, and vary at random lest all ranks come back at once.
+        Attempts run in another thread, as not every file system can be told when to give up on a hanging
+        request. The pauses between attempts double, and vary at random lest all ranks come back at once.
 
         Args:
             work: what to do; attempts are numbered from 0. It must not share what an attempt that hangs may still use.
@@ -75,8 +75,6 @@ class Store:
         while True:
             allowed = min(self.settings.attempt_seconds, max(0.0, end - time.monotonic()))
             try:
-                if not self.remote:
-                    return work(attempt)
                 return _within(allowed, lambda number=attempt: work(number))  # type: ignore[misc]
             except UserError:
                 raise

@@ -36,8 +36,7 @@ def run_for_pods(path: Path, overrides: Iterable[str], settings: Settings) -> Ru
         raise UserError(
             f"output_dir: {config.output_dir} cannot be written in the pods; use --set output_dir={RUNS}/NAME"
         )
-    checkpoints = config.model_dump()["checkpoint"].get("folder")
-    if settings.output_claim is None and not _is_address(checkpoints):
+    if settings.output_claim is None and not _is_address(config.checkpoint.folder):
         raise UserError(
             "checkpoints would end with the pods; give --output-claim NAME, or an object store: --set "
             "checkpoint.folder=s3://bucket/folder"

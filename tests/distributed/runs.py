@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +149,27 @@ def run_file(folder: Path, root: Path, model: str, /, **sections: Any) -> Path:
 def train(path: Path, overrides: list[str] | None = None) -> Summary:
     """What every rank does."""
     return run(load_run(path, overrides or []))
+
+
+def start(path: Path, ranks: int) -> subprocess.Popen[str]:
+    """The command as a user gives it, in a process group of its own."""
+    command = [sys.executable, "-m", "rechub_dist", "train", str(path), "--nproc", str(ranks)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Wait for something that a run does; it must not end before."""
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+
+
+def done_steps(path: Path) -> int:
+    """The training steps that a run with log_every 1 has recorded so far."""
+    metrics = output(path) / "metrics.jsonl"
+    return metrics.read_text().count('"train"') if metrics.exists() else 0
 
 
 def records(path: Path, split: str) -> list[dict[str, Any]]:

@@ -6,16 +6,13 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
 from ranks import RankPool
-from runs import config_of, losses, output, run_file, train, write_data
+from runs import config_of, done_steps, losses, output, run_file, start, train, wait_for, write_data
 
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.data.stored import StoredRows
@@ -56,25 +53,14 @@ def test_five_kills_and_other_numbers_of_ranks(pool: RankPool, tmp_path: Path) -
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    metrics = output(path) / "metrics.jsonl"
-
-    def start(ranks: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "rechub_dist", "train", str(path), "--nproc", str(ranks)]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-
     for number, ranks in enumerate((2, 4, 1, 2, 1)):
-        process = start(ranks)
-        seen = metrics.read_text().count('"train"') if metrics.exists() else 0
-        wanted = seen + rng.randint(6, 14)
-        while not (metrics.exists() and metrics.read_text().count('"train"') >= wanted):
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.002)
+        process = start(path, ranks)
+        wanted = done_steps(path) + rng.randint(6, 14)
+        wait_for(process, lambda wanted=wanted: done_steps(path) >= wanted)  # type: ignore[misc]
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=60)
         assert (saved_steps(output(path) / "checkpoints") or [0])[-1] < STEPS, f"over before kill {number}"
-    last = start(2)
+    last = start(path, 2)
     told = last.communicate(timeout=300)[0]
     assert last.returncode == 0, told
     assert "resumed at step" in told

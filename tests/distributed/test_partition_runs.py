@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ranks import RankPool
-from runs import config_of, last_checkpoint, losses, output, records, run_file, train, write_data
+from runs import (
+    config_of,
+    done_steps,
+    last_checkpoint,
+    losses,
+    output,
+    records,
+    run_file,
+    start,
+    train,
+    wait_for,
+    write_data,
+)
 
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.errors import UserError
@@ -50,24 +59,6 @@ def stream(folder: Path, root: Path, **sections: Any) -> Path:
     return run_file(
         folder, root, "DeepFM", **{**sections, "data": {**data, "labels": ["click"], **sections.get("data", {})}}
     )
-
-
-def start(path: Path, ranks: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rechub_dist", "train", str(path), "--nproc", str(ranks)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-
-
-def done_steps(path: Path) -> int:
-    metrics = output(path) / "metrics.jsonl"
-    return metrics.read_text().count('"train"') if metrics.exists() else 0
 
 
 def equal_runs(path: Path, reference: Path) -> None:

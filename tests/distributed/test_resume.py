@@ -5,29 +5,29 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from ranks import RankPool
-from runs import last_checkpoint, losses, output, read_checkpoint, records, run_file, train
+from runs import (
+    done_steps,
+    last_checkpoint,
+    losses,
+    output,
+    read_checkpoint,
+    records,
+    run_file,
+    start,
+    train,
+    wait_for,
+)
 
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.errors import UserError
 
 STEPS = 18
-
-
-def start(path: Path, ranks: int) -> subprocess.Popen[str]:
-    """The command as a user gives it, in a process group of its own."""
-    command = [sys.executable, "-m", "rechub_dist", "train", str(path), "--nproc", str(ranks)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
 
 
 def equal_runs(path: Path, reference: Path) -> None:
@@ -50,10 +50,7 @@ def test_sigkill_at_a_random_step(pool: RankPool, data_root: Path, tmp_path: Pat
     print(f"seed {seed}")
     target = random.Random(seed).randint(4, 40)
     process = start(path, 2)
-    metrics = output(path) / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count('"train"') >= target):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.002)
+    wait_for(process, lambda: done_steps(path) >= target)
     if victim == "agent":
         os.kill(process.pid, signal.SIGKILL)
     else:
@@ -80,10 +77,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(pool: RankPool, data_root: P
     pool.run(2, train, reference)
     path = run_file(tmp_path / "stopped", data_root, "DeepFM", **sections)
     process = start(path, 2)
-    metrics = output(path) / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count('"train"') >= 12):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.002)
+    wait_for(process, lambda: done_steps(path) >= 12)
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         os.kill(int(child), signal.SIGTERM)
     told = process.communicate(timeout=60)[0]

@@ -39,10 +39,16 @@ def one(feature: Any, values: Any, kind: pa.DataType) -> list[list[int]]:
     return lists(batch_of(pa.table({feature.source: pa.array(values, kind)}), spec), feature.name)
 
 
+def read(table: pa.Table, spec: BatchSpec) -> None:
+    """Check and open, as the reader does."""
+    check_schema(table.schema, spec, "data/a.parquet")
+    open_window(table, spec, None, "data/a.parquet")
+
+
 def fails(spec: BatchSpec, message: str, **columns: Any) -> None:
     table = pa.table(columns)
     with pytest.raises(UserError) as caught:
-        open_window(table, spec, None, "data/a.parquet")
+        read(table, spec)
     assert str(caught.value) == f"data/a.parquet: {message}"
 
 
