@@ -170,12 +170,16 @@ def _run_app() -> int:
     try:
         app()
     except UserError as error:
+        logging.getLogger("rechub_dist").error(error)
         if _is_main():
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             # The agent ends all ranks as soon as one has ended: leave the main rank the time to print.
             time.sleep(1.0)
         return MISTAKE
+    except Exception:
+        logging.getLogger("rechub_dist").exception("this rank fails")
+        raise
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0

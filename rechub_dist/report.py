@@ -17,19 +17,32 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rechub_dist.checkpoint import Save
 from rechub_dist.data.skips import Skipped
+from rechub_dist.monitoring.logs import LOGGER
+from rechub_dist.monitoring.metrics import Metrics
 
 _WARNINGS = 10  # bad pieces of files that are told one by one
 
 
 class Reporter:
-    """Writes the records of a run below `folder` (None: none) and shows how far it is; a quiet one does nothing.
+    """Writes the records of a run below `folder` (None: none) and shows how far it is; a quiet one only logs.
 
-    On a terminal there is a bar; elsewhere a line every `line_seconds`.
+    On a terminal there is a bar; elsewhere a line every `line_seconds`. `metrics`, if there are some, take the records
+    of every rank.
     """
 
-    def __init__(self, folder: Path | None, *, quiet: bool, start_step: int = 0, line_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        quiet: bool,
+        start_step: int = 0,
+        line_seconds: float = 10.0,
+        json_lines: bool = False,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = Console(stderr=True, quiet=quiet or json_lines)
+        self._metrics = metrics
         self._folder = folder
         self._warnings = 0
         self._line_seconds = line_seconds
@@ -39,14 +52,16 @@ class Reporter:
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
         if not quiet and folder is not None:
-            metrics = folder / "metrics.jsonl"
-            _forget_after(metrics, start_step)
-            self._file = metrics.open("a", encoding="utf-8")
+            records = folder / "metrics.jsonl"
+            _forget_after(records, start_step)
+            self._file = records.open("a", encoding="utf-8")
             purge = start_step + 1 if start_step else None
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def record(self, split: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """One JSON line, and a TensorBoard scalar `<split>/<name>` for each value."""
+        if self._metrics is not None:
+            self._metrics.record(split, step, values)
         if self._file is None or self._board is None:
             return
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -125,7 +140,8 @@ class Reporter:
             self._progress = None
 
     def say(self, message: str) -> None:
-        """A line for people, on stderr."""
+        """A line for people, on stderr, and in the rank's log."""
+        LOGGER.info(message)
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -135,6 +151,8 @@ class Reporter:
             self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
 
 def show_summary(console: Console, title: str, rows: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from rechub_dist.distributed.batchnorm import globalize
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
 from rechub_dist.distributed.process import Stop
-from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, runtime
+from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, environment, runtime
 from rechub_dist.distributed.sharding import Cluster, make_plan, shard, table_shards
 from rechub_dist.distributed.state import placement, train_state, weights_state
 from rechub_dist.distributed.watchdog import Watchdog
@@ -34,6 +34,10 @@ from rechub_dist.embedding.layout import REPLICATED
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.evaluate import Evaluation, evaluate
 from rechub_dist.losses import LossCheck
+from rechub_dist.monitoring.health import Health
+from rechub_dist.monitoring.logs import log_to
+from rechub_dist.monitoring.metrics import Metrics
+from rechub_dist.monitoring.step_times import StepTimes
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.passes import Pass, Passes
 from rechub_dist.report import Reporter, short
@@ -118,6 +122,7 @@ class Trainer:
         self.valid_reader = optional_reader(config, self.parts, rt, "valid")
         self.test_reader = optional_reader(config, self.parts, rt, "test")
         rt.together(lambda: _make_output(config, rt))
+        log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
         self.module = shard_step(config, self.parts, rt)
         self.optimizers = rt.together(
             lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
@@ -126,7 +131,8 @@ class Trainer:
         self.checkpoints.prepare()
         self._begun_with: list[str] = []
         self.position = self._resume()
-        self.report = Reporter(config.output_dir, quiet=not rt.is_main, start_step=self.position.step)
+        self.report = self._reporter()
+        self._times = StepTimes(config.monitor.profile_every)
         self._stop = Stop()
         stall = config.distributed.stall_seconds or 0.8 * config.distributed.timeout_seconds
         self._watchdog = Watchdog(rt, config.output_dir / "logs", stall)
@@ -147,7 +153,8 @@ class Trainer:
     def fit(self) -> Summary:
         """Train to the end, or to a signal; evaluate; keep checkpoints."""
         start, began = self.position, time.monotonic()
-        with self._stop.listening(), self._watchdog:
+        health = Health(self.config.output_dir / "health", self.rt.rank, self._watchdog.gets_on)
+        with self._stop.listening(), self._watchdog, health:
             self._preempted = not self._all_listen()
             self.report.say(self._headline())
             for line in self._begun_with:
@@ -266,7 +273,8 @@ class Trainer:
             # Dropout is drawn from (seed, step, rank), so a resumed run draws what the uninterrupted one did.
             torch.manual_seed(seed_from(repr((config.seed, step, self.rt.rank))))
             try:
-                loss = pipeline.progress(batches, step)
+                with self._times.step(step + 1):
+                    loss = pipeline.progress(batches, step)
             except StopIteration:
                 break
             if loss is not None:
@@ -291,6 +299,8 @@ class Trainer:
                 self._note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
                 if padded is not None:
                     self._note += f", {padded:.0%} padding"
+            if (parts := self._times.take()) is not None:
+                self.report.record("time", step, here.number, parts)
             if feed.new_skips:
                 self.report.skipped("train", step, feed.new_skips)
                 feed.new_skips = []
@@ -412,6 +422,20 @@ class Trainer:
         self.checkpoints.save(state, self.position, run)
         self._saved = self.position
         self._tell_saves()
+
+    def _reporter(self) -> Reporter:
+        config, rt = self.config.monitor, self.rt
+        metrics = None
+        if config.metrics_port is not None:
+            port = config.metrics_port and config.metrics_port + environment()[2]
+            metrics = rt.together(lambda: Metrics(port, rt.rank, rt.world_size))
+        return Reporter(
+            self.config.output_dir,
+            quiet=not rt.is_main,
+            start_step=self.position.step,
+            json_lines=config.json_lines,
+            metrics=metrics,
+        )
 
     def _open_trace(self) -> Trace:
         return Trace(self.config.output_dir / "rows", self.rt.from_main(time.time_ns), self.rt.rank)

@@ -15,7 +15,7 @@ from rechub_dist.config.objectives import ObjectiveConfig
 from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import StrictLoader, parse_yaml, read_yaml
-from rechub_dist.config.training import CheckpointConfig, DistributedConfig, TrainConfig
+from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
 from rechub_dist.config.warm_start import WarmStartConfig
 from rechub_dist.errors import UserError, nearest, one_line
 
@@ -46,6 +46,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     distributed: DistributedConfig = DistributedConfig()
+    monitor: MonitorConfig = MonitorConfig()
     warm_start: WarmStartConfig | None = Field(None, description="weights of another run or from files, at step 0")
 
     @model_validator(mode="after")

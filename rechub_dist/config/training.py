@@ -47,6 +47,18 @@ class CheckpointConfig(Section):
     storage: StorageConfig | None = Field(None, description="of folder and warm_start; default: data.storage")
 
 
+class MonitorConfig(Section):
+    """What a run tells machines."""
+
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="serve Prometheus metrics: a rank at this port plus its number on the host"
+    )
+    profile_every: int | None = Field(
+        1000, gt=1, description="steps between two whose time is divided: data, embedding, dense, communication"
+    )
+    json_lines: bool = Field(False, description="what the main rank tells on stderr as JSON, for log collectors")
+
+
 class DistributedConfig(Section):
     """Process groups and pipeline."""
 

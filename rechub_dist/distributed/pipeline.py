@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
@@ -17,6 +18,7 @@ from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.distributed.watchdog import WAITING, Watchdog
 from rechub_dist.errors import UserError
 from rechub_dist.losses import LossCheck
+from rechub_dist.monitoring.step_times import WAITING_FOR_DATA
 from rechub_dist.objectives import Objective
 
 
@@ -68,7 +70,8 @@ class Feed:
         self._mark("waiting for a batch")
         batch, message = None, None
         try:
-            batch = next(self._batches, None)
+            with record_function(WAITING_FOR_DATA):
+                batch = next(self._batches, None)
         except UserError as error:
             message = str(error)
         if batch is None and message is None:

@@ -90,9 +90,16 @@ class Watchdog:
             if now - looked > 2 * self._interval + 1:  # this process was stopped: nothing is known of that time
                 self._state = self._state._replace(at=now)
             looked, state = now, self._state
-            limit = self._limit * (_PATIENCE if state.slow else 1.0) * (_FOR_OTHERS if state.doing == WAITING else 1.0)
-            if now - state.at > limit:
+            if now - state.at > self._allowed(state):
                 self._give_up(state, now - state.at)
+
+    def gets_on(self) -> bool:
+        """Whether this rank's last mark is younger than it may be."""
+        state = self._state
+        return time.monotonic() - state.at <= self._allowed(state)
+
+    def _allowed(self, state: _State) -> float:
+        return self._limit * (_PATIENCE if state.slow else 1.0) * (_FOR_OTHERS if state.doing == WAITING else 1.0)
 
     def _report(self) -> None:
         """Tell the other ranks of this one's marks; apart from `_watch`, as the store's host may not answer."""

@@ -83,7 +83,7 @@ def pytorchjob(settings: Settings, config: RunConfig) -> list[Manifest]:
     name = settings.name
     # The operator knows its container by this name, and has a Service for each pod.
     container = trainer(settings, config, "pytorch", torchrun(settings, f"{name}-worker-0:{_PORT}"))
-    container["ports"] = [{"name": "pytorchjob-port", "containerPort": _PORT}]
+    container["ports"] = [{"name": "pytorchjob-port", "containerPort": _PORT}, *container.get("ports", [])]
     template = pod(settings, container)
     del template["spec"]["restartPolicy"]  # the operator's own stands beside the template
     spec = {

@@ -152,6 +152,14 @@ def test_liveness_is_asked_for(kind: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", TORCHRUN_KINDS)
+def test_ports_of_metrics_are_named(kind: str) -> None:
+    assert not {port["name"] for port in container(trainer_pod(render(kind))).get("ports", [])} & {"metrics-0"}
+    metrics = ("--nproc-per-node", "2", "--set", "monitor.metrics_port=9400")
+    ports = container(trainer_pod(render(kind, *metrics)))["ports"]
+    assert {"metrics-0": 9400, "metrics-1": 9401}.items() <= {p["name"]: p["containerPort"] for p in ports}.items()
+
+
 def test_tensorboard_reads_the_output_claim() -> None:
     objects = render("job", "--tensorboard")
     deployment = by_kind(objects, "Deployment")
