@@ -155,6 +155,7 @@ def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: a
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    logging.getLogger("rechub_dist").addHandler(logging.NullHandler())  # what is not in a run belongs in no log
     code = _run_app()
     sys.stdout.flush()
     sys.stderr.flush()
