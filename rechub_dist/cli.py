@@ -19,6 +19,7 @@ from rechub_dist.data.commands import data_app
 from rechub_dist.distributed.process import AGENT_PID, MISTAKE, PREEMPTED, die_with_agent
 from rechub_dist.errors import UserError
 from rechub_dist.kubernetes.commands import k8s_app
+from rechub_dist.monitoring.logs import LOGGER
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -126,6 +127,41 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    output_dir: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="Output folder of a run.")],
+    data: Annotated[str, typer.Option(help="Parquet file, folder, glob or address; labels are not needed.")],
+    out: Annotated[str, typer.Option(help="Folder or address for Parquet files; new or empty.")],
+    keep: Annotated[list[str] | None, typer.Option(help="Column to copy; may be given many times.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Items a row, of a recall model.")] = 100,
+    nproc: Nproc = None,
+) -> None:
+    """Predict each row of a data set by a run's best checkpoint (the newest, where none is best).
+
+    A ranking or multi-task model gives a probability (or value) for each label; a recall model its best items and their
+    scores. Each row says where it comes from: source_file, source_row. When all is written there is a file _SUCCESS.
+
+    Example: rechub-dist predict runs/deepfm --data data/test --out predictions --keep user --nproc 2
+    """
+    from rechub_dist.config import load_run  # noqa: PLC0415
+
+    config = load_run(output_dir / "config.yaml", [f"output_dir={json.dumps(str(output_dir))}"])
+    if nproc is not None and not _is_worker():
+        from rechub_dist.distributed.launcher import Launch, launch  # noqa: PLC0415
+
+        columns = [part for name in keep or [] for part in ("--keep", name)]
+        arguments = ["predict", str(output_dir), "--data", data, "--out", out, *columns, "--top-k", str(top_k)]
+        raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
+    from rechub_dist.predict import Prediction  # noqa: PLC0415
+    from rechub_dist.report import show_summary  # noqa: PLC0415
+    from rechub_dist.trainer import predict_run  # noqa: PLC0415
+
+    _quiet()
+    step, rows = predict_run(config, Prediction(data, out, tuple(keep or ()), top_k))
+    if _is_main():
+        show_summary(Console(), f"{config.model.name} on {data}", {"step": step, "rows": rows, "predictions": out})
+
+
+@app.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="A model's class name.")] = None,
     run_file: Annotated[bool, typer.Option("--run-file", help="Print nothing but a run file that works.")] = False,
@@ -155,7 +191,6 @@ def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: a
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
-    logging.getLogger("rechub_dist").addHandler(logging.NullHandler())  # what is not in a run belongs in no log
     code = _run_app()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -171,7 +206,7 @@ def _run_app() -> int:
     try:
         app()
     except UserError as error:
-        logging.getLogger("rechub_dist").error(error)
+        LOGGER.error(error)
         if _is_main():
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
@@ -179,7 +214,7 @@ def _run_app() -> int:
             time.sleep(1.0)
         return MISTAKE
     except Exception:
-        logging.getLogger("rechub_dist").exception("this rank fails")
+        LOGGER.exception("this rank fails")
         raise
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

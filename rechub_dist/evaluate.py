@@ -20,7 +20,7 @@ from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.embedded import Jagged, Output
 from rechub_dist.embedding.stage import split_dense
 from rechub_dist.errors import UserError
-from rechub_dist.features import NegativeFeature
+from rechub_dist.features import DenseFeature, NegativeFeature
 from rechub_dist.metrics.binary import binary_metrics, regression_metrics
 from rechub_dist.metrics.ranking import Catalogue, ranking_metrics, target_ranks
 from rechub_dist.models import RecallModel
@@ -70,7 +70,7 @@ def evaluate(
     try:
         with torch.no_grad():
             tally, skips = Tally(), list[Skipped]()
-            batches = _agreed(reader, runtime, advance, stop, tally, skips)
+            batches = agreed_batches(reader, runtime, advance, stop, tally, skips)
             if isinstance(step.objective, TaskObjective):
                 found = _tasks(step, step.objective, batches, runtime)
             else:
@@ -81,7 +81,7 @@ def evaluate(
         step.train(training)
 
 
-def _agreed(
+def agreed_batches(
     reader: ParquetReader,
     runtime: Runtime,
     advance: Callable[[int], None] | None,
@@ -147,7 +147,7 @@ def _ranking(
     """
     model, config = step.model, objective.config
     assert isinstance(model, RecallModel)
-    catalogue = _catalogue(step, objective, parts, runtime)
+    catalogue = catalogue_of(step, objective, parts, runtime)
     found: dict[str, list[Tensor]] = {"": [torch.empty(0)], "sampled_": [torch.empty(0)]}
     tasks: list[Tensor] = []
     for batch in batches:
@@ -156,7 +156,7 @@ def _ranking(
         if objective.tasks is not None:
             tasks.append(_scores(objective.tasks, model(embedded), batch))
         target = batch.feature(objective.item.feature.name).values()
-        seen = _seen(objective, batch)
+        seen = seen_items(objective, batch)
         rows = [runtime.gather(rows) for rows in (user, mask, target)]
         hidden = None
         if seen is not None and config.exclude_seen:
@@ -176,7 +176,7 @@ def _ranking(
     return Evaluation(metrics | of_tasks.metrics, sum(len(ranks) for ranks in found[""]), of_tasks.predictions)
 
 
-def _seen(objective: RetrievalObjective, batch: Batch) -> Jagged | None:
+def seen_items(objective: RetrievalObjective, batch: Batch) -> Jagged | None:
     """The items that the model reads as the user's history."""
     if objective.history is None:
         return None
@@ -201,7 +201,7 @@ def _drawn(objective: RetrievalObjective, count: int, target: Tensor, seen: Jagg
     return torch.from_numpy(drawn).view(n, count).to(target.device)
 
 
-def _catalogue(step: TrainStep, objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Catalogue:
+def catalogue_of(step: TrainStep, objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Catalogue:
     """This rank's part of the items: every rank has about as many."""
     model = step.model
     assert isinstance(model, RecallModel)
@@ -245,13 +245,17 @@ def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime)
             lanes=world,
         )
     )
-    for batch in _agreed(reader, runtime, None, lambda: False, Tally(), []):
-        own = split_dense(batch.dense, objective.item_dense)
-        others = {f.name: batch.dense.new_zeros(batch.rows, f.dim) for f in parts.spec.dense}
-        dense = torch.cat([batch.dense.new_zeros(batch.rows, 0), *(others | own).values()], dim=1)
+    for batch in agreed_batches(reader, runtime, None, lambda: False, Tally(), []):
+        dense = with_missing(batch.dense, objective.item_dense, parts.spec.dense)
         given = batch.jagged["items"]
         jagged = _only(parts.spec.collections, given, given.stride(), batch.id_weights)
         yield Batch(batch.rows, dense, jagged, batch.labels, id_weights=batch.id_weights)
+
+
+def with_missing(dense: Tensor, there: tuple[DenseFeature, ...], wanted: tuple[DenseFeature, ...]) -> Tensor:
+    """The features `there`, which lie side by side in `dense`, in their places among `wanted`, zeros in the others."""
+    zeros = {feature.name: dense.new_zeros(len(dense), feature.dim) for feature in wanted}
+    return torch.cat([dense.new_zeros(len(dense), 0), *(zeros | split_dense(dense, there)).values()], dim=1)
 
 
 def _ones(n: int, stride: int) -> Tensor:

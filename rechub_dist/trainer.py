@@ -40,9 +40,17 @@ from rechub_dist.monitoring.metrics import Metrics
 from rechub_dist.monitoring.step_times import StepTimes
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.passes import Pass, Passes
+from rechub_dist.predict import Prediction, predict
 from rechub_dist.report import Reporter, short
 from rechub_dist.seeds import seed_from
-from rechub_dist.splits import evaluation_reader, open_passes, optional_reader, warning_of, with_draws
+from rechub_dist.splits import (
+    evaluation_reader,
+    open_passes,
+    optional_reader,
+    prediction_reader,
+    warning_of,
+    with_draws,
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,26 @@ def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
         report.skipped(data, step, (*reader.manifest.left_out, *found.skips))
         report.close()
         return step, found
+
+
+def predict_run(config: RunConfig, wanted: Prediction) -> tuple[int, int]:
+    """Predict by a run's best checkpoint (else its newest): its step, and the number of rows; called on every rank.
+
+    Raises:
+        UserError: the run has no checkpoint, the data does not fit it, or the output cannot be written.
+    """
+    device = device_type(config.device)
+    with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
+        parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        reader = prediction_reader(config, parts, rt, wanted.data)
+        checkpoints = _checkpoints(config, rt)
+        module = shard_step(config, parts, rt)
+        step = checkpoints.load_best(weights_state(module, parts.layout))
+        report = Reporter(None, quiet=not rt.is_main)
+        report.start(f"predicting {wanted.data}", reader.steps)
+        rows = predict(wanted, parts, reader, rt, report)
+        report.close()
+        return step, rows
 
 
 def shard_step(config: RunConfig, parts: Parts, rt: Runtime) -> DistributedModelParallel:

@@ -12,6 +12,9 @@ from pathlib import Path
 from pythonjsonlogger.json import JsonFormatter
 
 LOGGER = logging.getLogger("rechub_dist")
+# Outside of a run there is no log: what is to be told is told by other means.
+LOGGER.addHandler(logging.NullHandler())
+LOGGER.propagate = False
 
 
 def log_to(folder: Path, rank: int, *, json_lines: bool = False) -> None:
@@ -36,10 +39,12 @@ def log_to(folder: Path, rank: int, *, json_lines: bool = False) -> None:
     handler = logging.FileHandler(folder / f"rank-{rank}.jsonl", encoding="utf-8")
     handler.setFormatter(formatter)
     root = logging.getLogger()
+    for old in root.handlers:
+        old.close()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     LOGGER.setLevel(logging.INFO)
-    LOGGER.handlers = []
+    LOGGER.handlers, LOGGER.propagate = [], True
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     debug = bool(os.environ.get("RECHUB_DEBUG"))

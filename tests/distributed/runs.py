@@ -132,6 +132,7 @@ def run_file(folder: Path, root: Path, model: str, /, **sections: Any) -> Path:
         "embedding": {"optimizer": {"name": "rowwise_adagrad", "lr": 0.05}},
         "optimizer": {"name": "adam", "lr": 0.01},
         "train": {"epochs": 2, "log_every": 1},
+        "monitor": {"profile_every": None},
         "distributed": {"timeout_seconds": 60, "threads": 1},
     }
     if labels(model):
