@@ -75,7 +75,7 @@ class Agent(LocalElasticAgent):
             super()._exit_barrier()
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        self._let_end()
+        ended = self._let_end()
         result = super()._monitor_workers(worker_group)
         if result.state is not WorkerState.FAILED:
             return result
@@ -85,25 +85,32 @@ class Agent(LocalElasticAgent):
         elif PREEMPTED in codes.values():
             return self._go_on(result)
         else:
-            first = min(result.failures, key=lambda rank: result.failures[rank].timestamp)
+            ended = ended or codes
+            # A peer's lost connection is exit code 1: of those that have ended together, it has not begun.
+            first = min(ended, key=lambda rank: (ended[rank] == 1, rank))
             used = worker_group.spec.max_restarts - self._remaining_restarts
             what = (
                 f"restart {used + 1} of {worker_group.spec.max_restarts}"
                 if self._remaining_restarts
                 else "no restart is left"
             )
-            say(f"rank {first} {_end_of(codes[first])}; {what}")
+            say(f"rank {first} {_end_of(ended[first])}; {what}")
         return result
 
-    def _let_end(self) -> None:
-        """Once a worker has ended, end the others: the base class would signal those that are about to save."""
+    def _let_end(self) -> dict[int, int]:
+        """Once a worker has ended, end the others: the base class would signal those that are about to save.
+
+        Returns the exit codes by rank of the workers that failed before any was ended here.
+        """
         codes = self.exit_codes()
+        failed = {w.global_rank: code for w, code in zip(self._worker_group.workers, codes, strict=False) if code}
         if PREEMPTED in codes:
             deadline = time.monotonic() + self._shutdown_timeout
             while None in self.exit_codes() and time.monotonic() < deadline:
                 time.sleep(0.05)
-        elif any(codes):
+        elif failed:
             self._shutdown(timeout=min(_BEREFT_SECONDS, self._shutdown_timeout))
+        return failed
 
     def _go_on(self, preempted: RunResult) -> RunResult:
         """What follows when the workers have stopped as they were asked to, this agent not."""
