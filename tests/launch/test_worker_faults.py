@@ -98,6 +98,20 @@ def test_outer_restarts_after_the_agent_has_died(launch_data: Path, tmp_path: Pa
     assert run.wait() == 0, run.text
 
 
+def test_a_second_signal_does_not_wait_for_a_worker_that_hangs(launch_data: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, launch_data, "DeepFM", model=BIG)
+    run = command(path)
+    wait_for_step(path, 12)
+    os.kill(run.workers()[1], signal.SIGSTOP)
+    run.signal(signal.SIGTERM)
+    time.sleep(1.5)  # what comes within a second is the same request
+    assert run.code is None
+    workers = run.workers()
+    run.signal(signal.SIGTERM)
+    assert run.wait(20) == 128 + signal.SIGTERM, run.text  # the grace period is 30 s
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
+
+
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Path:
     """Data with one dense value that no loss survives: in row 30 of the first file."""
