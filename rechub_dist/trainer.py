@@ -147,24 +147,24 @@ class Trainer:
     def fit(self) -> Summary:
         """Train to the end, or to a signal; evaluate; keep checkpoints."""
         start, began = self.position, time.monotonic()
-        with self._stop.listening(), self._watchdog:
-            self._preempted = not self._all_listen()
-            self.report.say(self._headline())
-            for line in self._begun_with:
-                self.report.say(line)
-            self._warn()
-            if not self._preempted and not start.stopped_early and self._has_more(start):
-                self._train()
-            test = {} if self._preempted else self._final()
+        with self._stop.listening():  # also while the last checkpoint is written
+            with self._watchdog:
+                self._preempted = not self._all_listen()
+                self.report.say(self._headline())
+                for line in self._begun_with:
+                    self.report.say(line)
+                self._warn()
+                if not self._preempted and not start.stopped_early and self._has_more(start):
+                    self._train()
+                test = {} if self._preempted else self._final()
+            self.checkpoints.wait()
+            self._tell_saves()
+            self.checkpoints.check_last()
         rows = self._rows_between(start.step, self.position.step)
         rate = rows / self._busy if rows else None
-        self.checkpoints.wait()
-        self._tell_saves()
         if self._preempted:
-            self.checkpoints.check_last()
             self.report.say(f"preempted at step {self.position.step}, resume with the same command")
             return Summary(self.position.step, self.position.best_step, True, {}, {}, rate)
-        self.checkpoints.check_last()
         self.report.say(f"finished at step {self.position.step} after {time.monotonic() - began:.1f} s")
         return Summary(self.position.step, self.position.best_step, False, self.position.best_metrics, test, rate)
 

@@ -73,7 +73,10 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals. Only the main thread can; in another one nothing changes."""
+        """Handle the signals. Only the main thread can; in another one nothing changes.
+
+        Once asked, this goes on up to the end of the process, for which a repetition of the request would come too soon.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -89,5 +92,6 @@ class Stop:
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if not self.asked():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
