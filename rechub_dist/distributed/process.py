@@ -75,7 +75,7 @@ class Stop:
     def listening(self) -> Iterator[None]:
         """Handle the signals. Only the main thread can; in another one nothing changes.
 
-        Once asked, this goes on up to the end of the process, for which a repetition of the request would come too soon.
+        Once asked, this goes on up to the end of the process: a repetition of the request may come after training.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
