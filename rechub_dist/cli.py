@@ -110,8 +110,8 @@ def evaluate(
 
         arguments = ["evaluate", str(output_dir), "--data", data, *(["--json"] if as_json else [])]
         raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
+    from rechub_dist.evaluate import evaluate_run  # noqa: PLC0415
     from rechub_dist.report import show_summary  # noqa: PLC0415
-    from rechub_dist.trainer import evaluate_run  # noqa: PLC0415
 
     _quiet()
     step, found = evaluate_run(config, data)
