@@ -16,7 +16,7 @@ from rich.console import Console
 
 from rechub_dist.checkpoint_commands import checkpoint_app
 from rechub_dist.data.commands import data_app
-from rechub_dist.distributed.process import AGENT_PID, MISTAKE, PREEMPTED, die_with_agent
+from rechub_dist.distributed.process import AGENT_PID, MISTAKE, PREEMPTED, die_with_agent, preempted_exit_code
 from rechub_dist.errors import UserError
 from rechub_dist.kubernetes.commands import k8s_app
 from rechub_dist.monitoring.logs import LOGGER
@@ -79,9 +79,7 @@ def train(
     _quiet()
     summary = run(config)
     if summary.preempted:
-        # A scheduler that keeps a run going takes 0 for done, and would not start this one again with its peers.
-        other = int(os.environ.get("RECHUB_PREEMPTED_EXIT_CODE", "0"))
-        raise typer.Exit(PREEMPTED if AGENT_PID in os.environ else other)
+        raise typer.Exit(PREEMPTED if AGENT_PID in os.environ else preempted_exit_code())
     if not _is_main():
         return
     rows: dict[str, Any] = {"steps": summary.step}
@@ -113,8 +111,8 @@ def evaluate(
 
         arguments = ["evaluate", str(output_dir), "--data", data, *(["--json"] if as_json else [])]
         raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
+    from rechub_dist.evaluate import evaluate_run  # noqa: PLC0415
     from rechub_dist.report import show_summary  # noqa: PLC0415
-    from rechub_dist.trainer import evaluate_run  # noqa: PLC0415
 
     _quiet()
     step, found = evaluate_run(config, data)
@@ -151,9 +149,8 @@ def predict(
         columns = [part for name in keep or [] for part in ("--keep", name)]
         arguments = ["predict", str(output_dir), "--data", data, "--out", out, *columns, "--top-k", str(top_k)]
         raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
-    from rechub_dist.predict import Prediction  # noqa: PLC0415
+    from rechub_dist.predict import Prediction, predict_run  # noqa: PLC0415
     from rechub_dist.report import show_summary  # noqa: PLC0415
-    from rechub_dist.trainer import predict_run  # noqa: PLC0415
 
     _quiet()
     step, rows = predict_run(config, Prediction(data, out, tuple(keep or ()), top_k))
@@ -191,6 +188,9 @@ def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: a
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    if not os.environ.get("RECHUB_DEBUG"):
+        # Read when torch is loaded. Its warnings on connections that break are pages of C++ frames.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = _run_app()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.build import Parts
-from rechub_dist.config import StorageConfig
+from rechub_dist.build import Parts, build
+from rechub_dist.checkpoint import open_checkpoints
+from rechub_dist.config import RunConfig, StorageConfig
 from rechub_dist.data.columns import one_array
 from rechub_dist.data.files import OpenFiles
 from rechub_dist.data.manifest import DataFile, Manifest
@@ -23,7 +24,9 @@ from rechub_dist.data.skips import Tally
 from rechub_dist.data.storage import locate
 from rechub_dist.data.stored import Stored, StoredRows
 from rechub_dist.data.vocabulary import vocabulary_of
-from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.distributed.runtime import Runtime, device_type, runtime
+from rechub_dist.distributed.sharding import shard_step
+from rechub_dist.distributed.state import weights_state
 from rechub_dist.embedded import Jagged
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.evaluate import agreed_batches, catalogue_of, seen_items, with_missing
@@ -32,6 +35,7 @@ from rechub_dist.metrics.ranking import Catalogue, top_items
 from rechub_dist.models import RecallModel
 from rechub_dist.objectives import RetrievalObjective, TaskObjective
 from rechub_dist.report import Reporter
+from rechub_dist.splits import prediction_reader
 
 SUCCESS = "_SUCCESS"
 _ROWS_A_GROUP = 1 << 17
@@ -52,6 +56,26 @@ class Prediction:
     out: str
     keep: tuple[str, ...] = ()
     top_k: int = 100
+
+
+def predict_run(config: RunConfig, wanted: Prediction) -> tuple[int, int]:
+    """Predict by a run's best checkpoint (else its newest): its step, and the number of rows; called on every rank.
+
+    Raises:
+        UserError: the run has no checkpoint, the data does not fit it, or the output cannot be written.
+    """
+    device = device_type(config.device)
+    with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
+        parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        reader = prediction_reader(config, parts, rt, wanted.data)
+        checkpoints = open_checkpoints(config, rt)
+        module = shard_step(parts, rt)
+        step = checkpoints.load_best(weights_state(module, parts.layout))
+        report = Reporter(None, quiet=not rt.is_main)
+        report.start(f"predicting {wanted.data}", reader.steps)
+        rows = predict(wanted, parts, reader, rt, report)
+        report.close()
+        return step, rows
 
 
 def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Runtime, report: Reporter) -> int:
@@ -214,7 +238,7 @@ class _Output:
     def _read(self, file: DataFile, group: int) -> pa.Table:
         if self._group is None or self._group[:2] != (file.path, group):
             self._group = None  # first let go of the one before
-            self._group = (file.path, group, self._opened.read(file, group, self._keep))
+            self._group = (file.path, group, self._opened.read(file, group, self._keep)[0])
         return self._group[2]
 
     def _flush(self) -> None:

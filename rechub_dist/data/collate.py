@@ -7,8 +7,9 @@ lie side by side in one block, so that a slice of all of them is one view, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -93,7 +94,12 @@ class Pieces(NamedTuple):
 
 
 def open_window(
-    table: pa.Table, spec: BatchSpec, permutation: Ints | None, where: str, reuse: Window | None = None
+    table: pa.Table,
+    spec: BatchSpec,
+    permutation: Ints | None,
+    where: str,
+    reuse: Window | None = None,
+    bounds: Mapping[str, tuple[int, int]] = {},
 ) -> Window:
     """Check, convert and permute the rows of `table`.
 
@@ -104,6 +110,8 @@ def open_window(
         where: the file's name, for errors.
         reuse: a window of the same spec that is finished, whose memory may be overwritten. (Fresh memory costs a page
             fault every 4 kB, together about a fifth of the time that it takes to open a window.)
+        bounds: the least and the greatest value by column, where they are known: ids need not be looked at to see
+            that none is outside its table.
 
     Raises:
         UserError: naming `where`, the column, the value and the fix.
@@ -122,7 +130,7 @@ def open_window(
         float_memory, floats = _room(reuse and reuse.memory and reuse.memory[1], (len(floats), rows), np.float32)
         memory = id_memory, float_memory
     for feature in features:
-        ids, weights, offsets = _stored(table, feature, where)
+        ids, weights, offsets = _stored(table, feature, where, bounds.get(feature.source))
         if offsets is None:
             _place(ids, permutation, block, len(flat))
             flat.append(feature.name)
@@ -148,7 +156,9 @@ def open_window(
     return Window(rows, tuple(flat), block[: len(flat)], ragged, floats, memory)
 
 
-def _stored(table: pa.Table, feature: StoredFeature, where: str) -> tuple[Ints, Floats | None, Ints | None]:
+def _stored(
+    table: pa.Table, feature: StoredFeature, where: str, bounds: tuple[int, int] | None
+) -> tuple[Ints, Floats | None, Ints | None]:
     """A column's ids, their weights, and the offsets of its rows; None for one id without a weight in every row."""
     array = one_array(table, feature.source)
     weights: Floats | None = None
@@ -156,9 +166,9 @@ def _stored(table: pa.Table, feature: StoredFeature, where: str) -> tuple[Ints, 
         weights = read_id_weights(one_array(table, feature.weights), array, feature, where)
     if is_list(array.type):
         offsets = _list_offsets(array)
-        ids, keep = read_ids(_elements(array), feature, where)
+        ids, keep = read_ids(_elements(array), feature, where, bounds)
     else:
-        ids, keep = read_ids(array, feature, where)
+        ids, keep = read_ids(array, feature, where, bounds)
         if keep is None and weights is None:
             return ids, None, None
         offsets = np.arange(len(array) + 1)
@@ -243,15 +253,14 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
 
     jagged: dict[str, KeyedJaggedTensor] = {}
     for collection, keys in spec.collections.items():
-        lengths = np.ones((len(keys), stride), np.int32)
-        lengths[:, n:] = 0
-        for row, key in zip(lengths, keys, strict=True):
-            if key not in place:
-                row[:n] = ragged[key].lengths
         first = place.get(keys[0], 0)
         if flat[first : first + len(keys)] == tuple(keys):
+            lengths = _one_each(len(keys), n, stride)
             values = block[first : first + len(keys)].reshape(-1)  # a view: the keys are neighbours in the block
         else:
+            lengths = np.zeros((len(keys), stride), np.int32)
+            for row, key in zip(lengths, keys, strict=True):
+                row[:n] = ids(key).lengths
             values = _joined([piece for key in keys for piece in ids(key).values], np.dtype(np.int64))
         jagged[collection] = KeyedJaggedTensor(
             keys=list(keys),
@@ -272,6 +281,14 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
         weights=torch.from_numpy(floats[-1]) if spec.weight else None,
         id_weights={name: torch.from_numpy(values) for name, values in weights.items()},
     )
+
+
+@lru_cache(maxsize=16)
+def _one_each(keys: int, n: int, stride: int) -> Ints:
+    """One id in each of the first n rows, int32 [keys, stride]: batches share it, since no one writes into a batch."""
+    lengths = np.zeros((keys, stride), np.int32)
+    lengths[:, :n] = 1
+    return lengths
 
 
 def _draw(spec: BatchSpec, ids: Callable[[str], Pieces], ragged: dict[str, Pieces], draw: Draw, n: int) -> None:

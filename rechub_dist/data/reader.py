@@ -288,8 +288,9 @@ class _Source:
     def _read(self, file: DataFile, group: int, place: Place, permutation: IntArray | None) -> Window:
         """Read and convert a piece of a row group."""
         reuse = self._finished.pop() if self._finished else None
-        table = self._files.read(file, group, self._columns).slice(place.start, place.stop - place.start)
+        table, bounds = self._files.read(file, group, self._columns)
+        table = table.slice(place.start, place.stop - place.start)
         if self._checked is None or not table.schema.equals(self._checked):
             check_schema(table.schema, self._reader.spec, file.path)
             self._checked = table.schema
-        return open_window(table, self._reader.spec, permutation, file.path, reuse)
+        return open_window(table, self._reader.spec, permutation, file.path, reuse, bounds)

@@ -23,8 +23,7 @@ from rechub_dist.embedded import Embedded, Jagged
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.errors import UserError
 from rechub_dist.models import RecallModel
-from rechub_dist.predict import Prediction
-from rechub_dist.trainer import predict_run
+from rechub_dist.predict import Prediction, predict_run
 
 ITEMS, ROWS = 61, 70
 
