@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TextIO
 
 import numpy as np
@@ -24,11 +25,20 @@ _WARNINGS = 10  # bad pieces of files that are told one by one
 class Reporter:
     """Writes the records of a run below `folder` (None: none) and shows how far it is; a quiet one does nothing.
 
-    On a terminal there is a bar; elsewhere a line every `line_seconds`.
+    On a terminal there is a bar; elsewhere a line every `line_seconds`. Each record is put into `records`, too.
     """
 
-    def __init__(self, folder: Path | None, *, quiet: bool, start_step: int = 0, line_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        quiet: bool,
+        start_step: int = 0,
+        line_seconds: float = 10.0,
+        records: SimpleQueue[dict[str, Any]] | None = None,
+    ) -> None:
         self.quiet = quiet
+        self._records = records
         self.console = Console(stderr=True, quiet=quiet)
         self._folder = folder
         self._warnings = 0
@@ -50,8 +60,11 @@ class Reporter:
         if self._file is None or self._board is None:
             return
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split, **clean}) + "\n")
+        entry = {"step": step, "epoch": epoch, "split": split, **clean}
+        self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
+        if self._records is not None:
+            self._records.put(entry)
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 

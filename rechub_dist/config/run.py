@@ -71,6 +71,24 @@ class RunConfig(Section):
         """Where the checkpoints are: a path or an address."""
         return self.checkpoint.folder or str(self.output_dir / "checkpoints")
 
+    def anchored(self, folder: Path) -> RunConfig:
+        """The same run with relative paths taken as below `folder`: for processes that work elsewhere."""
+
+        def path(given: str) -> str:
+            return given if "://" in given else str(folder / given)
+
+        data = self.data.model_copy(update={"root": path(self.data.root)})
+        checkpoint = self.checkpoint
+        if checkpoint.folder is not None:
+            checkpoint = checkpoint.model_copy(update={"folder": path(checkpoint.folder)})
+        start = self.warm_start
+        if start is not None:
+            files = tuple(item.model_copy(update={"file": path(item.file)}) for item in start.embeddings)
+            other = None if start.from_ is None else path(start.from_)
+            start = start.model_copy(update={"from_": other, "embeddings": files})
+        changed = {"output_dir": folder / self.output_dir, "data": data, "checkpoint": checkpoint, "warm_start": start}
+        return self.model_copy(update=changed)
+
     def dump(self) -> str:
         """The configuration as YAML that can be launched again."""
         return yaml.safe_dump(
