@@ -34,9 +34,7 @@ def main(
         typer.Option(metavar="DATA", help="Evaluate the run's best checkpoint on this data instead of training."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Of an evaluation print one JSON object.")] = False,
-    cpus_per_worker: Annotated[
-        int, typer.Option(min=1, help="CPUs, and torch threads.", rich_help_panel=_EACH)
-    ] = 1,
+    cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPUs, and torch threads.", rich_help_panel=_EACH)] = 1,
     gpus_per_worker: Annotated[int, typer.Option(min=0, max=1, help="GPUs.", rich_help_panel=_EACH)] = 0,
     placement: Annotated[
         str, typer.Option(help="PACK, SPREAD, STRICT_PACK or STRICT_SPREAD, over nodes.", rich_help_panel=_EACH)

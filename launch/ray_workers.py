@@ -20,6 +20,8 @@ from typing import Any, Final, NamedTuple
 
 import ray
 import ray.train
+
+import colorama  # isort: skip - Ray brings it along
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
 from ray.train.backend import Backend
@@ -155,7 +157,8 @@ def connect(address: str | None, workers: Workers, *, ship: bool, runtime_env: P
         # Said either way: an old token in the home folder would be taken for this cluster's.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         cores = max(os.cpu_count() or 1, workers.most * workers.cpus)
-        local = {"num_cpus": cores, "include_dashboard": False}
+        local = {"num_cpus": cores}
+    colorama.init()  # no colours in the lines of workers where they are not for a terminal
     try:
         ray.init(address or "local", runtime_env=environment or None, logging_level="WARNING", **local)
     except ConnectionError as error:
@@ -239,9 +242,9 @@ def _told(error: Exception) -> str:
 
 def _rank(job: dict[str, Any]) -> Any:
     """What each worker does, in a thread of its own."""
+    quiet_libraries()
     from rechub_dist.trainer import evaluate_run, run  # noqa: PLC0415 - takes seconds, and a driver can do without
 
-    quiet_libraries()
     work, desk, host = job["work"], job["desk"], hosted()
     if ray.get(desk.begin.remote()) is not None:
         return None
