@@ -26,6 +26,9 @@ def main(
         int | None,
         typer.Option(min=1, help="Go on with so few while nodes are missing; default: wait for all."),
     ] = None,
+    resize_seconds: Annotated[
+        float, typer.Option(min=1, help="With --min-workers: between two looks for room for more ranks.")
+    ] = 60.0,
     max_failures: Annotated[
         int, typer.Option(min=-1, help="Times that ranks are started again after a failure; -1: without limit.")
     ] = 3,
@@ -78,7 +81,9 @@ def main(
     from rechub_dist.report import show_summary  # noqa: PLC0415
     from rechub_dist.summary import show_training  # noqa: PLC0415
 
-    workers = Workers(num_workers, min_workers, cpus_per_worker, gpus_per_worker, placement, max_failures)
+    workers = Workers(
+        num_workers, min_workers, cpus_per_worker, gpus_per_worker, placement, max_failures, resize_seconds
+    )
     if config.device == "cuda" and not gpus_per_worker:
         raise UserError("device: cuda needs --gpus-per-worker 1")
     if in_job() and not config.output_dir.is_absolute():

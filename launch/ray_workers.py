@@ -6,8 +6,10 @@ ranks and counts them; process groups, data and checkpoints are ours.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -30,15 +32,15 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import rechub_dist
+from rechub_dist.checkpoint.folder import step_folder
 from rechub_dist.config import RunConfig, read_yaml
 from rechub_dist.distributed.hosted import Hosted, hosted
-from rechub_dist.distributed.process import PREEMPTED, Stop, quiet_libraries
+from rechub_dist.distributed.process import Stop, quiet_libraries
 from rechub_dist.errors import UserError, one_line
 
 PLACEMENTS: Final = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 _LOOK_SECONDS = 0.5  # between two looks at what is to be reported, and at whether to stop
 _GRACE_SECONDS = 60.0  # for a checkpoint before Ray changes the number of ranks
-_POLLS_SECONDS = 4.0  # in which the controller sees workers that have ended
 
 
 class FailedError(Exception):
@@ -56,6 +58,7 @@ class Workers:
         gpus: GPUs for each, 0 or 1.
         placement: strategy of Ray's placement group.
         max_failures: how often ranks are started again after a failure; -1: without limit.
+        resize_seconds: between two looks whether there is room for more ranks, where `least` are enough.
 
     Raises:
         UserError: numbers that contradict each other, or no such strategy.
@@ -67,6 +70,7 @@ class Workers:
     gpus: int = 0
     placement: str = "PACK"
     max_failures: int = 3
+    resize_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         if self.least is not None and self.least > self.most:
@@ -82,7 +86,7 @@ class Workers:
             use_gpu=self.gpus > 0,
             resources_per_worker=resources,
             placement_strategy=self.placement,
-            elastic_resize_monitor_interval_s=float(os.environ.get("RECHUB_RAY_RESIZE_SECONDS", "60")),
+            elastic_resize_monitor_interval_s=self.resize_seconds,
         )
 
     def waits_for(self) -> str | None:
@@ -105,33 +109,33 @@ class Work(NamedTuple):
     splits: tuple[str, ...] = ("train", "valid", "test", "checkpoint")
 
 
-@ray.remote(num_cpus=0)
 class Desk:
     """Where driver and ranks leave word for each other; it lives where the driver does."""
 
     def __init__(self) -> None:
-        self._asked = self._begun = False
+        self._asked = asyncio.Event()
+        self._begun = False
         self._mistake: str | None = None
 
-    def ask_to_stop(self) -> bool:
+    async def ask_to_stop(self) -> bool:
         """The driver: all ranks are to save and stop. Returns whether they have begun."""
-        self._asked = True
+        self._asked.set()
         return self._begun
 
-    def asked(self) -> bool:
-        """A rank: whether to stop."""
-        return self._asked
+    async def asked(self) -> None:
+        """A rank: returns when it is to stop."""
+        await self._asked.wait()
 
-    def begin(self) -> str | None:
+    async def begin(self) -> str | None:
         """A rank: it begins, unless a mistake of the user's, which is returned, has ended the attempt before."""
         self._begun = True
         return self._mistake
 
-    def tell(self, mistake: str) -> None:
+    async def tell(self, mistake: str) -> None:
         """A rank: a user's mistake, which no restart mends."""
         self._mistake = self._mistake or mistake
 
-    def mistake(self) -> str | None:
+    async def mistake(self) -> str | None:
         """The driver: what was told."""
         return self._mistake
 
@@ -182,15 +186,27 @@ def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) 
         FailedError: too many failures.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    desk = Desk.options(scheduling_strategy=here).remote()
-    trainer = TorchTrainer(
+    desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+    job = {"work": _with_threads(work, workers), "desk": desk}
+    stop = Stop()
+    with stop.listening():
+        while True:
+            found = _attempt(_trainer(job, work.config, workers, callbacks), desk, stop)
+            # Ranks that have saved as their node was to go, or as one got SIGTERM, have not failed to Ray.
+            if work.data is not None or found is None or not found.preempted or stop.asked():
+                return found
+            print(f"a node or worker is to go: going on from step {found.step}", file=sys.stderr, flush=True)
+
+
+def _trainer(job: dict[str, Any], config: RunConfig, workers: Workers, callbacks: tuple[UserCallback, ...]) -> Any:
+    return TorchTrainer(
         _rank,
-        train_loop_config={"work": _with_threads(work, workers), "desk": desk},
+        train_loop_config=job,
         torch_config=_OwnGroups(),
         scaling_config=workers.scaling(),
         run_config=ray.train.RunConfig(
-            name=time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}",
-            storage_path=str(work.config.output_dir / "ray"),
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+            storage_path=str(config.output_dir / "ray"),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             # of pointers to ours: these Ray may remove
             checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -198,6 +214,10 @@ def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) 
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
+
+
+def _attempt(trainer: Any, desk: Any, stop: Stop) -> Any:
+    """What rank 0 returns; None where `stop` was asked before the ranks began."""
     ended: list[ray.train.Result | Exception] = []
 
     def call() -> None:
@@ -208,15 +228,14 @@ def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) 
 
     # In a thread: in the main one Ray takes Ctrl-C for its own, and ends ranks that have not saved.
     thread = threading.Thread(target=call, daemon=True)
-    stop, told = Stop(), False
-    with stop.listening():
-        thread.start()
-        while thread.is_alive():
-            thread.join(_LOOK_SECONDS / 5)
-            if stop.asked() and not told:
-                told = True
-                if not ray.get(desk.ask_to_stop.remote()):
-                    return None
+    thread.start()
+    told = False
+    while thread.is_alive():
+        thread.join(_LOOK_SECONDS / 5)
+        if stop.asked() and not told:
+            told = True
+            if not ray.get(desk.ask_to_stop.remote()):
+                return None
     mistake = ray.get(desk.mistake.remote())
     if mistake is not None:
         raise UserError(mistake)
@@ -253,8 +272,9 @@ def _rank(job: dict[str, Any]) -> Any:
         if work.data is not None:
             step, found = evaluate_run(work.config, work.data)
             return {"step": step, **found.counts, **found.metrics}
-        attendant = threading.Thread(target=_attend, args=(host, desk, work), name="rechub-dist-attendant", daemon=True)
+        attendant = threading.Thread(target=_attend, args=(host, work), name="rechub-dist-attendant", daemon=True)
         attendant.start()
+        threading.Thread(target=_listen, args=(host, desk), name="rechub-dist-listener", daemon=True).start()
         summary = run(work.config, host)
     except UserError as error:
         ray.get(desk.tell.remote(str(error)))
@@ -262,23 +282,17 @@ def _rank(job: dict[str, Any]) -> Any:
     finally:
         host.ended.set()
     attendant.join()
-    if summary.preempted and not ray.get(desk.asked.remote()):
-        _give_way(summary.step)
     return summary
 
 
-def _give_way(step: int) -> None:
-    """End this rank so that Ray starts all of them again, elsewhere, from the checkpoint; called on every rank."""
-    info = ray.train.get_preemption_info()
-    if info is not None and ray.train.get_context().get_world_rank() in info.preempted_ranks:
-        os._exit(PREEMPTED)  # the end of a worker whose node is to go is no failure to Ray
-    if info is not None:
-        time.sleep(_POLLS_SECONDS)  # an error here that is seen before the ends there would count as one
-    raise RuntimeError(f"this worker was asked to end, all have saved at step {step}")
+def _listen(host: Hosted, desk: Any) -> None:
+    """Beside the training: stop it when the driver says so. A job that is stopped has few seconds."""
+    ray.get(desk.asked.remote())
+    host.stop.ask()
 
 
-def _attend(host: Hosted, desk: Any, work: Work) -> None:
-    """Beside the training: tell Ray what the main rank records, and the training that it is to stop.
+def _attend(host: Hosted, work: Work) -> None:
+    """Beside the training: tell Ray what the main rank records, and the training that its node is to go.
 
     Ray's reports and its news of preemption are collective: all ranks' attendants do the same rounds.
     """
@@ -289,8 +303,6 @@ def _attend(host: Hosted, desk: Any, work: Work) -> None:
         host.ended.wait(_LOOK_SECONDS)
         ended = host.ended.is_set()
         found = reports.take(host) if main else []
-        if main and ray.get(desk.asked.remote()):
-            host.stop.ask()
         count, over = broadcast_from_rank_zero((len(found), ended))
         for place in range(count):
             metrics, checkpoint = found[place] if main else ({}, None)
@@ -319,7 +331,7 @@ class _Reports:
             values = {f"{split}/{name}": value for name, value in record.items() if value is not None}
             self._latest |= place | values
             if split == "checkpoint":
-                checkpoint = f"{self._work.config.checkpoint_folder}/step-{place['step']}"
+                checkpoint = f"{self._work.config.checkpoint_folder}/{step_folder(place['step'])}"
                 self._latest["checkpoint"] = checkpoint
             rest = split not in ("valid", "test")
             if not rest:
