@@ -37,6 +37,7 @@ from rechub_dist.config import RunConfig, read_yaml
 from rechub_dist.distributed.hosted import Hosted, hosted
 from rechub_dist.distributed.process import Stop, quiet_libraries
 from rechub_dist.errors import UserError, one_line
+from rechub_dist.tuning import evaluations
 
 PLACEMENTS: Final = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 _LOOK_SECONDS = 0.5  # between two looks at what is to be reported, and at whether to stop
@@ -171,11 +172,6 @@ def connect(address: str | None, workers: Workers, *, ship: bool, runtime_env: P
         raise UserError(f"Ray refuses the settings: {one_line(error)}") from error
 
 
-def in_job() -> bool:
-    """Whether this is the entry point of a submitted job."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
 def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) -> Any:
     """Have the ranks do the work; returns what rank 0 does, None where the run was stopped before they began.
 
@@ -185,6 +181,9 @@ def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) 
         UserError: a rank's, at once and without a restart.
         FailedError: too many failures.
     """
+    lack = workers.waits_for()
+    if lack is not None:
+        print(f"waiting for nodes: {lack}", file=sys.stderr, flush=True)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
     job = {"work": _with_threads(work, workers), "desk": desk}
@@ -330,6 +329,8 @@ class _Reports:
             place = {"step": record.pop("step"), "epoch": record.pop("epoch")}
             values = {f"{split}/{name}": value for name, value in record.items() if value is not None}
             self._latest |= place | values
+            if split == "valid":
+                self._latest["evaluations"] = len(evaluations(self._work.config.output_dir, place["step"]))
             if split == "checkpoint":
                 checkpoint = f"{self._work.config.checkpoint_folder}/{step_folder(place['step'])}"
                 self._latest["checkpoint"] = checkpoint

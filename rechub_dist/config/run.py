@@ -144,21 +144,38 @@ def _schema(config: RunConfig, base: Path) -> dict[str, Any]:
     return parse_yaml(text, path)
 
 
+def changed(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:
+    """The same run with other values of dotted keys; `where` names their source in errors.
+
+    Raises:
+        UserError: unknown keys, wrong types.
+    """
+    tree = config.model_dump(mode="json", by_alias=True)
+    for key, value in values.items():
+        _put(tree, key, value, f"{where}: {key}")
+    return _validate(tree, where)
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {override}: write section.key=value")
+    try:
+        value = yaml.load(text, Loader=StrictLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML: {one_line(error)}") from error
+    _put(tree, key, value, f"--set {override}")
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"--set {override}: {parent!r} is a value, not a section")
+            raise UserError(f"{where}: {parent!r} is a value, not a section")
         node = child
-    try:
-        node[leaf] = yaml.load(text, Loader=StrictLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML: {one_line(error)}") from error
+    node[leaf] = value
 
 
 def _validate(tree: Mapping[str, Any], where: str) -> RunConfig:
