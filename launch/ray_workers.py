@@ -286,8 +286,9 @@ def _rank(job: dict[str, Any]) -> Any:
 
 def _listen(host: Hosted, desk: Any) -> None:
     """Beside the training: stop it when the driver says so. A job that is stopped has few seconds."""
-    ray.get(desk.asked.remote())
-    host.stop.ask()
+    with suppress(RayActorError):  # the driver is gone, and Ray ends the ranks
+        ray.get(desk.asked.remote())
+        host.stop.ask()
 
 
 def _attend(host: Hosted, work: Work) -> None:
@@ -297,17 +298,22 @@ def _attend(host: Hosted, work: Work) -> None:
     """
     main = ray.train.get_context().get_world_rank() == 0
     reports = _Reports(work)
-    over = False
-    while not over:
-        host.ended.wait(_LOOK_SECONDS)
-        ended = host.ended.is_set()
-        found = reports.take(host) if main else []
-        count, over = broadcast_from_rank_zero((len(found), ended))
-        for place in range(count):
-            metrics, checkpoint = found[place] if main else ({}, None)
-            _report(metrics, checkpoint)
-        if ray.train.get_preemption_info() is not None:
-            host.stop.ask()
+    with suppress(RayActorError):  # the driver is gone, and Ray ends the ranks
+        while not _round(host, reports, main):
+            host.ended.wait(_LOOK_SECONDS)
+
+
+def _round(host: Hosted, reports: _Reports, main: bool) -> bool:
+    """One round of the attendants; returns whether it is the last."""
+    ended = host.ended.is_set()
+    found = reports.take(host) if main else []
+    count, over = broadcast_from_rank_zero((len(found), ended))
+    for place in range(count):
+        metrics, checkpoint = found[place] if main else ({}, None)
+        _report(metrics, checkpoint)
+    if ray.train.get_preemption_info() is not None:
+        host.stop.ask()
+    return bool(over)
 
 
 class _Reports:

@@ -71,6 +71,7 @@ def test_a_mistake_in_the_run_file_is_one_line(launch_data: Path, tmp_path: Path
     assert run.text == f"error: {path}: unknown key 'train.epohcs': did you mean 'epochs'?\n"
 
 
+@pytest.mark.slow
 def test_a_mistake_that_a_rank_finds_is_not_tried_again(two_nodes: TwoNodes, tmp_path: Path) -> None:
     write_data(tmp_path / "data", 600)
     bad = tmp_path / "data" / "train" / "part-2.parquet"
@@ -85,6 +86,7 @@ def test_a_mistake_that_a_rank_finds_is_not_tried_again(two_nodes: TwoNodes, tmp
     assert run.text.count("DeepFM: 8 tables") == 1, "it was tried again"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_can_go_on(
     two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path
 ) -> None:
