@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from rechub_dist.checkpoint_commands import checkpoint_app
 from rechub_dist.data.commands import data_app
-from rechub_dist.distributed.process import AGENT_PID, MISTAKE, PREEMPTED, die_with_agent, preempted_exit_code
+from rechub_dist.distributed.process import (
+    AGENT_PID,
+    MISTAKE,
+    PREEMPTED,
+    die_with_agent,
+    preempted_exit_code,
+    quiet_libraries,
+)
 from rechub_dist.errors import UserError
 from rechub_dist.kubernetes.commands import k8s_app
 from rechub_dist.monitoring.logs import LOGGER
@@ -73,26 +78,16 @@ def train(
         wanted = Launch(nproc or 1, nnodes, rdzv, rdzv_id, rdzv_external, max_restarts, grace)
         arguments = ["train", str(run_file), *(part for item in set_ or [] for part in ("--set", item))]
         raise typer.Exit(launch(wanted, arguments, show=show_torchrun))
-    from rechub_dist.report import show_summary  # noqa: PLC0415
+    from rechub_dist.summary import show_training  # noqa: PLC0415
     from rechub_dist.trainer import run  # noqa: PLC0415
 
-    _quiet()
+    quiet_libraries()
     summary = run(config)
     if summary.preempted:
         raise typer.Exit(PREEMPTED if AGENT_PID in os.environ else preempted_exit_code())
     if not _is_main():
         return
-    rows: dict[str, Any] = {"steps": summary.step}
-    if summary.valid:
-        rows["best step"] = summary.best_step
-        rows.update({f"valid {name}": value for name, value in summary.valid.items()})
-    rows.update({f"test {name}": value for name, value in summary.test.items()})
-    rows.update(_truth(Path(config.data.root) / "truth.json", summary.test))
-    if summary.samples_per_second is not None:
-        rows["training samples/s"] = f"{summary.samples_per_second:,.0f}"
-    rows["checkpoints"] = config.checkpoint_folder
-    rows["TensorBoard"] = f"tensorboard --logdir {config.output_dir / 'tensorboard'}"
-    show_summary(Console(), config.model.name, rows)
+    show_training(Console(), config, summary)
 
 
 @app.command()
@@ -114,7 +109,7 @@ def evaluate(
     from rechub_dist.evaluate import evaluate_run  # noqa: PLC0415
     from rechub_dist.report import show_summary  # noqa: PLC0415
 
-    _quiet()
+    quiet_libraries()
     step, found = evaluate_run(config, data)
     if not _is_main():
         return
@@ -152,7 +147,7 @@ def predict(
     from rechub_dist.predict import Prediction, predict_run  # noqa: PLC0415
     from rechub_dist.report import show_summary  # noqa: PLC0415
 
-    _quiet()
+    quiet_libraries()
     step, rows = predict_run(config, Prediction(data, out, tuple(keep or ()), top_k))
     if _is_main():
         show_summary(Console(), f"{config.model.name} on {data}", {"step": step, "rows": rows, "predictions": out})
@@ -187,11 +182,11 @@ def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: a
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    """Entry point of `rechub-dist`."""
     if not os.environ.get("RECHUB_DEBUG"):
         # Read when torch is loaded. Its warnings on connections that break are pages of C++ frames.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    code = _run_app()
+    code = run_app(app)
     sys.stdout.flush()
     sys.stderr.flush()
     if "rechub_dist.distributed.runtime" in sys.modules:
@@ -201,10 +196,10 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run_app() -> int:
-    """Run the command; returns its exit code."""
+def run_app(command: typer.Typer) -> int:
+    """Run a command; returns its exit code. A user's mistake is one line on stderr and exit code 2."""
     try:
-        app()
+        command()
     except UserError as error:
         LOGGER.error(error)
         if _is_main():
@@ -227,26 +222,3 @@ def _is_worker() -> bool:
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _quiet() -> None:
-    """Library chatter that a user can do nothing about; RECHUB_DEBUG=1 lets it through."""
-    if os.environ.get("RECHUB_DEBUG"):
-        return
-    warnings.filterwarnings("ignore")
-    for name in (None, "torchrec", "torch", "fbgemm_gpu"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _truth(path: Path, test: dict[str, float]) -> dict[str, float]:
-    """What a perfect model would score on the test split, where the data set's generator knows."""
-    if not test or not path.is_file():
-        return {}
-    truth = json.loads(path.read_text(encoding="utf-8"))["test"]
-    best = {}
-    for name in test:
-        label, _, metric = name.rpartition("/")
-        known = truth.get(label or next(iter(truth)), {})
-        if metric in known:
-            best[f"best reachable test {name}"] = known[metric]
-    return best

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TextIO
 
 import numpy as np
@@ -27,7 +28,7 @@ class Reporter:
     """Writes the records of a run below `folder` (None: none) and shows how far it is; a quiet one only logs.
 
     On a terminal there is a bar; elsewhere a line every `line_seconds`. `metrics`, if there are some, take the records
-    of every rank.
+    of every rank, and `records` those of this one.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class Reporter:
         line_seconds: float = 10.0,
         json_lines: bool = False,
         metrics: Metrics | None = None,
+        records: SimpleQueue[dict[str, Any]] | None = None,
     ) -> None:
         self.quiet = quiet
         self.console = Console(stderr=True, quiet=quiet or json_lines)
         self._metrics = metrics
+        self._records = records
         self._folder = folder
         self._warnings = 0
         self._line_seconds = line_seconds
@@ -52,9 +55,9 @@ class Reporter:
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
         if not quiet and folder is not None:
-            records = folder / "metrics.jsonl"
-            _forget_after(records, start_step)
-            self._file = records.open("a", encoding="utf-8")
+            written = folder / "metrics.jsonl"
+            _forget_after(written, start_step)
+            self._file = written.open("a", encoding="utf-8")
             purge = start_step + 1 if start_step else None
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
@@ -65,8 +68,11 @@ class Reporter:
         if self._file is None or self._board is None:
             return
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split, **clean}) + "\n")
+        entry = {"step": step, "epoch": epoch, "split": split, **clean}
+        self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
+        if self._records is not None:
+            self._records.put(entry)
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,7 @@ from rechub_dist.checkpoint import Position, open_checkpoints
 from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
 from rechub_dist.data.stored import StoredRows, Trace
+from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
 from rechub_dist.distributed.process import Stop
@@ -37,37 +38,21 @@ from rechub_dist.passes import Pass, Passes
 from rechub_dist.report import Reporter
 from rechub_dist.seeds import seed_from
 from rechub_dist.splits import open_passes, optional_reader, warning_of, with_draws
+from rechub_dist.summary import Summary
 from rechub_dist.validation import Validation
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a run came to.
-
-    Attributes:
-        preempted: a signal stopped it; the same command goes on from the checkpoint.
-        valid, test: metrics of the best (or, without a valid split, the last) weights.
-        samples_per_second: training rows over all ranks, evaluations and checkpoints not counted; None if this call
-            trained nothing.
-    """
-
-    step: int
-    best_step: int | None
-    preempted: bool
-    valid: dict[str, float]
-    test: dict[str, float]
-    samples_per_second: float | None
-
-
-def run(config: RunConfig) -> Summary:
+def run(config: RunConfig, hosted: Hosted | None = None) -> Summary:
     """Train as `config` says on this rank; called on every rank.
+
+    `hosted` is how a process that runs this in one of its threads asks it to stop, and reads along.
 
     Raises:
         UserError: on all ranks together, whichever rank has found the fault.
     """
     device = device_type(config.device)
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
-        trainer = Trainer(config, rt)
+        trainer = Trainer(config, rt, hosted)
         try:
             return trainer.fit()
         finally:
@@ -78,7 +63,7 @@ def run(config: RunConfig) -> Summary:
 class Trainer:
     """A run on this rank: built and checked before the first exchange of data, then trained by `fit`."""
 
-    def __init__(self, config: RunConfig, rt: Runtime) -> None:
+    def __init__(self, config: RunConfig, rt: Runtime, hosted: Hosted | None = None) -> None:
         self.config = config
         self.rt = rt
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
@@ -96,9 +81,9 @@ class Trainer:
         self.checkpoints.prepare()
         self._begun_with: list[str] = []
         self.position = self._resume()
-        self.report = self._reporter()
+        self.report = self._reporter(hosted)
         self._times = StepTimes(config.monitor.profile_every)
-        self._stop = Stop()
+        self._stop = Stop() if hosted is None else hosted.stop
         stall = config.distributed.stall_seconds or 0.8 * config.distributed.timeout_seconds
         self._watchdog = Watchdog(rt, config.output_dir / "logs", stall)
         self._validation = Validation(self.parts, self.module, self.passes, rt, self.report, self._watchdog, self._stop)
@@ -332,7 +317,7 @@ class Trainer:
         self._saved = self.position
         self._tell_saves()
 
-    def _reporter(self) -> Reporter:
+    def _reporter(self, hosted: Hosted | None) -> Reporter:
         config, rt = self.config.monitor, self.rt
         metrics = None
         if config.metrics_port is not None:
@@ -344,6 +329,7 @@ class Trainer:
             start_step=self.position.step,
             json_lines=config.json_lines,
             metrics=metrics,
+            records=None if hosted is None else hosted.records,
         )
 
     def _open_trace(self) -> Trace:

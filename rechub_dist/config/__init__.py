@@ -16,7 +16,7 @@ from rechub_dist.config.optimization import (
     TableOptimizerConfig,
     TableRule,
 )
-from rechub_dist.config.run import ModelConfig, RunConfig, load_run, read_run, resolve_dataset
+from rechub_dist.config.run import ModelConfig, RunConfig, changed, load_run, read_run, resolve_dataset
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
@@ -48,6 +48,7 @@ __all__ = [
     "TableRule",
     "TrainConfig",
     "WarmStartConfig",
+    "changed",
     "load_run",
     "parse_yaml",
     "read_run",

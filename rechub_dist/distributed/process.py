@@ -6,11 +6,13 @@ Imports nothing heavy: it is in force before torch is loaded.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -42,6 +44,15 @@ def die_with_agent() -> None:
         os._exit(1)
 
 
+def quiet_libraries() -> None:
+    """Turn off library chatter that a user can do nothing about; RECHUB_DEBUG=1 lets it through."""
+    if os.environ.get("RECHUB_DEBUG"):
+        return
+    warnings.filterwarnings("ignore")
+    for name in (None, "torchrec", "torch", "fbgemm_gpu"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 class Requests:
     """Counts requests to stop; signals that come together are one."""
 
@@ -66,6 +77,10 @@ class Stop:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._requests = Requests()
+
+    def ask(self) -> None:
+        """Ask it to stop, from any thread."""
+        self._asked.set()
 
     def asked(self) -> bool:
         """Whether it was."""

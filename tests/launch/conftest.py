@@ -13,6 +13,7 @@ sys.path[:0] = [str(HERE.parent.parent / "benchmarks"), str(HERE.parent / "distr
 
 from faults.hosts import Hosts, possible  # noqa: E402
 from ranks import RankPool  # noqa: E402
+from ray_runs import TwoNodes  # noqa: E402
 from runs import write_data  # noqa: E402
 
 
@@ -36,5 +37,13 @@ def hosts() -> Iterator[Hosts]:
     if not possible():
         pytest.skip("needs the right to make network namespaces (root), and iproute2")
     found = Hosts(2)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def two_nodes() -> Iterator[TwoNodes]:
+    pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
+    found = TwoNodes()
     yield found
     found.close()

@@ -1,0 +1,109 @@
+"""Ray: the same losses as under our own launcher, workers that are killed, mistakes, jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from faults.account import account, losses
+from faults.hosts import ROOT, Command
+from ranks import RankPool
+from ray_runs import ENVIRONMENT, TwoNodes, main_worker, script
+from runs import output, run_file, train, write_data
+
+pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
+
+BIG = {"hidden_units": [768, 768], "dropout_rates": 0.0, "batch_norm": False}
+SECTIONS: dict[str, Any] = {
+    "model": BIG,
+    "checkpoint": {"every_steps": 10},
+    "train": {"epochs": 1, "log_every": 1, "trace_rows": True},
+}
+
+
+@pytest.fixture(scope="session")
+def reference(pool: RankPool, launch_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run without Ray and without interruption."""
+    path = run_file(tmp_path_factory.mktemp("reference"), launch_data, "DeepFM", **SECTIONS)
+    pool.run(2, train, path)
+    return path
+
+
+def check_same(path: Path, reference: Path, tolerance: float = 1e-5) -> None:
+    """Each row once, in the same batches, and the same losses."""
+    found, wanted = account(output(path)), account(output(reference))
+    assert found.compare(wanted) == (0, 0, 0)
+    torch.testing.assert_close(losses(output(path)), losses(output(reference)), rtol=0, atol=tolerance)
+
+
+def test_a_killed_worker_of_two_nodes(two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
+    options = ["--num-workers", "2", "--placement", "STRICT_SPREAD"]
+    run = script("ray_train", str(path), *options, address=two_nodes.address)
+    run.wait_for("step 20: saved")
+    os.kill(main_worker(run), signal.SIGKILL)
+    assert run.wait() == 0, run.text
+    assert run.saw("resumed at step"), run.text
+    check_same(path, reference)
+    # what Ray was told: metrics, and where the checkpoint lies, whose bytes it does not copy
+    (snapshot,) = (output(path) / "ray").glob("*/checkpoint_manager_snapshot.json")
+    told = json.loads(snapshot.read_text())["latest_checkpoint_result"]
+    assert told["metrics"]["step"] == 94
+    note = snapshot.parent / told["checkpoint_dir_name"]
+    assert [file.name for file in note.iterdir()] == ["checkpoint.json"]
+    assert Path(json.loads((note / "checkpoint.json").read_text())["path"]) == max(
+        (output(path) / "checkpoints").glob("step-*")
+    )
+
+
+def test_a_mistake_in_the_run_file_is_one_line(launch_data: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, launch_data, "DeepFM")
+    run = script("ray_train", str(path), "--set", "train.epohcs=3")
+    assert run.wait() == 2
+    assert run.text == f"error: {path}: unknown key 'train.epohcs': did you mean 'epochs'?\n"
+
+
+@pytest.mark.slow
+def test_a_mistake_that_a_rank_finds_is_not_tried_again(two_nodes: TwoNodes, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", 600)
+    bad = tmp_path / "data" / "train" / "part-2.parquet"
+    table = pq.read_table(bad)
+    items = pa.array([999] * len(table))
+    pq.write_table(table.set_column(table.column_names.index("item"), "item", items), bad, row_group_size=70)
+    path = run_file(tmp_path, tmp_path / "data", "DeepFM", model=BIG)
+    run = script("ray_train", str(path), "--num-workers", "2", address=two_nodes.address)
+    assert run.wait() == 2, run.text
+    assert [line for line in run.text.splitlines() if line.startswith("error:")] == run.text.splitlines()[-1:]
+    assert run.saw(r"^error: .*part-2.parquet.*'item'.*999"), run.text
+    assert run.text.count("DeepFM: 8 tables") == 1, "it was tried again"
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_can_go_on(
+    two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path
+) -> None:
+    # so many evaluations that it cannot end before it is stopped
+    path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
+    ray = [str(Path(sys.executable).parent / "ray"), "job"]
+    where = ["--address", two_nodes.jobs]
+    entry = ["python", "launch/ray_train.py", str(path), "--num-workers", "2", "--set", "train.eval_every=1"]
+    submit = [*ray, "submit", *where, "--submission-id", tmp_path.name, "--working-dir", str(ROOT), "--", *entry]
+    job = Command(submit, ENVIRONMENT)
+    job.wait_for("step 20: saved")
+    stop = Command([*ray, "stop", *where, tmp_path.name], ENVIRONMENT)
+    assert stop.wait() == 0, stop.text
+    assert stop.saw("was stopped"), stop.text
+    job.wait()
+    assert job.saw("preempted at step"), job.text
+    run = Command([sys.executable, "-m", "rechub_dist", "train", str(path)])
+    assert run.wait() == 0, run.text
+    assert run.saw("resumed at step"), run.text
+    check_same(path, reference, 1e-4)
