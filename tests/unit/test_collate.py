@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rechub_dist.batch import Batch
-from rechub_dist.data.collate import assemble, check_schema, open_window
-from rechub_dist.data.columns import column_names
+from rechub_dist.data.collate import assemble
+from rechub_dist.data.columns import check_schema, column_names
 from rechub_dist.data.negatives import Draw, hash_ids
 from rechub_dist.data.spec import BatchSpec
+from rechub_dist.data.window import open_window
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, Label, NegativeFeature, SequenceFeature, SparseFeature, Table
 
