@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from torch import Tensor
 from rechub_dist.batch import Batch
 from rechub_dist.build import Parts, build
 from rechub_dist.checkpoint import open_checkpoints
-from rechub_dist.config import RunConfig, StorageConfig
+from rechub_dist.config import RunConfig
 from rechub_dist.data.columns import one_array
 from rechub_dist.data.files import OpenFiles
 from rechub_dist.data.manifest import DataFile, Manifest
@@ -38,6 +38,7 @@ from rechub_dist.report import Reporter
 from rechub_dist.splits import prediction_reader
 
 SUCCESS = "_SUCCESS"
+_PART = re.compile(r"part-\d{5}\.parquet")
 _ROWS_A_GROUP = 1 << 17
 
 
@@ -47,7 +48,8 @@ class Prediction:
 
     Attributes:
         data: Parquet file, folder, glob or address; labels are not needed, nor, for a recall model, items.
-        out: folder or address for `part-<rank>.parquet` and, when all are written, `_SUCCESS`.
+        out: folder or address for `part-<rank>.parquet` and, when all are written, `_SUCCESS`; new, empty, or with the
+            parts of a prediction that was cut off, which are removed.
         keep: columns of `data` to copy.
         top_k: items a row, of a recall model.
     """
@@ -95,6 +97,7 @@ def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Ru
     """
     step, objective = parts.step, parts.step.objective
     output = runtime.together(lambda: _Output(wanted, parts, reader.manifest, runtime))
+    runtime.from_main(output.make_room)
     step.eval()
     stored = StoredRows(reader, 0)
     with torch.no_grad():
@@ -178,15 +181,29 @@ class _Output:
                 raise UserError(f"--keep {column}: a column of this name is what is predicted; leave it out")
         self._keep = list(wanted.keep)
         self._where = wanted.out
-        self._filesystem, folder = _folder(wanted.out, parts.config.storage)
-        self._folder = folder
-        self._path = f"{folder}/part-{runtime.rank:05d}.parquet"
+        store, inside = locate(wanted.out, parts.config.storage)
+        self._filesystem, self._folder = store.filesystem, inside.rstrip("/")
+        self._path = f"{self._folder}/part-{runtime.rank:05d}.parquet"
         self._files = {file.path: file for file in manifest.files}
         self._opened = OpenFiles()
         self._group: tuple[str, int, pa.Table] | None = None
         self._waiting: list[pa.Table] = []
         self._stream: pa.NativeFile | None = None
         self._writer: pq.ParquetWriter | None = None
+
+    def make_room(self) -> None:
+        """Make the folder, or remove from it what a prediction that was cut off has left; before any rank writes."""
+        try:
+            there = self._filesystem.get_file_info(pafs.FileSelector(self._folder, allow_not_found=True))
+            names = {info.base_name: info.path for info in there}
+            other = next((name for name in names if not _PART.fullmatch(name)), None)
+            if other is not None:
+                raise UserError(f"--out: {self._where} holds {other} already; choose another folder, or remove it")
+            for path in names.values():
+                self._filesystem.delete_file(path)
+            self._filesystem.create_dir(self._folder, recursive=True)
+        except OSError as error:
+            raise _failed(self._where, error) from error
 
     def write(self, stored: list[Stored], columns: dict[str, pa.Array]) -> None:
         """The predictions of the rows that `stored` names, in its order."""
@@ -260,22 +277,6 @@ def _made(parts: Parts) -> set[str]:
     objective = parts.step.objective
     names = objective.scored if isinstance(objective, TaskObjective) else ("items", "scores")
     return {"source_file", "source_row", *(f"predicted_{name}" for name in names)}
-
-
-def _folder(out: str, settings: StorageConfig) -> tuple[pafs.FileSystem, str]:
-    """The file system and path of an output folder that is empty or new."""
-    store, inside = locate(out if "://" in out else str(PurePosixPath(out)), settings)
-    folder = inside.rstrip("/")
-    there = pafs.FileSelector(folder, allow_not_found=True)
-    try:
-        found = [info.base_name for info in store.filesystem.get_file_info(there)]
-        if not found:
-            store.filesystem.create_dir(folder, recursive=True)
-    except OSError as error:
-        raise _failed(out, error) from error
-    if found:
-        raise UserError(f"--out: {out} holds {found[0]} already; choose another folder, or remove it")
-    return store.filesystem, folder
 
 
 def _failed(where: str, error: OSError) -> UserError:

@@ -175,6 +175,10 @@ def test_the_command(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
         "click",
         "predicted_click",
     ]
+    (tmp_path / "predicted" / "_SUCCESS").unlink()  # as if it had been cut off
+    (tmp_path / "predicted" / "part-00007.parquet").write_bytes(b"half")
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert pq.read_table(tmp_path / "predicted").num_rows == ROWS
     again = CliRunner().invoke(app, command)
     assert isinstance(again.exception, UserError)
-    assert "holds" in str(again.exception)
+    assert "holds _SUCCESS already" in str(again.exception)
