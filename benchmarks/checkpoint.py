@@ -6,10 +6,9 @@ torchrun --nproc-per-node 2 benchmarks/checkpoint.py --folder /data/bench
 ```
 
 Both are written through to the disk (fsync), which is told to begin at once rather than with fsync, and a save's time
-has in it the copy to host memory. The state is a
-sharded table and a replicated vector. Printed are the ratio of bandwidths, round by round and of the best ones, for how
-long training would have waited, and the memory that a save takes at its peak besides the state, on this rank. Loading
-(verify and read) is measured too.
+has in it the copy to host memory. The state is a sharded table and a replicated vector. Printed are the ratio of
+bandwidths, round by round and of the best ones, for how long training would have waited, and the memory that a save
+takes at its peak besides the state, on this rank. Loading (verify and read) is measured too.
 """
 
 from __future__ import annotations
