@@ -35,7 +35,7 @@ def main(
     """Let faults befall runs, and compare what comes out; the exit code is 1 if any has left a trace."""
     seed = random.randrange(10**6) if seed is None else seed
     print(f"seed {seed}")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data, spoilt = _data(folder / "data"), folder / "spoilt"
@@ -44,7 +44,7 @@ def main(
         wanted: dict[Path, tuple[Account, float]] = {}
         for name in names or FAULTS:
             if FAULTS[name] in OF_HOSTS and not possible():
-                rows.append((FAULTS[name].__doc__, "left out: needs root and iproute2", "", "", "", "", "", ""))
+                rows.append((_what(name), "left out: needs root and iproute2", "", "", "", "", "", ""))
                 continue
             own = spoilt if FAULTS[name] is not_finite else data
             if own not in wanted:
@@ -53,7 +53,7 @@ def main(
             try:
                 times = FAULTS[name](scene)
             except (RuntimeError, AssertionError) as error:
-                rows.append((FAULTS[name].__doc__, "FAILED", "", "", "", "", "", ""))
+                rows.append((_what(name), "FAILED", "", "", "", "", "", ""))
                 print(f"{name}: {error}", flush=True)
                 continue
             finally:
@@ -66,13 +66,17 @@ def main(
         raise typer.Exit(1)
 
 
+def _what(name: str) -> str:
+    return FAULTS[name].__doc__ or name
+
+
 def _row(name: str, times: Times, output: Path, wanted: Account, loss: float) -> tuple[str, ...]:
     found = account(output)
     lost, doubled, other = found.compare(wanted)
     difference = abs(losses(output)[max(wanted.batches)] - loss)
     equal = difference <= (1e-4 if times.resized else 1e-6) and len(found.batches) == len(wanted.batches)
     return (
-        FAULTS[name].__doc__ or name,
+        _what(name),
         "" if times.told is None else f"{times.told:.1f} s",
         "went on" if times.resumed is None else f"{times.resumed:.1f} s",
         str(found.repeated),
@@ -111,8 +115,16 @@ def _undisturbed(folder: Path, data: Path, *, batch_norm: bool) -> tuple[Account
 
 
 def _show(rows: list[tuple[str, ...]], markdown: Path | None) -> None:
-    titles = ("fault", "told after", "resumed after", "steps repeated", "rows lost", "rows doubled", "other batches")
-    titles = (*titles, "difference of the last loss")
+    titles = (
+        "fault",
+        "told after",
+        "resumed after",
+        "steps repeated",
+        "rows lost",
+        "rows doubled",
+        "other batches",
+        "difference of the last loss",
+    )
     table = Table(*titles)
     for row in rows:
         table.add_row(*row)

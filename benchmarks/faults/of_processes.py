@@ -42,12 +42,14 @@ def agent_killed(scene: Scene) -> Times:
     """SIGKILL of the agent; its workers end with it, and the script starts it again."""
     run = scene.start("--outer-restarts", "1")
     scene.reach(110, run)
-    workers = run.workers().values()
+    workers = list(run.workers().values())
     at = time.monotonic()
     os.kill(run.agent(), signal.SIGKILL)
     run.wait_for("starting it again", at)
-    if any(Path(f"/proc/{pid}").exists() for pid in workers):
-        raise RuntimeError("an orphan trains on")
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        if time.monotonic() > at + 5:
+            raise RuntimeError("an orphan trains on")
+        time.sleep(0.01)
     return scene.goes_on(run, at)
 
 
