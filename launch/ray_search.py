@@ -63,11 +63,9 @@ def search(plan: Search, workers: Workers, concurrent: int | None) -> bool:
     known = folder / "search.json"
     identity = json.loads(json.dumps(plan.identity()))
     storage = folder / "tune"
-    # Ray's own files for each trial tell what metrics.jsonl and TensorBoard do
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     trainable = tune.with_resources(
         # It waits for its ranks, which ask for CPUs themselves; it must ask for something.
-        tune.with_parameters(_trial, plan=plan, workers=workers),
+        tune.with_parameters(trial, plan=plan, workers=workers),
         tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}]),
     )
     if known.exists() and tune.Tuner.can_restore(str(storage)):
@@ -125,7 +123,7 @@ def _room(workers: Workers) -> int:
     return max(1, int(min(rooms)))
 
 
-def _trial(values: dict[str, Any], *, plan: Search, workers: Workers) -> None:
+def trial(values: dict[str, Any], *, plan: Search, workers: Workers) -> None:
     """One trial: starts its ranks, and waits for them."""
     name = tune.get_context().get_trial_id()
     config = trial_config(plan.config, name, values, plan.metric, plan.mode)

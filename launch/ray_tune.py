@@ -75,7 +75,10 @@ def main(
     connect(address, workers, ship=ship, runtime_env=runtime_env)
     plan = Search(config, draws, metric, config.train.best_mode, trials, grace, reduction, draw_seed)
     done = search(plan, workers, concurrent)
-    show_trials(Console(), config.output_dir, read_trials(config.output_dir, metric, plan.mode), metric)
+    found = read_trials(config.output_dir, metric, plan.mode)
+    show_trials(Console(), config.output_dir, found, metric)
+    if done and not any(trial.evaluations for trial in found):
+        raise UserError(f"no trial has come to an evaluation; the first: {found[0].state}")
     if not done:
         print("stopped before the end, the same command goes on", file=sys.stderr, flush=True)
 

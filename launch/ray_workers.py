@@ -103,7 +103,7 @@ class Workers:
 
 
 class Work(NamedTuple):
-    """What the ranks are to do: train, or, with `data`, evaluate on that. `splits`: whose records Ray is told."""
+    """What the ranks are to do: train, or, with `data`, evaluate on that. `splits`: which records Ray is told of."""
 
     config: RunConfig
     data: str | None = None
@@ -286,8 +286,9 @@ def _rank(job: dict[str, Any]) -> Any:
 
 def _listen(host: Hosted, desk: Any) -> None:
     """Beside the training: stop it when the driver says so. A job that is stopped has few seconds."""
-    ray.get(desk.asked.remote())
-    host.stop.ask()
+    with suppress(RayActorError):  # the driver is gone, and Ray ends the ranks
+        ray.get(desk.asked.remote())
+        host.stop.ask()
 
 
 def _attend(host: Hosted, work: Work) -> None:
@@ -297,49 +298,46 @@ def _attend(host: Hosted, work: Work) -> None:
     """
     main = ray.train.get_context().get_world_rank() == 0
     reports = _Reports(work)
-    over = False
-    while not over:
-        host.ended.wait(_LOOK_SECONDS)
-        ended = host.ended.is_set()
-        found = reports.take(host) if main else []
-        count, over = broadcast_from_rank_zero((len(found), ended))
-        for place in range(count):
-            metrics, checkpoint = found[place] if main else ({}, None)
-            _report(metrics, checkpoint)
-        if ray.train.get_preemption_info() is not None:
-            host.stop.ask()
+    with suppress(RayActorError):  # the driver is gone, and Ray ends the ranks
+        while not _round(host, reports, main):
+            host.ended.wait(_LOOK_SECONDS)
+
+
+def _round(host: Hosted, reports: _Reports, main: bool) -> bool:
+    """One round of the attendants; returns whether it is the last."""
+    ended = host.ended.is_set()
+    found = reports.take(host) if main else None
+    due, over = broadcast_from_rank_zero((found is not None, ended))
+    if due:
+        _report(*(found or ({}, None)))
+    if ray.train.get_preemption_info() is not None:
+        host.stop.ask()
+    return bool(over)
 
 
 class _Reports:
-    """Turns records into reports: an evaluation each, the latest of the rest."""
+    """Makes one report of all records since the last: Ray takes about one a second, and more would pile up."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
         self._latest: dict[str, Any] = {}
 
-    def take(self, host: Hosted) -> list[tuple[dict[str, Any], str | None]]:
-        """Metrics and a checkpoint's path, for each report that is due."""
-        found: list[tuple[dict[str, Any], str | None]] = []
-        checkpoint, rest = None, False
+    def take(self, host: Hosted) -> tuple[dict[str, Any], str | None] | None:
+        """The latest metrics of each split, and the path of a new checkpoint; None if there is nothing new."""
+        checkpoint, new = None, False
         while not host.records.empty():
             record = host.records.get()
-            split = record.pop("split")
+            split, place = record.pop("split"), {"step": record.pop("step"), "epoch": record.pop("epoch")}
             if split not in self._work.splits:
                 continue
-            place = {"step": record.pop("step"), "epoch": record.pop("epoch")}
-            values = {f"{split}/{name}": value for name, value in record.items() if value is not None}
-            self._latest |= place | values
+            new = True
+            self._latest |= place | {f"{split}/{name}": value for name, value in record.items() if value is not None}
             if split == "valid":
                 self._latest["evaluations"] = len(evaluations(self._work.config.output_dir, place["step"]))
             if split == "checkpoint":
                 checkpoint = f"{self._work.config.checkpoint_folder}/{step_folder(place['step'])}"
                 self._latest["checkpoint"] = checkpoint
-            rest = split not in ("valid", "test")
-            if not rest:
-                found.append((dict(self._latest), None))
-        if rest or checkpoint is not None:
-            found.append((dict(self._latest), checkpoint))
-        return found
+        return (dict(self._latest), checkpoint) if new else None
 
 
 def _report(metrics: dict[str, Any], checkpoint: str | None) -> None:

@@ -154,7 +154,7 @@ def show_trials(console: Console, folder: Path, trials: Sequence[Trial], metric:
     columns = ["trial", *keys, f"valid {metric}", "step", "evaluations", "state"]
     table = Table(title=f"{len(trials)} trials, the best first", title_justify="left")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column.rpartition(".")[2].replace(" ", "\n"), overflow="fold", no_wrap=column == "trial")
     with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

@@ -71,6 +71,7 @@ def test_a_mistake_in_the_run_file_is_one_line(launch_data: Path, tmp_path: Path
     assert run.text == f"error: {path}: unknown key 'train.epohcs': did you mean 'epochs'?\n"
 
 
+@pytest.mark.slow
 def test_a_mistake_that_a_rank_finds_is_not_tried_again(two_nodes: TwoNodes, tmp_path: Path) -> None:
     write_data(tmp_path / "data", 600)
     bad = tmp_path / "data" / "train" / "part-2.parquet"
@@ -85,6 +86,7 @@ def test_a_mistake_that_a_rank_finds_is_not_tried_again(two_nodes: TwoNodes, tmp
     assert run.text.count("DeepFM: 8 tables") == 1, "it was tried again"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_can_go_on(
     two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path
 ) -> None:
@@ -104,4 +106,50 @@ def test_a_job_that_is_stopped_can_go_on(
     run = Command([sys.executable, "-m", "rechub_dist", "train", str(path)])
     assert run.wait() == 0, run.text
     assert run.saw("resumed at step"), run.text
+    check_same(path, reference, 1e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_then_ray_then_one_process(
+    two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path
+) -> None:
+    path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
+    run = Command([sys.executable, "-m", "rechub_dist", "train", str(path), "--nproc", "2"])
+    run.wait_for("step 20: saved")
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 0, run.text
+    assert run.saw("preempted at step"), run.text
+    options = ["--num-workers", "2", "--placement", "STRICT_SPREAD", "--set", "train.eval_every=1"]
+    run = script("ray_train", str(path), *options, address=two_nodes.address)
+    run.wait_for("resumed at step")
+    run.wait_for("step 50: saved")
+    os.kill(main_worker(run), signal.SIGKILL)
+    run.wait_for("step 60: saved")
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 0, run.text
+    assert run.saw("preempted at step"), run.text
+    run = Command([sys.executable, "-m", "rechub_dist", "train", str(path)])
+    assert run.wait() == 0, run.text
+    assert run.saw("1 rank.*resumed at step"), run.text
+    check_same(path, reference, 1e-4)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_to_go_is_no_failure(
+    two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Ray says so some time before: all save and go on elsewhere, though no failure is allowed."""
+    path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
+    third = two_nodes.cluster.add_node(num_cpus=1, resources={"third": 1})
+    spread = ["--num-workers", "3", "--min-workers", "2", "--placement", "STRICT_SPREAD", "--max-failures", "0"]
+    run = script("ray_train", str(path), *spread, "--set", "train.eval_every=1", address=two_nodes.address)
+    run.wait_for(r"3 rank\(s\)")
+    run.wait_for("step 20: saved")
+    drain = ["drain-node", "--address", two_nodes.address, "--node-id", third.node_id, "--reason-message", "spot"]
+    preempt = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "120"]
+    told = Command([str(Path(sys.executable).parent / "ray"), *drain, *preempt], ENVIRONMENT)
+    assert told.wait() == 0, told.text
+    assert run.wait() == 0, run.text
+    assert run.saw("a node or worker is to go: going on from step"), run.text
+    assert run.saw(r"2 rank\(s\).*resumed at step"), run.text
     check_same(path, reference, 1e-4)
