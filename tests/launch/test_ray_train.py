@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -153,3 +154,33 @@ def test_a_node_that_is_to_go_is_no_failure(
     assert run.saw("a node or worker is to go: going on from step"), run.text
     assert run.saw(r"2 rank\(s\).*resumed at step"), run.text
     check_same(path, reference, 1e-4)
+
+
+@pytest.mark.slow
+def test_a_node_that_comes_is_taken_in(two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
+    elastic = ["--num-workers", "3", "--min-workers", "2", "--resize-seconds", "2"]
+    slow = ["--set", "train.eval_every=3", "--set", "data.valid=train"]  # Ray takes ten seconds to see the node
+    run = script("ray_train", str(path), *elastic, *slow, address=two_nodes.address)
+    run.wait_for("step 10: saved")
+    third = two_nodes.cluster.add_node(num_cpus=1)
+    assert run.wait() == 0, run.text
+    two_nodes.cluster.remove_node(third)
+    assert run.saw(r"2 rank\(s\) on cpu"), run.text
+    saved = re.search(r"preempted at step (\d+)", run.text)
+    assert saved is not None, run.text
+    assert run.saw(rf"3 rank\(s\) on cpu.*resumed at step {saved[1]}$"), run.text
+    check_same(path, reference, 1e-4)
+
+
+@pytest.mark.slow
+def test_the_package_is_shipped(two_nodes: TwoNodes) -> None:
+    code = (
+        "import ray, sys; from ray_workers import Workers, connect; "
+        f"connect({two_nodes.address!r}, Workers(1), ship=True, runtime_env=None); "
+        "print(ray.get(ray.remote(lambda: __import__('sys').path).remote()))"
+    )
+    run = Command([sys.executable, "-c", code], {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{ROOT / 'launch'}"})
+    assert run.wait() == 0, run.text
+    (folder,) = {path for path in re.findall(r"'([^']+)'", run.text) if "/py_modules_files/" in path}
+    assert (Path(folder) / "rechub_dist" / "trainer.py").read_text() == (ROOT / "rechub_dist/trainer.py").read_text()
