@@ -261,7 +261,8 @@ def _told(error: Exception) -> str:
 def _rank(job: dict[str, Any]) -> Any:
     """What each worker does, in a thread of its own."""
     quiet_libraries()
-    from rechub_dist.trainer import evaluate_run, run  # noqa: PLC0415 - takes seconds, and a driver can do without
+    from rechub_dist.evaluate import evaluate_run  # noqa: PLC0415 - takes seconds
+    from rechub_dist.trainer import run  # noqa: PLC0415 - takes seconds, and a driver can do without
 
     work, desk, host = job["work"], job["desk"], hosted()
     if ray.get(desk.begin.remote()) is not None:

@@ -14,7 +14,14 @@ from rich.console import Console
 
 from rechub_dist.checkpoint_commands import checkpoint_app
 from rechub_dist.data.commands import data_app
-from rechub_dist.distributed.process import AGENT_PID, MISTAKE, PREEMPTED, die_with_agent, quiet_libraries
+from rechub_dist.distributed.process import (
+    AGENT_PID,
+    MISTAKE,
+    PREEMPTED,
+    die_with_agent,
+    preempted_exit_code,
+    quiet_libraries,
+)
 from rechub_dist.errors import UserError
 from rechub_dist.kubernetes.commands import k8s_app
 
@@ -76,9 +83,7 @@ def train(
     quiet_libraries()
     summary = run(config)
     if summary.preempted:
-        # A scheduler that keeps a run going takes 0 for done, and would not start this one again with its peers.
-        other = int(os.environ.get("RECHUB_PREEMPTED_EXIT_CODE", "0"))
-        raise typer.Exit(PREEMPTED if AGENT_PID in os.environ else other)
+        raise typer.Exit(PREEMPTED if AGENT_PID in os.environ else preempted_exit_code())
     if not _is_main():
         return
     show_training(Console(), config, summary)
@@ -100,8 +105,8 @@ def evaluate(
 
         arguments = ["evaluate", str(output_dir), "--data", data, *(["--json"] if as_json else [])]
         raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
+    from rechub_dist.evaluate import evaluate_run  # noqa: PLC0415
     from rechub_dist.report import show_summary  # noqa: PLC0415
-    from rechub_dist.trainer import evaluate_run  # noqa: PLC0415
 
     quiet_libraries()
     step, found = evaluate_run(config, data)
@@ -143,6 +148,9 @@ def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: a
 
 def main() -> None:
     """Entry point of `rechub-dist`."""
+    if not os.environ.get("RECHUB_DEBUG"):
+        # Read when torch is loaded. Its warnings on connections that break are pages of C++ frames.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = run_app(app)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -11,12 +11,16 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.build import Parts, TrainStep
+from rechub_dist.build import Parts, TrainStep, build
+from rechub_dist.checkpoint import open_checkpoints
+from rechub_dist.config import RunConfig
 from rechub_dist.data.negatives import draw_negatives, mix64
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.skips import Skipped, Tally
 from rechub_dist.data.spec import WEIGHTED, BatchSpec
-from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.distributed.runtime import Runtime, device_type, runtime
+from rechub_dist.distributed.sharding import shard_step
+from rechub_dist.distributed.state import weights_state
 from rechub_dist.embedded import Jagged, Output
 from rechub_dist.embedding.stage import split_dense
 from rechub_dist.errors import UserError
@@ -25,7 +29,8 @@ from rechub_dist.metrics.binary import binary_metrics, regression_metrics
 from rechub_dist.metrics.ranking import Catalogue, ranking_metrics, target_ranks
 from rechub_dist.models import RecallModel
 from rechub_dist.objectives import RetrievalObjective, TaskObjective
-from rechub_dist.splits import read_manifest
+from rechub_dist.report import Reporter
+from rechub_dist.splits import evaluation_reader, read_manifest
 
 CATALOGUE_CHUNK = 8192  # items embedded at a time, over all ranks
 
@@ -48,6 +53,27 @@ class Evaluation:
     def counts(self) -> dict[str, int]:
         """`rows`, and `rows_skipped` where there are any."""
         return {"rows": self.rows} | ({"rows_skipped": self.skipped} if self.skipped else {})
+
+
+def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
+    """The step and metrics of a run's best checkpoint (else its newest) on `data`; called on every rank.
+
+    Raises:
+        UserError: the run has no checkpoint, or `data` does not fit it.
+    """
+    device = device_type(config.device)
+    with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
+        parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        reader = evaluation_reader(config, parts, rt, data)
+        checkpoints = open_checkpoints(config, rt)
+        module = shard_step(parts, rt)
+        step = checkpoints.load_best(weights_state(module, parts.layout))
+        report = Reporter(None, quiet=not rt.is_main)
+        report.start(f"evaluating {data}", reader.steps)
+        found = evaluate(parts.step, parts, reader, rt, report.advance)
+        report.skipped(data, step, (*reader.manifest.left_out, *found.skips))
+        report.close()
+        return step, found
 
 
 def evaluate(

@@ -13,34 +13,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from rechub_dist.build import Parts, build, identity
-from rechub_dist.checkpoint import Checkpoints, Position
-from rechub_dist.checkpoint.folder import Folder
+from rechub_dist.checkpoint import Position, open_checkpoints
 from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
-from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.stored import StoredRows, Trace
-from rechub_dist.distributed.batchnorm import globalize
 from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
 from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, runtime
-from rechub_dist.distributed.sharding import Cluster, make_plan, shard, table_shards
+from rechub_dist.distributed.sharding import shard_step
 from rechub_dist.distributed.state import placement, train_state, weights_state
 from rechub_dist.distributed.watchdog import Watchdog
-from rechub_dist.embedding.layout import REPLICATED
-from rechub_dist.errors import UserError, nearest
-from rechub_dist.evaluate import Evaluation, evaluate
+from rechub_dist.errors import UserError
 from rechub_dist.losses import LossCheck
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.passes import Pass, Passes
-from rechub_dist.report import Reporter, short
+from rechub_dist.report import Reporter
 from rechub_dist.seeds import seed_from
-from rechub_dist.splits import evaluation_reader, open_passes, optional_reader, warning_of, with_draws
+from rechub_dist.splits import open_passes, optional_reader, warning_of, with_draws
 from rechub_dist.summary import Summary
+from rechub_dist.validation import Validation
 
 
 def run(config: RunConfig, hosted: Hosted | None = None) -> Summary:
@@ -61,36 +56,6 @@ def run(config: RunConfig, hosted: Hosted | None = None) -> Summary:
             trainer.report.close()
 
 
-def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
-    """The step and metrics of a run's best checkpoint (else its newest) on `data`; called on every rank.
-
-    Raises:
-        UserError: the run has no checkpoint, or `data` does not fit it.
-    """
-    device = device_type(config.device)
-    with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
-        parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
-        reader = evaluation_reader(config, parts, rt, data)
-        checkpoints = _checkpoints(config, rt)
-        module = shard_step(config, parts, rt)
-        step = checkpoints.load_best(weights_state(module, parts.layout))
-        report = Reporter(None, quiet=not rt.is_main)
-        report.start(f"evaluating {data}", reader.steps)
-        found = evaluate(parts.step, parts, reader, rt, report.advance)
-        report.skipped(data, step, (*reader.manifest.left_out, *found.skips))
-        report.close()
-        return step, found
-
-
-def shard_step(config: RunConfig, parts: Parts, rt: Runtime) -> DistributedModelParallel:
-    """Plan and shard the tables, make batch normalisation global, and put DDP around the rest."""
-    cluster = Cluster(rt.world_size, rt.local_world_size, rt.device.type)
-    memory = config.embedding.memory_per_rank_gb
-    plan = rt.together(lambda: make_plan(parts.step, parts.layout, cluster, config.data.batch_size, memory))
-    globalize(parts.step.model)
-    return shard(parts.step, parts.layout, plan, rt.group, rt.device, config.seed)
-
-
 class Trainer:
     """A run on this rank: built and checked before the first exchange of data, then trained by `fit`."""
 
@@ -103,11 +68,11 @@ class Trainer:
         self.valid_reader = optional_reader(config, self.parts, rt, "valid")
         self.test_reader = optional_reader(config, self.parts, rt, "test")
         rt.together(lambda: _make_output(config, rt))
-        self.module = shard_step(config, self.parts, rt)
+        self.module = shard_step(self.parts, rt)
         self.optimizers = rt.together(
             lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
         )
-        self.checkpoints = _checkpoints(config, rt)
+        self.checkpoints = open_checkpoints(config, rt)
         self.checkpoints.prepare()
         self._begun_with: list[str] = []
         self.position = self._resume()
@@ -116,11 +81,11 @@ class Trainer:
         self._stop = Stop() if hosted is None else hosted.stop
         stall = config.distributed.stall_seconds or 0.8 * config.distributed.timeout_seconds
         self._watchdog = Watchdog(rt, config.output_dir / "logs", stall)
+        self._validation = Validation(self.parts, self.module, self.passes, rt, self.report, self._watchdog, self._stop)
         watched = (self.parts.step.model, self.parts.step.objective)
         self._losses = LossCheck(config.train, config.output_dir / "non_finite", rt, watched)
         self._trace = self._open_trace() if config.train.trace_rows else None
         self._saved = self.position
-        self._best_metric = config.train.best_metric or ""
         self._busy = 0.0  # seconds of training
         self._note = ""
         self._preempted = False
@@ -133,24 +98,24 @@ class Trainer:
     def fit(self) -> Summary:
         """Train to the end, or to a signal; evaluate; keep checkpoints."""
         start, began = self.position, time.monotonic()
-        with self._stop.listening(), self._watchdog:
-            self._preempted = not self._all_listen()
-            self.report.say(self._headline())
-            for line in self._begun_with:
-                self.report.say(line)
-            self._warn()
-            if not self._preempted and not start.stopped_early and self._has_more(start):
-                self._train()
-            test = {} if self._preempted else self._final()
+        with self._stop.listening():  # also while the last checkpoint is written
+            with self._watchdog:
+                self._preempted = not self._all_listen()
+                self.report.say(self._headline())
+                for line in self._begun_with:
+                    self.report.say(line)
+                self._warn()
+                if not self._preempted and not start.stopped_early and self._has_more(start):
+                    self._train()
+                test = {} if self._preempted else self._final()
+            self.checkpoints.wait()
+            self._tell_saves()
+            self.checkpoints.check_last()
         rows = self._rows_between(start.step, self.position.step)
         rate = rows / self._busy if rows else None
-        self.checkpoints.wait()
-        self._tell_saves()
         if self._preempted:
-            self.checkpoints.check_last()
             self.report.say(f"preempted at step {self.position.step}, resume with the same command")
             return Summary(self.position.step, self.position.best_step, True, {}, {}, rate)
-        self.checkpoints.check_last()
         self.report.say(f"finished at step {self.position.step} after {time.monotonic() - began:.1f} s")
         return Summary(self.position.step, self.position.best_step, False, self.position.best_metrics, test, rate)
 
@@ -293,12 +258,14 @@ class Trainer:
         stop = improved = False
         if self.valid_reader is not None and (due or last):
             try:
-                improved = self._validate(self.valid_reader)
+                self.position = self._validation.validate(self.valid_reader, self.position)
             except Stopped:
                 self._preempted = True
                 self.position = replace(self.position, unevaluated=True)
                 self._save()
                 return True
+            self.report.start("training", self.total_steps, step)
+            improved = self.position.best_step == step
             stop = train.patience is not None and self.position.evaluations_since_best >= train.patience
         every = self.config.checkpoint.every_steps
         save = step % every == 0 if every else pass_end
@@ -306,85 +273,27 @@ class Trainer:
         if save or improved or last or stop:
             self._save()
         if stop:
-            self.report.say(f"no better {self._best_metric} for {train.patience} evaluations: stopping early")
+            self.report.say(
+                f"no better {self._validation.best_metric} for {train.patience} evaluations: stopping early"
+            )
         return stop
-
-    def _validate(self, reader: ParquetReader) -> bool:
-        """Evaluate on the valid split; True if it is the best so far."""
-        found = self._evaluate(reader, "valid")
-        wanted = self._best_metric = self._best_metric or next(iter(found.metrics))
-        if wanted not in found.metrics:
-            raise UserError(f"train.best_metric: no metric {wanted!r}: {nearest(wanted, found.metrics)}")
-        best = self.position.best_metrics.get(wanted, math.nan)
-        sign = 1 if self.config.train.best_mode == "max" else -1
-        improved = math.isnan(best) or sign * found.metrics[wanted] > sign * best
-        self.position = (
-            replace(self.position, best_step=self.position.step, best_metrics=found.metrics, evaluations_since_best=0)
-            if improved
-            else replace(self.position, evaluations_since_best=self.position.evaluations_since_best + 1)
-        )
-        return improved
-
-    def _evaluate(self, reader: ParquetReader, split: str) -> Evaluation:
-        step = self.position.step
-        began = time.monotonic()
-        self.report.start(f"evaluating {split}", reader.steps)
-        self._watchdog.mark(f"evaluating {split}", slow=True)
-
-        def advance(done: int) -> None:
-            self._watchdog.mark(f"evaluating {split}", slow=True)
-            self.report.advance(done)
-
-        found = evaluate(self.parts.step, self.parts, reader, self.rt, advance, self._stop.asked)
-        seconds = max(1e-9, time.monotonic() - began)
-        values = {**found.metrics, "samples_per_second": found.rows / seconds}
-        if found.skipped:
-            values["rows_skipped"] = found.skipped
-            self.report.skipped(split, step, found.skips)
-        epoch = self.passes.at(step - 1).number if step else 0
-        self.report.record(split, step, epoch, values)
-        if self.config.train.histograms:
-            for label, predictions in found.predictions.items():
-                self.report.histogram(f"{split}/predictions/{label}", predictions, step)
-            self._table_histograms(step)
-        self.report.say(f"step {step} {split}: {short(found.metrics)}")
-        if split == "valid":
-            self.report.start("training", self.total_steps, step)
-        return found
-
-    def _table_histograms(self, step: int) -> None:
-        """Norms of the main rank's rows of each table: dead tables and exploding ones show at a glance."""
-        if not self.rt.is_main:
-            return
-        layout = self.parts.layout
-        pieces = {name: [s.tensor for s in shards] for name, shards in table_shards(self.module, layout).items()}
-        for placed in layout.tables_in(REPLICATED):
-            local = self.parts.step.stage.replicated
-            assert local is not None
-            pieces[placed.table.name] = [local.local.weight(placed.table.name).detach()]
-        for name, tensors in pieces.items():
-            norms = [tensor[:100_000].norm(dim=1).cpu() for tensor in tensors]
-            if norms:
-                self.report.histogram(f"row_norms/{name}", torch.cat(norms).numpy(), step)
 
     def _final(self) -> dict[str, float]:
         """Metrics of the best weights on the test split."""
         if self.test_reader is None:
             return {}
-        last, best = self.position, self.position.best_step
-        if best is not None and best != last.step:
+        step, best = self.position.step, self.position.best_step
+        if best is not None and best != step:
             if best in self.checkpoints.steps():
                 self.checkpoints.load_weights(weights_state(self.module, self.parts.layout), best)
-                self.position = replace(last, step=best)
+                step = best
             else:
                 self.report.say(f"warning: the best weights, of step {best}, could not be saved; testing the last ones")
         try:
-            return self._evaluate(self.test_reader, "test").metrics
+            return self._validation.evaluate(self.test_reader, "test", step).metrics
         except Stopped:
             self._preempted = True
             return {}
-        finally:
-            self.position = last
 
     def _save(self) -> None:
         """Begin to save; training waits until the state is copied."""
@@ -457,11 +366,6 @@ class Trainer:
             warning = warning_of(self.config, self.passes.at(self.position.step).reader)
             if warning is not None:
                 self.report.say(f"warning: {warning}")
-
-
-def _checkpoints(config: RunConfig, rt: Runtime) -> Checkpoints:
-    folder = rt.together(lambda: Folder(config.checkpoint_folder, config.checkpoint_storage))
-    return Checkpoints(folder, rt, config.checkpoint)
 
 
 def _make_output(config: RunConfig, rt: Runtime) -> None:

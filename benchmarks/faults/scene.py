@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,17 +12,28 @@ import yaml
 
 from faults.account import losses
 from faults.hosts import Command, Hosts, train_command
+from rechub_dist.checkpoint import saved_steps
+from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
+from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, verify
+from rechub_dist.checkpoint.manifest import MANIFEST
+from rechub_dist.config import StorageConfig
 
 STALL = 6
-TOLD = r"agent of |watchdog: |launch: the agent|preempted at|error:|is damaged|stopped before"
+TOLD = r"agent of |watchdog: |launch: the agent|preempted at|error:|warning:"
 RESUMED = r"resumed at step"
 
 
 class Times(NamedTuple):
-    """Seconds from the fault until it is told, and until training goes on; `resized`: on another number of ranks."""
+    """Seconds from the fault until it is told, and until training goes on.
 
-    detected: float
-    resumed: float
+    Attributes:
+        told: None where there was no fault.
+        resumed: None where training did not stop.
+        resized: it went on on another number of ranks.
+    """
+
+    told: float | None
+    resumed: float | None
     resized: bool = False
 
 
@@ -58,6 +70,11 @@ class Scene:
         self.run_file = folder / "run.yaml"
         self.run_file.write_text(yaml.safe_dump(tree, sort_keys=False))
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return self.output / "checkpoints"
+
     def start(self, *options: str) -> Command:
         """The command on one host, with two ranks."""
         command = Command(train_command(self.run_file, "--nproc", "2", *options), {"RECHUB_OUTER_PAUSE": "1"})
@@ -83,10 +100,36 @@ class Scene:
         if run.wait(600) != 0:
             raise RuntimeError(f"exit code {run.code}:\n{run.text}")
 
-    def again(self, run: Command, at: float, *options: str) -> Times:
-        """The run has ended, or is to end, by a fault at `at`: give the command again, to the end."""
-        run.wait()
+    def saving(self, run: Command) -> int:
+        """Wait until a checkpoint is being written; returns its step."""
+        while run.code is None:
+            for folder in self.checkpoints.glob("step-*"):
+                if not (folder / MANIFEST).exists() and next(folder.glob("rank-*"), None) is not None:
+                    return int(folder.name.removeprefix("step-"))
+            time.sleep(0.001)
+        raise RuntimeError(f"ended with {run.code} before a save:\n{run.text}")
+
+    def verify(self) -> None:
+        """Compare the newest checkpoint with its checksums."""
+        folder = Folder(str(self.checkpoints), StorageConfig())
+        manifest = read_manifest(folder, steps_in(folder.files())[-1])
+        consume(verify(folder, manifest, blocks_of(manifest)))
+
+    def again(self, run: Command, at: float, *options: str, code: int = 0) -> Times:
+        """The run has ended, or is to end, by a fault at `at` and with `code`: give the command again, to the end.
+
+        If it was to save, there must be a checkpoint of where it has stopped, and no part of another one.
+        """
+        if run.wait() != code:
+            raise RuntimeError(f"exit code {run.code}:\n{run.text}")
         told = run.saw(TOLD, at) or time.monotonic()
+        if code == 0:
+            self.verify()
+            folders = sorted(folder.name for folder in self.checkpoints.iterdir())
+            if folders != [step_folder(step) for step in saved_steps(self.checkpoints)]:
+                raise RuntimeError(f"half a checkpoint is left: {folders}")
+            if run.saw(f"preempted at step {saved_steps(self.checkpoints)[-1]}, resume with") is None:
+                raise RuntimeError(f"stopped elsewhere than where it has saved:\n{run.text}")
         again = self.start(*options)
         resumed = again.wait_for(RESUMED)
         self.finish(again)
@@ -104,3 +147,6 @@ class Scene:
             command.kill()
         if self.hosts is not None:
             self.hosts.close()
+
+
+Fault = Callable[[Scene], Times]

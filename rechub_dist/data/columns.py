@@ -101,8 +101,16 @@ def _fits_ids(kind: pa.DataType, feature: StoredFeature) -> tuple[bool, str, str
     return _is_integer(kind), "an integer", f"integers{hint}"
 
 
-def read_ids(array: pa.Array, feature: StoredFeature, where: str) -> tuple[Ints, Mask | None]:
+def read_ids(
+    array: pa.Array, feature: StoredFeature, where: str, bounds: tuple[int, int] | None = None
+) -> tuple[Ints, Mask | None]:
     """The ids of an array of integers or strings after the feature's hash or vocabulary and its policies.
+
+    Args:
+        array: n values.
+        feature: what they are.
+        where: the file's name, for errors.
+        bounds: the least and the greatest of the values, if they are known.
 
     Returns:
         The ids, any integer type [n], and which of them to keep, bool [n]; None where all are kept.
@@ -112,7 +120,7 @@ def read_ids(array: pa.Array, feature: StoredFeature, where: str) -> tuple[Ints,
             is `error`.
     """
     table = feature.table
-    ids, missing, outside = _look_up(array, feature)
+    ids, missing, outside = _look_up(array, feature, bounds)
     if missing is not None and feature.missing == "error":
         raise _error(
             where,
@@ -146,7 +154,9 @@ def read_ids(array: pa.Array, feature: StoredFeature, where: str) -> tuple[Ints,
     return ids, keep
 
 
-def _look_up(array: pa.Array, feature: StoredFeature) -> tuple[Ints, Mask | None, Mask | None]:
+def _look_up(
+    array: pa.Array, feature: StoredFeature, bounds: tuple[int, int] | None
+) -> tuple[Ints, Mask | None, Mask | None]:
     """The ids [n], and which of them are missing and which unknown or outside the table, bool [n]; None for none."""
     table, missing = feature.table, _missing(array)
     vocabulary = vocabulary_of(feature)
@@ -162,7 +172,8 @@ def _look_up(array: pa.Array, feature: StoredFeature) -> tuple[Ints, Mask | None
     ids = array.to_numpy(zero_copy_only=False)
     if feature.hash:
         return hash_ids(ids, table.name, table.rows), missing, None
-    if not len(ids) or _within(ids, table.rows):
+    known = bounds is not None and 0 <= bounds[0] <= bounds[1] < table.rows
+    if known or not len(ids) or _within(ids, table.rows):
         return ids, missing, None
     return ids, missing, (ids < 0) | (ids >= table.rows)
 

@@ -13,6 +13,8 @@ from rechub_dist.data.footers import corrupt, etag, footer_bytes, parse_footer, 
 from rechub_dist.data.manifest import DataFile
 from rechub_dist.data.skips import BadFileError
 
+Bounds = dict[str, tuple[int, int]]  # the least and the greatest value by column, as signed numbers
+
 _OPEN_FILES = 64
 _PIECE, _GAP = 8 << 20, 64 << 10  # bytes fetched at once after a failure; bytes between two columns fetched with them
 
@@ -23,8 +25,8 @@ class OpenFiles:
     def __init__(self) -> None:
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
-    def read(self, file: DataFile, group: int, columns: list[str]) -> pa.Table:
-        """The columns of one row group.
+    def read(self, file: DataFile, group: int, columns: list[str]) -> tuple[pa.Table, Bounds]:
+        """The columns of one row group, and what the file says of their least and greatest values.
 
         A first attempt reads as Arrow does best. Where it fails, the next ones fetch the bytes piece by piece, of which
         each has to succeed but once, before they decode them: bytes that are all there and make no sense are a corrupt
@@ -52,7 +54,7 @@ class OpenFiles:
             self._files.popitem(last=False)[1].close(force=True)
         if table.num_rows != file.counts[group] or table.num_columns < len(set(columns)):
             raise _changed(file)
-        return table
+        return table, _bounds(parquet.metadata.row_group(group), columns)
 
     def close(self) -> None:
         """Close all of them."""
@@ -125,6 +127,20 @@ def _spans(metadata: pq.FileMetaData, group: int, columns: set[str]) -> list[tup
         else:
             joined.append((start, stop))
     return joined
+
+
+def _bounds(group: pq.RowGroupMetaData, columns: list[str]) -> Bounds:
+    """The least and the greatest value of each column of integers, or of lists of them, that has statistics."""
+    bounds: Bounds = {}
+    wanted = set(columns)
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        name = chunk.path_in_schema.removesuffix(".list.element").removesuffix(".list.item")
+        if name in wanted and chunk.physical_type in ("INT32", "INT64") and chunk.is_stats_set:
+            statistics = chunk.statistics
+            if statistics.has_min_max:
+                bounds[name] = statistics.min_raw, statistics.max_raw
+    return bounds
 
 
 def _changed(file: DataFile) -> BadFileError:

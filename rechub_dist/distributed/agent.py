@@ -11,16 +11,24 @@ import time
 from typing import Any
 
 from torch.distributed import DistNetworkError, DistStoreError
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.api import (
+    DEFAULT_ROLE,
+    RunResult,
+    WorkerGroup,
+    WorkerSpec,
+    WorkerState,
+)
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.launcher.api import LaunchConfig
 
-from rechub_dist.distributed.process import AGENT_PID, MISTAKE, PREEMPTED, STALLED, Requests
+from rechub_dist.distributed.process import AGENT_PID, MISTAKE, PREEMPTED, STALLED, Requests, preempted_exit_code
 
 _BEREFT_SECONDS = 5  # for workers that a peer's failure leaves behind: they have nothing to save
+_LOST = (RendezvousError, DistNetworkError, DistStoreError)  # what a rendezvous that is gone raises
 _EXIT_BARRIER_SECONDS = 30.0  # an agent that has ended otherwise is not waited for longer
 
 
@@ -31,7 +39,7 @@ class Agent(LocalElasticAgent):
     - a user's mistake (exit code 2) is not restarted;
     - workers that were asked to stop have not failed: they go on with the hosts that are left or have come, where the
       number of hosts may vary, else the command is done;
-    - a second signal that comes with the first is part of it.
+    - a second signal that comes with the first is part of it, and a later one ends the workers at once, hung ones too.
     """
 
     def __init__(self, spec: WorkerSpec, config: LaunchConfig) -> None:
@@ -50,7 +58,11 @@ class Agent(LocalElasticAgent):
         """Turn SIGTERM and SIGINT into a SignalException, which the base class passes on to the workers."""
 
         def end(number: int, _frame: object) -> None:
-            if self._requests.note():
+            request = self._requests.note()
+            if request == 2:
+                say(f"second {signal.Signals(number).name}: not waiting for the workers")
+                self._kill_workers()
+            if request:
                 raise SignalException(f"agent {os.getpid()} was signalled", sigval=signal.Signals(number))
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,9 +70,28 @@ class Agent(LocalElasticAgent):
 
     def exit_codes(self) -> list[int | None]:
         """The workers' exit codes, negative for signals, None while they run."""
-        if not isinstance(self._pcontext, SubprocessContext):
-            return []
-        return [handler.proc.poll() for handler in self._pcontext.subprocess_handlers.values()]
+        return [handler.proc.poll() for handler in self._handlers()]
+
+    def _kill_workers(self) -> None:
+        for handler in self._handlers():
+            handler.close(signal.SIGKILL)
+
+    def _handlers(self) -> list[SubprocessHandler]:
+        context = self._pcontext
+        return list(context.subprocess_handlers.values()) if isinstance(context, SubprocessContext) else []
+
+    def _invoke_run(self, role: str = DEFAULT_ROLE) -> RunResult:
+        try:
+            return super()._invoke_run(role)
+        except _LOST:
+            # The agent there may have ended for a reason for which these workers are about to end, too.
+            self._await_workers(_BEREFT_SECONDS)
+            raise
+
+    def _await_workers(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while None in self.exit_codes() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         started = super()._start_workers(worker_group)
@@ -75,7 +106,7 @@ class Agent(LocalElasticAgent):
             super()._exit_barrier()
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        self._let_end()
+        ended = self._let_end()
         result = super()._monitor_workers(worker_group)
         if result.state is not WorkerState.FAILED:
             return result
@@ -85,25 +116,30 @@ class Agent(LocalElasticAgent):
         elif PREEMPTED in codes.values():
             return self._go_on(result)
         else:
-            first = min(result.failures, key=lambda rank: result.failures[rank].timestamp)
+            ended = ended or codes
+            # A peer's lost connection is exit code 1: of those that have ended together, it has not begun.
+            first = min(ended, key=lambda rank: (ended[rank] == 1, rank))
             used = worker_group.spec.max_restarts - self._remaining_restarts
             what = (
                 f"restart {used + 1} of {worker_group.spec.max_restarts}"
                 if self._remaining_restarts
                 else "no restart is left"
             )
-            say(f"rank {first} {_end_of(codes[first])}; {what}")
+            say(f"rank {first} {_end_of(ended[first])}; {what}")
         return result
 
-    def _let_end(self) -> None:
-        """Once a worker has ended, end the others: the base class would signal those that are about to save."""
+    def _let_end(self) -> dict[int, int]:
+        """Once a worker has ended, end the others: the base class would signal those that are about to save.
+
+        Returns the exit codes by rank of the workers that failed before any was ended here.
+        """
         codes = self.exit_codes()
+        failed = {w.global_rank: code for w, code in zip(self._worker_group.workers, codes, strict=False) if code}
         if PREEMPTED in codes:
-            deadline = time.monotonic() + self._shutdown_timeout
-            while None in self.exit_codes() and time.monotonic() < deadline:
-                time.sleep(0.05)
-        elif any(codes):
+            self._await_workers(self._shutdown_timeout)
+        elif failed:
             self._shutdown(timeout=min(_BEREFT_SECONDS, self._shutdown_timeout))
+        return failed
 
     def _go_on(self, preempted: RunResult) -> RunResult:
         """What follows when the workers have stopped as they were asked to, this agent not."""
@@ -125,8 +161,9 @@ class Agent(LocalElasticAgent):
 def run_agent(config: LaunchConfig, entrypoint: str, arguments: list[str]) -> int:
     """Run an agent to the end of the run, or to a signal; returns the command's exit code.
 
-    That is 0 for a run that is done or has stopped as it was asked to, 2 for a user's mistake (which the worker has
-    told), 128 + n where a signal n was not followed in time, else 1 or the code of the worker that failed first.
+    That is 0 for a run that is done, `preempted_exit_code()` for one that has stopped as it was asked to, 2 for a
+    user's mistake (which the worker has told), 128 + n where a signal n was not followed in time, else 1 or the code of
+    the worker that failed first.
     """
     # It would print a page about a worker that has said all there is to say.
     for name in list(logging.root.manager.loggerDict):
@@ -164,20 +201,30 @@ def run_agent(config: LaunchConfig, entrypoint: str, arguments: list[str]) -> in
         result = agent.run()
     except SignalException as asked:
         codes = agent.exit_codes()
-        # A worker that has not begun to train ends by the signal itself, and loses nothing. The rendezvous stays open:
-        # the other hosts may go on.
+        # A worker that has not begun to train ends by the signal itself, and loses nothing; there may be none yet, too.
+        # The rendezvous stays open: the other hosts may go on.
         followed = all(code in (0, PREEMPTED, -asked.sigval) for code in codes)
-        if followed and -asked.sigval in codes and PREEMPTED not in codes:
+        if followed and PREEMPTED not in codes and (-asked.sigval in codes or not codes):
             say("stopped before a checkpoint was due, resume with the same command")
-        return 0 if followed else 128 + asked.sigval
-    except (RendezvousError, DistNetworkError, DistStoreError) as error:
-        say(f"the rendezvous at {config.rdzv_endpoint} is lost: {error}")
-        return 1
+        done = bool(codes) and not any(codes)
+        return (0 if done else preempted_exit_code()) if followed else 128 + asked.sigval
+    except _LOST as error:
+        code = _without_rendezvous(agent.exit_codes())
+        if code == 1:
+            say(f"the rendezvous at {config.rdzv_endpoint} is lost: {error}")
+        return code
     rendezvous.shutdown()
     if not result.is_failed():
-        return 0
+        return preempted_exit_code() if agent.preempted else 0
     failed = [failure.exitcode for failure in result.failures.values()]
     return MISTAKE if MISTAKE in failed else next((code for code in failed if code > 0), 1)
+
+
+def _without_rendezvous(codes: list[int | None]) -> int:
+    """The command's exit code, given the workers', when the host of the rendezvous has ended first."""
+    if MISTAKE in codes:
+        return MISTAKE
+    return preempted_exit_code() if codes and all(code in (0, PREEMPTED) for code in codes) else 1
 
 
 def say(message: str) -> None:

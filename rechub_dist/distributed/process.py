@@ -19,10 +19,18 @@ from typing import Final
 
 MISTAKE: Final = 2  # a user's: never restarted
 STALLED: Final = 3  # ended by the watchdog
-PREEMPTED: Final = 75  # of a worker that has saved and ended as it was asked to; the command itself exits with 0
+PREEMPTED: Final = 75  # of a worker that has saved and ended as it was asked to; the command: `preempted_exit_code`
 AGENT_PID: Final = "RECHUB_AGENT_PID"  # in the environment of our own agent's workers
 
 _SAME_REQUEST_SECONDS = 1.0  # a process group's signal and the agent's own of it are one request
+
+
+def preempted_exit_code() -> int:
+    """What the command exits with when the run has stopped as it was asked to: RECHUB_PREEMPTED_EXIT_CODE, else 0.
+
+    A scheduler that keeps a run going takes 0 for done, and would not start this part of it again with the others.
+    """
+    return int(os.environ.get("RECHUB_PREEMPTED_EXIT_CODE", "0"))
 
 
 def die_with_agent() -> None:
@@ -80,7 +88,10 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals. Only the main thread can; in another one nothing changes."""
+        """Handle the signals. Only the main thread can; in another one nothing changes.
+
+        Once asked, this goes on up to the end of the process: a repetition of the request may come after training.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -96,5 +107,6 @@ class Stop:
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if not self.asked():
+                for number, handler in before.items():
+                    signal.signal(number, handler)

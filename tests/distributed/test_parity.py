@@ -19,9 +19,9 @@ from rechub_dist.data.reader import ParquetReader
 from rechub_dist.embedded import Embedded, Jagged
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.embedding.stage import split_dense
+from rechub_dist.evaluate import evaluate_run
 from rechub_dist.models import catalogue
 from rechub_dist.objectives import RetrievalObjective
-from rechub_dist.trainer import evaluate_run
 
 MODELS = tuple(catalogue())
 STEPS = 22  # two epochs of eleven steps, each with an uneven tail

@@ -59,10 +59,12 @@ def test_a_host_dies_and_the_other_goes_on(hosts: Hosts, launch_data: Path, tmp_
 
 def test_sigterm_on_one_of_two_hosts_that_must_both_be_there(hosts: Hosts, launch_data: Path, tmp_path: Path) -> None:
     path = slow_run(tmp_path, launch_data)
-    agents = [hosts.run(host, hosts_command(hosts, path, "2")) for host in (0, 1)]
+    # As in a pod: were the exit code 0, the one that was not signalled would be taken for done.
+    extra = {"RECHUB_PREEMPTED_EXIT_CODE": "75"}
+    agents = [hosts.run(host, hosts_command(hosts, path, "2"), extra) for host in (0, 1)]
     wait_for_step(path, 12)
     agents[1].signal(signal.SIGTERM)
-    assert [agent.wait(60) for agent in agents] == [0, 0], agents[0].text + agents[1].text
+    assert [agent.wait(60) for agent in agents] == [75, 75], agents[0].text + agents[1].text
     saved = saved_steps(output(path) / "checkpoints")[-1]
     assert agents[0].saw(f"preempted at step {saved}, resume with the same command") is not None
 
@@ -71,8 +73,9 @@ def test_a_mistake_is_not_restarted(hosts: Hosts, launch_data: Path, tmp_path: P
     path = slow_run(tmp_path, launch_data)
     agents = [hosts.run(host, hosts_command(hosts, path, "2", "--set", "model.nonsense=1")) for host in (0, 1)]
     assert [agent.wait(60) for agent in agents] == [2, 2], agents[0].text + agents[1].text
-    assert (agents[0].text + agents[1].text).count("error: ") == 1
-    assert "restart" not in (agents[0].text + agents[1].text).replace("max-restarts", "").replace("rdzv-conf", "")
+    told = agents[0].text + agents[1].text
+    assert told.count("error: ") == 1
+    assert "agent of " not in told
 
 
 def test_sigterm_on_both_hosts(hosts: Hosts, launch_data: Path, tmp_path: Path) -> None:

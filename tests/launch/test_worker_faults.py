@@ -71,6 +71,37 @@ def test_sigterm_during_an_evaluation(pool: RankPool, tmp_path: Path) -> None:
     assert saved_steps(output(path) / "checkpoints") == saved_steps(output(reference) / "checkpoints")
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["while training", "after training"])
+def test_sigterm_while_a_checkpoint_is_written(launch_data: Path, tmp_path: Path, last: bool) -> None:
+    users = {"user": {"kind": "sparse", "rows": 3_000_000}}  # 220 MB to save, so that it takes a while
+    path = run_file(
+        tmp_path,
+        launch_data,
+        "DeepFM",
+        model={"dropout_rates": 0.0, "embedding_dim": 16},
+        data={"features": users, "test": None},
+        checkpoint={"every_steps": 10},
+        train={"max_steps": 10 if last else 94, "log_every": 1},
+    )
+    folder = output(path) / "checkpoints"
+    run = command(path)
+    while not list(folder.glob("step-0000000010/rank-*")):
+        assert run.code is None, run.text
+        time.sleep(0.001)
+    time.sleep(0.05)  # training, too, is over then
+    run.signal(signal.SIGTERM)
+    assert not (folder / "step-0000000010" / "manifest.json").exists(), "the save was over before the signal"
+    assert run.wait() == 0, run.text
+    assert sorted(file.name for file in folder.iterdir()) == [f"step-{step:010d}" for step in saved_steps(folder)]
+    step = saved_steps(folder)[-1]
+    assert run.saw(f"finished at step {step}" if last else f"preempted at step {step}, resume with"), run.text
+    read_checkpoint(folder / f"step-{step:010d}")  # compares with the checksums
+    if not last:
+        again = command(path, "--set", f"train.max_steps={step + 2}")
+        assert again.wait() == 0, again.text
+        assert again.saw(f"resumed at step {step}")
+
+
 def test_sigterm_before_training_ends_at_once(launch_data: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, launch_data, "DeepFM", model=BIG)
     run = command(path)
@@ -96,6 +127,20 @@ def test_outer_restarts_after_the_agent_has_died(launch_data: Path, tmp_path: Pa
     run.wait_for("resumed at step")
     run.signal(signal.SIGTERM)
     assert run.wait() == 0, run.text
+
+
+def test_a_second_signal_does_not_wait_for_a_worker_that_hangs(launch_data: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, launch_data, "DeepFM", model=BIG)
+    run = command(path)
+    wait_for_step(path, 12)
+    os.kill(run.workers()[1], signal.SIGSTOP)
+    run.signal(signal.SIGTERM)
+    time.sleep(1.5)  # what comes within a second is the same request
+    assert run.code is None
+    workers = run.workers()
+    run.signal(signal.SIGTERM)
+    assert run.wait(20) == 128 + signal.SIGTERM, run.text  # the grace period is 30 s
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
 
 
 @pytest.fixture

@@ -363,3 +363,31 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         ParquetReader(manifest, SPEC, batch_size=2, prefetch=-1)
     with pytest.raises(ValueError, match=r"start_step is 6, must be within 0\.\.5"):
         ParquetReader(manifest, SPEC, batch_size=2).batches(0, 6)
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (pa.int64(), [3, 9], [3, -1]),
+        (pa.int8(), [3, 9], [3, 10]),
+        (pa.uint32(), [3, 9], [3, 2**31 + 5]),
+        (pa.uint64(), [3, 9], [3, 2**63 + 5]),
+        (pa.list_(pa.int64()), [[3], [9]], [[3], [10]]),
+        (pa.list_(pa.uint64()), [[3], [9, 9]], [[3], [9, 2**64 - 1]]),
+    ],
+)
+def test_ids_outside_the_table_are_found_with_and_without_statistics(
+    tmp_path: Path, statistics: bool, kind: pa.DataType, good: list[Any], bad: list[Any]
+) -> None:
+    spec = BatchSpec((SparseFeature("id", Table("id", 10)),), collections={"a": ("id",)})
+    for name, ids in (("good", good), ("bad", bad)):
+        (tmp_path / name).mkdir()
+        pq.write_table(
+            pa.table({"id": pa.array(ids, kind)}), tmp_path / name / "a.parquet", write_statistics=statistics
+        )
+    (batch,) = ParquetReader(Manifest.read(str(tmp_path / "good")), spec, batch_size=4, shuffle=False).batches(0)
+    assert batch.jagged["a"].values().max() == 9
+    reader = ParquetReader(Manifest.read(str(tmp_path / "bad")), spec, batch_size=4, shuffle=False)
+    with pytest.raises(UserError, match="is outside table 'id' of 10 rows"):
+        list(reader.batches(0))
