@@ -14,7 +14,8 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
-from ray_workers import Work, Workers, fit
+from ray_ranks import Work
+from ray_workers import Workers, fit
 
 from rechub_dist.checkpoint.checkpoints import differences
 from rechub_dist.config import RunConfig

@@ -12,6 +12,7 @@ from ray_options import Address, Cpus, Gpus, MaxFailures, Placement, RuntimeEnv,
 from rich.console import Console
 
 from rechub_dist.cli import Overrides, run_app
+from rechub_dist.distributed.process import preempted_exit_code
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -57,7 +58,8 @@ def main(
     python launch/ray_train.py runs/deepfm/config.yaml --num-workers 2 --evaluate data/test --json
     """
     config = load_for_cluster(run_file, set_ or [], gpus_per_worker)
-    from ray_workers import FailedError, Work, Workers, connect, fit  # noqa: PLC0415 - slow to import; --help is not
+    from ray_ranks import Work  # noqa: PLC0415 - slow to import; --help is not
+    from ray_workers import FailedError, Workers, connect, fit  # noqa: PLC0415
 
     from rechub_dist.report import show_summary  # noqa: PLC0415
     from rechub_dist.summary import show_training  # noqa: PLC0415
@@ -74,13 +76,15 @@ def main(
         print(f"error: failed more often than --max-failures {max_failures}: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(1) from error
     if found is None:
-        print("stopped before training began, resume with the same command", file=sys.stderr, flush=True)
+        print("stopped with nothing to save, resume with the same command", file=sys.stderr, flush=True)
     elif evaluate is not None:
         if as_json:
             print(json.dumps(found))
         else:
             show_summary(Console(), f"{config.model.name} on {evaluate}", found)
-    elif not found.preempted:
+    elif found.preempted:
+        raise typer.Exit(preempted_exit_code())
+    else:
         show_training(Console(), config, found)
 
 

@@ -1,4 +1,4 @@
-"""Training and evaluation by Ray Train, a worker a rank; what ray_train.py and ray_tune.py have in common.
+"""Has Ray Train do a run, a worker a rank; what ray_train.py and ray_tune.py have in common.
 
 A rank runs the same `run(config)` as under every other launcher, in a thread of its worker's process. Ray restarts
 ranks and counts them; process groups, data and checkpoints are ours.
@@ -6,42 +6,32 @@ ranks and counts them; process groups, data and checkpoints are ours.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import secrets
-import socket
 import sys
-import tempfile
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import ray
 import ray.train
 
 import colorama  # isort: skip - Ray brings it along
-from ray.exceptions import RayActorError, RayTaskError
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
-from ray.train.backend import Backend
-from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchConfig, TorchTrainer
+import ray_ranks
+from ray.train import CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray_ranks import Desk, OwnGroups, Work
 
 import rechub_dist
-from rechub_dist.checkpoint.folder import step_folder
 from rechub_dist.config import RunConfig, read_yaml
-from rechub_dist.distributed.hosted import Hosted, hosted
-from rechub_dist.distributed.process import Stop, quiet_libraries
+from rechub_dist.distributed.process import Stop
 from rechub_dist.errors import UserError, one_line
-from rechub_dist.tuning import evaluations
 
 PLACEMENTS: Final = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
-_LOOK_SECONDS = 0.5  # between two looks at what is to be reported, and at whether to stop
-_GRACE_SECONDS = 60.0  # for a checkpoint before Ray changes the number of ranks
+_LOOK_SECONDS = 0.1  # between two looks whether to stop
 
 
 class FailedError(Exception):
@@ -102,45 +92,6 @@ class Workers:
         return None
 
 
-class Work(NamedTuple):
-    """What the ranks are to do: train, or, with `data`, evaluate on that. `splits`: whose records Ray is told."""
-
-    config: RunConfig
-    data: str | None = None
-    splits: tuple[str, ...] = ("train", "valid", "test", "checkpoint")
-
-
-class Desk:
-    """Where driver and ranks leave word for each other; it lives where the driver does."""
-
-    def __init__(self) -> None:
-        self._asked = asyncio.Event()
-        self._begun = False
-        self._mistake: str | None = None
-
-    async def ask_to_stop(self) -> bool:
-        """The driver: all ranks are to save and stop. Returns whether they have begun."""
-        self._asked.set()
-        return self._begun
-
-    async def asked(self) -> None:
-        """A rank: returns when it is to stop."""
-        await self._asked.wait()
-
-    async def begin(self) -> str | None:
-        """A rank: it begins, unless a mistake of the user's, which is returned, has ended the attempt before."""
-        self._begun = True
-        return self._mistake
-
-    async def tell(self, mistake: str) -> None:
-        """A rank: a user's mistake, which no restart mends."""
-        self._mistake = self._mistake or mistake
-
-    async def mistake(self) -> str | None:
-        """The driver: what was told."""
-        return self._mistake
-
-
 def connect(address: str | None, workers: Workers, *, ship: bool, runtime_env: Path | None) -> None:
     """Join a cluster: that of `address`, else of $RAY_ADDRESS, else one of this machine for this run alone.
 
@@ -173,7 +124,7 @@ def connect(address: str | None, workers: Workers, *, ship: bool, runtime_env: P
 
 
 def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) -> Any:
-    """Have the ranks do the work; returns what rank 0 does, None where the run was stopped before they began.
+    """Have the ranks do the work; returns what rank 0 does, None where it was stopped with nothing to save.
 
     In the main thread SIGTERM and Ctrl-C make all ranks save and stop.
 
@@ -199,9 +150,9 @@ def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) 
 
 def _trainer(job: dict[str, Any], config: RunConfig, workers: Workers, callbacks: tuple[UserCallback, ...]) -> Any:
     return TorchTrainer(
-        _rank,
+        ray_ranks.work,
         train_loop_config=job,
-        torch_config=_OwnGroups(),
+        torch_config=OwnGroups(),
         scaling_config=workers.scaling(),
         run_config=ray.train.RunConfig(
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
@@ -216,7 +167,7 @@ def _trainer(job: dict[str, Any], config: RunConfig, workers: Workers, callbacks
 
 
 def _attempt(trainer: Any, desk: Any, stop: Stop) -> Any:
-    """What rank 0 returns; None where `stop` was asked before the ranks began."""
+    """What rank 0 returns; None where `stop` was asked with nothing to save."""
     ended: list[ray.train.Result | Exception] = []
 
     def call() -> None:
@@ -230,7 +181,7 @@ def _attempt(trainer: Any, desk: Any, stop: Stop) -> Any:
     thread.start()
     told = False
     while thread.is_alive():
-        thread.join(_LOOK_SECONDS / 5)
+        thread.join(_LOOK_SECONDS)
         if stop.asked() and not told:
             told = True
             if not ray.get(desk.ask_to_stop.remote()):
@@ -258,159 +209,5 @@ def _told(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _rank(job: dict[str, Any]) -> Any:
-    """What each worker does, in a thread of its own."""
-    quiet_libraries()
-    from rechub_dist.evaluate import evaluate_run  # noqa: PLC0415 - takes seconds, and a driver can do without
-    from rechub_dist.trainer import run  # noqa: PLC0415
-
-    work, desk, host = job["work"], job["desk"], hosted()
-    if ray.get(desk.begin.remote()) is not None:
-        return None
-    host.ended.clear()
-    try:
-        if work.data is not None:
-            step, found = evaluate_run(work.config, work.data)
-            return {"step": step, **found.counts, **found.metrics}
-        attendant = threading.Thread(target=_attend, args=(host, work), name="rechub-dist-attendant", daemon=True)
-        attendant.start()
-        threading.Thread(target=_listen, args=(host, desk), name="rechub-dist-listener", daemon=True).start()
-        summary = run(work.config, host)
-    except UserError as error:
-        ray.get(desk.tell.remote(str(error)))
-        return None
-    finally:
-        host.ended.set()
-    attendant.join()
-    return summary
-
-
-def _listen(host: Hosted, desk: Any) -> None:
-    """Beside the training: stop it when the driver says so. A job that is stopped has few seconds."""
-    with suppress(RayActorError):  # the driver is gone, and Ray ends the ranks
-        ray.get(desk.asked.remote())
-        host.stop.ask()
-
-
-def _attend(host: Hosted, work: Work) -> None:
-    """Beside the training: tell Ray what the main rank records, and the training that its node is to go.
-
-    Ray's reports and its news of preemption are collective: all ranks' attendants do the same rounds.
-    """
-    main = ray.train.get_context().get_world_rank() == 0
-    reports = _Reports(work)
-    with suppress(RayActorError):  # the driver is gone, and Ray ends the ranks
-        while not _round(host, reports, main):
-            host.ended.wait(_LOOK_SECONDS)
-
-
-def _round(host: Hosted, reports: _Reports, main: bool) -> bool:
-    """One round of the attendants; returns whether it is the last."""
-    ended = host.ended.is_set()
-    found = reports.take(host) if main else []
-    count, over = broadcast_from_rank_zero((len(found), ended))
-    for place in range(count):
-        metrics, checkpoint = found[place] if main else ({}, None)
-        _report(metrics, checkpoint)
-    if ray.train.get_preemption_info() is not None:
-        host.stop.ask()
-    return bool(over)
-
-
-class _Reports:
-    """Turns records into reports: an evaluation each, the latest of the rest."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._latest: dict[str, Any] = {}
-
-    def take(self, host: Hosted) -> list[tuple[dict[str, Any], str | None]]:
-        """Metrics and a checkpoint's path, for each report that is due."""
-        found: list[tuple[dict[str, Any], str | None]] = []
-        checkpoint, rest = None, False
-        while not host.records.empty():
-            record = host.records.get()
-            split = record.pop("split")
-            if split not in self._work.splits:
-                continue
-            place = {"step": record.pop("step"), "epoch": record.pop("epoch")}
-            values = {f"{split}/{name}": value for name, value in record.items() if value is not None}
-            self._latest |= place | values
-            if split == "valid":
-                self._latest["evaluations"] = len(evaluations(self._work.config.output_dir, place["step"]))
-            if split == "checkpoint":
-                checkpoint = f"{self._work.config.checkpoint_folder}/{step_folder(place['step'])}"
-                self._latest["checkpoint"] = checkpoint
-            rest = split not in ("valid", "test")
-            if not rest:
-                found.append((dict(self._latest), None))
-        if rest or checkpoint is not None:
-            found.append((dict(self._latest), checkpoint))
-        return found
-
-
-def _report(metrics: dict[str, Any], checkpoint: str | None) -> None:
-    """A report to Ray; of a checkpoint it gets a note of where it lies, not its bytes."""
-    if checkpoint is None:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "checkpoint.json").write_text(json.dumps({"path": checkpoint}), encoding="utf-8")
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-
-
-class _OwnGroups(TorchConfig):
-    """Leaves process groups to `rechub_dist.distributed.runtime`."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _Environment
-
-
-class _Environment(Backend):
-    """Tells the ranks of each other in the environment, as torchrun does."""
-
-    share_cuda_visible_devices = True  # so that LOCAL_RANK counts the devices
-
-    def on_training_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ARG002
-        address, port = worker_group.execute_single(0, _free_address)
-        worker_group.execute(_prepare, address, port)
-
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ARG002
-        with suppress(RayActorError, RayTaskError):  # a worker is gone: there is nothing to save
-            worker_group.execute(_save_and_stop)
-
-
-def _free_address() -> tuple[str, int]:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), probe.getsockname()[1]
-
-
-def _prepare(address: str, port: int) -> None:
-    """In the main thread of each worker, before the training."""
-    from rechub_dist.distributed.launcher import Launch, environment  # noqa: PLC0415 - imports torch
-
-    context = ray.train.get_context()
-    world, local_world = context.get_world_size(), context.get_local_world_size()
-    os.environ.update(
-        RANK=str(context.get_world_rank()),
-        WORLD_SIZE=str(world),
-        LOCAL_RANK=str(context.get_local_rank()),
-        LOCAL_WORLD_SIZE=str(local_world),
-        MASTER_ADDR=address,
-        MASTER_PORT=str(port),
-    )
-    hosts = "1" if world == local_world else "2"  # or more: it is about the network interface
-    os.environ.update(environment(Launch(local_world, hosts, f"{address}:{port}")))
-    hosted().stop_on_sigterm()
-
-
-def _save_and_stop() -> None:
-    """In the main thread of each worker, when Ray is to end it: at a change of their number, all may have work."""
-    hosted().stop.ask()
-    hosted().ended.wait(_GRACE_SECONDS)
-
-
-# The workers do not have this file, and the package may not be where it is.
+# The processes of trials, which start workers too, do not have this file.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

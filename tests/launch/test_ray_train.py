@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -107,3 +108,79 @@ def test_a_job_that_is_stopped_can_go_on(
     assert run.wait() == 0, run.text
     assert run.saw("resumed at step"), run.text
     check_same(path, reference, 1e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_then_ray_then_one_process(
+    two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path
+) -> None:
+    path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
+    run = Command([sys.executable, "-m", "rechub_dist", "train", str(path), "--nproc", "2"])
+    run.wait_for("step 20: saved")
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 0, run.text
+    assert run.saw("preempted at step"), run.text
+    options = ["--num-workers", "2", "--placement", "STRICT_SPREAD", "--set", "train.eval_every=1"]
+    run = script("ray_train", str(path), *options, address=two_nodes.address)
+    run.wait_for("resumed at step")
+    run.wait_for("step 50: saved")
+    os.kill(main_worker(run), signal.SIGKILL)
+    run.wait_for("step 60: saved")
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 0, run.text
+    assert run.saw("preempted at step"), run.text
+    run = Command([sys.executable, "-m", "rechub_dist", "train", str(path)])
+    assert run.wait() == 0, run.text
+    assert run.saw("1 rank.*resumed at step"), run.text
+    check_same(path, reference, 1e-4)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_to_go_is_no_failure(
+    two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Ray says so some time before: all save and go on elsewhere, though no failure is allowed."""
+    path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
+    third = two_nodes.cluster.add_node(num_cpus=1, resources={"third": 1})
+    spread = ["--num-workers", "3", "--min-workers", "2", "--placement", "STRICT_SPREAD", "--max-failures", "0"]
+    run = script("ray_train", str(path), *spread, "--set", "train.eval_every=1", address=two_nodes.address)
+    run.wait_for(r"3 rank\(s\)")
+    run.wait_for("step 20: saved")
+    drain = ["drain-node", "--address", two_nodes.address, "--node-id", third.node_id, "--reason-message", "spot"]
+    preempt = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "120"]
+    told = Command([str(Path(sys.executable).parent / "ray"), *drain, *preempt], ENVIRONMENT)
+    assert told.wait() == 0, told.text
+    assert run.wait() == 0, run.text
+    assert run.saw("a node or worker is to go: going on from step"), run.text
+    assert run.saw(r"2 rank\(s\).*resumed at step"), run.text
+    check_same(path, reference, 1e-4)
+
+
+@pytest.mark.slow
+def test_a_node_that_comes_is_taken_in(two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
+    elastic = ["--num-workers", "3", "--min-workers", "2", "--resize-seconds", "2"]
+    slow = ["--set", "train.eval_every=3", "--set", "data.valid=train"]  # Ray takes ten seconds to see the node
+    run = script("ray_train", str(path), *elastic, *slow, address=two_nodes.address)
+    run.wait_for("step 10: saved")
+    third = two_nodes.cluster.add_node(num_cpus=1)
+    assert run.wait() == 0, run.text
+    two_nodes.cluster.remove_node(third)
+    assert run.saw(r"2 rank\(s\) on cpu"), run.text
+    saved = re.search(r"preempted at step (\d+)", run.text)
+    assert saved is not None, run.text
+    assert run.saw(rf"3 rank\(s\) on cpu.*resumed at step {saved[1]}$"), run.text
+    check_same(path, reference, 1e-4)
+
+
+@pytest.mark.slow
+def test_the_package_is_shipped(two_nodes: TwoNodes) -> None:
+    code = (
+        "import ray, sys; from ray_workers import Workers, connect; "
+        f"connect({two_nodes.address!r}, Workers(1), ship=True, runtime_env=None); "
+        "print(ray.get(ray.remote(lambda: __import__('sys').path).remote()))"
+    )
+    run = Command([sys.executable, "-c", code], {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{ROOT / 'launch'}"})
+    assert run.wait() == 0, run.text
+    (folder,) = {path for path in re.findall(r"'([^']+)'", run.text) if "/py_modules_files/" in path}
+    assert (Path(folder) / "rechub_dist" / "trainer.py").read_text() == (ROOT / "rechub_dist/trainer.py").read_text()

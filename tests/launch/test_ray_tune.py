@@ -26,7 +26,7 @@ def write_search(folder: Path, data: Path, epochs: int) -> list[str]:
     train, batches, checkpoint = {"epochs": epochs}, {"batch_size": 32}, {"every_steps": 50}
     path = run_file(folder, data, "DeepFM", model=MODEL, train=train, data=batches, checkpoint=checkpoint)
     space = folder / "space.yaml"
-    space.write_text(yaml.safe_dump(SPACE))
+    space.write_text(yaml.safe_dump(SPACE, sort_keys=False))
     return [str(path), "--space", str(space), *SEARCH]
 
 
