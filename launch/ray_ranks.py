@@ -11,7 +11,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 import ray.train
@@ -28,16 +28,28 @@ from rechub_dist.distributed.process import quiet_libraries
 from rechub_dist.errors import UserError
 from rechub_dist.tuning import evaluations
 
+if TYPE_CHECKING:  # it takes seconds
+    from rechub_dist.predict import Prediction
+
 _LOOK_SECONDS = 0.5  # between two looks at what is to be reported
 _GRACE_SECONDS = 60.0  # for a checkpoint before Ray changes the number of ranks, and for the last report
 
 
 class Work(NamedTuple):
-    """What the ranks are to do: train, or, with `data`, evaluate on that. `splits`: which records Ray is told of."""
+    """What the ranks are to do: train, unless they are to `evaluate` on data or to `predict`.
+
+    `splits`: which records Ray is told of.
+    """
 
     config: RunConfig
-    data: str | None = None
+    evaluate: str | None = None
+    predict: Prediction | None = None
     splits: tuple[str, ...] = ("train", "valid", "test", "checkpoint")
+
+    @property
+    def training(self) -> bool:
+        """Whether there is something to save."""
+        return self.evaluate is None and self.predict is None
 
 
 class Desk:
@@ -75,16 +87,20 @@ def work(job: dict[str, Any]) -> Any:
     """What each worker does, in a thread of its own."""
     quiet_libraries()
     from rechub_dist.evaluate import evaluate_run  # noqa: PLC0415 - takes seconds
+    from rechub_dist.predict import predict_run  # noqa: PLC0415 - takes seconds
     from rechub_dist.trainer import run  # noqa: PLC0415 - takes seconds, and a driver can do without
 
     task, desk, host = job["work"], job["desk"], hosted()
-    if ray.get(desk.begin.remote(task.data is None)) is not None:
+    if ray.get(desk.begin.remote(task.training)) is not None:
         return None
     host.ended.clear()
     try:
-        if task.data is not None:
-            step, found = evaluate_run(task.config, task.data)
+        if task.evaluate is not None:
+            step, found = evaluate_run(task.config, task.evaluate)
             return {"step": step, **found.counts, **found.metrics}
+        if task.predict is not None:
+            step, rows = predict_run(task.config, task.predict)
+            return {"step": step, "rows": rows, "predictions": task.predict.out}
         attendant = threading.Thread(target=_attend, args=(host, task), name="rechub-dist-attendant", daemon=True)
         attendant.start()
         threading.Thread(target=_listen, args=(host, desk), name="rechub-dist-listener", daemon=True).start()

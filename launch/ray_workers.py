@@ -143,7 +143,7 @@ def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) 
         while True:
             found = _attempt(_trainer(job, work.config, workers, callbacks), desk, stop)
             # Ranks that have saved as their node was to go, or as one got SIGTERM, have not failed to Ray.
-            if work.data is not None or found is None or not found.preempted or stop.asked():
+            if not work.training or found is None or not found.preempted or stop.asked():
                 return found
             print(f"a node or worker is to go: going on from step {found.step}", file=sys.stderr, flush=True)
 
