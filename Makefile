@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 ACCELERATOR ?= cpu
-EXTRAS ?= dev
+EXTRAS ?= dev,ray
 TORCHREC = $(shell $(PYTHON) -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["tool"]["rechub-dist"]["torchrec"])')
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,6 +39,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy launch/*.py
+	$(BIN)/shellcheck launch/*.sh launch/slurm/*.sbatch
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from rechub_dist.checkpoint_commands import checkpoint_app
 from rechub_dist.data.commands import data_app
+from rechub_dist.distributed.process import (
+    AGENT_PID,
+    MISTAKE,
+    PREEMPTED,
+    die_with_agent,
+    preempted_exit_code,
+    quiet_libraries,
+)
 from rechub_dist.errors import UserError
 from rechub_dist.kubernetes.commands import k8s_app
+from rechub_dist.monitoring.logs import LOGGER
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,45 +40,54 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the run file; may be given many times."),
 ]
 Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")]
+_HOSTS = "Several hosts"
 
 
 @app.command()
 def train(
-    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")], set_: Overrides = None, nproc: Nproc = None
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
+    set_: Overrides = None,
+    nproc: Nproc = None,
+    nnodes: Annotated[str, typer.Option(metavar="N | MIN:MAX", help="Hosts of the run.", rich_help_panel=_HOSTS)] = "1",
+    rdzv: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the hosts meet: one of them.", rich_help_panel=_HOSTS)
+    ] = None,
+    rdzv_id: Annotated[
+        str, typer.Option(help="Tells runs that meet at one place apart.", rich_help_panel=_HOSTS)
+    ] = "rechub-dist",
+    rdzv_external: Annotated[
+        bool, typer.Option(help="A `rechub-dist store` listens there.", rich_help_panel=_HOSTS)
+    ] = False,
+    max_restarts: Annotated[int, typer.Option(min=0, help="Times that failed workers are started again.")] = 3,
+    grace: Annotated[int, typer.Option(min=1, help="Seconds from SIGTERM to SIGKILL.")] = 30,
+    show_torchrun: Annotated[bool, typer.Option(help="Print the equivalent torchrun command first.")] = False,
 ) -> None:
     """Train, evaluate and save as RUN.yaml says; go on by itself where its output folder holds a checkpoint.
 
     Example: rechub-dist train configs/runs/deepfm_synthetic.yaml --nproc 2 --set train.epochs=3
 
-    On several machines: torchrun ... -m rechub_dist train RUN.yaml
+    On several hosts, the same on each: rechub-dist train RUN.yaml --nnodes 1:3 --nproc 8 --rdzv host0:29400
     """
+    die_with_agent()
     from rechub_dist.config import load_run  # noqa: PLC0415 - torch takes seconds to import; --help should not
 
     config = load_run(run_file, set_ or [])
-    if nproc is not None and not _is_worker():
-        _launch(["train", str(run_file), *(part for item in set_ or [] for part in ("--set", item))], nproc)
-        return
-    from rechub_dist.report import show_summary  # noqa: PLC0415
+    if (nproc is not None or rdzv is not None or nnodes != "1") and not _is_worker():
+        from rechub_dist.distributed.launcher import Launch, launch  # noqa: PLC0415
+
+        wanted = Launch(nproc or 1, nnodes, rdzv, rdzv_id, rdzv_external, max_restarts, grace)
+        arguments = ["train", str(run_file), *(part for item in set_ or [] for part in ("--set", item))]
+        raise typer.Exit(launch(wanted, arguments, show=show_torchrun))
+    from rechub_dist.summary import show_training  # noqa: PLC0415
     from rechub_dist.trainer import run  # noqa: PLC0415
 
-    _quiet()
+    quiet_libraries()
     summary = run(config)
     if summary.preempted:
-        # A scheduler that keeps a run going takes 0 for done, and would not start this one again with its peers.
-        raise typer.Exit(int(os.environ.get("RECHUB_PREEMPTED_EXIT_CODE", "0")))
+        raise typer.Exit(PREEMPTED if AGENT_PID in os.environ else preempted_exit_code())
     if not _is_main():
         return
-    rows: dict[str, Any] = {"steps": summary.step}
-    if summary.valid:
-        rows["best step"] = summary.best_step
-        rows.update({f"valid {name}": value for name, value in summary.valid.items()})
-    rows.update({f"test {name}": value for name, value in summary.test.items()})
-    rows.update(_truth(Path(config.data.root) / "truth.json", summary.test))
-    if summary.samples_per_second is not None:
-        rows["training samples/s"] = f"{summary.samples_per_second:,.0f}"
-    rows["checkpoints"] = config.checkpoint_folder
-    rows["TensorBoard"] = f"tensorboard --logdir {config.output_dir / 'tensorboard'}"
-    show_summary(Console(), config.model.name, rows)
+    show_training(Console(), config, summary)
 
 
 @app.command()
@@ -86,12 +102,14 @@ def evaluate(
 
     config = load_run(output_dir / "config.yaml", [f"output_dir={json.dumps(str(output_dir))}"])
     if nproc is not None and not _is_worker():
-        _launch(["evaluate", str(output_dir), "--data", data, *(["--json"] if as_json else [])], nproc)
-        return
-    from rechub_dist.report import show_summary  # noqa: PLC0415
-    from rechub_dist.trainer import evaluate_run  # noqa: PLC0415
+        from rechub_dist.distributed.launcher import Launch, launch  # noqa: PLC0415
 
-    _quiet()
+        arguments = ["evaluate", str(output_dir), "--data", data, *(["--json"] if as_json else [])]
+        raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
+    from rechub_dist.evaluate import evaluate_run  # noqa: PLC0415
+    from rechub_dist.report import show_summary  # noqa: PLC0415
+
+    quiet_libraries()
     step, found = evaluate_run(config, data)
     if not _is_main():
         return
@@ -99,6 +117,40 @@ def evaluate(
         print(json.dumps({"step": step, **found.counts, **found.metrics}))
     else:
         show_summary(Console(), f"{config.model.name} on {data}", {"step": step, **found.counts, **found.metrics})
+
+
+@app.command()
+def predict(
+    output_dir: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="Output folder of a run.")],
+    data: Annotated[str, typer.Option(help="Parquet file, folder, glob or address; labels are not needed.")],
+    out: Annotated[str, typer.Option(help="Folder or address for Parquet files; new or empty.")],
+    keep: Annotated[list[str] | None, typer.Option(help="Column to copy; may be given many times.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Items a row, of a recall model.")] = 100,
+    nproc: Nproc = None,
+) -> None:
+    """Predict each row of a data set by a run's best checkpoint (the newest, where none is best).
+
+    A ranking or multi-task model gives a probability (or value) for each label; a recall model its best items and their
+    scores. Each row says where it comes from: source_file, source_row. When all is written there is a file _SUCCESS.
+
+    Example: rechub-dist predict runs/deepfm --data data/test --out predictions --keep user --nproc 2
+    """
+    from rechub_dist.config import load_run  # noqa: PLC0415
+
+    config = load_run(output_dir / "config.yaml", [f"output_dir={json.dumps(str(output_dir))}"])
+    if nproc is not None and not _is_worker():
+        from rechub_dist.distributed.launcher import Launch, launch  # noqa: PLC0415
+
+        columns = [part for name in keep or [] for part in ("--keep", name)]
+        arguments = ["predict", str(output_dir), "--data", data, "--out", out, *columns, "--top-k", str(top_k)]
+        raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
+    from rechub_dist.predict import Prediction, predict_run  # noqa: PLC0415
+    from rechub_dist.report import show_summary  # noqa: PLC0415
+
+    quiet_libraries()
+    step, rows = predict_run(config, Prediction(data, out, tuple(keep or ()), top_k))
+    if _is_main():
+        show_summary(Console(), f"{config.model.name} on {data}", {"step": step, "rows": rows, "predictions": out})
 
 
 @app.command()
@@ -121,9 +173,20 @@ def models(
         describe_model(console, name)
 
 
+@app.command()
+def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: any.")] = 29400) -> None:
+    """Be the place where the hosts of runs meet (--rdzv, --rdzv-external), on a host that trains nothing."""
+    from rechub_dist.distributed.launcher import serve_store  # noqa: PLC0415
+
+    serve_store(port)
+
+
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2."""
-    code = _run_app()
+    """Entry point of `rechub-dist`."""
+    if not os.environ.get("RECHUB_DEBUG"):
+        # Read when torch is loaded. Its warnings on connections that break are pages of C++ frames.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    code = run_app(app)
     sys.stdout.flush()
     sys.stderr.flush()
     if "rechub_dist.distributed.runtime" in sys.modules:
@@ -133,26 +196,24 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run_app() -> int:
-    """Run the command; returns its exit code."""
+def run_app(command: typer.Typer) -> int:
+    """Run a command; returns its exit code. A user's mistake is one line on stderr and exit code 2."""
     try:
-        app()
+        command()
     except UserError as error:
+        LOGGER.error(error)
         if _is_main():
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             # The agent ends all ranks as soon as one has ended: leave the main rank the time to print.
             time.sleep(1.0)
-        return 2
+        return MISTAKE
+    except Exception:
+        LOGGER.exception("this rank fails")
+        raise
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
-
-
-def _launch(arguments: list[str], nproc: int) -> None:
-    from rechub_dist.distributed.local_launch import launch_local  # noqa: PLC0415
-
-    raise typer.Exit(launch_local(arguments, nproc))
 
 
 def _is_worker() -> bool:
@@ -161,26 +222,3 @@ def _is_worker() -> bool:
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _quiet() -> None:
-    """Library chatter that a user can do nothing about; RECHUB_DEBUG=1 lets it through."""
-    if os.environ.get("RECHUB_DEBUG"):
-        return
-    warnings.filterwarnings("ignore")
-    for name in (None, "torchrec", "torch", "fbgemm_gpu"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _truth(path: Path, test: dict[str, float]) -> dict[str, float]:
-    """What a perfect model would score on the test split, where the data set's generator knows."""
-    if not test or not path.is_file():
-        return {}
-    truth = json.loads(path.read_text(encoding="utf-8"))["test"]
-    best = {}
-    for name in test:
-        label, _, metric = name.rpartition("/")
-        known = truth.get(label or next(iter(truth)), {})
-        if metric in known:
-            best[f"best reachable test {name}"] = known[metric]
-    return best

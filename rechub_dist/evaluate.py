@@ -11,21 +11,26 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.build import Parts, TrainStep
+from rechub_dist.build import Parts, TrainStep, build
+from rechub_dist.checkpoint import open_checkpoints
+from rechub_dist.config import RunConfig
 from rechub_dist.data.negatives import draw_negatives, mix64
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.skips import Skipped, Tally
 from rechub_dist.data.spec import WEIGHTED, BatchSpec
-from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.distributed.runtime import Runtime, device_type, runtime
+from rechub_dist.distributed.sharding import shard_step
+from rechub_dist.distributed.state import weights_state
 from rechub_dist.embedded import Jagged, Output
 from rechub_dist.embedding.stage import split_dense
 from rechub_dist.errors import UserError
-from rechub_dist.features import NegativeFeature
+from rechub_dist.features import DenseFeature, NegativeFeature
 from rechub_dist.metrics.binary import binary_metrics, regression_metrics
 from rechub_dist.metrics.ranking import Catalogue, ranking_metrics, target_ranks
 from rechub_dist.models import RecallModel
 from rechub_dist.objectives import RetrievalObjective, TaskObjective
-from rechub_dist.splits import read_manifest
+from rechub_dist.report import Reporter
+from rechub_dist.splits import evaluation_reader, read_manifest
 
 CATALOGUE_CHUNK = 8192  # items embedded at a time, over all ranks
 
@@ -50,19 +55,48 @@ class Evaluation:
         return {"rows": self.rows} | ({"rows_skipped": self.skipped} if self.skipped else {})
 
 
+def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
+    """The step and metrics of a run's best checkpoint (else its newest) on `data`; called on every rank.
+
+    Raises:
+        UserError: the run has no checkpoint, or `data` does not fit it.
+    """
+    device = device_type(config.device)
+    with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
+        parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        reader = evaluation_reader(config, parts, rt, data)
+        checkpoints = open_checkpoints(config, rt)
+        module = shard_step(parts, rt)
+        step = checkpoints.load_best(weights_state(module, parts.layout))
+        report = Reporter(None, quiet=not rt.is_main)
+        report.start(f"evaluating {data}", reader.steps)
+        found = evaluate(parts.step, parts, reader, rt, report.advance)
+        report.skipped(data, step, (*reader.manifest.left_out, *found.skips))
+        report.close()
+        return step, found
+
+
 def evaluate(
-    step: TrainStep, parts: Parts, reader: ParquetReader, runtime: Runtime, advance: Callable[[int], None] | None = None
+    step: TrainStep,
+    parts: Parts,
+    reader: ParquetReader,
+    runtime: Runtime,
+    advance: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Evaluate on every row that `reader` gives; all ranks return the same metrics.
 
     `advance` is told the number of batches done.
+
+    Raises:
+        Stopped: on all ranks, between two batches, when `stop` says so on one.
     """
     training = step.training
     step.eval()
     try:
         with torch.no_grad():
             tally, skips = Tally(), list[Skipped]()
-            batches = _agreed(reader, runtime, advance, tally, skips)
+            batches = agreed_batches(reader, runtime, advance, stop, tally, skips)
             if isinstance(step.objective, TaskObjective):
                 found = _tasks(step, step.objective, batches, runtime)
             else:
@@ -73,10 +107,11 @@ def evaluate(
         step.train(training)
 
 
-def _agreed(
+def agreed_batches(
     reader: ParquetReader,
     runtime: Runtime,
     advance: Callable[[int], None] | None,
+    stop: Callable[[], bool],
     tally: Tally,
     skips: list[Skipped],
 ) -> Iterator[Batch]:
@@ -85,7 +120,12 @@ def _agreed(
     read = skipped = 0
     notices: list[Skipped] = []
     for done in range(1, reader.steps + 2):
-        batch = runtime.together(lambda: next(batches, None))
+        batch, message = None, None
+        try:
+            batch = next(batches, None)
+        except UserError as error:
+            message = str(error)
+        runtime.raise_together(message, stop=stop())
         if batch is None:
             tally.add(*runtime.add_up(torch.tensor([read, skipped])).tolist())
             skips += tally.note(runtime.gather_list(notices))
@@ -133,7 +173,7 @@ def _ranking(
     """
     model, config = step.model, objective.config
     assert isinstance(model, RecallModel)
-    catalogue = _catalogue(step, objective, parts, runtime)
+    catalogue = catalogue_of(step, objective, parts, runtime)
     found: dict[str, list[Tensor]] = {"": [torch.empty(0)], "sampled_": [torch.empty(0)]}
     tasks: list[Tensor] = []
     for batch in batches:
@@ -142,7 +182,7 @@ def _ranking(
         if objective.tasks is not None:
             tasks.append(_scores(objective.tasks, model(embedded), batch))
         target = batch.feature(objective.item.feature.name).values()
-        seen = _seen(objective, batch)
+        seen = seen_items(objective, batch)
         rows = [runtime.gather(rows) for rows in (user, mask, target)]
         hidden = None
         if seen is not None and config.exclude_seen:
@@ -162,7 +202,7 @@ def _ranking(
     return Evaluation(metrics | of_tasks.metrics, sum(len(ranks) for ranks in found[""]), of_tasks.predictions)
 
 
-def _seen(objective: RetrievalObjective, batch: Batch) -> Jagged | None:
+def seen_items(objective: RetrievalObjective, batch: Batch) -> Jagged | None:
     """The items that the model reads as the user's history."""
     if objective.history is None:
         return None
@@ -187,7 +227,7 @@ def _drawn(objective: RetrievalObjective, count: int, target: Tensor, seen: Jagg
     return torch.from_numpy(drawn).view(n, count).to(target.device)
 
 
-def _catalogue(step: TrainStep, objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Catalogue:
+def catalogue_of(step: TrainStep, objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Catalogue:
     """This rank's part of the items: every rank has about as many."""
     model = step.model
     assert isinstance(model, RecallModel)
@@ -231,13 +271,17 @@ def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime)
             lanes=world,
         )
     )
-    for batch in _agreed(reader, runtime, None, Tally(), []):
-        own = split_dense(batch.dense, objective.item_dense)
-        others = {f.name: batch.dense.new_zeros(batch.rows, f.dim) for f in parts.spec.dense}
-        dense = torch.cat([batch.dense.new_zeros(batch.rows, 0), *(others | own).values()], dim=1)
+    for batch in agreed_batches(reader, runtime, None, lambda: False, Tally(), []):
+        dense = with_missing(batch.dense, objective.item_dense, parts.spec.dense)
         given = batch.jagged["items"]
         jagged = _only(parts.spec.collections, given, given.stride(), batch.id_weights)
         yield Batch(batch.rows, dense, jagged, batch.labels, id_weights=batch.id_weights)
+
+
+def with_missing(dense: Tensor, there: tuple[DenseFeature, ...], wanted: tuple[DenseFeature, ...]) -> Tensor:
+    """The features `there`, which lie side by side in `dense`, in their places among `wanted`, zeros in the others."""
+    zeros = {feature.name: dense.new_zeros(len(dense), feature.dim) for feature in wanted}
+    return torch.cat([dense.new_zeros(len(dense), 0), *(zeros | split_dense(dense, there)).values()], dim=1)
 
 
 def _ones(n: int, stride: int) -> Tensor:

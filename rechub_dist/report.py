@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TextIO
 
 import numpy as np
@@ -17,19 +18,34 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rechub_dist.checkpoint import Save
 from rechub_dist.data.skips import Skipped
+from rechub_dist.monitoring.logs import LOGGER
+from rechub_dist.monitoring.metrics import Metrics
 
 _WARNINGS = 10  # bad pieces of files that are told one by one
 
 
 class Reporter:
-    """Writes the records of a run below `folder` (None: none) and shows how far it is; a quiet one does nothing.
+    """Writes the records of a run below `folder` (None: none) and shows how far it is; a quiet one only logs.
 
-    On a terminal there is a bar; elsewhere a line every `line_seconds`.
+    On a terminal there is a bar; elsewhere a line every `line_seconds`. `metrics`, if there are some, take the records
+    of every rank, and `records` those of this one.
     """
 
-    def __init__(self, folder: Path | None, *, quiet: bool, start_step: int = 0, line_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        quiet: bool,
+        start_step: int = 0,
+        line_seconds: float = 10.0,
+        json_lines: bool = False,
+        metrics: Metrics | None = None,
+        records: SimpleQueue[dict[str, Any]] | None = None,
+    ) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = Console(stderr=True, quiet=quiet or json_lines)
+        self._metrics = metrics
+        self._records = records
         self._folder = folder
         self._warnings = 0
         self._line_seconds = line_seconds
@@ -39,19 +55,24 @@ class Reporter:
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
         if not quiet and folder is not None:
-            metrics = folder / "metrics.jsonl"
-            _forget_after(metrics, start_step)
-            self._file = metrics.open("a", encoding="utf-8")
+            written = folder / "metrics.jsonl"
+            _forget_after(written, start_step)
+            self._file = written.open("a", encoding="utf-8")
             purge = start_step + 1 if start_step else None
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def record(self, split: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """One JSON line, and a TensorBoard scalar `<split>/<name>` for each value."""
+        if self._metrics is not None:
+            self._metrics.record(split, step, values)
         if self._file is None or self._board is None:
             return
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split, **clean}) + "\n")
+        entry = {"step": step, "epoch": epoch, "split": split, **clean}
+        self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
+        if self._records is not None:
+            self._records.put(entry)
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 
@@ -125,7 +146,8 @@ class Reporter:
             self._progress = None
 
     def say(self, message: str) -> None:
-        """A line for people, on stderr."""
+        """A line for people, on stderr, and in the rank's log."""
+        LOGGER.info(message)
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -135,6 +157,8 @@ class Reporter:
             self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
 
 def show_summary(console: Console, title: str, rows: Mapping[str, Any]) -> None:

@@ -20,7 +20,8 @@ from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.storage import exists, join
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError
-from rechub_dist.features import SequenceFeature, SparseFeature
+from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature
+from rechub_dist.models import RecallModel
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.objectives.retrieval import NEGATIVES
 from rechub_dist.passes import Epochs, Partitions, Passes
@@ -192,13 +193,36 @@ def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -
     return rt.together(lambda: _reader(config, parts, rt, manifest, training=False))
 
 
+def prediction_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -> ParquetReader:
+    """This rank's reader of data without labels; for a recall model without items, too. Called on every rank.
+
+    Raises:
+        UserError: no such data, bad files, or data that does not fit the schema.
+    """
+    manifest = read_manifest(config, rt, path if "://" in path else str(Path(path).absolute()), may_skip=False)
+    spec, model = replace(parts.spec, labels=(), weight=None), parts.step.model
+    if isinstance(model, RecallModel):
+        items = model.item_lookups()
+        read = {lookup.feature for lookup in model.lookups() if lookup not in items}
+        read |= {part for feature in read if isinstance(feature, CrossFeature) for part in feature.inputs}
+        idle = frozenset(lookup.feature.name for lookup in items if lookup.feature not in read)
+        spec = replace(
+            spec,
+            features=tuple(feature for feature in spec.features if feature.name not in idle),
+            dense=tuple(feature for feature in spec.dense if feature not in model.item_dense_features()),
+            idle=idle,
+        )
+    unlabelled = replace(parts, spec=spec)
+    return rt.together(lambda: _reader(config, unlabelled, rt, manifest, training=False))
+
+
 def _reader(
     config: RunConfig, parts: Parts, rt: Runtime, manifest: Manifest, *, training: bool, mix: Mix | None = None
 ) -> ParquetReader:
     data, spec = config.data, parts.spec
     if not training:
         drawn = {lookup.feature.name for lookup in parts.step.objective.lookups()}
-        spec = replace(spec, idle=frozenset(drawn))
+        spec = replace(spec, idle=spec.idle | drawn)
     size = data.batch_size if training else (data.eval_batch_size or data.batch_size)
     return ParquetReader(
         manifest,

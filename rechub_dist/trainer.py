@@ -3,71 +3,56 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from rechub_dist.build import Parts, build, identity
-from rechub_dist.checkpoint import Checkpoints, Position
-from rechub_dist.checkpoint.folder import Folder
+from rechub_dist.checkpoint import Position, open_checkpoints
 from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
-from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.stored import StoredRows, Trace
-from rechub_dist.distributed.batchnorm import globalize
+from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
-from rechub_dist.distributed.runtime import Runtime, device_type, runtime
-from rechub_dist.distributed.sharding import Cluster, make_plan, shard, table_shards
+from rechub_dist.distributed.process import Stop
+from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, environment, runtime
+from rechub_dist.distributed.sharding import shard_step
 from rechub_dist.distributed.state import placement, train_state, weights_state
-from rechub_dist.embedding.layout import REPLICATED
-from rechub_dist.errors import UserError, nearest
-from rechub_dist.evaluate import Evaluation, evaluate
+from rechub_dist.distributed.watchdog import Watchdog
+from rechub_dist.errors import UserError
+from rechub_dist.losses import LossCheck
+from rechub_dist.monitoring.health import Health
+from rechub_dist.monitoring.logs import log_to
+from rechub_dist.monitoring.metrics import Metrics
+from rechub_dist.monitoring.step_times import StepTimes
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.passes import Pass, Passes
-from rechub_dist.report import Reporter, short
+from rechub_dist.report import Reporter
 from rechub_dist.seeds import seed_from
-from rechub_dist.splits import evaluation_reader, open_passes, optional_reader, warning_of, with_draws
+from rechub_dist.splits import open_passes, optional_reader, warning_of, with_draws
+from rechub_dist.summary import Summary
+from rechub_dist.validation import Validation
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a run came to.
-
-    Attributes:
-        preempted: a signal stopped it; the same command goes on from the checkpoint.
-        valid, test: metrics of the best (or, without a valid split, the last) weights.
-        samples_per_second: training rows over all ranks, evaluations and checkpoints not counted; None if this call
-            trained nothing.
-    """
-
-    step: int
-    best_step: int | None
-    preempted: bool
-    valid: dict[str, float]
-    test: dict[str, float]
-    samples_per_second: float | None
-
-
-def run(config: RunConfig) -> Summary:
+def run(config: RunConfig, hosted: Hosted | None = None) -> Summary:
     """Train as `config` says on this rank; called on every rank.
+
+    `hosted` is how a process that runs this in one of its threads asks it to stop, and reads along.
 
     Raises:
         UserError: on all ranks together, whichever rank has found the fault.
     """
     device = device_type(config.device)
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
-        trainer = Trainer(config, rt)
+        trainer = Trainer(config, rt, hosted)
         try:
             return trainer.fit()
         finally:
@@ -75,40 +60,10 @@ def run(config: RunConfig) -> Summary:
             trainer.report.close()
 
 
-def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
-    """The step and metrics of a run's best checkpoint (else its newest) on `data`; called on every rank.
-
-    Raises:
-        UserError: the run has no checkpoint, or `data` does not fit it.
-    """
-    device = device_type(config.device)
-    with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
-        parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
-        reader = evaluation_reader(config, parts, rt, data)
-        checkpoints = _checkpoints(config, rt)
-        module = shard_step(config, parts, rt)
-        step = checkpoints.load_best(weights_state(module, parts.layout))
-        report = Reporter(None, quiet=not rt.is_main)
-        report.start(f"evaluating {data}", reader.steps)
-        found = evaluate(parts.step, parts, reader, rt, report.advance)
-        report.skipped(data, step, (*reader.manifest.left_out, *found.skips))
-        report.close()
-        return step, found
-
-
-def shard_step(config: RunConfig, parts: Parts, rt: Runtime) -> DistributedModelParallel:
-    """Plan and shard the tables, make batch normalisation global, and put DDP around the rest."""
-    cluster = Cluster(rt.world_size, rt.local_world_size, rt.device.type)
-    memory = config.embedding.memory_per_rank_gb
-    plan = rt.together(lambda: make_plan(parts.step, parts.layout, cluster, config.data.batch_size, memory))
-    globalize(parts.step.model)
-    return shard(parts.step, parts.layout, plan, rt.group, rt.device, config.seed)
-
-
 class Trainer:
     """A run on this rank: built and checked before the first exchange of data, then trained by `fit`."""
 
-    def __init__(self, config: RunConfig, rt: Runtime) -> None:
+    def __init__(self, config: RunConfig, rt: Runtime, hosted: Hosted | None = None) -> None:
         self.config = config
         self.rt = rt
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
@@ -117,18 +72,25 @@ class Trainer:
         self.valid_reader = optional_reader(config, self.parts, rt, "valid")
         self.test_reader = optional_reader(config, self.parts, rt, "test")
         rt.together(lambda: _make_output(config, rt))
-        self.module = shard_step(config, self.parts, rt)
+        log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
+        self.module = shard_step(self.parts, rt)
         self.optimizers = rt.together(
             lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
         )
-        self.checkpoints = _checkpoints(config, rt)
+        self.checkpoints = open_checkpoints(config, rt)
         self.checkpoints.prepare()
         self._begun_with: list[str] = []
         self.position = self._resume()
-        self.report = Reporter(config.output_dir, quiet=not rt.is_main, start_step=self.position.step)
-        self._stop_asked = threading.Event()
+        self.report = self._reporter(hosted)
+        self._times = StepTimes(config.monitor.profile_every)
+        self._stop = Stop() if hosted is None else hosted.stop
+        stall = config.distributed.stall_seconds or 0.8 * config.distributed.timeout_seconds
+        self._watchdog = Watchdog(rt, config.output_dir / "logs", stall)
+        self._validation = Validation(self.parts, self.module, self.passes, rt, self.report, self._watchdog, self._stop)
+        watched = (self.parts.step.model, self.parts.step.objective)
+        self._losses = LossCheck(config.train, config.output_dir / "non_finite", rt, watched)
         self._trace = self._open_trace() if config.train.trace_rows else None
-        self._best_metric = config.train.best_metric or ""
+        self._saved = self.position
         self._busy = 0.0  # seconds of training
         self._note = ""
         self._preempted = False
@@ -141,25 +103,39 @@ class Trainer:
     def fit(self) -> Summary:
         """Train to the end, or to a signal; evaluate; keep checkpoints."""
         start, began = self.position, time.monotonic()
-        self.report.say(self._headline())
-        for line in self._begun_with:
-            self.report.say(line)
-        self._warn()
-        if not start.stopped_early and (start.step < self.total_steps or self.config.data.follow):
-            with self._signals():
-                self._train()
+        health = Health(self.config.output_dir / "health", self.rt.rank, self._watchdog.gets_on)
+        with self._stop.listening():  # also while the last checkpoint is written
+            with self._watchdog, health:
+                self._preempted = not self._all_listen()
+                self.report.say(self._headline())
+                for line in self._begun_with:
+                    self.report.say(line)
+                self._warn()
+                if not self._preempted and not start.stopped_early and self._has_more(start):
+                    self._train()
+                test = {} if self._preempted else self._final()
+            self.checkpoints.wait()
+            self._tell_saves()
+            self.checkpoints.check_last()
         rows = self._rows_between(start.step, self.position.step)
         rate = rows / self._busy if rows else None
-        self.checkpoints.wait()
-        self._tell_saves()
         if self._preempted:
-            self.checkpoints.check_last()
             self.report.say(f"preempted at step {self.position.step}, resume with the same command")
             return Summary(self.position.step, self.position.best_step, True, {}, {}, rate)
-        test = self._final()
-        self.checkpoints.check_last()
         self.report.say(f"finished at step {self.position.step} after {time.monotonic() - began:.1f} s")
         return Summary(self.position.step, self.position.best_step, False, self.position.best_metrics, test, rate)
+
+    def _all_listen(self) -> bool:
+        """Whether all ranks handle signals from here on, and none has been asked to stop already."""
+        try:
+            return not self.rt.add_up(torch.tensor([int(self._stop.asked())])).item()
+        except RuntimeError:
+            if self._stop.asked():  # and so was the rank that is missing, before it could listen
+                return False
+            raise
+
+    def _has_more(self, start: Position) -> bool:
+        return start.step < self.total_steps or self.config.data.follow or start.unevaluated
 
     @property
     def _sequences(self) -> tuple[str, ...]:
@@ -170,18 +146,25 @@ class Trainer:
     def _train(self) -> None:
         """Segments of steps between evaluations, checkpoints and ends of passes."""
         model, optimizers = self.parts.step, self.optimizers
-        pipeline = make_pipeline(self.config.distributed.pipeline, self.module, optimizers, self.rt.device)
+        losses = self._losses
+        pipeline = make_pipeline(self.config.distributed.pipeline, self.module, optimizers, self.rt.device, losses)
         model.train()
+        if self.position.unevaluated and self._after(self.position.step, self.passes.at(self.position.step - 1)):
+            return
         self.report.start("training", self.total_steps, self.position.step)
         while self.position.step < self.total_steps or self._wait():
             here, first = self.passes.at(self.position.step), self.position.step
             with closing(here.reader.batches(here.number, first - here.first_step)) as batches:
-                feed = Feed(batches, model.objective, self.rt, self._stop_asked.is_set, self._sequences)
                 stored = StoredRows(here.reader, here.number)
+                losses.begin(stored, here.first_step, first)
+                feed = Feed(
+                    batches, model.objective, self.rt, self._stop.asked, self._sequences, losses, self._watchdog
+                )
                 for end in self._boundaries(here):
                     self._segment(pipeline, feed, end, here, stored)
                     if feed.stopped:
-                        self._save()
+                        if self.position != self._saved:  # it may have come while that was saved
+                            self._save()
                         self._preempted = True
                         return
                     if end in (here.end, self.total_steps):
@@ -194,8 +177,13 @@ class Trainer:
         if not self.config.data.follow or self.position.step == self.config.train.max_steps:
             return False
         self.report.say(f"step {self.position.step}: waiting for more data")
-        if not self.passes.wait(self._stop_asked.is_set):
-            asked = torch.tensor([int(self._stop_asked.is_set())])
+
+        def asked_to_stop() -> bool:
+            self._watchdog.mark("waiting for more data", slow=True)
+            return self._stop.asked()
+
+        if not self.passes.wait(asked_to_stop):
+            asked = torch.tensor([int(self._stop.asked())])
             self._preempted = bool(self.rt.add_up(asked))
             return False
         self.report.say(f"more data: {self.passes.steps - self.position.step:,} steps")
@@ -235,18 +223,20 @@ class Trainer:
             # Dropout is drawn from (seed, step, rank), so a resumed run draws what the uninterrupted one did.
             torch.manual_seed(seed_from(repr((config.seed, step, self.rt.rank))))
             try:
-                loss = pipeline.progress(batches)
+                with self._times.step(step + 1):
+                    loss = pipeline.progress(batches, step)
             except StopIteration:
                 break
+            if loss is not None:
+                losses.append(loss)
+                self._losses.note(step, loss)
             if self._trace is not None:
                 self._trace.write(step + 1, stored.of(step - here.first_step))
             step += 1
+            self._watchdog.stepped(step)
             self.position = replace(self.position, step=step)
-            losses.append(loss)
-            if self.rt.device.type == "cpu":
-                feed.last_loss = loss
             if step % config.train.log_every == 0 or step == end:
-                values = {"loss": self._global_mean(losses)}
+                values = {"loss": self._global_mean(losses, marked)}
                 now = time.monotonic()
                 values["samples_per_second"] = self._rows_between(marked, step) / max(1e-9, now - mark)
                 values["learning_rate"] = rate
@@ -259,6 +249,8 @@ class Trainer:
                 self._note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
                 if padded is not None:
                     self._note += f", {padded:.0%} padding"
+            if (parts := self._times.take()) is not None:
+                self.report.record("time", step, here.number, parts)
             if feed.new_skips:
                 self.report.skipped("train", step, feed.new_skips)
                 feed.new_skips = []
@@ -274,86 +266,47 @@ class Trainer:
         due = step % train.eval_every == 0 if train.eval_every else pass_end and epochs % train.eval_epochs == 0
         stop = improved = False
         if self.valid_reader is not None and (due or last):
-            improved = self._validate(self.valid_reader)
+            try:
+                self.position = self._validation.validate(self.valid_reader, self.position)
+            except Stopped:
+                self._preempted = True
+                self.position = replace(self.position, unevaluated=True)
+                self._save()
+                return True
+            self.report.start("training", self.total_steps, step)
+            improved = self.position.best_step == step
             stop = train.patience is not None and self.position.evaluations_since_best >= train.patience
         every = self.config.checkpoint.every_steps
         save = step % every == 0 if every else pass_end
-        self.position = replace(self.position, stopped_early=stop)
+        self.position = replace(self.position, stopped_early=stop, unevaluated=False)
         if save or improved or last or stop:
             self._save()
         if stop:
-            self.report.say(f"no better {self._best_metric} for {train.patience} evaluations: stopping early")
+            self.report.say(
+                f"no better {self._validation.best_metric} for {train.patience} evaluations: stopping early"
+            )
         return stop
-
-    def _validate(self, reader: ParquetReader) -> bool:
-        """Evaluate on the valid split; True if it is the best so far."""
-        found = self._evaluate(reader, "valid")
-        wanted = self._best_metric = self._best_metric or next(iter(found.metrics))
-        if wanted not in found.metrics:
-            raise UserError(f"train.best_metric: no metric {wanted!r}: {nearest(wanted, found.metrics)}")
-        best = self.position.best_metrics.get(wanted, math.nan)
-        sign = 1 if self.config.train.best_mode == "max" else -1
-        improved = math.isnan(best) or sign * found.metrics[wanted] > sign * best
-        self.position = (
-            replace(self.position, best_step=self.position.step, best_metrics=found.metrics, evaluations_since_best=0)
-            if improved
-            else replace(self.position, evaluations_since_best=self.position.evaluations_since_best + 1)
-        )
-        return improved
-
-    def _evaluate(self, reader: ParquetReader, split: str) -> Evaluation:
-        step = self.position.step
-        began = time.monotonic()
-        self.report.start(f"evaluating {split}", reader.steps)
-        found = evaluate(self.parts.step, self.parts, reader, self.rt, self.report.advance)
-        seconds = max(1e-9, time.monotonic() - began)
-        values = {**found.metrics, "samples_per_second": found.rows / seconds}
-        if found.skipped:
-            values["rows_skipped"] = found.skipped
-            self.report.skipped(split, step, found.skips)
-        epoch = self.passes.at(step - 1).number if step else 0
-        self.report.record(split, step, epoch, values)
-        if self.config.train.histograms:
-            for label, predictions in found.predictions.items():
-                self.report.histogram(f"{split}/predictions/{label}", predictions, step)
-            self._table_histograms(step)
-        self.report.say(f"step {step} {split}: {short(found.metrics)}")
-        if split == "valid":
-            self.report.start("training", self.total_steps, step)
-        return found
-
-    def _table_histograms(self, step: int) -> None:
-        """Norms of the main rank's rows of each table: dead tables and exploding ones show at a glance."""
-        if not self.rt.is_main:
-            return
-        layout = self.parts.layout
-        pieces = {name: [s.tensor for s in shards] for name, shards in table_shards(self.module, layout).items()}
-        for placed in layout.tables_in(REPLICATED):
-            local = self.parts.step.stage.replicated
-            assert local is not None
-            pieces[placed.table.name] = [local.local.weight(placed.table.name).detach()]
-        for name, tensors in pieces.items():
-            norms = [tensor[:100_000].norm(dim=1).cpu() for tensor in tensors]
-            if norms:
-                self.report.histogram(f"row_norms/{name}", torch.cat(norms).numpy(), step)
 
     def _final(self) -> dict[str, float]:
         """Metrics of the best weights on the test split."""
         if self.test_reader is None:
             return {}
-        last, best = self.position, self.position.best_step
-        if best is not None and best != last.step:
+        step, best = self.position.step, self.position.best_step
+        if best is not None and best != step:
             if best in self.checkpoints.steps():
                 self.checkpoints.load_weights(weights_state(self.module, self.parts.layout), best)
-                self.position = replace(last, step=best)
+                step = best
             else:
                 self.report.say(f"warning: the best weights, of step {best}, could not be saved; testing the last ones")
-        found = self._evaluate(self.test_reader, "test")
-        self.position = last
-        return found.metrics
+        try:
+            return self._validation.evaluate(self.test_reader, "test", step).metrics
+        except Stopped:
+            self._preempted = True
+            return {}
 
     def _save(self) -> None:
         """Begin to save; training waits until the state is copied."""
+        self._watchdog.mark("saving a checkpoint", slow=True)
         state = train_state(self.module, self.parts.layout, self.optimizers)
         run = {
             "identity": self._identity(self.position.step),
@@ -361,7 +314,23 @@ class Trainer:
             "tables": placement(self.parts.layout),
         }
         self.checkpoints.save(state, self.position, run)
+        self._saved = self.position
         self._tell_saves()
+
+    def _reporter(self, hosted: Hosted | None) -> Reporter:
+        config, rt = self.config.monitor, self.rt
+        metrics = None
+        if config.metrics_port is not None:
+            port = config.metrics_port and config.metrics_port + environment()[2]
+            metrics = rt.together(lambda: Metrics(port, rt.rank, rt.world_size))
+        return Reporter(
+            self.config.output_dir,
+            quiet=not rt.is_main,
+            start_step=self.position.step,
+            json_lines=config.json_lines,
+            metrics=metrics,
+            records=None if hosted is None else hosted.records,
+        )
 
     def _open_trace(self) -> Trace:
         return Trace(self.config.output_dir / "rows", self.rt.from_main(time.time_ns), self.rt.rank)
@@ -389,10 +358,14 @@ class Trainer:
         """Rows of the global batches of steps first .. last - 1."""
         return self.passes.rows_before(last) - self.passes.rows_before(first)
 
-    def _global_mean(self, losses: list[Tensor]) -> float:
-        total = torch.stack(losses).double().mean().cpu()
+    def _global_mean(self, losses: list[Tensor], first: int) -> float:
+        """The mean loss of the (0-based) steps from `first` on, of those that were not skipped."""
+        if not losses:
+            return math.nan
+        total = torch.stack(losses).double().cpu()
         dist.all_reduce(total, group=self.rt.control)
-        return float(total)
+        self._losses.check(first, total)
+        return float(total.mean())
 
     def _headline(self) -> str:
         layout, config = self.parts.layout, self.config
@@ -417,29 +390,6 @@ class Trainer:
             warning = warning_of(self.config, self.passes.at(self.position.step).reader)
             if warning is not None:
                 self.report.say(f"warning: {warning}")
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM or SIGINT asks for a checkpoint and a clean end; a second one is not waited for."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, _frame: object) -> None:
-            self._stop_asked.set()
-            signal.signal(number, signal.SIG_DFL)
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _checkpoints(config: RunConfig, rt: Runtime) -> Checkpoints:
-    folder = rt.together(lambda: Folder(config.checkpoint_folder, config.checkpoint_storage))
-    return Checkpoints(folder, rt, config.checkpoint)
 
 
 def _make_output(config: RunConfig, rt: Runtime) -> None:

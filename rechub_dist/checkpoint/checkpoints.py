@@ -17,12 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rechub_dist import __version__
+from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_tensors, verify
 from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError, Manifest, render
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
-from rechub_dist.config import CheckpointConfig
+from rechub_dist.config import CheckpointConfig, RunConfig
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, one_line
 
@@ -44,6 +45,7 @@ class Position:
     best_metrics: dict[str, float] = field(default_factory=dict)
     evaluations_since_best: int = 0
     stopped_early: bool = False
+    unevaluated: bool = False  # saved before the evaluation that is due at this step
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,16 @@ class Save:
     bytes: int
     error: str | None = None
     warning: str | None = None
+
+
+def open_checkpoints(config: RunConfig, rt: Runtime) -> Checkpoints:
+    """The checkpoints of a run. Collective.
+
+    Raises:
+        UserError: their address cannot be used.
+    """
+    folder = rt.together(lambda: Folder(config.checkpoint_folder, config.checkpoint_storage))
+    return Checkpoints(folder, rt, config.checkpoint)
 
 
 class Checkpoints:
@@ -203,13 +215,9 @@ class Checkpoints:
         Raises:
             UserError: there is none, or it is damaged.
         """
-        steps = self.steps()
-        if not steps:
-            raise UserError(f"{self.folder.address}: holds no checkpoint; train the run first")
-        best = self._opened(steps[-1]).run["position"]["best_step"]
-        step = int(best) if best in steps else steps[-1]
-        self.load_weights(state, step)
-        return step
+        manifest = self._opened()
+        self._fill(manifest, state)
+        return manifest.step
 
     def load_weights(self, state: Tensors, step: int) -> None:
         """Load one step's checkpoint in place.
@@ -302,12 +310,12 @@ class Checkpoints:
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
-    def _opened(self, step: int) -> Manifest:
-        """A checkpoint's manifest, from the main rank."""
+    def _opened(self, step: int | None = None) -> Manifest:
+        """A checkpoint's manifest, from the main rank; without a step that of the best, else the newest."""
 
         def read() -> Manifest | DamagedError:
             try:
-                return read_manifest(self.folder, step)
+                return best_manifest(self.folder) if step is None else read_manifest(self.folder, step)
             except DamagedError as error:
                 return error
 

@@ -47,14 +47,27 @@ def find_checkpoint(
         DamagedError: it is damaged.
     """
     folder, step = find_folder(address, settings)
-    if step is None:
-        steps = steps_in(folder.files())
-        step = steps[-1]
-        if wanted == "best":
-            best = read_manifest(folder, step).run["position"]["best_step"]
-            step = best if best in steps else step
-        elif isinstance(wanted, int):
-            step = wanted
-            if step not in steps:
-                raise UserError(f"{folder.address}: no checkpoint of step {step}; there are those of {steps}")
+    if step is not None:
+        return folder, read_manifest(folder, step)
+    if wanted == "best":
+        return folder, best_manifest(folder)
+    steps = steps_in(folder.files())
+    step = steps[-1] if wanted == "newest" else wanted
+    if step not in steps:
+        raise UserError(f"{folder.address}: no checkpoint of step {step}; there are those of {steps}")
     return folder, read_manifest(folder, step)
+
+
+def best_manifest(folder: Folder) -> Manifest:
+    """The best checkpoint of a run, or the newest where none is best or that one is gone.
+
+    Raises:
+        UserError: there is none.
+        DamagedError: its manifest, or the newest one's, which knows the best, is damaged.
+    """
+    steps = steps_in(folder.files())
+    if not steps:
+        raise UserError(f"{folder.address}: holds no checkpoint; train the run first")
+    newest = read_manifest(folder, steps[-1])
+    best = newest.run["position"]["best_step"]
+    return read_manifest(folder, best) if best in steps else newest

@@ -16,10 +16,10 @@ from rechub_dist.config.optimization import (
     TableOptimizerConfig,
     TableRule,
 )
-from rechub_dist.config.run import ModelConfig, RunConfig, load_run, read_run, resolve_dataset
+from rechub_dist.config.run import ModelConfig, RunConfig, changed, load_run, read_run, resolve_dataset
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import parse_yaml, read_yaml
-from rechub_dist.config.training import CheckpointConfig, DistributedConfig, TrainConfig
+from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
 from rechub_dist.config.warm_start import PretrainedConfig, WarmStartConfig
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "EntireSpaceConfig",
     "MixSource",
     "ModelConfig",
+    "MonitorConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "PointwiseConfig",
@@ -47,6 +48,7 @@ __all__ = [
     "TableRule",
     "TrainConfig",
     "WarmStartConfig",
+    "changed",
     "load_run",
     "parse_yaml",
     "read_run",

@@ -15,7 +15,7 @@ from rechub_dist.config.objectives import ObjectiveConfig
 from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import StrictLoader, parse_yaml, read_yaml
-from rechub_dist.config.training import CheckpointConfig, DistributedConfig, TrainConfig
+from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
 from rechub_dist.config.warm_start import WarmStartConfig
 from rechub_dist.errors import UserError, nearest, one_line
 
@@ -46,6 +46,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     distributed: DistributedConfig = DistributedConfig()
+    monitor: MonitorConfig = MonitorConfig()
     warm_start: WarmStartConfig | None = Field(None, description="weights of another run or from files, at step 0")
 
     @model_validator(mode="after")
@@ -70,6 +71,24 @@ class RunConfig(Section):
     def checkpoint_folder(self) -> str:
         """Where the checkpoints are: a path or an address."""
         return self.checkpoint.folder or str(self.output_dir / "checkpoints")
+
+    def anchored(self, folder: Path) -> RunConfig:
+        """The same run with relative paths taken as below `folder`: for processes that work elsewhere."""
+
+        def path(given: str) -> str:
+            return given if "://" in given else str(folder / given)
+
+        data = self.data.model_copy(update={"root": path(self.data.root)})
+        checkpoint = self.checkpoint
+        if checkpoint.folder is not None:
+            checkpoint = checkpoint.model_copy(update={"folder": path(checkpoint.folder)})
+        start = self.warm_start
+        if start is not None:
+            files = tuple(item.model_copy(update={"file": path(item.file)}) for item in start.embeddings)
+            other = None if start.from_ is None else path(start.from_)
+            start = start.model_copy(update={"from_": other, "embeddings": files})
+        changed = {"output_dir": folder / self.output_dir, "data": data, "checkpoint": checkpoint, "warm_start": start}
+        return self.model_copy(update=changed)
 
     def dump(self) -> str:
         """The configuration as YAML that can be launched again."""
@@ -126,21 +145,38 @@ def _schema(config: RunConfig, base: Path) -> dict[str, Any]:
     return parse_yaml(text, path)
 
 
+def changed(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:
+    """The same run with other values of dotted keys; `where` names their source in errors.
+
+    Raises:
+        UserError: unknown keys, wrong types.
+    """
+    tree = config.model_dump(mode="json", by_alias=True)
+    for key, value in values.items():
+        _put(tree, key, value, f"{where}: {key}")
+    return _validate(tree, where)
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {override}: write section.key=value")
+    try:
+        value = yaml.load(text, Loader=StrictLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML: {one_line(error)}") from error
+    _put(tree, key, value, f"--set {override}")
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"--set {override}: {parent!r} is a value, not a section")
+            raise UserError(f"{where}: {parent!r} is a value, not a section")
         node = child
-    try:
-        node[leaf] = yaml.load(text, Loader=StrictLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML: {one_line(error)}") from error
+    node[leaf] = value
 
 
 def _validate(tree: Mapping[str, Any], where: str) -> RunConfig:

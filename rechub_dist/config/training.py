@@ -23,6 +23,10 @@ class TrainConfig(Section):
     )
     best_mode: Literal["max", "min"] = "max"
     patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
+    on_non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="a step whose loss is not finite: end the run, or leave weights as they are and go on"
+    )
+    max_loss: float | None = Field(None, gt=0, description="a loss beyond it is treated like one that is not finite")
     trace_rows: bool = Field(False, description="write which stored rows each step trained on, below output_dir/rows")
     histograms: bool = Field(True, description="histograms of predictions and table norms in TensorBoard")
 
@@ -43,10 +47,25 @@ class CheckpointConfig(Section):
     storage: StorageConfig | None = Field(None, description="of folder and warm_start; default: data.storage")
 
 
+class MonitorConfig(Section):
+    """What a run tells machines."""
+
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="serve Prometheus metrics: a rank at this port plus its number on the host"
+    )
+    profile_every: int | None = Field(
+        1000, gt=1, description="steps between two whose time is divided: data, embedding, dense, communication"
+    )
+    json_lines: bool = Field(False, description="what the main rank tells on stderr as JSON, for log collectors")
+
+
 class DistributedConfig(Section):
     """Process groups and pipeline."""
 
     timeout_seconds: float = Field(300.0, gt=0, description="how long a rank waits for its peers")
+    stall_seconds: float | None = Field(
+        None, gt=0, description="end a rank that makes no progress for so long; default: 0.8 timeout_seconds"
+    )
     threads: int | None = Field(None, gt=0, description="torch threads a rank; default: cores / local ranks")
     pipeline: Literal["auto", "base", "sparse_dist"] = Field(
         "auto", description="auto: sparse_dist on CUDA (overlaps id exchange with compute), base on CPU"

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from rechub_dist.batch import Batch
-from rechub_dist.data.collate import Window, assemble, open_window
+from rechub_dist.data.collate import assemble
 from rechub_dist.data.columns import check_schema, column_names
 from rechub_dist.data.files import OpenFiles
 from rechub_dist.data.manifest import DataFile, Manifest
@@ -22,6 +22,7 @@ from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder,
 from rechub_dist.data.order import Window as Place
 from rechub_dist.data.skips import BadFileError, Skipped
 from rechub_dist.data.spec import BatchSpec
+from rechub_dist.data.window import Window, open_window
 from rechub_dist.errors import UserError
 
 _FAREWELL = 5.0  # seconds for the thread to end; one that waits for a store ends by itself, at the deadline

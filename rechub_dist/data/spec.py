@@ -79,3 +79,15 @@ class BatchSpec:
     def weighted(self) -> tuple[SparseFeature, ...]:
         """The features that have a weight for each id."""
         return tuple(f for f in self.features if isinstance(f, SparseFeature) and f.weights)
+
+    @cached_property
+    def in_key_order(self) -> tuple[StoredFeature, ...]:
+        """The features with a column, in the order of the collections' keys: so that keys are neighbours in a block."""
+        features = {f.name: f for f in self.stored}
+        keys = [key for names in self.collections.values() for key in names]
+        return tuple(features[name] for name in dict.fromkeys([*keys, *features]) if name in features)
+
+    @cached_property
+    def float_rows(self) -> int:
+        """How many floats a row has: dense values, labels, and the weight if there is one."""
+        return sum(dense.dim for dense in self.dense) + len(self.labels) + bool(self.weight)

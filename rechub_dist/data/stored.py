@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from rechub_dist.data.order import IntArray
+from rechub_dist.data.mix import MixEpoch
+from rechub_dist.data.order import EpochOrder, IntArray
 from rechub_dist.data.reader import ParquetReader
 
 
@@ -25,8 +27,12 @@ class StoredRows:
 
     def __init__(self, reader: ParquetReader, epoch: int) -> None:
         self._reader = reader
-        self._order = reader.order.epoch(epoch)
+        self._epoch = epoch
         self._permutations: dict[int, IntArray | None] = {}
+
+    @cached_property
+    def _order(self) -> EpochOrder | MixEpoch:  # made when it is wanted: mostly it is not
+        return self._reader.order.epoch(self._epoch)
 
     def of(self, step: int) -> list[Stored]:
         """Those of `step` of the epoch."""

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
@@ -14,7 +15,10 @@ from rechub_dist.batch import Batch
 from rechub_dist.data.skips import Skipped, Tally
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.distributed.watchdog import WAITING, Watchdog
 from rechub_dist.errors import UserError
+from rechub_dist.losses import LossCheck
+from rechub_dist.monitoring.step_times import WAITING_FOR_DATA
 from rechub_dist.objectives import Objective
 
 
@@ -22,7 +26,7 @@ class Feed:
     """This rank's batches, with the ranks' agreement on each before anyone starts on it.
 
     One small all-reduce a batch adds up the objective's normalisers and tells whether a rank has failed to read its
-    part, was asked to stop, or saw a loss that is not finite; so no rank waits in a collective for one that has failed.
+    part, was asked to stop, or saw a loss that is bad; so no rank waits in a collective for one that has failed.
     It counts the rows, too: `tally` has those of all ranks, and `new_skips` the pieces of files left out since it was
     last emptied.
 
@@ -36,6 +40,8 @@ class Feed:
         runtime: Runtime,
         stop: Callable[[], bool],
         sequences: tuple[str, ...] = (),
+        losses: LossCheck | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._batches = batches
         self._objective = objective
@@ -43,7 +49,8 @@ class Feed:
         self._stop = stop
         self._sequences = sequences
         self._positions = torch.zeros(2, dtype=torch.float64)  # real and computed, over all ranks
-        self.last_loss: Tensor | None = None  # this rank's loss of the last step, where reading it costs nothing
+        self._losses = losses
+        self._mark = watchdog.mark if watchdog is not None else _unwatched
         self.stopped = False
         self.tally = Tally()
         self.new_skips: list[Skipped] = []
@@ -56,13 +63,15 @@ class Feed:
 
         Raises:
             StopIteration: no more batches, or all ranks agree to stop (`stopped`).
-            UserError: on all ranks, if one of them cannot read its rows or has a loss that is not finite.
+            UserError: on all ranks, if one of them cannot read its rows, or a loss is bad.
         """
         if self.stopped:
             raise StopIteration
+        self._mark("waiting for a batch")
         batch, message = None, None
         try:
-            batch = next(self._batches, None)
+            with record_function(WAITING_FOR_DATA):
+                batch = next(self._batches, None)
         except UserError as error:
             message = str(error)
         if batch is None and message is None:
@@ -70,19 +79,18 @@ class Feed:
         control = torch.zeros(8 + self._objective.terms, dtype=torch.float64)
         control[0] = message is not None
         control[1] = self._stop()
-        control[2] = self.last_loss is not None and not bool(self.last_loss.isfinite())
+        control[2] = self._losses.sent() if self._losses is not None else 0
         if batch is not None:
             control[3:5] = self._count(batch)
             control[5:8] = torch.tensor([batch.rows, batch.skipped, len(batch.notices)])
             control[8:] = self._objective.weight_sums(batch)
+        self._mark(WAITING)
         torch.distributed.all_reduce(control, group=self._runtime.control)
+        self._mark("computing a step")
         if control[0] > 0:
             self._runtime.raise_together(message)
-        if control[2] > 0:
-            raise UserError(
-                "the loss is not finite; lower optimizer.lr or embedding.optimizer.lr, set optimizer.clip_norm, or "
-                "look for extreme values in dense features"
-            )
+        if self._losses is not None:
+            self._losses.received(float(control[2]))
         if control[1] > 0:
             self.stopped = True
             raise StopIteration
@@ -92,6 +100,8 @@ class Feed:
         if control[7] > 0:
             self.new_skips += self.tally.note(self._runtime.gather_list(batch.notices))
         batch.weight_sums = control[8:]
+        if self._losses is not None:
+            self._losses.keep(batch)
         return batch
 
     def padded_share(self) -> float | None:
@@ -110,11 +120,18 @@ class Feed:
         return found
 
 
+def _unwatched(doing: str, *, slow: bool = False) -> None:
+    """Nobody watches."""
+
+
 class Pipeline(Protocol):
     """What trains step after step."""
 
-    def progress(self, batches: Iterator[Batch], /) -> Tensor:
-        """Train on a batch; returns this rank's part of its loss. Raises StopIteration when all are done."""
+    def progress(self, batches: Iterator[Batch], step: int, /) -> Tensor | None:
+        """Train on a batch, as the (0-based) `step`; returns this rank's part of its loss, None if it was left out.
+
+        Raises StopIteration when all are done.
+        """
 
     def release(self) -> None:
         """Give the modules back for use outside the pipeline, which must be empty; `progress` takes them again."""
@@ -123,18 +140,25 @@ class Pipeline(Protocol):
 class PlainPipeline:
     """Forward, backward, step; one batch at a time."""
 
-    def __init__(self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device) -> None:
+    def __init__(
+        self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device, losses: LossCheck | None
+    ) -> None:
         self._module = module
         self._optimizers = optimizers
         self._device = device
+        self._losses = losses if losses is not None and losses.skips else None
 
-    def progress(self, batches: Iterator[Batch], /) -> Tensor:
+    def progress(self, batches: Iterator[Batch], step: int, /) -> Tensor | None:
         """Train on the next batch."""
         batch = next(batches)
         if self._device.type != "cpu":
             batch = batch.to(self._device, non_blocking=True)
         self._optimizers.zero_grad()
+        if self._losses is not None:
+            self._losses.before()
         loss, local = self._module(batch)
+        if self._losses is not None and not self._losses.accepts(step, local):
+            return None
         loss.backward()
         self._optimizers.step()
         return local
@@ -146,16 +170,23 @@ class PlainPipeline:
 class SparseDistPipeline:
     """TorchRec's: the ids of the next batches travel while this one is computed."""
 
-    def __init__(self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device) -> None:
-        self.inner = TrainPipelineSparseDist(module, optimizers, device, execute_all_batches=True)
+    def __init__(
+        self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device, losses: LossCheck | None
+    ) -> None:
+        self.inner = _Choosing(module, optimizers, device, execute_all_batches=True)
+        self.inner.losses = losses if losses is not None and losses.skips else None
         self._released = False
 
-    def progress(self, batches: Iterator[Batch], /) -> Tensor:
+    def progress(self, batches: Iterator[Batch], step: int, /) -> Tensor | None:
         """Train on the oldest batch in flight, and send for another."""
         if self._released:
             self.inner.attach()
             self._released = False
-        return self.inner.progress(batches)
+        if self.inner.losses is not None:
+            self.inner.losses.before()
+        self.inner.step, self.inner.accepted = step, True
+        local = self.inner.progress(batches)
+        return local if self.inner.accepted else None
 
     def release(self) -> None:
         """Put the sharded modules' own forward back: the pipeline's takes only batches that it has sent for."""
@@ -163,15 +194,35 @@ class SparseDistPipeline:
         self._released = True
 
 
+class _Choosing(TrainPipelineSparseDist):
+    """Leaves backward and optimizers out where the loss is not accepted."""
+
+    losses: LossCheck | None = None
+    step = 0
+    accepted = True
+
+    def _backward(self, losses: Tensor) -> None:
+        # the step's first output, this rank's part times the number of ranks
+        part = losses.detach().sum() / self._model.module.world_size
+        self.accepted = self.losses is None or self.losses.accepts(self.step, part)
+        if self.accepted:
+            super()._backward(losses)
+
+    def _optimizer_step(self) -> None:
+        if self.accepted:
+            super()._optimizer_step()
+
+
 def make_pipeline(
     kind: Literal["auto", "base", "sparse_dist"],
     module: DistributedModelParallel,
     optimizers: Optimizers,
     device: torch.device,
+    losses: LossCheck | None = None,
 ) -> Pipeline:
     """The pipeline for this device. A model without sharded tables has no id exchange to hide: the plain one."""
     stage = module.module.stage
     sharded = len(stage.pooled) + len(stage.unpooled) > 0
     if sharded and (kind == "sparse_dist" or (kind == "auto" and device.type == "cuda")):
-        return SparseDistPipeline(module, optimizers, device)
-    return PlainPipeline(module, optimizers, device)
+        return SparseDistPipeline(module, optimizers, device, losses)
+    return PlainPipeline(module, optimizers, device, losses)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +15,14 @@ import torch
 import torch.distributed as dist
 
 from rechub_dist.distributed.collectives import all_rows
+from rechub_dist.distributed.process import die_with_agent
 from rechub_dist.errors import UserError
 
 T = TypeVar("T")
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """All ranks agree to stop, as one of them was asked to."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,13 @@ class Runtime:
     def _group_for(self, tensor: torch.Tensor) -> dist.ProcessGroup:
         return self.control if tensor.device.type == "cpu" else self.group
 
-    def raise_together(self, message: str | None) -> None:
-        """Raise a UserError on all ranks if any rank comes with a message. Collective."""
-        failed = torch.tensor([0 if message is None else 1])
-        dist.all_reduce(failed, group=self.control)
-        if not failed.item():
+    def raise_together(self, message: str | None, *, stop: bool = False) -> None:
+        """Raise a UserError on all ranks if any comes with a message, `Stopped` if any wants to stop. Collective."""
+        flags = torch.tensor([message is not None, stop], dtype=torch.int64)
+        dist.all_reduce(flags, group=self.control)
+        if not flags[0]:
+            if flags[1]:
+                raise Stopped
             return
         messages: list[str | None] = [None] * self.world_size
         dist.all_gather_object(messages, message, group=self.control)
@@ -112,7 +118,7 @@ def device_type(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"
 def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int | None = None) -> Iterator[Runtime]:
     """Join the process group that the environment describes, or make one of this process alone."""
     rank, world, local_rank, local_world = environment()
-    _die_with_agent()
+    die_with_agent()
     if device == "cpu":
         keep_freed_memory()
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
@@ -133,13 +139,6 @@ def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int
         yield Runtime(rank, world, local_world, target, group, control)
     finally:
         dist.destroy_process_group()
-
-
-def _die_with_agent() -> None:
-    """Ask the kernel to end this worker when the agent that started it is killed, so that no orphan trains on."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def keep_freed_memory() -> None:

@@ -25,7 +25,10 @@ from torchrec.distributed.planner.types import (
 )
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
 
+from rechub_dist.build import Parts
+from rechub_dist.distributed.batchnorm import globalize
 from rechub_dist.distributed.optim import fused_optimizer
+from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.embedding.init import init_table
 from rechub_dist.embedding.layout import REPLICATED, Layout, PlacedTable
 from rechub_dist.embedding.local import module_key
@@ -164,3 +167,13 @@ def _default_memory_gb(cluster: Cluster) -> float:
         return 0.8 * min(sizes) / 1024**3
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 0.8 * total / cluster.local_world_size / 1024**3
+
+
+def shard_step(parts: Parts, rt: Runtime) -> DistributedModelParallel:
+    """Plan and shard a run's tables, make batch normalisation global, and put DDP around the rest. Collective."""
+    config = parts.config
+    cluster = Cluster(rt.world_size, rt.local_world_size, rt.device.type)
+    memory = config.embedding.memory_per_rank_gb
+    plan = rt.together(lambda: make_plan(parts.step, parts.layout, cluster, config.data.batch_size, memory))
+    globalize(parts.step.model)
+    return shard(parts.step, parts.layout, plan, rt.group, rt.device, config.seed)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
@@ -16,6 +17,7 @@ from rechub_dist.embedded import Embedded, Jagged
 from rechub_dist.embedding.layout import POOLED, REPLICATED, Layout
 from rechub_dist.embedding.local import LocalTables, module_key, pool, rows_of, to_padded
 from rechub_dist.features import DenseFeature
+from rechub_dist.monitoring.step_times import REPLICATED_LOOKUP
 
 
 class EmbeddingStage(nn.Module):
@@ -86,7 +88,8 @@ class Replicated(nn.Module):
         for name in self.features:
             values = jagged[name]
             ids[name] = Jagged(values.values(), values.lengths()[: batch.rows], batch.id_weights.get(name))
-        return self.local(ids)
+        with record_function(REPLICATED_LOOKUP):
+            return self.local(ids)
 
 
 class Assemble(nn.Module):

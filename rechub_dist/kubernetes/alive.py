@@ -1,7 +1,7 @@
-"""Whether this pod's ranks still take steps: `python -m rechub_dist.kubernetes.alive FOLDER --seconds 600`.
+"""Whether the ranks of this pod still get on: `python -m rechub_dist.kubernetes.alive FOLDER --seconds 600`.
 
 For a liveness probe, which cannot know the ranks that torchrun has given to its pod: they are read from the environment
-of the processes in the pod. A rank touches `rank-<n>` in FOLDER at each step.
+of the processes in the pod. A rank touches `rank-<n>` in FOLDER every five seconds while it gets on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def ranks() -> Iterator[tuple[int, float]]:
 
 
 def stalled(folder: Path, seconds: float) -> list[int]:
-    """The ranks whose file is older than `seconds`. One without a step since it began is starting, not stalled."""
+    """The ranks whose file is older than `seconds`. One without a touch since it began is starting, not stalled."""
     now = time.time()
     found = set()
     for rank, began in ranks():
@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = stalled(arguments.folder, arguments.seconds)
     if found:
-        sys.exit(f"no step for {arguments.seconds:g} s by rank {', '.join(map(str, found))}")
+        sys.exit(f"no sign of life for {arguments.seconds:g} s by rank {', '.join(map(str, found))}")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def pytorchjob(settings: Settings, config: RunConfig) -> list[Manifest]:
     name = settings.name
     # The operator knows its container by this name, and has a Service for each pod.
     container = trainer(settings, config, "pytorch", torchrun(settings, f"{name}-worker-0:{_PORT}"))
-    container["ports"] = [{"name": "pytorchjob-port", "containerPort": _PORT}]
+    container["ports"] = [{"name": "pytorchjob-port", "containerPort": _PORT}, *container.get("ports", [])]
     template = pod(settings, container)
     del template["spec"]["restartPolicy"]  # the operator's own stands beside the template
     spec = {
@@ -135,7 +135,14 @@ def trainjob(settings: Settings, config: RunConfig) -> list[Manifest]:
 
 def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:  # noqa: ARG001 - as the others
     """A RayJob of KubeRay: a head that trains nothing, workers, and the cluster gone when the job is done."""
-    ranks = settings.workers * settings.nproc_per_node
+    # A rank is given all that is its own of a pod, so that no other one finds room there.
+    each = {
+        "num-workers": settings.workers * settings.nproc_per_node,
+        "cpus-per-worker": settings.threads,
+        **({"gpus-per-worker": 1} if settings.gpus else {}),
+        "max-failures": settings.max_restarts,
+    }
+    options = " ".join(f"--{name} {value}" for name, value in each.items())
     head = pod(settings, ray_node(settings, "ray-head", head=True), component="head", restart="Always")
     workers = pod(settings, ray_node(settings, "ray-worker", head=False), restart="Always")
     submitter = pod(settings, ray_submitter(settings), component="submitter")
@@ -158,7 +165,9 @@ def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:  # noqa: AR
         ],
     }
     spec = {
-        "entrypoint": f"python /app/launch/ray_train.py {RUN_FILE} --num-workers {ranks}",
+        "entrypoint": f"python /app/launch/ray_train.py {RUN_FILE} {options}",
+        # a stopped job has 3 seconds for its checkpoint unless it is told otherwise
+        "runtimeEnvYAML": f'env_vars: {{RAY_JOB_STOP_WAIT_TIME_S: "{settings.grace_seconds}"}}\n',
         "submissionMode": "K8sJobMode",
         "backoffLimit": settings.backoff_limit,
         "shutdownAfterJobFinishes": True,

@@ -73,6 +73,9 @@ def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[st
         {"name": "RECHUB_PREEMPTED_EXIT_CODE", "value": str(PREEMPTED_EXIT_CODE)},
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
     ]
+    if (port := config.monitor.metrics_port) is not None:
+        ranks = range(settings.nproc_per_node)
+        found["ports"] = [{"name": f"metrics-{rank}", "containerPort": port + rank} for rank in ranks]
     if settings.liveness_seconds is not None:
         health = config.output_dir / "health"
         seconds = str(settings.liveness_seconds)

@@ -95,6 +95,44 @@ def target_ranks(
     return torch.cat(ranks)
 
 
+def top_items(
+    user: Tensor, user_mask: Tensor, catalogue: Catalogue, k: int, seen: Jagged | None = None
+) -> tuple[Tensor, Tensor]:
+    """The ids, int64 [B, k], and scores, float [B, k], of the best items that the catalogue holds here, best first.
+
+    Places that no item takes have score -inf and id -1: of a user without a live vector, and of a small catalogue.
+
+    Args:
+        user: float [B, Q, D].
+        user_mask: bool [B, Q], the live vectors.
+        catalogue: the items, or a part of them.
+        k: at least 1.
+        seen: ids to leave out of each row.
+    """
+    items, here = len(catalogue.place), len(catalogue.vectors)
+    held = torch.full((here,), -1, device=user.device)
+    ids = (catalogue.place >= 0).nonzero()[:, 0]
+    held[catalogue.place[ids]] = ids
+    chunk = max(1, _SCORES_AT_ONCE // max(1, user.shape[1] * items))
+    found = torch.full((len(user), k), -1, device=user.device)
+    best = torch.full((len(user), k), -torch.inf, dtype=user.dtype, device=user.device)
+    start = 0
+    for row in range(0, len(user), chunk):
+        rows = slice(row, row + chunk)
+        scores = _scores(user[rows], user_mask[rows], catalogue.vectors).nan_to_num(-torch.inf)
+        if seen is not None:
+            lengths = seen.lengths[rows].long()
+            stop = start + int(lengths.sum())
+            owner = torch.repeat_interleave(torch.arange(len(scores), device=user.device), lengths)
+            place = catalogue.place[seen.values[start:stop]]
+            scores[owner[place >= 0], place[place >= 0]] = -torch.inf
+            start = stop
+        values, places = scores.topk(min(k, here), dim=1)
+        best[rows, : values.shape[1]] = values
+        found[rows, : values.shape[1]] = held[places].masked_fill(values == -torch.inf, -1)
+    return found, best
+
+
 def ranking_metrics(ranks: Tensor, ks: Sequence[int] = (10,)) -> dict[str, float]:
     """Means over rows of `hit_rate@k`, `recall@k`, `ndcg@k` and `mrr@k` from 0-based `ranks` [B]; NaN without rows.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import json
 import subprocess
 import sys
@@ -21,9 +23,10 @@ from torch import Tensor
 from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_rows, verify
 from rechub_dist.config import RunConfig, StorageConfig, load_run
+from rechub_dist.distributed.runtime import runtime
 from rechub_dist.examples import example_parameters
 from rechub_dist.models import catalogue, family
-from rechub_dist.trainer import Summary, run
+from rechub_dist.trainer import Summary, Trainer, run
 
 ROWS = 530  # not a multiple of any batch size here
 SCHEMA = {
@@ -132,6 +135,7 @@ def run_file(folder: Path, root: Path, model: str, /, **sections: Any) -> Path:
         "embedding": {"optimizer": {"name": "rowwise_adagrad", "lr": 0.05}},
         "optimizer": {"name": "adam", "lr": 0.01},
         "train": {"epochs": 2, "log_every": 1},
+        "monitor": {"profile_every": None},
         "distributed": {"timeout_seconds": 60, "threads": 1},
     }
     if labels(model):
@@ -193,6 +197,15 @@ def output(path: Path) -> Path:
 def config_of(path: Path) -> RunConfig:
     """The run's configuration."""
     return load_run(path)
+
+
+def position(path: Path) -> tuple[int, str]:
+    """The step at which a run would go on, and what it says meanwhile."""
+    told = io.StringIO()
+    with runtime("cpu", 60) as rt, contextlib.redirect_stderr(told):
+        trainer = Trainer(config_of(path), rt)
+        trainer.report.close()
+        return trainer.position.step, told.getvalue()
 
 
 def last_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -19,9 +19,9 @@ from rechub_dist.data.reader import ParquetReader
 from rechub_dist.embedded import Embedded, Jagged
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.embedding.stage import split_dense
+from rechub_dist.evaluate import evaluate_run
 from rechub_dist.models import catalogue
 from rechub_dist.objectives import RetrievalObjective
-from rechub_dist.trainer import evaluate_run
 
 MODELS = tuple(catalogue())
 STEPS = 22  # two epochs of eleven steps, each with an uneven tail
@@ -230,7 +230,7 @@ def pipelined_modules(path: Path) -> tuple[int, int]:
         trainer = Trainer(config_of(path), rt)
         pipeline = make_pipeline("sparse_dist", trainer.module, trainer.optimizers, rt.device)
         feed = Feed(iter(trainer.passes.at(0).reader.batches(0)), trainer.parts.step.objective, rt, lambda: False)
-        pipeline.progress(feed)
+        pipeline.progress(feed, 0)
         stage = trainer.parts.step.stage
         trainer.report.close()
         return len(stage.pooled) + len(stage.unpooled), len(pipeline.inner._pipelined_modules)

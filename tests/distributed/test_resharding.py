@@ -51,15 +51,15 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
     from rechub_dist.config import CheckpointConfig, StorageConfig  # noqa: PLC0415
     from rechub_dist.distributed.optim import Optimizers  # noqa: PLC0415
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
+    from rechub_dist.distributed.sharding import shard_step  # noqa: PLC0415
     from rechub_dist.distributed.state import train_state  # noqa: PLC0415
-    from rechub_dist.trainer import shard_step  # noqa: PLC0415
 
     compared = 0
     with runtime("cpu", 60) as rt:
         for name, path in paths.items():
             config = config_of(path)
             parts = build(config, device="cpu", world_size=rt.world_size)
-            module = shard_step(config, parts, rt)
+            module = shard_step(parts, rt)
             optimizers = Optimizers(module, parts.layout, config.optimizer, config.embedding.schedule)
             state = train_state(module, parts.layout, optimizers)
             first: dict[tuple[str, int], torch.Tensor] = {}

@@ -56,14 +56,17 @@ def test_sigkill_at_a_random_step(pool: RankPool, data_root: Path, tmp_path: Pat
     else:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    done = saved_steps(output(path) / "checkpoints")
-    assert done
-    assert done[-1] < 54, "the run was over before the signal"
-    again = start(path, 2)
-    told = again.communicate(timeout=300)[0]
-    assert again.returncode == 0, told
+    told = process.communicate(timeout=300)[0]
+    if victim == "agent":
+        assert process.returncode == -signal.SIGKILL
+        done = saved_steps(output(path) / "checkpoints")
+        assert done
+        assert done[-1] < 54, "the run was over before the signal"
+        process = start(path, 2)
+        told = process.communicate(timeout=300)[0]
+    else:
+        assert "was ended by SIGKILL; restart 1 of 3" in told
+    assert process.returncode == 0, told
     assert "resumed at step" in told
     equal_runs(path, reference)
 

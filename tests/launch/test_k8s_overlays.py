@@ -72,6 +72,13 @@ def test_the_gpu_patches_fit_the_bases() -> None:
     assert patched == {"Job", "JobSet", "PyTorchJob", "TrainingRuntime", "RayJob"}
 
 
+def test_the_gpu_patch_of_the_ray_command_is_the_bases_with_a_gpu() -> None:
+    (patch,) = [p["patch"] for p in kustomization(GPU)["patches"] if p["target"]["kind"] == "RayJob"]
+    (value,) = [o["value"] for o in yaml.safe_load(patch) if o["path"] == "/spec/entrypoint"]
+    (job,) = [item for item in base_objects("rayjob") if item["kind"] == "RayJob"]
+    assert value.replace(" --gpus-per-worker 1", "") == job["spec"]["entrypoint"]
+
+
 def built(folder: Path) -> list[dict[str, Any]]:
     """What kustomize makes of a folder."""
     for command in (["kustomize", "build"], ["kubectl", "kustomize"]):

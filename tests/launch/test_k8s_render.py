@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from manifests import EXAMPLE, KINDS, by_kind, pod_templates, render, run_render, trainer_pod
+from manifests import EXAMPLE, KINDS, ROOT, by_kind, pod_templates, render, run_render, trainer_pod
 from torch.distributed.run import get_args_parser
 
 from rechub_dist.config import read_run
@@ -111,7 +112,8 @@ def test_gpus(kind: str) -> None:
     assert found["resources"]["limits"]["nvidia.com/gpu"] == "4"
     assert template["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
     if kind == "rayjob":
-        assert by_kind(objects, "RayJob")["spec"]["entrypoint"].endswith("/run/run.yaml --num-workers 8")
+        entry = by_kind(objects, "RayJob")["spec"]["entrypoint"]
+        assert entry.endswith("/run/run.yaml --num-workers 8 --cpus-per-worker 1 --gpus-per-worker 1 --max-failures 3")
     elif kind != "trainjob":
         assert "--nproc-per-node=4" in found["args"]
     assert "nvidia.com/gpu" not in container(trainer_pod(render(kind)))["resources"]["limits"]
@@ -124,6 +126,14 @@ def test_pods_go_to_different_nodes(kind: str) -> None:
         (constraint,) = template["spec"]["topologySpreadConstraints"]
         assert constraint["whenUnsatisfiable"] == policy
         assert constraint["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_the_ray_command_has_these_options() -> None:
+    entry = by_kind(render("rayjob", "--gpus-per-worker", "1"), "RayJob")["spec"]["entrypoint"].split()
+    tree = ast.parse((ROOT / entry[1].removeprefix("/app/")).read_text())
+    (main,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    known = {argument.arg for argument in main.args.args}
+    assert {word[2:].replace("-", "_") for word in entry if word.startswith("--")} <= known
 
 
 def test_what_counts_as_a_failure() -> None:
@@ -150,6 +160,14 @@ def test_liveness_is_asked_for(kind: str) -> None:
         "--seconds",
         "600",
     ]
+
+
+@pytest.mark.parametrize("kind", TORCHRUN_KINDS)
+def test_ports_of_metrics_are_named(kind: str) -> None:
+    assert not {port["name"] for port in container(trainer_pod(render(kind))).get("ports", [])} & {"metrics-0"}
+    metrics = ("--nproc-per-node", "2", "--set", "monitor.metrics_port=9400")
+    ports = container(trainer_pod(render(kind, *metrics)))["ports"]
+    assert {"metrics-0": 9400, "metrics-1": 9401}.items() <= {p["name"]: p["containerPort"] for p in ports}.items()
 
 
 def test_tensorboard_reads_the_output_claim() -> None:

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_collate import batch_of, fails, lists
 
-from rechub_dist.data.collate import assemble, open_window
+from rechub_dist.data.collate import assemble
 from rechub_dist.data.columns import column_names
 from rechub_dist.data.negatives import Draw, mix64, name_salt
 from rechub_dist.data.spec import BatchSpec
+from rechub_dist.data.window import open_window
 from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature, Table, TimeGapFeature
 
 USER, TAG, SHOP = Table("user", 1000), Table("tag", 50), Table("shop", 9)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rechub_dist.build import build, identity
 from rechub_dist.config import RunConfig
-from rechub_dist.data.collate import assemble, open_window
+from rechub_dist.data.collate import assemble
 from rechub_dist.data.columns import check_schema, read_ids
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.negatives import Draw, hash_ids
@@ -23,6 +23,7 @@ from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.strings import distinct, hash_strings, spread
 from rechub_dist.data.vocabulary import Vocabulary, read_vocabulary
+from rechub_dist.data.window import open_window
 from rechub_dist.errors import UserError
 from rechub_dist.features import SequenceFeature, SparseFeature, Table
 from rechub_dist.schema import parse_schema

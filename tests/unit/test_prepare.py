@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,25 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import log_loss, roc_auc_score
+from prepared import ROOT, check_prepared, column, digest, rows, schema
 
-from rechub_dist.config import read_yaml
 from rechub_dist.data.prepare import preparation, preparations
-from rechub_dist.data.prepare.synthetic import _World, synthesize
 from rechub_dist.data.prepare.writer import (
-    ROW_GROUP,
     SPLITS,
-    ShardWriter,
-    prepared_folder,
-    schema_text,
-    write_schema,
-    write_split,
 )
 from rechub_dist.errors import UserError
-from rechub_dist.features import DenseFeature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table
-from rechub_dist.schema import parse_schema
 
-ROOT = Path(__file__).parents[2]
 DATA = ROOT / os.environ.get("RECHUB_DATA", "../shared/data")
 SOURCES = {
     "movielens_1m_ctr": "movielens-1m",
@@ -42,177 +29,6 @@ SOURCES = {
     "diginetica": "diginetica",
     "criteo": "criteo-sample",
 }
-
-
-def rows(folder: Path, split: str) -> pa.Table:
-    return pa.concat_tables([pq.read_table(file) for file in sorted((folder / split).iterdir())])
-
-
-def schema(folder: Path) -> FeatureSchema:
-    return parse_schema(read_yaml(folder / "dataset.yaml"))
-
-
-def column(table: pa.Table, name: str) -> np.ndarray[Any, Any]:
-    return table[name].to_numpy()
-
-
-def digest(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def check_prepared(folder: Path) -> None:
-    """Every feature has a column of its kind in every split, without gaps, and ids lie within their tables."""
-    declared = schema(folder)
-    names = {item.source for item in (*declared.features, *declared.labels)}
-    for split in SPLITS:
-        for file in (folder / split).iterdir():
-            metadata = pq.ParquetFile(file).metadata
-            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-            assert all(group.num_rows == ROW_GROUP for group in groups[:-1])
-            assert groups[0].column(0).compression == "ZSTD"
-        table = rows(folder, split)
-        assert set(table.column_names) == names
-        for feature in declared.features:
-            values = table[feature.source].combine_chunks()
-            if isinstance(feature, DenseFeature):
-                assert pa.types.is_floating(values.type)
-                assert feature.missing == "fill" or values.null_count == 0
-                continue
-            assert values.null_count == 0
-            if isinstance(feature, SequenceFeature):
-                assert pa.types.is_list(values.type)
-            if pa.types.is_list(values.type):
-                values = values.flatten()
-                assert values.null_count == 0
-            assert pa.types.is_integer(values.type)
-            if len(values):
-                low, high = pc.min_max(values).as_py().values()
-                assert low >= 0
-                assert high < feature.table.rows, feature.name
-        for label in declared.labels:
-            assert set(pc.unique(table[label.source]).to_pylist()) <= {0, 1}
-
-
-# the writer
-
-
-def break_down(out: Path) -> None:
-    with prepared_folder(out, "small") as folder:
-        small(folder)
-        raise RuntimeError
-
-
-def small(folder: Path) -> None:
-    write_split(folder, "train", pa.table({"x": [1]}))
-    write_schema(folder, "small", FeatureSchema((DenseFeature("x"),)))
-
-
-def test_schema_text_is_what_the_parser_reads() -> None:
-    movie, own = Table("movie", 10), Table("genre", 5, dim=8)
-    declared = FeatureSchema(
-        (
-            SparseFeature("user", Table("user", 3), missing="unknown", unknown_id=2),
-            SparseFeature("movie", movie, column="movie_id"),
-            SequenceFeature("history", movie, max_length=4, keep="first"),
-            SparseFeature("genre", own, pooling="mean", hash=True),
-            DenseFeature("price", dim=2, transform="log", missing="fill", fill=-1.0),
-        ),
-        (Label("click"), Label("watch", column="seconds", type="regression")),
-        weight="w",
-    )
-    text = schema_text("small", declared)
-    assert text.splitlines()[:6] == [
-        "name: small",
-        "tables:",
-        "  movie: {rows: 10}",
-        "  genre: {rows: 5, dim: 8}",
-        "features:",
-        "  user: {kind: sparse, rows: 3, missing: unknown, unknown_id: 2}",
-    ]
-    assert "  click: {type: classification}" in text.splitlines()
-
-
-def test_schema_text_round_trip(tmp_path: Path) -> None:
-    movie = Table("movie", 10, init_std=0.5)
-    declared = FeatureSchema(
-        (
-            SparseFeature("user", Table("user", 3)),
-            SparseFeature("item", movie),
-            SequenceFeature("history", movie, max_length=4, missing="drop"),
-            DenseFeature("price", missing="fill", fill=2.5),
-        ),
-        (Label("y", type="regression"),),
-        weight="w",
-    )
-    write_schema(tmp_path, "small", declared)
-    assert schema(tmp_path) == declared
-
-
-def test_shards_and_row_groups(tmp_path: Path) -> None:
-    total = ROW_GROUP + 50_000
-    with ShardWriter(tmp_path, "train", pa.schema([("x", pa.int32())]), shard_rows=ROW_GROUP + 10_000) as writer:
-        writer.write(pa.table({"x": pa.array(range(10_000), pa.int64())}))
-        writer.write(pa.table({"x": pa.array(range(10_000, total), pa.int64())}))
-    sizes = [pq.ParquetFile(file).metadata.num_rows for file in sorted((tmp_path / "train").iterdir())]
-    assert sizes == [ROW_GROUP + 10_000, 40_000]
-    assert column(rows(tmp_path, "train"), "x").tolist() == list(range(total))
-
-
-def test_split_without_rows_has_its_columns(tmp_path: Path) -> None:
-    write_split(tmp_path, "test", pa.table({"x": pa.array([], pa.int32())}))
-    assert rows(tmp_path, "test").schema == pa.schema([("x", pa.int32())])
-
-
-def test_failure_leaves_nothing_and_keeps_the_earlier(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out"
-    with pytest.raises(RuntimeError):
-        break_down(out)
-    assert list(out.parent.iterdir()) == []
-    with prepared_folder(out, "small") as folder:
-        small(folder)
-    before = digest(out)
-    with pytest.raises(RuntimeError):
-        break_down(out)
-    assert digest(out) == before
-    with prepared_folder(out, "small") as folder:
-        small(folder)
-        write_split(folder, "valid", pa.table({"x": [1]}))
-    assert (out / "valid").is_dir()
-    assert list(out.parent.iterdir()) == [out]
-
-
-def test_killed_preparation_is_cleared_by_the_next(tmp_path: Path) -> None:
-    debris = tmp_path / ".out.preparing" / "train"
-    debris.mkdir(parents=True)
-    (debris / "part-00099.parquet").touch()
-    with prepared_folder(tmp_path / "out", "small") as folder:
-        small(folder)
-    assert sorted(digest(tmp_path / "out")) == ["dataset.yaml", "train/part-00000.parquet"]
-
-
-@pytest.mark.parametrize("files", [["notes.txt"], ["dataset.yaml", "notes.txt"], ["train"], ["dataset.yaml", "train"]])
-def test_foreign_folder_is_refused(tmp_path: Path, files: list[str]) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    for name in files:
-        (out / name).write_text("name: smaller\n")
-    with pytest.raises(UserError, match="no earlier preparation"), prepared_folder(out, "small"):
-        pass
-    assert sorted(path.name for path in out.iterdir()) == sorted(files)
-
-
-def test_file_as_folder_is_refused_and_empty_folder_is_fine(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file"), prepared_folder(tmp_path / "file", "small"):
-        pass
-    (tmp_path / "out").mkdir()
-    with prepared_folder(tmp_path / "out", "small") as folder:
-        small(folder)
-    assert (tmp_path / "out" / "dataset.yaml").is_file()
-
-
-# the registry
 
 
 def test_preparations_are_found() -> None:
@@ -386,90 +202,6 @@ def test_kuairand_missing_column(kuairand: Path, tmp_path: Path) -> None:
     pcsv.write_csv(pa.table({"user_id": [0]}), kuairand / "user_features_pure.csv")
     with pytest.raises(UserError, match=r"user_features_pure\.csv has no column 'fans_user_num'"):
         preparation("kuairand_pure").prepare(kuairand, tmp_path / "out")
-
-
-# synthetic
-
-
-def test_synthetic_schema_is_the_committed_one(tmp_path: Path) -> None:
-    synthesize(tmp_path / "out", 10)
-    committed = ROOT / "configs" / "datasets" / "synthetic.yaml"
-    assert (tmp_path / "out" / "dataset.yaml").read_text() == committed.read_text()
-
-
-def test_synthetic_truth_agrees_with_the_rows(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    size = 90_000
-    synthesize(out, size, dense=3, sparse=5, vocabulary=50, sequence=True, labels=2, seed=3, files=3)
-    check_prepared(out)
-    assert [rows(out, split).num_rows for split in SPLITS] == [72_000, 9_000, 9_000]
-    assert len(list((out / "train").iterdir())) == 3
-    truth = json.loads((out / "truth.json").read_text())
-    world = _World(dense=3, sparse=5, vocabulary=50, sequence=True, skew=1.05, seed=3, labels=2)
-    for number, split in enumerate(SPLITS):
-        table = rows(out, split)
-        random = np.random.default_rng([3, number, 0])
-        sample = world.sample(random, min(ROW_GROUP, table.num_rows))
-        for name, probability in world.probabilities(sample):
-            label = column(table, name)
-            assert truth[split][name]["rows"] == table.num_rows
-            assert truth[split][name]["positive_rate"] == pytest.approx(label.mean())
-            assert label.mean() == pytest.approx(0.25, abs=0.03)
-            if table.num_rows > ROW_GROUP:
-                continue
-            rate = label.mean()
-            entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
-            assert truth[split][name]["auc"] == pytest.approx(roc_auc_score(label, probability), abs=1e-5)
-            assert truth[split][name]["log_loss"] == pytest.approx(log_loss(label, probability), rel=1e-9)
-            assert truth[split][name]["normalized_entropy"] == pytest.approx(log_loss(label, probability) / entropy)
-            assert 0.78 < truth[split][name]["auc"] < 0.88
-
-
-def test_synthetic_depends_on_the_seed_and_not_on_the_files(tmp_path: Path) -> None:
-    def make(name: str, **options: Any) -> Path:
-        synthesize(tmp_path / name, 2000, dense=2, sparse=3, vocabulary=20, **options)
-        return tmp_path / name
-
-    one, again, other, files = make("a"), make("b"), make("c", seed=1), make("d", files=7)
-    assert digest(one) == digest(again)
-    assert len(list((files / "train").iterdir())) == 7
-    for split in SPLITS:
-        assert rows(one, split).equals(rows(files, split))
-        assert not rows(one, split).equals(rows(other, split))
-    assert (one / "truth.json").read_text() == (files / "truth.json").read_text()
-
-
-def test_synthetic_ids_follow_a_power_law(tmp_path: Path) -> None:
-    synthesize(tmp_path / "skewed", 50_000, dense=0, sparse=1, vocabulary=1000)
-    synthesize(tmp_path / "uniform", 50_000, dense=0, sparse=1, vocabulary=1000, skew=0)
-    skewed, uniform = (
-        np.sort(np.bincount(column(rows(tmp_path / name, "train"), "sparse_0"), minlength=1000))[::-1]
-        for name in ("skewed", "uniform")
-    )
-    assert skewed[0] > 0.1 * skewed.sum()
-    assert skewed[0] == pytest.approx(4 * skewed[4], rel=0.5)
-    assert uniform[0] < 2 * uniform.mean()
-    assert (uniform > 0).all()
-
-
-def test_synthetic_with_a_vocabulary_beyond_memory(tmp_path: Path) -> None:
-    synthesize(tmp_path / "out", 100, dense=0, sparse=2, vocabulary=2**31 - 1, sequence=True)
-    check_prepared(tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rows": 3}, "rows is 3, must be at least 10"),
-        ({"vocabulary": 2**31}, "vocabulary is 2147483648"),
-        ({"skew": -1.0}, "skew is -1.0"),
-        ({"dense": 0, "sparse": 0}, "nothing to learn"),
-    ],
-)
-def test_synthetic_bad_arguments(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        synthesize(tmp_path / "out", **{"rows": 100, **options})
-    assert not (tmp_path / "out").exists()
 
 
 # the real data sets

@@ -1,0 +1,56 @@
+"""Options that ray_train.py and ray_tune.py share. Imports nothing slow: --help should not wait for Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rechub_dist.config import RunConfig, load_run
+from rechub_dist.errors import UserError
+
+_EACH, _CLUSTER = "What each rank gets", "The cluster"
+
+MaxFailures = Annotated[
+    int, typer.Option(min=-1, help="Times that ranks are started again after a failure; -1: without limit.")
+]
+Cpus = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads.", rich_help_panel=_EACH)]
+Gpus = Annotated[int, typer.Option(min=0, max=1, help="GPUs.", rich_help_panel=_EACH)]
+Placement = Annotated[
+    str, typer.Option(help="PACK, SPREAD, STRICT_PACK or STRICT_SPREAD, over nodes.", rich_help_panel=_EACH)
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT | auto",
+        help="Of a running cluster; default: $RAY_ADDRESS, else one of this machine, for this command alone.",
+        rich_help_panel=_CLUSTER,
+    ),
+]
+Ship = Annotated[
+    bool, typer.Option("--ship", help="Send the package along: the nodes do not have it.", rich_help_panel=_CLUSTER)
+]
+RuntimeEnv = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.yaml", help="Further settings of Ray's runtime_env.", rich_help_panel=_CLUSTER),
+]
+
+
+def load_for_cluster(run_file: Path, overrides: Iterable[str], gpus: int) -> RunConfig:
+    """The run with absolute paths, as its processes work elsewhere.
+
+    Raises:
+        UserError: as `load_run`; CUDA without GPUs; output that would go with the working folder of a submitted job.
+    """
+    config = load_run(run_file, overrides)
+    if config.device == "cuda" and not gpus:
+        raise UserError("device: cuda needs --gpus-per-worker 1")
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not config.output_dir.is_absolute():
+        raise UserError(
+            f"output_dir: {config.output_dir} is relative, and a job's working folder goes with its cluster; use --set "
+            "output_dir=/a/folder/that/all/nodes/reach"
+        )
+    return config.anchored(Path.cwd())

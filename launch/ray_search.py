@@ -1,0 +1,140 @@
+"""The search of ray_tune.py: Ray Tune draws, stops and counts trials, each of which is a training by Ray Train."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator
+from ray_ranks import Work
+from ray_workers import Workers, fit
+
+from rechub_dist.checkpoint.checkpoints import differences
+from rechub_dist.config import RunConfig
+from rechub_dist.errors import UserError
+from rechub_dist.tuning import Draw, note_trial, trial_config
+
+_LONGEST = 10**6  # evaluations; ASHA wants to know an end
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched for.
+
+    Attributes:
+        config: the run that trials change; its output folder is the search's.
+        metric: of the valid split.
+        trials: how many settings are drawn.
+        grace: evaluations before ASHA may stop a trial.
+        reduction: one of so many goes on.
+    """
+
+    config: RunConfig
+    space: dict[str, Draw]
+    metric: str
+    mode: Literal["max", "min"]
+    trials: int
+    grace: int
+    reduction: int
+    seed: int
+
+    def identity(self) -> dict[str, Any]:
+        """What an interrupted search must agree with to be gone on with."""
+        run = self.config.model_dump(mode="json", exclude={"output_dir"})
+        space = {key: draw.model_dump(mode="json", exclude_none=True) for key, draw in self.space.items()}
+        own = {name: getattr(self, name) for name in ("metric", "mode", "trials", "grace", "reduction", "seed")}
+        return {"run": run, "space": space, **own}
+
+
+def search(plan: Search, workers: Workers, concurrent: int | None) -> bool:
+    """Run the trials, or go on with them; returns whether that was to the end.
+
+    Raises:
+        UserError: the output folder holds another search.
+    """
+    folder = plan.config.output_dir
+    known = folder / "search.json"
+    identity = json.loads(json.dumps(plan.identity()))
+    storage = folder / "tune"
+    trainable = tune.with_resources(
+        # It waits for its ranks, which ask for CPUs themselves; it must ask for something.
+        tune.with_parameters(trial, plan=plan, workers=workers),
+        tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}]),
+    )
+    if known.exists() and tune.Tuner.can_restore(str(storage)):
+        found = differences(json.loads(known.read_text(encoding="utf-8")), identity)
+        if found:
+            raise UserError(
+                f"output_dir: {folder} holds another search; these differ (then -> now): {'; '.join(found)}. Choose "
+                "another output_dir, or remove that folder"
+            )
+        tuner = tune.Tuner.restore(str(storage), trainable, resume_unfinished=True, restart_errored=True)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        known.write_text(json.dumps(identity), encoding="utf-8")
+        tuner = _tuner(plan, trainable, concurrent or _room(workers))
+    # Tune keeps its state on Ctrl-C; a job is stopped by SIGTERM.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os.kill(os.getpid(), signal.SIGINT))
+    results = tuner.fit()
+    return all(result.error is not None or (result.metrics or {}).get("done") for result in results)
+
+
+def _tuner(plan: Search, trainable: Any, concurrent: int) -> tune.Tuner:
+    metric = f"valid/{plan.metric}"
+    asha = ASHAScheduler(
+        time_attr="evaluations", max_t=_LONGEST, grace_period=plan.grace, reduction_factor=plan.reduction
+    )
+    return tune.Tuner(
+        trainable,
+        param_space={key: _domain(draw) for key, draw in plan.space.items()},
+        tune_config=tune.TuneConfig(
+            metric=metric,
+            mode=plan.mode,
+            num_samples=plan.trials,
+            scheduler=asha,
+            search_alg=BasicVariantGenerator(random_state=plan.seed, max_concurrent=concurrent),
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(plan.config.output_dir), verbose=1),
+    )
+
+
+def _domain(draw: Draw) -> Any:
+    """In Tune's words."""
+    if draw.uniform is not None:
+        return tune.uniform(*draw.uniform)
+    if draw.loguniform is not None:
+        return tune.loguniform(*draw.loguniform)
+    if draw.randint is not None:
+        return tune.randint(draw.randint[0], draw.randint[1] + 1)
+    return tune.choice(list(draw.choice or ()))
+
+
+def _room(workers: Workers) -> int:
+    """How many trials there is room for."""
+    there, each = ray.cluster_resources(), {"CPU": workers.cpus, "GPU": workers.gpus}
+    rooms = [there.get(name, 0) // (workers.most * amount) for name, amount in each.items() if amount]
+    return max(1, int(min(rooms)))
+
+
+def trial(values: dict[str, Any], *, plan: Search, workers: Workers) -> None:
+    """One trial: starts its ranks, and waits for them."""
+    name = tune.get_context().get_trial_id()
+    config = trial_config(plan.config, name, values, plan.metric, plan.mode)
+    note_trial(config.output_dir, values, "stopped")  # unless it comes to its end
+    try:
+        fit(Work(config, splits=("valid",)), workers, (TuneReportCallback(),))
+    except Exception as error:
+        note_trial(config.output_dir, values, f"failed: {error}")
+        raise
+    note_trial(config.output_dir, values, "finished")
+
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

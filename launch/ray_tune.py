@@ -1,0 +1,87 @@
+"""Search for good settings of a run on a Ray cluster. `python launch/ray_tune.py --help`"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from ray_options import Address, Cpus, Gpus, MaxFailures, Placement, RuntimeEnv, Ship, load_for_cluster
+from rich.console import Console
+
+from rechub_dist.cli import Overrides, run_app
+from rechub_dist.errors import UserError
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command()
+def main(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
+    space: Annotated[Path, typer.Option(metavar="SPACE.yaml", help="What to search over.")],
+    set_: Overrides = None,
+    trials: Annotated[int, typer.Option(min=1, help="Settings to try.")] = 20,
+    metric: Annotated[
+        str | None, typer.Option(help="Of the valid split, that decides; default: train.best_metric.")
+    ] = None,
+    grace: Annotated[int, typer.Option(min=1, help="Evaluations before a trial may be stopped.")] = 1,
+    reduction: Annotated[
+        int, typer.Option(min=2, help="R: the best of R go on after grace, R grace, R R grace... evaluations.")
+    ] = 3,
+    draw_seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    num_workers: Annotated[int, typer.Option(min=1, help="Ranks of each trial.")] = 1,
+    concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Trials at a time; default: as many as the cluster has room for.")
+    ] = None,
+    max_failures: MaxFailures = 3,
+    cpus_per_worker: Cpus = 1,
+    gpus_per_worker: Gpus = 0,
+    placement: Placement = "PACK",
+    address: Address = None,
+    ship: Ship = False,
+    runtime_env: RuntimeEnv = None,
+) -> None:
+    """Try settings drawn from SPACE.yaml, stop those that others leave behind (ASHA), and list what came of each.
+
+    Each trial is a run of its own below output_dir/trials, sharded over its ranks. The same command goes on with a
+    search that was interrupted, each trial from its last checkpoint.
+
+    SPACE.yaml has a line for each key of the run file to vary:
+
+    optimizer.lr: {loguniform: [1e-4, 1e-2]}
+
+    model.embedding_dim: {choice: [8, 16, 32]}
+
+    model.dropout_rates: {uniform: [0.0, 0.5]}
+
+    Example: python launch/ray_tune.py RUN.yaml --space SPACE.yaml --trials 50 --num-workers 2 --metric auc
+    """
+    config = load_for_cluster(run_file, set_ or [], gpus_per_worker)
+    metric = metric or config.train.best_metric
+    if metric is None:
+        raise UserError("--metric: name a metric of the valid split (auc, for one), or set train.best_metric")
+    if config.data.valid is None:
+        raise UserError("data.valid: trials are compared on the valid split; do not leave it out")
+    from ray_search import Search, search  # noqa: PLC0415 - slow to import; --help is not
+    from ray_workers import Workers, connect  # noqa: PLC0415
+
+    from rechub_dist.tuning import read_space, read_trials, show_trials  # noqa: PLC0415
+
+    draws = read_space(space, config, num_workers)
+    workers = Workers(
+        num_workers, cpus=cpus_per_worker, gpus=gpus_per_worker, placement=placement, max_failures=max_failures
+    )
+    connect(address, workers, ship=ship, runtime_env=runtime_env)
+    plan = Search(config, draws, metric, config.train.best_mode, trials, grace, reduction, draw_seed)
+    done = search(plan, workers, concurrent)
+    found = read_trials(config.output_dir, metric, plan.mode)
+    show_trials(Console(), config.output_dir, found, metric)
+    if done and not any(trial.evaluations for trial in found):
+        raise UserError(f"no trial has come to an evaluation; the first: {found[0].state}")
+    if not done:
+        print("stopped before the end, the same command goes on", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_app(app))

@@ -1,0 +1,213 @@
+"""Has Ray Train do a run, a worker a rank; what ray_train.py and ray_tune.py have in common.
+
+A rank runs the same `run(config)` as under every other launcher, in a thread of its worker's process. Ray restarts
+ranks and counts them; process groups, data and checkpoints are ours.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+import ray.train
+
+import colorama  # isort: skip - Ray brings it along
+import ray_ranks
+from ray.train import CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray_ranks import Desk, OwnGroups, Work
+
+import rechub_dist
+from rechub_dist.config import RunConfig, read_yaml
+from rechub_dist.distributed.process import Stop
+from rechub_dist.errors import UserError, one_line
+
+PLACEMENTS: Final = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
+_LOOK_SECONDS = 0.1  # between two looks whether to stop
+
+
+class FailedError(Exception):
+    """Ranks failed more often than they may be started again."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many ranks, and what each is given.
+
+    Attributes:
+        most: ranks to train on.
+        least: ranks to go on with when the cluster has no room for more.
+        cpus: CPUs reserved for each; also its torch threads, unless the run file says otherwise.
+        gpus: GPUs for each, 0 or 1.
+        placement: strategy of Ray's placement group.
+        max_failures: how often ranks are started again after a failure; -1: without limit.
+        resize_seconds: between two looks whether there is room for more ranks, where `least` are enough.
+
+    Raises:
+        UserError: numbers that contradict each other, or no such strategy.
+    """
+
+    most: int
+    least: int | None = None
+    cpus: int = 1
+    gpus: int = 0
+    placement: str = "PACK"
+    max_failures: int = 3
+    resize_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.least is not None and self.least > self.most:
+            raise UserError(f"--min-workers {self.least} is more than --num-workers {self.most}")
+        if self.placement not in PLACEMENTS:
+            raise UserError(f"--placement {self.placement}: {', '.join(PLACEMENTS)}")
+
+    def scaling(self) -> ScalingConfig:
+        """The same in Ray's words."""
+        resources = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+        return ScalingConfig(
+            num_workers=self.most if self.least is None else (self.least, self.most),
+            use_gpu=self.gpus > 0,
+            resources_per_worker=resources,
+            placement_strategy=self.placement,
+            elastic_resize_monitor_interval_s=self.resize_seconds,
+        )
+
+    def waits_for(self) -> str | None:
+        """What the cluster lacks now for the fewest ranks, as a clause; None if it has room."""
+        there, ranks = ray.cluster_resources(), self.least or self.most
+        for name, each in (("CPU", self.cpus), ("GPU", self.gpus)):
+            if ranks * each > there.get(name, 0):
+                return f"{ranks} rank(s) need {ranks * each} {name}, the cluster has {there.get(name, 0):g}"
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        if self.placement == "STRICT_SPREAD" and ranks > nodes:
+            return f"{ranks} rank(s) need as many nodes (STRICT_SPREAD), the cluster has {nodes}"
+        return None
+
+
+def connect(address: str | None, workers: Workers, *, ship: bool, runtime_env: Path | None) -> None:
+    """Join a cluster: that of `address`, else of $RAY_ADDRESS, else one of this machine for this run alone.
+
+    `ship` sends this package along, to a cluster that does not have it; `runtime_env` names a YAML file of Ray's
+    further settings of that kind.
+
+    Raises:
+        UserError: nothing answers there, or Ray refuses the runtime environment.
+    """
+    # Told to the controller: how soon it sees that workers have ended.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    environment: dict[str, Any] = {} if runtime_env is None else read_yaml(runtime_env)
+    if ship:
+        package = str(Path(rechub_dist.__file__).parent)
+        environment["py_modules"] = [*environment.get("py_modules", []), package]
+    local: dict[str, Any] = {}
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        # Said either way: an old token in the home folder would be taken for this cluster's.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        cores = max(os.cpu_count() or 1, workers.most * workers.cpus)
+        local = {"num_cpus": cores}
+    colorama.init()  # no colours in the lines of workers where they are not for a terminal
+    try:
+        ray.init(address or "local", runtime_env=environment or None, logging_level="WARNING", **local)
+    except ConnectionError as error:
+        raise UserError(f"--address {address}: no Ray cluster answers: {one_line(error)}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"Ray refuses the settings: {one_line(error)}") from error
+
+
+def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) -> Any:
+    """Have the ranks do the work; returns what rank 0 does, None where it was stopped with nothing to save.
+
+    In the main thread SIGTERM and Ctrl-C make all ranks save and stop.
+
+    Raises:
+        UserError: a rank's, at once and without a restart.
+        FailedError: too many failures.
+    """
+    lack = workers.waits_for()
+    if lack is not None:
+        print(f"waiting for nodes: {lack}", file=sys.stderr, flush=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+    job = {"work": _with_threads(work, workers), "desk": desk}
+    stop = Stop()
+    with stop.listening():
+        while True:
+            found = _attempt(_trainer(job, work.config, workers, callbacks), desk, stop)
+            # Ranks that have saved as their node was to go, or as one got SIGTERM, have not failed to Ray.
+            if not work.training or found is None or not found.preempted or stop.asked():
+                return found
+            print(f"a node or worker is to go: going on from step {found.step}", file=sys.stderr, flush=True)
+
+
+def _trainer(job: dict[str, Any], config: RunConfig, workers: Workers, callbacks: tuple[UserCallback, ...]) -> Any:
+    return TorchTrainer(
+        ray_ranks.work,
+        train_loop_config=job,
+        torch_config=OwnGroups(),
+        scaling_config=workers.scaling(),
+        run_config=ray.train.RunConfig(
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+            storage_path=str(config.output_dir / "ray"),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            # of pointers to ours: these Ray may remove
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _attempt(trainer: Any, desk: Any, stop: Stop) -> Any:
+    """What rank 0 returns; None where `stop` was asked with nothing to save."""
+    ended: list[ray.train.Result | Exception] = []
+
+    def call() -> None:
+        try:
+            ended.append(trainer.fit())
+        except Exception as error:
+            ended.append(error)
+
+    # In a thread: in the main one Ray takes Ctrl-C for its own, and ends ranks that have not saved.
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    told = False
+    while thread.is_alive():
+        thread.join(_LOOK_SECONDS)
+        if stop.asked() and not told:
+            told = True
+            if not ray.get(desk.ask_to_stop.remote()):
+                return None
+    mistake = ray.get(desk.mistake.remote())
+    if mistake is not None:
+        raise UserError(mistake)
+    if isinstance(ended[0], Exception):
+        raise FailedError(_told(ended[0])) from ended[0]
+    return ended[0].return_value
+
+
+def _with_threads(work: Work, workers: Workers) -> Work:
+    """Torch's threads by what is reserved: a process counts the cores of its node, not those it may use."""
+    distributed = work.config.distributed
+    if distributed.threads is not None:
+        return work
+    changed = distributed.model_copy(update={"threads": workers.cpus})
+    return work._replace(config=work.config.model_copy(update={"distributed": changed}))
+
+
+def _told(error: Exception) -> str:
+    """The last line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+# The processes of trials, which start workers too, do not have this file.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -1,0 +1,37 @@
+"""A training in a thread of a process that is not its own: a worker of a cluster framework."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from functools import cache
+from queue import SimpleQueue
+from typing import Any
+
+from rechub_dist.distributed.process import Stop
+
+
+class Hosted:
+    """What such a process and the training in it have to do with each other.
+
+    Attributes:
+        stop: asks the training to save and stop.
+        records: what the main rank writes to metrics.jsonl, as it is written.
+        ended: set while no training runs.
+    """
+
+    def __init__(self) -> None:
+        self.stop = Stop()
+        self.records: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self.ended = threading.Event()
+        self.ended.set()
+
+    def stop_on_sigterm(self) -> None:
+        """Have SIGTERM ask the training to stop; to be called in the main thread, which the training does not have."""
+        signal.signal(signal.SIGTERM, lambda _number, _frame: self.stop.ask())
+
+
+@cache
+def hosted() -> Hosted:
+    """That of this process."""
+    return Hosted()

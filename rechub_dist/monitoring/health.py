@@ -1,0 +1,41 @@
+"""A sign of life for probes: a file that is touched for as long as this rank gets on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+_SECONDS = 5.0
+
+
+class Health:
+    """While it is entered, touches `folder/rank-<rank>` every five seconds as long as `gets_on()` is true.
+
+    From a thread of its own: touching may hang with the file system.
+    """
+
+    def __init__(self, folder: Path, rank: int, gets_on: Callable[[], bool]) -> None:
+        self._file = folder / f"rank-{rank}"
+        self._gets_on = gets_on
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._run, name="rechub-dist-health", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+
+    def _run(self) -> None:
+        while True:
+            if self._gets_on():
+                with suppress(OSError):  # a full disk is no reason to be ended
+                    self._file.parent.mkdir(parents=True, exist_ok=True)
+                    self._file.touch()
+            if self._end.wait(_SECONDS):
+                return

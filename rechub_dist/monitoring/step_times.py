@@ -1,0 +1,111 @@
+"""Where the time of a step goes, from torch's profiler."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+PARTS = ("data", "embedding", "dense", "communication")
+WAITING_FOR_DATA = "rechub_dist: waiting for a batch"
+REPLICATED_LOOKUP = "rechub_dist: replicated tables"
+
+_COMPUTE = re.compile(r"aten::|fbgemm::")
+_TRANSFER = re.compile(r"(gloo|nccl):")
+_EMBEDDING = re.compile(
+    re.escape(REPLICATED_LOOKUP)
+    + r"|\[(lookup|input_dist|output_dist)\]"  # TorchRec's sharded collections
+    + r"|fbgemm::|.*(SplitLookup|Embedding(Bag)?Backward|All2All_)"  # their way back
+)
+
+Spans = list[tuple[float, float]]
+
+
+class StepTimes:
+    """Profiles one step in `every`, which takes that step some tens of milliseconds more."""
+
+    def __init__(self, every: int | None) -> None:
+        self._every = every
+        os.environ.setdefault("KINETO_LOG_LEVEL", "7")  # or it tells on stderr whenever it starts and stops
+        self._last: dict[str, float] | None = None
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Run the step within, profiled if it is its turn: the 10th, and the 10th after each multiple of `every`.
+
+        Args:
+            number: the step, counted from 1.
+        """
+        if self._every is None or number % self._every != min(10, self._every - 1):
+            yield
+            return
+        began = time.perf_counter()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            yield
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - began
+        self._last = split(profiler.events(), seconds)
+
+    def take(self) -> dict[str, float] | None:
+        """The parts of the last profiled step in seconds, once; they add up to the step's own time."""
+        last, self._last = self._last, None
+        return last
+
+
+def split(events: Any, seconds: float) -> dict[str, float]:
+    """Divide a step of `seconds` among `PARTS`.
+
+    What overlaps belongs to the first of these: waiting for data; communication, as far as nothing is computed
+    meanwhile; embedding, the lookups and their way back, with sorting ids for their exchange; dense is the rest.
+
+    On a GPU these are times of the host, which runs ahead: what kernels take shows where the host waits for them.
+    """
+    names = [(event.name, event.time_range.start, event.time_range.end) for event in events]
+    waiting = _union([(a, b) for name, a, b in names if name == WAITING_FOR_DATA])
+    computing = _union([(a, b) for name, a, b in names if _COMPUTE.match(name)])
+    transfer = _without(_union([(a, b) for name, a, b in names if _TRANSFER.match(name)]), computing)
+    transfer = _without(transfer, waiting)
+    embedding = _union([(a, b) for name, a, b in names if _EMBEDDING.match(name)])
+    embedding = _without(_without(embedding, waiting), transfer)
+    found = {"data": _total(waiting), "embedding": _total(embedding), "communication": _total(transfer)}
+    return {**found, "dense": max(0.0, seconds - sum(found.values()))}
+
+
+def _union(spans: Spans) -> Spans:
+    joined: Spans = []
+    for start, end in sorted(spans):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _without(spans: Spans, others: Spans) -> Spans:
+    """What of `spans` lies outside `others`; each is a union."""
+    left: Spans = []
+    for start, end in spans:
+        at = start
+        for other_start, other_end in others:
+            if other_end <= at:
+                continue
+            if other_start >= end:
+                break
+            if other_start > at:
+                left.append((at, other_start))
+            at = other_end
+        if at < end:
+            left.append((at, end))
+    return left
+
+
+def _total(spans: Spans) -> float:
+    """Seconds, of microseconds."""
+    return sum(end - start for start, end in spans) / 1e6
