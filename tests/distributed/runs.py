@@ -20,10 +20,12 @@ import torch
 import yaml
 from torch import Tensor
 
+from rechub_dist.build import Parts, build
 from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_rows, verify
 from rechub_dist.config import RunConfig, StorageConfig, load_run
 from rechub_dist.distributed.runtime import runtime
+from rechub_dist.embedding.local import LocalTables
 from rechub_dist.examples import example_parameters
 from rechub_dist.models import catalogue, family
 from rechub_dist.trainer import Summary, Trainer, run
@@ -206,6 +208,17 @@ def position(path: Path) -> tuple[int, str]:
         trainer = Trainer(config_of(path), rt)
         trainer.report.close()
         return trainer.position.step, told.getvalue()
+
+
+def last_weights(path: Path) -> tuple[Parts, LocalTables]:
+    """A run's parts and plain tables with its last weights, for one process."""
+    parts = build(config_of(path), device="cpu", world_size=1)
+    tables, model = LocalTables(parts.layout.lookups, 0), parts.step.model.eval()
+    state = last_checkpoint(path)
+    for name, placed in parts.layout.tables.items():
+        tables.weight(name).data[:, : placed.table.dim] = state[f"tables/{name}/weight"]
+    model.load_state_dict({key: state[f"dense/{key}"] for key in model.state_dict()})
+    return parts, tables
 
 
 def last_checkpoint(path: Path) -> dict[str, Tensor]:

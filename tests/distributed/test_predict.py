@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ranks import RankPool
-from runs import config_of, labels, last_checkpoint, output, run_file, train, write_data
+from runs import config_of, labels, last_weights, output, run_file, train, write_data
 from typer.testing import CliRunner
 
 from rechub_dist.batch import Batch
-from rechub_dist.build import Parts, build
+from rechub_dist.build import Parts
 from rechub_dist.cli import app
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
@@ -51,12 +51,7 @@ def without(root: Path, folder: Path, *columns: str) -> str:
 def by_hand(path: Path) -> tuple[Parts, LocalTables, Batch, Embedded]:
     """The run's parts with its last weights, and the test split's 70 rows in the stored order."""
     config = config_of(path)
-    parts = build(config, device="cpu", world_size=1)
-    tables, model = LocalTables(parts.layout.lookups, 0), parts.step.model.eval()
-    state = last_checkpoint(path)
-    for name, placed in parts.layout.tables.items():
-        tables.weight(name).data[:, : placed.table.dim] = state[f"tables/{name}/weight"]
-    model.load_state_dict({key: state[f"dense/{key}"] for key in model.state_dict()})
+    parts, tables = last_weights(path)
     manifest = Manifest.read(f"{config.data.root}/test")
     spec = parts.spec
     [batch] = ParquetReader(manifest, spec, batch_size=ROWS, shuffle=False, prefetch=0).batches(0)

@@ -10,13 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ranks import RankPool
-from runs import config_of, labels, last_checkpoint, records, run_file, train, write_data
+from runs import config_of, labels, last_weights, records, run_file, train, write_data
 
 from rechub_dist.build import build
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.embedded import Jagged
-from rechub_dist.embedding.local import LocalTables
 from rechub_dist.errors import UserError
 
 ITEMS = 61
@@ -52,12 +51,8 @@ def several_features(folder: Path, root: Path) -> Path:
 def ranked_by_hand(path: Path) -> float:
     """ndcg@10 of the last weights on the test split, user by user: seen items left out, ties half a place."""
     config = config_of(path)
-    parts = build(config, device="cpu", world_size=1)
-    tables, model = LocalTables(parts.layout.lookups, 0), parts.step.model.eval()
-    state = last_checkpoint(path)
-    for name, placed in parts.layout.tables.items():
-        tables.weight(name).data[:, : placed.table.dim] = state[f"tables/{name}/weight"]
-    model.load_state_dict({key: state[f"dense/{key}"] for key in model.state_dict()})
+    parts, tables = last_weights(path)
+    model = parts.step.model
     ids = torch.arange(ITEMS)
     none = Jagged(torch.empty(0, dtype=torch.int64), torch.zeros(ITEMS, dtype=torch.int32))
     every = dict.fromkeys(parts.layout.features, none)
