@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from batches import batch_of, lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_collate import batch_of, fails, lists
+from test_windows import fails
 
 from rechub_dist.data.collate import assemble
 from rechub_dist.data.columns import column_names
