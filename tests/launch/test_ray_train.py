@@ -184,3 +184,14 @@ def test_the_package_is_shipped(two_nodes: TwoNodes) -> None:
     assert run.wait() == 0, run.text
     (folder,) = {path for path in re.findall(r"'([^']+)'", run.text) if "/py_modules_files/" in path}
     assert (Path(folder) / "rechub_dist" / "trainer.py").read_text() == (ROOT / "rechub_dist/trainer.py").read_text()
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_the_same(two_nodes: TwoNodes, launch_data: Path, reference: Path) -> None:
+    out, data = output(reference), str(launch_data / "test")
+    evaluate = ["--evaluate", data, "--json", "--num-workers", "2"]
+    run = script("ray_train", str(out / "config.yaml"), *evaluate, address=two_nodes.address)
+    own = Command([sys.executable, "-m", "rechub_dist", "evaluate", str(out), "--data", data, "--json"])
+    assert (run.wait(), own.wait()) == (0, 0), run.text + own.text
+    found, wanted = (json.loads(re.findall(r"^\{.*\}$", c.text, re.MULTILINE)[0]) for c in (run, own))
+    assert found == pytest.approx(wanted, abs=1e-6)
