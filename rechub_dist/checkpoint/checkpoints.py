@@ -234,7 +234,10 @@ class Checkpoints:
         name = f"{step_folder(step)}/{file.name}"
         try:
             record = None
+            total = torch.tensor([file.bytes])
+            dist.all_reduce(total, group=self._group)
             try:
+                self.folder.check_room(int(total))
                 record = self.folder.write(name, chunks_of(file, staged))
             except Exception as failure:  # whatever the store's client raises
                 error = f"{self.folder.path(name)}: {reason_of(failure)}"

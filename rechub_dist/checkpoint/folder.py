@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -84,6 +85,18 @@ class Folder:
         if length is not None and len(found) < length:
             raise DamagedError(f"{self.path(name)} ends before byte {offset + length}")
         return found
+
+    def check_room(self, size: int) -> None:
+        """Before `size` bytes are written: to find out by writing would leave no room for logs meanwhile.
+
+        Raises:
+            OSError: a local disk has not as much room.
+        """
+        if self.local:
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+            disk = shutil.disk_usage(self._root)
+            if disk.total and disk.free < size:  # some mounts of other kinds know neither
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, name: str, chunks: Iterable[memoryview]) -> FileRecord:
         """Write a new file, on a local disk through to the disk, and give its size and checksums."""

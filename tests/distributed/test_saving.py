@@ -170,6 +170,13 @@ def test_training_goes_on_over_a_full_disk(pool: RankPool, data_root: Path, tmp_
     assert saved_steps(small_disk / "saves") == [4, 8, 12]
 
 
+def test_a_full_disk_is_known_before_what_is_left_is_taken_from_the_logs(small_disk: Path) -> None:
+    folder = Folder(str(small_disk / "saves"), StorageConfig())
+    folder.check_room(2 << 20)
+    with pytest.raises(OSError, match="No space left on device"):
+        folder.check_room(4 << 20)
+
+
 def test_a_folder_that_cannot_be_written_is_refused_at_once(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = run_file(tmp_path, data_root, "DeepFM", checkpoint={"folder": str(tmp_path / "file")})
