@@ -71,6 +71,6 @@ class Trace:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"train.trace_rows: {self._file.name} cannot be written: {error.strerror or error}; make room, or leave "
-                "the trace out"
+                f"train.trace_rows: {self._file.name} cannot be written: {error.strerror or error}; make room, or "
+                "leave the trace out"
             ) from error
