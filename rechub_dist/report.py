@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
@@ -48,6 +49,7 @@ class Reporter:
         self._records = records
         self._folder = folder
         self._warnings = 0
+        self._warned = False
         self._line_seconds = line_seconds
         self._last_line = time.monotonic()
         self._progress: Progress | None = None
@@ -69,18 +71,20 @@ class Reporter:
             return
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
         entry = {"step": step, "epoch": epoch, "split": split, **clean}
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
         if self._records is not None:
             self._records.put(entry)
-        for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+        with self._or_warn():
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        with self._or_warn():
+            for name, value in values.items():
+                self._board.add_scalar(f"{split}/{name}", value, step)
 
     def skipped(self, split: str, step: int, skips: Iterable[Skipped]) -> None:
         """A line in `skipped.jsonl` for each piece of a file that is left out, and a warning for the first of them."""
         for skip in skips if not self.quiet else ():
             if self._folder is not None:
-                with (self._folder / "skipped.jsonl").open("a", encoding="utf-8") as file:
+                with self._or_warn(), (self._folder / "skipped.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": step, "split": split, **skip._asdict()}) + "\n")
             self._warnings += 1
             if self._warnings <= _WARNINGS:
@@ -106,7 +110,8 @@ class Reporter:
     def histogram(self, name: str, values: np.ndarray, step: int) -> None:
         """A TensorBoard histogram."""
         if self._board is not None and len(values):
-            self._board.add_histogram(name, values, step)
+            with self._or_warn():
+                self._board.add_histogram(name, values, step)
 
     def start(self, what: str, total: int, done: int = 0) -> None:
         """Begin a bar of `total` steps."""
@@ -150,13 +155,26 @@ class Reporter:
         LOGGER.info(message)
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
+    @contextmanager
+    def _or_warn(self) -> Iterator[None]:
+        """A disk that is full, or gone, costs records rather than the run; it is told once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                reason = error.strerror or error
+                self.say(f"warning: {self._folder} cannot be written: {reason}; training goes on, records are lost")
+
     def close(self) -> None:
         """Flush everything."""
         self.finish()
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with self._or_warn():
+            if self._file is not None:
+                self._file.close()
+        with self._or_warn():
+            if self._board is not None:
+                self._board.close()
         if self._metrics is not None:
             self._metrics.close()
 

@@ -12,6 +12,7 @@ import numpy as np
 from rechub_dist.data.mix import MixEpoch
 from rechub_dist.data.order import EpochOrder, IntArray
 from rechub_dist.data.reader import ParquetReader
+from rechub_dist.errors import UserError
 
 
 class Stored(NamedTuple):
@@ -63,7 +64,13 @@ class Trace:
         self._file = (folder / f"{attempt:020d}-rank-{rank}.jsonl").open("w", encoding="utf-8")
 
     def write(self, step: int, stored: list[Stored]) -> None:
-        """Write that the 1-based `step` is done."""
+        """Write that the 1-based `step` is done. Raises UserError where that cannot be: half a trace is of no use."""
         pieces = [[piece.path, piece.group, piece.rows.tolist()] for piece in stored]
-        self._file.write(json.dumps({"step": step, "stored": pieces}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, "stored": pieces}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"train.trace_rows: {self._file.name} cannot be written: {error.strerror or error}; make room, or "
+                "leave the trace out"
+            ) from error

@@ -46,6 +46,7 @@ def log_to(folder: Path, rank: int, *, json_lines: bool = False) -> None:
     LOGGER.setLevel(logging.INFO)
     LOGGER.handlers, LOGGER.propagate = [], True
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # of a full disk: what is to be told is told elsewhere as well
     warnings.simplefilter("default")
     debug = bool(os.environ.get("RECHUB_DEBUG"))
     if debug or (json_lines and rank == 0):

@@ -111,31 +111,6 @@ def test_a_job_that_is_stopped_can_go_on(
 
 
 @pytest.mark.slow
-def test_torchrun_then_ray_then_one_process(
-    two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path
-) -> None:
-    path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
-    run = Command([sys.executable, "-m", "rechub_dist", "train", str(path), "--nproc", "2"])
-    run.wait_for("step 20: saved")
-    run.signal(signal.SIGTERM)
-    assert run.wait() == 0, run.text
-    assert run.saw("preempted at step"), run.text
-    options = ["--num-workers", "2", "--placement", "STRICT_SPREAD", "--set", "train.eval_every=1"]
-    run = script("ray_train", str(path), *options, address=two_nodes.address)
-    run.wait_for("resumed at step")
-    run.wait_for("step 50: saved")
-    os.kill(main_worker(run), signal.SIGKILL)
-    run.wait_for("step 60: saved")
-    run.signal(signal.SIGTERM)
-    assert run.wait() == 0, run.text
-    assert run.saw("preempted at step"), run.text
-    run = Command([sys.executable, "-m", "rechub_dist", "train", str(path)])
-    assert run.wait() == 0, run.text
-    assert run.saw("1 rank.*resumed at step"), run.text
-    check_same(path, reference, 1e-4)
-
-
-@pytest.mark.slow
 def test_a_node_that_is_to_go_is_no_failure(
     two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path
 ) -> None:
