@@ -22,7 +22,7 @@ from rechub_dist.distributed.process import (
     preempted_exit_code,
     quiet_libraries,
 )
-from rechub_dist.errors import UserError
+from rechub_dist.errors import UserError, one_line
 from rechub_dist.kubernetes.commands import k8s_app
 from rechub_dist.monitoring.logs import LOGGER
 
@@ -197,7 +197,10 @@ def main() -> None:
 
 
 def run_app(command: typer.Typer) -> int:
-    """Run a command; returns its exit code. A user's mistake is one line on stderr and exit code 2."""
+    """Run a command; returns its exit code. A user's mistake is one line on stderr and exit code 2.
+
+    So is, with exit code 1, the end of another rank: what has befallen that is told there.
+    """
     try:
         command()
     except UserError as error:
@@ -208,12 +211,21 @@ def run_app(command: typer.Typer) -> int:
             # The agent ends all ranks as soon as one has ended: leave the main rank the time to print.
             time.sleep(1.0)
         return MISTAKE
-    except Exception:
+    except Exception as error:
         LOGGER.exception("this rank fails")
-        raise
+        if not _of_another_rank(error):
+            raise
+        reason = one_line(error).rpartition("] ")[2].partition(". This is typically")[0]
+        print(f"rank {os.environ.get('RANK', '0')}: another rank is gone ({reason})", file=sys.stderr, flush=True)
+        return 1
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def _of_another_rank(error: Exception) -> bool:
+    """Whether an exchange has failed; gloo says so by a RuntimeError with the place in its sources."""
+    return "/gloo/" in str(error) or any(base.__name__ == "DistError" for base in type(error).__mro__)
 
 
 def _is_worker() -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,9 +70,37 @@ def test_sigkill_at_a_random_step(pool: RankPool, data_root: Path, tmp_path: Pat
         told = process.communicate(timeout=300)[0]
     else:
         assert "was ended by SIGKILL; restart 1 of 3" in told
+        assert "Traceback" not in told
     assert process.returncode == 0, told
     assert "resumed at step" in told
     equal_runs(path, reference)
+
+
+def test_the_end_of_another_rank_is_one_line(data_root: Path, tmp_path: Path) -> None:
+    """Without an agent that would end this rank first."""
+    path = run_file(tmp_path, data_root, "DeepFM", train={"epochs": 10**4, "log_every": 1})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "rechub_dist", "train", str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+    wait_for(ranks[0], lambda: done_steps(path) >= 5)
+    ranks[1].kill()
+    ranks[1].wait()
+    told = ranks[0].communicate()[0]
+    assert ranks[0].returncode == 1
+    assert told.count("rank 0: another rank is gone (") == 1, told
+    assert "Traceback" not in told
+    log = (output(path) / "logs" / "rank-0.jsonl").read_text().splitlines()
+    assert "trainer.py" in json.loads(log[-1])["exc_info"]
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
