@@ -65,15 +65,26 @@ def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         reader = evaluation_reader(config, parts, rt, data)
-        checkpoints = open_checkpoints(config, rt)
-        module = shard_step(parts, rt)
-        step = checkpoints.load_best(weights_state(module, parts.layout))
+        step = load_best(config, parts, rt)
         report = Reporter(None, quiet=not rt.is_main)
         report.start(f"evaluating {data}", reader.steps)
         found = evaluate(parts.step, parts, reader, rt, report.advance)
         report.skipped(data, step, (*reader.manifest.left_out, *found.skips))
         report.close()
         return step, found
+
+
+def load_best(config: RunConfig, parts: Parts, rt: Runtime) -> int:
+    """Shard the parts and give them the weights of the run's best checkpoint (else its newest); returns its step.
+
+    Called on every rank, when it is known that the data fits.
+
+    Raises:
+        UserError: the run has no checkpoint.
+    """
+    checkpoints = open_checkpoints(config, rt)
+    module = shard_step(parts, rt)
+    return checkpoints.load_best(weights_state(module, parts.layout))
 
 
 def evaluate(

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from rechub_dist.batch import Batch
 from rechub_dist.build import Parts, build
-from rechub_dist.checkpoint import open_checkpoints
 from rechub_dist.config import RunConfig
 from rechub_dist.data.columns import one_array
 from rechub_dist.data.files import OpenFiles
@@ -25,11 +24,9 @@ from rechub_dist.data.storage import locate
 from rechub_dist.data.stored import Stored, StoredRows
 from rechub_dist.data.vocabulary import vocabulary_of
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
-from rechub_dist.distributed.sharding import shard_step
-from rechub_dist.distributed.state import weights_state
 from rechub_dist.embedded import Jagged
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.evaluate import agreed_batches, catalogue_of, seen_items, with_missing
+from rechub_dist.evaluate import agreed_batches, catalogue_of, load_best, seen_items, with_missing
 from rechub_dist.features import SparseFeature
 from rechub_dist.metrics.ranking import Catalogue, top_items
 from rechub_dist.models import RecallModel
@@ -70,9 +67,7 @@ def predict_run(config: RunConfig, wanted: Prediction) -> tuple[int, int]:
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         reader = prediction_reader(config, parts, rt, wanted.data)
-        checkpoints = open_checkpoints(config, rt)
-        module = shard_step(parts, rt)
-        step = checkpoints.load_best(weights_state(module, parts.layout))
+        step = load_best(config, parts, rt)
         report = Reporter(None, quiet=not rt.is_main)
         report.start(f"predicting {wanted.data}", reader.steps)
         rows = predict(wanted, parts, reader, rt, report)
@@ -242,9 +237,7 @@ class _Output:
         first = sum(file.counts[: piece.group])
         rows = pa.array(piece.rows)
         own = {
-            "source_file": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), [piece.path]).cast(
-                pa.string()
-            ),
+            "source_file": pa.repeat(piece.path, len(rows)),
             "source_row": pa.array(first + piece.rows),
         }
         if self._keep:

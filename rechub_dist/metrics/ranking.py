@@ -81,11 +81,7 @@ def target_ranks(
                 True,
             )
         if seen is not None:
-            lengths = seen.lengths[rows].long()
-            stop = start + int(lengths.sum())
-            owner = torch.repeat_interleave(torch.arange(n, device=user.device), lengths)
-            _set(competes, owner, seen.values[start:stop], catalogue, False)
-            start = stop
+            start = _set_seen(competes, seen, rows, start, catalogue, False)
         place = catalogue.place[target[rows]]
         mine = (place >= 0).nonzero()[:, 0]
         competes[mine, place[mine]] = False
@@ -121,12 +117,7 @@ def top_items(
         rows = slice(row, row + chunk)
         scores = _scores(user[rows], user_mask[rows], catalogue.vectors).nan_to_num(-torch.inf)
         if seen is not None:
-            lengths = seen.lengths[rows].long()
-            stop = start + int(lengths.sum())
-            owner = torch.repeat_interleave(torch.arange(len(scores), device=user.device), lengths)
-            place = catalogue.place[seen.values[start:stop]]
-            scores[owner[place >= 0], place[place >= 0]] = -torch.inf
-            start = stop
+            start = _set_seen(scores, seen, rows, start, catalogue, -torch.inf)
         values, places = scores.topk(min(k, here), dim=1)
         best[rows, : values.shape[1]] = values
         found[rows, : values.shape[1]] = held[places].masked_fill(values == -torch.inf, -1)
@@ -165,11 +156,20 @@ def _places(scores: Tensor, own: Tensor, competes: Tensor) -> Tensor:
     return (ahead & competes).sum(dim=1).float() + 0.5 * (tied & competes).sum(dim=1).float()
 
 
-def _set(competes: Tensor, rows: Tensor, ids: Tensor, catalogue: Catalogue, value: bool) -> None:
-    """Mark (row, id) pairs, those whose item is here."""
+def _set(matrix: Tensor, rows: Tensor, ids: Tensor, catalogue: Catalogue, value: float) -> None:
+    """Set (row, id) pairs of [b, n], those whose item is here."""
     place = catalogue.place[ids]
     here = place >= 0
-    competes[rows[here], place[here]] = value
+    matrix[rows[here], place[here]] = value
+
+
+def _set_seen(matrix: Tensor, seen: Jagged, rows: slice, start: int, catalogue: Catalogue, value: float) -> int:
+    """Set what a chunk's rows have seen, whose ids begin at `start`; returns where those of the next chunk begin."""
+    lengths = seen.lengths[rows].long()
+    stop = start + int(lengths.sum())
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    _set(matrix, owner, seen.values[start:stop], catalogue, value)
+    return stop
 
 
 def _check_ids(name: str, ids: Tensor, items: int) -> None:

@@ -52,11 +52,6 @@ class Metrics:
                 "as many as there are ranks on a host are free from there on"
             ) from error
 
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        return self._server.server_port
-
     def record(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Take over a record of the run, as it goes to `metrics.jsonl`."""
         if split == "train":
