@@ -248,7 +248,7 @@ class _Output:
     def _read(self, file: DataFile, group: int) -> pa.Table:
         if self._group is None or self._group[:2] != (file.path, group):
             self._group = None  # first let go of the one before
-            self._group = (file.path, group, self._opened.read(file, group, self._keep)[0])
+            self._group = (file.path, group, self._opened.read(file, group, self._keep))
         return self._group[2]
 
     def _flush(self) -> None:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rechub_dist.data.negatives import hash_ids
+from rechub_dist.data.row_group import RowGroup
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.strings import distinct, hash_strings, is_string, spread
 from rechub_dist.data.vocabulary import vocabulary_of
@@ -23,12 +24,21 @@ Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
+def column_uses(spec: BatchSpec) -> list[str]:
+    """The columns that `spec` reads, in the order in which a window is made of them, each as often as it is used."""
+    names: list[str | None] = []
+    for feature in spec.in_key_order:
+        names += [feature.source, feature.weights if isinstance(feature, SparseFeature) else None]
+    for gap in spec.time_gaps:
+        names += [gap.times, gap.now]
+    names += [dense.source for dense in spec.dense]
+    names += [label.source for label in spec.labels]
+    return [name for name in (*names, spec.weight) if name]
+
+
 def column_names(spec: BatchSpec) -> list[str]:
     """The columns that `spec` reads, each once."""
-    names = [item.source for item in (*spec.stored, *spec.dense, *spec.labels)]
-    names += [weighted.weights for weighted in spec.stored if isinstance(weighted, SparseFeature) and weighted.weights]
-    names += [name for gap in spec.time_gaps for name in (gap.times, gap.now)]
-    return list(dict.fromkeys([*names, spec.weight] if spec.weight else names))
+    return list(dict.fromkeys(column_uses(spec)))
 
 
 def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> None:
@@ -300,7 +310,7 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def one_array(table: pa.Table, column: str) -> pa.Array:
+def one_array(table: pa.Table | RowGroup, column: str) -> pa.Array:
     """A column in one piece, its dictionary (or that of its elements) resolved unless it holds strings."""
     chunks = table.column(column)
     array = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +13,10 @@ import pyarrow.parquet as pq
 
 from rechub_dist.data.footers import corrupt, etag, footer_bytes, parse_footer, read_exactly
 from rechub_dist.data.manifest import DataFile
+from rechub_dist.data.row_group import RowGroup, UndecodableError
 from rechub_dist.data.skips import BadFileError
 
-Bounds = dict[str, tuple[int, int]]  # the least and the greatest value by column, as signed numbers
+T = TypeVar("T")
 
 _OPEN_FILES = 64
 _PIECE, _GAP = 8 << 20, 64 << 10  # bytes fetched at once after a failure; bytes between two columns fetched with them
@@ -25,12 +28,23 @@ class OpenFiles:
     def __init__(self) -> None:
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
-    def read(self, file: DataFile, group: int, columns: list[str]) -> tuple[pa.Table, Bounds]:
-        """The columns of one row group, and what the file says of their least and greatest values.
+    def read(self, file: DataFile, group: int, columns: list[str]) -> pa.Table:
+        """The columns of one row group. Raises as `convert`."""
+        return self.convert(file, group, columns, RowGroup.table)
+
+    def convert(self, file: DataFile, group: int, uses: list[str], conversion: Callable[[RowGroup], T]) -> T:
+        """What `conversion` makes of one row group.
 
         A first attempt reads as Arrow does best. Where it fails, the next ones fetch the bytes piece by piece, of which
         each has to succeed but once, before they decode them: bytes that are all there and make no sense are a corrupt
         file; anything else is the store's failure, and is tried again until the deadline.
+
+        Args:
+            file: the file.
+            group: the row group's index in it.
+            uses: the columns in the order in which the conversion asks for them, each as often.
+            conversion: called in another thread, again where an attempt fails or hangs, so it must not change what an
+                earlier call may still use. What it raises itself is raised here.
 
         Raises:
             BadFileError: where the file is missing, corrupt or not what it was when the run began.
@@ -40,21 +54,28 @@ class OpenFiles:
         opened = self._files.pop(file.path, None)
         pieces: dict[int, bytes] = {}
 
-        def work(attempt: int) -> tuple[pq.ParquetFile, pa.Table]:
-            if attempt == 0:
-                parquet = opened or open_file(file)
-                return parquet, parquet.read_row_group(group, columns=columns, use_threads=False)
-            parquet = open_file(file)
-            _fetch(parquet, file, group, columns, pieces)
-            return parquet, _decode(parquet, file, group, columns, pieces)
+        def work(attempt: int) -> tuple[pq.ParquetFile, Future[T]]:
+            parquet = opened if opened and attempt == 0 else open_file(file)
+            source = parquet
+            if attempt:
+                _fetch(parquet, file, group, uses, pieces)
+                source = _in_memory(parquet, file, pieces)
+            if set(uses) - set(source.schema_arrow.names):
+                raise _changed(file)
+            outcome: Future[T] = Future()
+            try:
+                outcome.set_result(conversion(RowGroup(source, group, uses, whole=file.store.remote and attempt == 0)))
+            except UndecodableError as error:
+                raise corrupt(file.path, error.reason, f"row group {group}") if attempt else error.reason from None
+            except Exception as error:  # no fault of the store: to read again would be of no use
+                outcome.set_exception(error)
+            return parquet, outcome
 
-        parquet, table = file.store.patiently(work, f"{file.path}: row group {group}")
+        parquet, outcome = file.store.patiently(work, f"{file.path}: row group {group}")
         self._files[file.path] = parquet
         if len(self._files) > _OPEN_FILES:
             self._files.popitem(last=False)[1].close(force=True)
-        if table.num_rows != file.counts[group] or table.num_columns < len(set(columns)):
-            raise _changed(file)
-        return table, _bounds(parquet.metadata.row_group(group), columns)
+        return outcome.result()
 
     def close(self) -> None:
         """Close all of them."""
@@ -96,18 +117,12 @@ def _fetch(parquet: pq.ParquetFile, file: DataFile, group: int, columns: list[st
                     pieces[offset] = read_exactly(source, offset, min(_PIECE, stop - offset))
 
 
-def _decode(
-    parquet: pq.ParquetFile, file: DataFile, group: int, columns: list[str], pieces: dict[int, bytes]
-) -> pa.Table:
-    """A row group from the bytes of its columns. Raises BadFileError where they make no sense."""
-    content = np.zeros(file.size, np.uint8)  # as the file, but empty elsewhere: untouched pages take no memory
+def _in_memory(parquet: pq.ParquetFile, file: DataFile, pieces: dict[int, bytes]) -> pq.ParquetFile:
+    """The file, of which there is no more than the pieces."""
+    content = np.zeros(file.size, np.uint8)  # untouched pages take no memory
     for offset, piece in pieces.items():
         content[offset : offset + len(piece)] = np.frombuffer(piece, np.uint8)
-    try:
-        whole = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)), metadata=parquet.metadata)
-        return whole.read_row_group(group, columns=columns, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise corrupt(file.path, error, f"row group {group}") from None
+    return pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)), metadata=parquet.metadata)
 
 
 def _spans(metadata: pq.FileMetaData, group: int, columns: set[str]) -> list[tuple[int, int]]:
@@ -127,20 +142,6 @@ def _spans(metadata: pq.FileMetaData, group: int, columns: set[str]) -> list[tup
         else:
             joined.append((start, stop))
     return joined
-
-
-def _bounds(group: pq.RowGroupMetaData, columns: list[str]) -> Bounds:
-    """The least and the greatest value of each column of integers, or of lists of them, that has statistics."""
-    bounds: Bounds = {}
-    wanted = set(columns)
-    for index in range(group.num_columns):
-        chunk = group.column(index)
-        name = chunk.path_in_schema.removesuffix(".list.element").removesuffix(".list.item")
-        if name in wanted and chunk.physical_type in ("INT32", "INT64") and chunk.is_stats_set:
-            statistics = chunk.statistics
-            if statistics.has_min_max:
-                bounds[name] = statistics.min_raw, statistics.max_raw
-    return bounds
 
 
 def _changed(file: DataFile) -> BadFileError:

@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.collate import assemble
-from rechub_dist.data.columns import check_schema, column_names
+from rechub_dist.data.columns import check_schema, column_uses
 from rechub_dist.data.files import OpenFiles
 from rechub_dist.data.manifest import DataFile, Manifest
 from rechub_dist.data.mix import Mix, MixEpoch, MixOrder
 from rechub_dist.data.negatives import Draw
 from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
 from rechub_dist.data.order import Window as Place
+from rechub_dist.data.row_group import RowGroup
 from rechub_dist.data.skips import BadFileError, Skipped
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.window import Window, open_window
@@ -187,7 +188,7 @@ class _Source:
     def __init__(self, reader: ParquetReader, order: EpochOrder | MixEpoch) -> None:
         self._reader = reader
         self._order = order
-        self._columns = column_names(reader.spec)
+        self._uses = column_uses(reader.spec)
         self._checked: pa.Schema | None = None  # the schema that was found to fit last
         self._files = OpenFiles()
         self._windows: dict[int, _Opened] = {}
@@ -288,10 +289,13 @@ class _Source:
 
     def _read(self, file: DataFile, group: int, place: Place, permutation: IntArray | None) -> Window:
         """Read and convert a piece of a row group."""
-        reuse = self._finished.pop() if self._finished else None
-        table, bounds = self._files.read(file, group, self._columns)
-        table = table.slice(place.start, place.stop - place.start)
-        if self._checked is None or not table.schema.equals(self._checked):
-            check_schema(table.schema, self._reader.spec, file.path)
-            self._checked = table.schema
-        return open_window(table, self._reader.spec, permutation, file.path, reuse, bounds)
+
+        def convert(whole: RowGroup) -> Window:
+            piece = whole.slice(place.start, place.stop - place.start)
+            if self._checked is None or not piece.schema.equals(self._checked):
+                check_schema(piece.schema, self._reader.spec, file.path)
+                self._checked = piece.schema
+            reuse = self._finished.pop() if self._finished else None  # an attempt that hangs keeps it
+            return open_window(piece, self._reader.spec, permutation, file.path, reuse, whole.bounds)
+
+        return self._files.convert(file, group, self._uses, convert)

@@ -53,7 +53,7 @@ def scan(
         if not hasattr(local, "files"):
             local.files = OpenFiles()
             opened.append(local.files)
-        table, _ = local.files.read(file, group, columns)
+        table = local.files.read(file, group, columns)
         return table.num_rows, work(table)
 
     waiting: set[Future[tuple[int, T]]] = set()

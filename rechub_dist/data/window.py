@@ -27,6 +27,7 @@ from rechub_dist.data.columns import (
     read_weight,
 )
 from rechub_dist.data.cross import cross
+from rechub_dist.data.row_group import RowGroup
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature, StoredFeature, TimeGapFeature
@@ -72,7 +73,7 @@ class Window:
 
 
 def open_window(
-    table: pa.Table,
+    table: pa.Table | RowGroup,
     spec: BatchSpec,
     permutation: Ints | None,
     where: str,
@@ -135,7 +136,7 @@ def open_window(
 
 
 def _stored(
-    table: pa.Table, feature: StoredFeature, where: str, bounds: tuple[int, int] | None
+    table: pa.Table | RowGroup, feature: StoredFeature, where: str, bounds: tuple[int, int] | None
 ) -> tuple[Ints, Floats | None, Ints | None]:
     """A column's ids, their weights, and the offsets of its rows; None for one id without a weight in every row."""
     array = one_array(table, feature.source)

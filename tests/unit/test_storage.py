@@ -54,7 +54,7 @@ def settings(port: int, **changes: Any) -> StorageConfig:
 
 def rows(manifest: Manifest, columns: tuple[str, ...] = ("a", "b")) -> list[dict[str, Any]]:
     files = OpenFiles()
-    found = [files.read(file, group, list(columns))[0] for file, group in manifest.groups]
+    found = [files.read(file, group, list(columns)) for file, group in manifest.groups]
     files.close()
     return pa.concat_tables(found).to_pylist()
 
@@ -157,7 +157,7 @@ def test_corruption_is_told_from_faults(proxy: FaultyProxy, server: int, data: s
         files.read(manifest.files[1], 1, ["a"])
     assert caught.value.reason == "corrupt"
     assert proxy.met == ["503", "cut"]
-    assert files.read(manifest.files[1], 0, ["a"])[0].num_rows == GROUP
+    assert files.read(manifest.files[1], 0, ["a"]).num_rows == GROUP
 
 
 def test_an_object_that_is_replaced_is_noticed(server: int, data: str) -> None:
