@@ -16,8 +16,8 @@ from rechub_dist.batch import Batch
 from rechub_dist.build import Parts, build
 from rechub_dist.config import RunConfig
 from rechub_dist.data.columns import one_array
-from rechub_dist.data.files import OpenFiles
-from rechub_dist.data.manifest import DataFile, Manifest
+from rechub_dist.data.files import DataFile, OpenFiles
+from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.skips import Tally
 from rechub_dist.data.storage import locate
@@ -248,7 +248,7 @@ class _Output:
     def _read(self, file: DataFile, group: int) -> pa.Table:
         if self._group is None or self._group[:2] != (file.path, group):
             self._group = None  # first let go of the one before
-            self._group = (file.path, group, self._opened.read(file, group, self._keep))
+            self._group = (file.path, group, self._opened.read(file.whole(), group, self._keep))
         return self._group[2]
 
     def _flush(self) -> None:

@@ -17,7 +17,7 @@ from rechub_dist.data.layout_quality import layout_warning
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.mix import Mix
 from rechub_dist.data.reader import ParquetReader
-from rechub_dist.data.storage import exists, join
+from rechub_dist.data.storage import exists, is_remote, join
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError
 from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature
@@ -74,7 +74,8 @@ def _counts(config: RunConfig, rt: Runtime, item: SparseFeature, history: Sequen
 def read_manifest(config: RunConfig, rt: Runtime, source: Source, *, may_skip: bool = True) -> Manifest:
     """The manifest of files below the data's root, the same on every rank; called on every rank.
 
-    Each rank lists and reads for itself (hosts may have copies of their own), then all compare.
+    Of local files each rank lists and reads for itself (hosts may have copies of their own), then all compare. What
+    lies in a store is listed once, and the files are divided among the ranks.
 
     Raises:
         UserError: no such data, bad files (which are left out if the configuration and `may_skip` say so), or ranks
@@ -88,7 +89,10 @@ def read_manifest(config: RunConfig, rt: Runtime, source: Source, *, may_skip: b
 
     sources = [below(item) for item in (source if isinstance(source, tuple) else (source,))]
     skip = may_skip and config.data.on_bad_file == "skip"
-    manifest = rt.together(lambda: Manifest.read(sources, config.storage, skip_bad=skip))
+    if all(is_remote(item if isinstance(item, str) else item.path) for item in sources):
+        manifest = Manifest.read(sources, config.storage, skip_bad=skip, ranks=rt)
+    else:
+        manifest = rt.together(lambda: Manifest.read(sources, config.storage, skip_bad=skip))
     seen = rt.gather_list([(manifest.fingerprint(), str(manifest.schema), len(manifest.files), manifest.rows)])
     for rank, other in enumerate(seen):
         if other[:2] != seen[0][:2]:
@@ -118,14 +122,17 @@ def open_passes(config: RunConfig, parts: Parts, rt: Runtime) -> Passes:
     data = config.data
     if data.order == "sequential-partitions":
         train = data.train
-        assert isinstance(train, str)  # the configuration says so
+        assert not isinstance(train, tuple)  # the configuration says so
+        folder = train if isinstance(train, str) else train.path
 
         def partition(name: str) -> ParquetReader:
-            manifest = read_manifest(config, rt, join(train, name))
+            path = join(folder, name)
+            part = path if isinstance(train, str) else train.model_copy(update={"path": path})
+            manifest = read_manifest(config, rt, part)
             return rt.together(lambda: _reader(config, parts, rt, manifest, training=True))
 
         passes: Passes = Partitions(
-            join(data.root, train),
+            join(data.root, folder),
             partition,
             rt,
             config.storage,

@@ -48,9 +48,10 @@ class StorageConfig(Section):
 
 
 class Selection(Section):
-    """The files of a path whose hive partitions (`date=2022-04-25` in the path) meet conditions.
+    """The rows of a path that meet conditions, each on a hive partition (`date=2022-04-25` in the path) or a column.
 
-    Partition keys choose files; they do not become columns.
+    Partition keys choose files; they do not become columns. Row groups are read whole, so what is often chosen by is
+    better a partition.
     """
 
     path: str = Field(description="folder, file, glob or address")
@@ -115,7 +116,7 @@ class DataConfig(Section):
     def _follows_partitions(self) -> Self:
         if self.follow and self.order != "sequential-partitions":
             raise ValueError("follow: true goes with order: sequential-partitions")
-        if self.order == "sequential-partitions" and not isinstance(self.train, str):
+        if self.order == "sequential-partitions" and isinstance(self.train, tuple):
             raise ValueError("order: sequential-partitions goes with one folder as train")
         if self.mix is not None and self.order != "epochs":
             raise ValueError("mix goes with order: epochs")

@@ -1,25 +1,58 @@
-"""Open Parquet files, and row groups out of them."""
+"""Parquet files of a data set, and row groups out of them."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rechub_dist.data.conditions import Conditions
 from rechub_dist.data.footers import corrupt, etag, footer_bytes, parse_footer, read_exactly
-from rechub_dist.data.manifest import DataFile
 from rechub_dist.data.row_group import RowGroup, UndecodableError
 from rechub_dist.data.skips import BadFileError
+from rechub_dist.data.storage import Store
 
 T = TypeVar("T")
 
 _OPEN_FILES = 64
 _PIECE, _GAP = 8 << 20, 64 << 10  # bytes fetched at once after a failure; bytes between two columns fetched with them
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file, as it was when the manifest was read, or those of its rows that meet conditions.
+
+    Attributes:
+        path: or address, as a person would write it.
+        name: below the data set's root.
+        size: bytes.
+        counts: rows of its row groups.
+        modified: time of modification, nanoseconds; None where the store does not tell it.
+        etag: version of the object; None where the store does not tell it.
+        store: where it is.
+        where: what its rows have to meet; of the others nothing is seen.
+        kept: the rows of its row groups that meet it.
+    """
+
+    path: str
+    name: str
+    size: int
+    counts: tuple[int, ...]
+    modified: int | None
+    etag: str | None
+    store: Store = field(repr=False)
+    where: Conditions
+    kept: tuple[int, ...]
+
+    def whole(self) -> DataFile:
+        """The file with all its rows."""
+        return replace(self, where=Conditions(()), kept=self.counts)
 
 
 class OpenFiles:
@@ -29,11 +62,11 @@ class OpenFiles:
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
     def read(self, file: DataFile, group: int, columns: list[str]) -> pa.Table:
-        """The columns of one row group. Raises as `convert`."""
+        """The columns of the rows of one row group that meet the file's conditions. Raises as `convert`."""
         return self.convert(file, group, columns, RowGroup.table)
 
     def convert(self, file: DataFile, group: int, uses: list[str], conversion: Callable[[RowGroup], T]) -> T:
-        """What `conversion` makes of one row group.
+        """What `conversion` makes of the rows of one row group that meet the file's conditions.
 
         A first attempt reads as Arrow does best. Where it fails, the next ones fetch the bytes piece by piece, of which
         each has to succeed but once, before they decode them: bytes that are all there and make no sense are a corrupt
@@ -55,16 +88,17 @@ class OpenFiles:
         pieces: dict[int, bytes] = {}
 
         def work(attempt: int) -> tuple[pq.ParquetFile, Future[T]]:
-            parquet = opened if opened and attempt == 0 else open_file(file)
-            source = parquet
-            if attempt:
-                _fetch(parquet, file, group, uses, pieces)
-                source = _in_memory(parquet, file, pieces)
-            if set(uses) - set(source.schema_arrow.names):
+            parquet = source = opened if opened and attempt == 0 else open_file(file)
+            columns = {*uses, *file.where.names}
+            if columns - set(parquet.schema_arrow.names):
                 raise _changed(file)
+            if attempt:
+                _fetch(parquet, file, group, columns, pieces)
+                source = _in_memory(parquet, file, pieces)
             outcome: Future[T] = Future()
             try:
-                outcome.set_result(conversion(RowGroup(source, group, uses, whole=file.store.remote and attempt == 0)))
+                found = RowGroup(source, group, uses, whole=file.store.remote and attempt == 0)
+                outcome.set_result(conversion(_meeting(file, source, group, found)))
             except UndecodableError as error:
                 raise corrupt(file.path, error.reason, f"row group {group}") if attempt else error.reason from None
             except Exception as error:  # no fault of the store: to read again would be of no use
@@ -81,6 +115,18 @@ class OpenFiles:
         """Close all of them."""
         while self._files:
             self._files.popitem()[1].close(force=True)
+
+
+def count_rows(file: DataFile) -> tuple[int, ...]:
+    """The rows of each row group that meet the file's conditions. Raises as `OpenFiles.convert`."""
+    whole, files = file.whole(), OpenFiles()
+    try:
+        return tuple(
+            len(file.where.rows(files.read(whole, group, file.where.names), file.path))
+            for group in range(len(file.counts))
+        )
+    finally:
+        files.close()
 
 
 def open_file(file: DataFile) -> pq.ParquetFile:
@@ -105,11 +151,21 @@ def open_file(file: DataFile) -> pq.ParquetFile:
     return pq.ParquetFile(source, metadata=metadata, pre_buffer=file.store.remote)
 
 
-def _fetch(parquet: pq.ParquetFile, file: DataFile, group: int, columns: list[str], pieces: dict[int, bytes]) -> None:
+def _meeting(file: DataFile, source: pq.ParquetFile, group: int, found: RowGroup) -> RowGroup:
+    """The rows of a row group that meet the file's conditions."""
+    if not file.where.items:
+        return found
+    rows = file.where.rows(RowGroup(source, group, file.where.names).table(), file.path)
+    if len(rows) != file.kept[group]:
+        raise _changed(file)
+    return found if len(rows) == found.num_rows else found.take(rows)
+
+
+def _fetch(parquet: pq.ParquetFile, file: DataFile, group: int, columns: set[str], pieces: dict[int, bytes]) -> None:
     """Add to `pieces`, by offset, the bytes of a row group's columns that are not there yet."""
     source: Any = file.store.filesystem.open_input_file(file.store.inside(file.path))
     with source:
-        for start, stop in _spans(parquet.metadata, group, set(columns)):
+        for start, stop in _spans(parquet.metadata, group, columns):
             if not 0 <= start <= stop <= file.size:
                 raise corrupt(file.path, ValueError("its footer points beyond its end"), f"row group {group}")
             for offset in range(start, stop, _PIECE):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -11,9 +10,9 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from rechub_dist.config import Selection, StorageConfig
+from rechub_dist.data.conditions import Conditions
 from rechub_dist.data.storage import Store, locate
 from rechub_dist.errors import UserError, nearest
 
@@ -23,13 +22,17 @@ _BELOW = r"(?:[^._/][^/]*/)*[^._/][^/]*\.parquet"  # what counts below a folder
 
 
 class Found(NamedTuple):
-    """A file: its path or address, its name below the root, size, and time of modification in ns if that is known."""
+    """A file: its path or address, its name below the root, size, and time of modification in ns if that is known.
+
+    `where` is what its rows have to meet.
+    """
 
     path: str
     name: str
     size: int
     modified: int | None
     store: Store
+    where: Conditions = Conditions(())
 
 
 def find(source: str | Selection, settings: StorageConfig) -> list[Found]:
@@ -41,9 +44,11 @@ def find(source: str | Selection, settings: StorageConfig) -> list[Found]:
     if isinstance(source, str):
         return _find(source, settings)
     found = _find(source.path, settings)
-    wanted = [file for file, keep in zip(found, _matches(source, found), strict=True) if keep]
+    wanted = _matching(source, found)
     if not wanted:
-        raise UserError(f"{source.path}: none of its {len(found)} file(s) meets {_text(source)}; check 'where'")
+        raise UserError(
+            f"{source.path}: none of its {len(found)} file(s) meets {Conditions(source.where)}; check 'where'"
+        )
     return wanted
 
 
@@ -87,34 +92,27 @@ def _found(store: Store, info: Any, name: str) -> Found:
     return Found(store.address(info.path), name, int(info.size), modified, store)
 
 
-def _matches(source: Selection, found: list[Found]) -> list[bool]:
-    """For each file, whether its partition keys meet the conditions."""
-    keys = [_keys(file.path) for file in found]
+def _matching(source: Selection, found: list[Found]) -> list[Found]:
+    """The files whose partitions meet the conditions, with those that are left, on columns, for their rows."""
+    keys = [partition_keys(file.path) for file in found]
+    on_keys = [condition for condition in source.where if any(condition[0] in held for held in keys)]
     columns: dict[str, pa.Array] = {}
-    conditions = []
-    for name, sign, value in source.where:
+    for name, _, _ in on_keys:
         for file, held in zip(found, keys, strict=True):
             if name not in held:
                 raise UserError(
-                    f"{file.path}: its path holds no partition {name!r}, by which {_text(source)} chooses; "
-                    f"{nearest(name, held)}"
+                    f"{file.path}: its path holds no partition {name!r}, as others do, by which "
+                    f"{Conditions(source.where)} chooses; {nearest(name, held)}"
                 )
         columns[name] = _typed([held[name] for held in keys])
-        conditions.append((name, sign, _plain(value)))
-    if not conditions:
-        return [True] * len(found)
-    table = pa.table(columns).append_column("place", pa.array(range(len(found))))
-    try:
-        kept = set(table.filter(pq.filters_to_expression([conditions]))["place"].to_pylist())
-    except (pa.ArrowException, TypeError) as error:
-        types = ", ".join(f"{name} is {column.type}" for name, column in columns.items())
-        raise UserError(
-            f"{source.path}: {_text(source)} does not fit its partitions, where {types} ({error})"
-        ) from None
-    return [place in kept for place in range(len(found))]
+    on_rows = Conditions(tuple(condition for condition in source.where if condition not in on_keys))
+    places = range(len(found))
+    if on_keys:
+        places = Conditions(tuple(on_keys)).rows(pa.table(columns), source.path).tolist()
+    return [found[place]._replace(where=on_rows) for place in places]
 
 
-def _keys(path: str) -> dict[str, str]:
+def partition_keys(path: str) -> dict[str, str]:
     """The partition keys in the folders of a path: `date=2022-04-25/part-0.parquet`."""
     pairs = (folder.split("=", 1) for folder in path.partition("?")[0].split("/")[:-1] if "=" in folder)
     return {name: unquote(value) for name, value in pairs}
@@ -127,17 +125,6 @@ def _typed(values: list[str]) -> pa.Array:
         return pc.cast(array, pa.int64())
     except pa.ArrowInvalid:
         return array
-
-
-def _plain(value: Any) -> Any:
-    """A value of YAML as it would stand in a path."""
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.isoformat() if isinstance(value, datetime.date) else value
-
-
-def _text(source: Selection) -> str:
-    return "where: " + str([list(condition) for condition in source.where])
 
 
 def _below(path: str, root: str) -> str:

@@ -5,47 +5,26 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rechub_dist.config import Selection, StorageConfig
+from rechub_dist.data.files import DataFile, count_rows
 from rechub_dist.data.footers import Footer, FooterCache, corrupt, read_footer
-from rechub_dist.data.listing import Found, find
+from rechub_dist.data.listing import Found, find, partition_keys
+from rechub_dist.data.ranks import Alone, Ranks, divided
 from rechub_dist.data.skips import BadFileError, Skipped
-from rechub_dist.data.storage import Store
-from rechub_dist.errors import UserError
+from rechub_dist.errors import UserError, nearest
 
+Item = TypeVar("Item", Found, DataFile)
 _DEFAULTS = StorageConfig()
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One Parquet file, as it was when the manifest was read.
-
-    Attributes:
-        path: or address, as a person would write it.
-        name: below the data set's root.
-        size: bytes.
-        counts: rows of its row groups.
-        modified: time of modification, nanoseconds; None where the store does not tell it.
-        etag: version of the object; None where the store does not tell it.
-        store: where it is.
-    """
-
-    path: str
-    name: str
-    size: int
-    counts: tuple[int, ...]
-    modified: int | None
-    etag: str | None
-    store: Store = field(repr=False)
+_ALONE = Alone()
 
 
 @dataclass(frozen=True)
@@ -74,41 +53,49 @@ class Manifest:
         *,
         skip_bad: bool = False,
         threads: int = 16,
+        ranks: Ranks = _ALONE,
     ) -> Manifest:
         """Find the files of `source` and read their footers, `threads` at a time, or take them from the cache.
+
+        Where rows have to meet conditions, those that do are counted, row group by row group, and these counts are kept
+        in the cache, too.
 
         Args:
             source: a file; a folder, of which all `*.parquet` files below it count but those with a name (or a folder)
                 that begins with `.` or `_`; or a pattern of either with `*`, `?`, `[...]` within a name and `**` over
                 folders. An address such as `s3://bucket/folder` works as well, so does a selection of hive
-                partitions, and a list of all these.
+                partitions and of rows, and a list of all these.
             settings: of the stores.
             skip_bad: leave files without a readable footer out, and those whose columns differ from most files'.
             threads: footers read at once.
+            ranks: who read the same files, and divide the work. Each of them calls this.
 
         Raises:
-            UserError: where nothing is there, a file cannot be read, there are no rows, or the files' columns differ.
+            UserError: where nothing is there, a file cannot be read, there are no rows, the files' columns differ, or
+                conditions do not fit them.
         """
         sources = [source] if isinstance(source, str | Selection) else list(source)
         path = ", ".join(item if isinstance(item, str) else item.path for item in sources)
-        found = [file for item in sources for file in find(item, settings)]
+        found = ranks.from_main(lambda: [file for item in sources for file in find(item, settings)])
         twice = [file for file, count in Counter(item.path for item in found).items() if count > 1]
         if twice:
             raise UserError(f"{path}: {twice[0]} is named by two of the paths; name each file once")
-        footers = _footers(path, found, threads, settings, skip_bad)
+        ask = _Asking(settings, skip_bad, ranks, threads)
+        footers = ask.about(str(sources), found, lambda item: read_footer(item.store, item.path))
         files, left_out = [], []
         shared = _shared_schema(found, footers, path, most=skip_bad)
         for item, footer in zip(found, footers, strict=True):
             fault = footer if isinstance(footer, BadFileError) else _difference(shared, (item.path, footer))
             if fault is None:
                 assert isinstance(footer, Footer)
-                files.append(
-                    DataFile(item.path, item.name, item.size, footer.counts, item.modified, footer.etag, item.store)
-                )
+                files.append(_file(item, footer))
             elif skip_bad:
                 left_out.append(Skipped(item.path, None, None, None, fault.reason, str(fault)))
             else:
                 raise fault
+        if any(file.where.items for file in files):
+            files, bad = _meeting(ask, f"{sources}: rows", files, shared[1], path)
+            left_out += bad
         return cls(path, tuple(files), shared[1], skip_bad, tuple(left_out))
 
     @cached_property
@@ -118,8 +105,8 @@ class Manifest:
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Rows of each row group, over all files in their order."""
-        return tuple(count for file in self.files for count in file.counts)
+        """Rows of each row group that meet the conditions, over all files in their order."""
+        return tuple(count for file in self.files for count in file.kept)
 
     @cached_property
     def groups(self) -> tuple[tuple[DataFile, int], ...]:
@@ -127,8 +114,12 @@ class Manifest:
         return tuple((file, index) for file in self.files for index in range(len(file.counts)))
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that identify the data by the files' names and row groups, wherever it lies."""
+        """16 hexadecimal digits that identify the data by the files' names and row groups, wherever it lies.
+
+        Where rows have to meet conditions, also by these and by how many do.
+        """
         text = "\n".join(f"{file.name}:{','.join(map(str, file.counts))}" for file in self.files)
+        text += "".join(f"\n{file.where}:{','.join(map(str, file.kept))}" for file in self.files if file.where.items)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -169,31 +160,78 @@ def describe(path: str) -> dict[str, Any]:
     }
 
 
-def _footers(
-    path: str, found: list[Found], threads: int, settings: StorageConfig, skip_bad: bool
-) -> list[Footer | BadFileError]:
-    """The footers of the files, or what is wrong with them."""
-    cache, began = FooterCache(path), time.time()
-    known = cache.load() if settings.cache else {}
-    keys = [None if item.modified is None else (item.path, item.size, item.modified) for item in found]
+@dataclass(frozen=True)
+class _Asking:
+    """What is asked of every file, by all ranks together, unless the cache knows it."""
 
-    def read(place: int) -> Footer | BadFileError:
-        key, item = keys[place], found[place]
-        if key is not None and key in known:
-            return known[key]
-        try:
-            return read_footer(item.store, item.path)
-        except BadFileError as error:
-            if not skip_bad:
-                raise
-            return error
+    settings: StorageConfig
+    skip_bad: bool
+    ranks: Ranks
+    threads: int
 
-    with ThreadPoolExecutor(min(threads, len(found))) as pool:
-        footers = list(pool.map(read, range(len(found))))
-    if settings.cache and any(key is not None and key not in known for key in keys):
-        pairs = zip(keys, footers, strict=True)
-        cache.store(((k, footer) for k, footer in pairs if k is not None and isinstance(footer, Footer)), began)
-    return footers
+    def about(self, name: str, files: Sequence[Item], read: Callable[[Item], Footer]) -> list[Footer | BadFileError]:
+        """What `read` finds for each file, kept under `name`; what is wrong with those that may be left out."""
+        cache, began = FooterCache(name), time.time()
+        known = cache.load() if self.settings.cache else {}
+        keys = [None if item.modified is None else (item.path, item.size, item.modified) for item in files]
+
+        def one(place: int) -> Footer | BadFileError:
+            key = keys[place]
+            if key is not None and key in known:
+                return known[key]
+            try:
+                return read(files[place])
+            except BadFileError as error:
+                if not self.skip_bad:
+                    raise
+                return error
+
+        answers = divided(self.ranks, range(len(files)), one, self.threads)
+        if self.settings.cache and any(key is not None and key not in known for key in keys):
+            pairs = zip(keys, answers, strict=True)
+            cache.store(((k, answer) for k, answer in pairs if k is not None and isinstance(answer, Footer)), began)
+        return answers
+
+
+def _file(item: Found, footer: Footer) -> DataFile:
+    """A file with all its rows."""
+    return DataFile(
+        item.path,
+        item.name,
+        item.size,
+        footer.counts,
+        item.modified,
+        footer.etag,
+        item.store,
+        item.where,
+        kept=footer.counts,
+    )
+
+
+def _meeting(
+    ask: _Asking, name: str, files: list[DataFile], schema: pa.Schema, path: str
+) -> tuple[list[DataFile], list[Skipped]]:
+    """The files with the number of their rows that meet the conditions; and those that turned out to be bad."""
+    for file in files:
+        for column in file.where.names:
+            if column not in schema.names:
+                valid = [*partition_keys(file.path), *schema.names]
+                raise UserError(
+                    f"{path}: there is neither a partition nor a column {column!r}, by which {file.where} chooses; "
+                    f"{nearest(column, valid)}"
+                )
+        file.where.rows(schema.empty_table(), path)
+    counted, bad = [], []
+    answers = ask.about(name, files, lambda file: Footer(count_rows(file), schema, file.etag))
+    for file, answer in zip(files, answers, strict=True):
+        if isinstance(answer, Footer):
+            counted.append(replace(file, kept=answer.counts))
+        else:
+            bad.append(Skipped(file.path, None, None, None, answer.reason, str(answer)))
+    if not any(count for file in counted for count in file.kept):
+        rows = sum(sum(file.counts) for file in files)
+        raise UserError(f"{path}: none of its {rows:,} rows meets {files[0].where}; check 'where'")
+    return counted, bad
 
 
 def _shared_schema(

@@ -10,10 +10,14 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
+from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+Rows = TypeVar("Rows", pa.ChunkedArray, pa.Table)
 Bounds = dict[str, tuple[int, int]]  # the least and the greatest value by column, as signed numbers
 
 _VALUES = 1 << 18  # decoded at once: 2 MB
@@ -51,13 +55,22 @@ class RowGroup:
         self._runs = [list(self._uses)] if whole else list(self._together())
         self._decoded: dict[str, pa.ChunkedArray] = {}
         self._offset = 0
+        self._taken: NDArray[np.int64] | None = None
         self.schema: pa.Schema = parquet.schema_arrow
         self.num_rows = self._rows
 
     def slice(self, offset: int, length: int) -> RowGroup:
         """Rows `offset` .. `offset + length - 1`."""
+        if self._taken is not None:
+            return self.take(self._taken[offset : offset + length])
         piece = copy.copy(self)
         piece._offset, piece.num_rows = self._offset + offset, length
+        return piece
+
+    def take(self, rows: NDArray[np.int64]) -> RowGroup:
+        """Some rows of the whole row group, by number."""
+        piece = copy.copy(self)
+        piece._taken, piece.num_rows = rows, len(rows)
         return piece
 
     def column(self, name: str) -> pa.ChunkedArray:
@@ -66,11 +79,11 @@ class RowGroup:
             self._decode(next(run for run in self._runs if name in run))
         self._uses[name] -= 1
         column = self._decoded[name] if self._uses[name] else self._decoded.pop(name)
-        return column.slice(self._offset, self.num_rows)
+        return self._own(column)
 
     def table(self) -> pa.Table:
         """All columns, decoded at once. Raises UndecodableError."""
-        return self._read(list(self._uses)).slice(self._offset, self.num_rows)
+        return self._own(self._read(list(self._uses)))
 
     @property
     def bounds(self) -> Bounds:
@@ -82,6 +95,9 @@ class RowGroup:
                 if statistics.has_min_max:
                     bounds[name] = statistics.min_raw, statistics.max_raw
         return bounds
+
+    def _own(self, rows: Rows) -> Rows:
+        return rows.slice(self._offset, self.num_rows) if self._taken is None else rows.take(pa.array(self._taken))
 
     def _decode(self, run: list[str]) -> None:
         table = self._read(run)

@@ -11,8 +11,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rechub_dist.data.files import OpenFiles, open_file
-from rechub_dist.data.manifest import DataFile, Manifest
+from rechub_dist.data.files import DataFile, OpenFiles, open_file
+from rechub_dist.data.manifest import Manifest
 
 T = TypeVar("T")
 THREADS = min(8, os.cpu_count() or 1)

@@ -140,6 +140,11 @@ def locate(address: str, settings: StorageConfig) -> tuple[Store, str]:
     return Store(filesystem, "" if scheme == "file" else prefix, settings), path
 
 
+def is_remote(address: str) -> bool:
+    """Whether all hosts see the same behind an address; behind a path, each its own disk."""
+    return "://" in address and not address.startswith("file://")
+
+
 def join(root: str, name: str) -> str:
     """`name` below `root`, or itself where it is an address or an absolute path."""
     if "://" in name or name.startswith("/"):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rechub_dist.data.files import OpenFiles
 from rechub_dist.data.mix import MixEpoch
 from rechub_dist.data.order import EpochOrder, IntArray
 from rechub_dist.data.reader import ParquetReader
@@ -29,28 +30,37 @@ class StoredRows:
     def __init__(self, reader: ParquetReader, epoch: int) -> None:
         self._reader = reader
         self._epoch = epoch
-        self._permutations: dict[int, IntArray | None] = {}
+        self._files = OpenFiles()
+        self._open: dict[int, Stored] = {}
 
     @cached_property
     def _order(self) -> EpochOrder | MixEpoch:  # made when it is wanted: mostly it is not
         return self._reader.order.epoch(self._epoch)
 
     def of(self, step: int) -> list[Stored]:
-        """Those of `step` of the epoch."""
+        """Those of `step` of the epoch.
+
+        Raises:
+            UserError: where rows have to meet conditions, and their file cannot be read.
+        """
         slices = self._order.share(step, self._reader.rank, self._reader.world_size).slices
-        wanted = {piece.window for piece in slices}
-        self._permutations = {  # those of windows that are still open are computed once
-            index: self._permutations[index] if index in self._permutations else self._order.permutation(index)
-            for index in wanted
-        }
-        found = []
-        for piece in slices:
-            window = self._order.window(piece.window)
-            file, group = self._reader.manifest.groups[window.group]
-            order = self._permutations[piece.window]
-            rows = np.arange(piece.start, piece.stop) if order is None else order[piece.start : piece.stop]
-            found.append(Stored(file.path, group, window.start + rows))
-        return found
+        indices = {piece.window for piece in slices}
+        # those of windows that are still open are found once
+        self._open = {index: self._open.get(index) or self._window(index) for index in indices}
+        return [
+            self._open[piece.window]._replace(rows=self._open[piece.window].rows[piece.start : piece.stop])
+            for piece in slices
+        ]
+
+    def _window(self, index: int) -> Stored:
+        """All rows of a window, in its order."""
+        window, permutation = self._order.window(index), self._order.permutation(index)
+        file, group = self._reader.manifest.groups[window.group]
+        rows = np.arange(window.start, window.stop) if permutation is None else window.start + permutation
+        if file.where.items:
+            table = self._files.read(file.whole(), group, file.where.names)
+            rows = file.where.rows(table, file.path)[rows]
+        return Stored(file.path, group, rows)
 
 
 class Trace:

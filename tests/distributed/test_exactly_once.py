@@ -80,6 +80,30 @@ def test_five_kills_and_other_numbers_of_ranks(pool: RankPool, tmp_path: Path) -
     torch.testing.assert_close(losses(path)[-1], losses(reference)[-1], rtol=0, atol=1e-4)
 
 
+def test_chosen_rows(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    chosen = {"path": "train", "where": [["age", ">", 0.0], ["user", "<", 80]]}
+    sections = {"data": {"train": chosen, "batch_size": BATCH}, "train": {"log_every": 1, "trace_rows": True}}
+    path = run_file(tmp_path / "run", data_root, "DeepFM", **sections)
+    pool.run(2, train, path, ["train.max_steps=5"])
+    pool.run(3, train, path)
+    wanted = {
+        (str(file), group, row)
+        for file in (data_root / "train").glob("*.parquet")
+        for group in range(pq.ParquetFile(file).num_row_groups)
+        for row, (age, user) in enumerate(
+            zip(*pq.ParquetFile(file).read_row_group(group, columns=["age", "user"]).to_pydict().values(), strict=True)
+        )
+        if age > 0 and user < 80
+    }
+    found, per_epoch = trained(path), -(-len(wanted) // BATCH)
+    epochs = len(found) // per_epoch
+    assert len(found) == epochs * per_epoch > per_epoch > 5
+    for epoch in range(epochs):
+        steps = range(epoch * per_epoch + 1, (epoch + 1) * per_epoch + 1)
+        assert [len(found[step]) for step in steps[:-1]] == [BATCH] * (per_epoch - 1)
+        assert Counter(row for step in steps for row in found[step]) == Counter(wanted)
+
+
 def test_the_trace_is_of_the_rows_that_the_batches_hold(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     steps = -(-530 // 64)
     assert pool.run(2, traced_and_read, run_file(tmp_path / "run", data_root, "DeepFM")) == [steps, steps]

@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 from object_store import BUCKET, KEYS, Fault, FaultyProxy, s3_server, upload
 from ranks import RankPool
-from runs import losses, records, run_file, train
+from runs import config_of, losses, records, run_file, train
 
+from rechub_dist.config import Selection
+from rechub_dist.data.manifest import Manifest
+from rechub_dist.distributed.runtime import runtime
 from rechub_dist.errors import UserError
+from rechub_dist.splits import read_manifest
+
+WHERE = (("age", ">", 0.0), ("user", "<", 80))
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +64,30 @@ def test_an_object_that_cannot_be_had_stops_all_ranks(
     with pytest.raises(UserError, match=words):
         pool.run(2, train, path, [f"data.on_bad_file={on_bad_file}"])
     assert fault in proxy.met
+
+
+def test_ranks_divide_the_footers(pool: RankPool, proxy: FaultyProxy, data_root: Path, tmp_path: Path) -> None:
+    path = remote_run(tmp_path, proxy.port, deadline_seconds=2, cache=False)
+    local = Manifest.read(str(data_root / "train"))
+    requests = []
+    for ranks in (1, 3):
+        proxy.requests.clear()
+        assert pool.run(ranks, seen_manifest, path, False) == [(local.fingerprint(), local.rows)] * ranks
+        requests.append(sorted(request for request in proxy.requests if "train" in request))
+    assert requests[0] == requests[1]
+    assert sum("part-" in request for request in requests[0]) >= len(local.files)
+
+    wanted = Manifest.read(Selection(path=str(data_root / "train"), where=WHERE))
+    assert 0 < wanted.rows < local.rows
+    assert pool.run(2, seen_manifest, path, True) == [(wanted.fingerprint(), wanted.rows)] * 2
+    proxy.match, proxy.always = "train/part-1.parquet", "503"  # of one rank's share
+    with pytest.raises(UserError, match=r"part-1\.parquet: it cannot be read: \d attempts within 2 s"):
+        pool.run(2, seen_manifest, path, False)
+
+
+def seen_manifest(path: Path, chosen: bool) -> tuple[str, int]:
+    """What a rank knows of the train split, or of the rows of it that meet conditions."""
+    config = config_of(path)
+    with runtime("cpu", 60) as rt:
+        manifest = read_manifest(config, rt, Selection(path="train", where=WHERE) if chosen else "train")
+    return manifest.fingerprint(), manifest.rows
