@@ -243,6 +243,7 @@ def identity(config: RunConfig, parts: Parts, train: Any) -> dict[str, Any]:
             "batch_size": config.data.batch_size,
             "shuffle": config.data.shuffle,
             "shuffle_rows": config.data.shuffle_rows,
+            "max_lanes": config.data.max_lanes,
             "drop_last": config.data.drop_last,
             "order": config.data.order,
             "order_version": ORDER_VERSION,

@@ -190,7 +190,12 @@ def warning_of(config: RunConfig, reader: ParquetReader) -> str | None:
     if not data.shuffle or data.mix is not None:
         return None
     return layout_warning(
-        manifest.path, manifest.counts, data.batch_size, reader.world_size, shuffle_rows=data.shuffle_rows
+        manifest.path,
+        manifest.counts,
+        data.batch_size,
+        reader.world_size,
+        shuffle_rows=data.shuffle_rows,
+        max_lanes=data.max_lanes,
     )
 
 
@@ -240,6 +245,7 @@ def _reader(
         shuffle=data.shuffle and training,
         seed=config.seed,
         shuffle_rows=data.shuffle_rows,
+        max_lanes=data.max_lanes,
         prefetch=data.prefetch,
         drop_last=data.drop_last and training,
         mix=mix,

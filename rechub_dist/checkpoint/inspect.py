@@ -70,7 +70,9 @@ def inspect_checkpoint(folder: Folder, manifest: Manifest) -> dict[str, Any]:
         "path": folder.path(step_folder(manifest.step)),
         "step": manifest.step,
         "position": run["position"],
-        "data": {key: data[key] for key in ("batch_size", "order", "shuffle", "shuffle_rows", "drop_last")},
+        "data": {
+            key: data[key] for key in ("batch_size", "order", "shuffle", "shuffle_rows", "max_lanes", "drop_last")
+        },
         "model": run["identity"]["model"]["name"],
         "seed": run["identity"]["seed"],
         "world_size": run["world_size"],

@@ -104,6 +104,11 @@ class DataConfig(Section):
     drop_last: bool = Field(False, description="leave the last batch of each pass over train out where it is short")
     shuffle: bool = Field(True, description="shuffle rows anew each epoch, or within each partition")
     shuffle_rows: int = Field(8_000_000, gt=0, description="rows in the shuffle's windows over all ranks")
+    max_lanes: int = Field(
+        64,
+        gt=0,
+        description="places of the data that are read side by side; raise it to the number of ranks beyond that",
+    )
     prefetch: int = Field(4, gt=0, description="batches a rank prepares ahead")
     on_bad_file: Literal["error", "skip"] = Field(
         "error",

@@ -162,6 +162,7 @@ def inspect(
     schema: Annotated[bool, typer.Option("--schema", help="Print a dataset.yaml to start from instead.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Global batch of the run to come.")] = 8192,
     ranks: Annotated[int, typer.Option(min=1, help="Ranks of the run to come.")] = 1,
+    max_lanes: Annotated[int, typer.Option(min=1, help="data.max_lanes of the run to come.")] = 64,
 ) -> None:
     """Show schema, rows, row groups and null counts, and how well the rows would be mixed in training.
 
@@ -182,10 +183,10 @@ def inspect(
         print(text, end="")
         return
     for shown in [f"{path}/{split}" for split in splits] or [path]:
-        _show(shown, batch_size, ranks)
+        _show(shown, batch_size, ranks, max_lanes)
 
 
-def _show(path: str, batch_size: int, ranks: int) -> None:
+def _show(path: str, batch_size: int, ranks: int, max_lanes: int) -> None:
     """Print what `inspect` tells of one split."""
     from rechub_dist.data.layout_quality import layout_quality, layout_warning  # noqa: PLC0415
     from rechub_dist.data.manifest import Manifest, describe  # noqa: PLC0415
@@ -203,7 +204,7 @@ def _show(path: str, batch_size: int, ranks: int) -> None:
         highlight=False,
     )
     counts = Manifest.read(str(path)).counts
-    quality = layout_quality(counts, batch_size, ranks)
+    quality = layout_quality(counts, batch_size, ranks, max_lanes=max_lanes)
     console.print(
         f"shuffled in batches of {batch_size:,} on {ranks:,} rank(s): a batch has rows of "
         f"{quality.groups_per_batch:.0f} row groups, rank correlation of stored and read order "
@@ -212,7 +213,7 @@ def _show(path: str, batch_size: int, ranks: int) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    if (warning := layout_warning(str(path), counts, batch_size, ranks)) is not None:
+    if (warning := layout_warning(str(path), counts, batch_size, ranks, max_lanes=max_lanes)) is not None:
         console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
 

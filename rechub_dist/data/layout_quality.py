@@ -51,13 +51,14 @@ def layout_quality(
     *,
     shuffle: bool = True,
     shuffle_rows: int = SHUFFLE_ROWS,
+    max_lanes: int = MAX_LANES,
 ) -> LayoutQuality:
     """Simulate the first epoch over row groups of these sizes; batches and ranks are sampled where there are many.
 
     Raises:
         ValueError: for a batch size or world size below 1, or no rows at all.
     """
-    order = RowOrder(counts, batch_size, shuffle=shuffle, shuffle_rows=shuffle_rows)
+    order = RowOrder(counts, batch_size, shuffle=shuffle, shuffle_rows=shuffle_rows, max_lanes=max_lanes)
     if world_size < 1 or not order.total:
         raise ValueError(f"{order.total} rows over {world_size} ranks: there must be one of each at least")
     epoch = order.epoch(0)
@@ -81,25 +82,47 @@ def layout_quality(
 
 
 def layout_warning(
-    path: str, counts: Sequence[int], batch_size: int, world_size: int, *, shuffle_rows: int = SHUFFLE_ROWS
+    path: str,
+    counts: Sequence[int],
+    batch_size: int,
+    world_size: int,
+    *,
+    shuffle_rows: int = SHUFFLE_ROWS,
+    max_lanes: int = MAX_LANES,
 ) -> str | None:
-    """What is bad about a layout and would be much better with other row groups, as one line; None where nothing is.
+    """What is bad about a layout, and would be much better with other row groups or settings, as one line.
+
+    None where nothing is.
 
     Args:
         path: where the data is, for the line.
-        counts, batch_size, world_size, shuffle_rows: as of `layout_quality`.
+        counts, batch_size, world_size, shuffle_rows, max_lanes: as of `layout_quality`.
     """
-    found = layout_quality(counts, batch_size, world_size, shuffle_rows=shuffle_rows)
+
+    def quality(counts: Sequence[int], shuffle_rows: int = shuffle_rows, lanes: int = max_lanes) -> LayoutQuality:
+        return layout_quality(counts, batch_size, world_size, shuffle_rows=shuffle_rows, max_lanes=lanes)
+
+    found = quality(counts)
     if found.rows < _LITTLE:
         return None
     size = _suggested(found.rows)
     mended = [size] * (found.rows // size) + [found.rows % size]
-    better = layout_quality(mended, batch_size, world_size, shuffle_rows=shuffle_rows)
+    better = quality(mended)
     faults = []
     if found.lanes < min(GOOD_LANES, better.lanes) and found.open_share < 0.5:
         faults.append(f"a batch mixes rows of {found.groups_per_batch:.0f} places only")
     if found.amplification >= max(_DECODED_OFTEN, _MUCH_BETTER * better.amplification):
         faults.append(f"{world_size} rank(s) decode each row {found.amplification:.1f} times")
+    if not faults and world_size > max_lanes:
+        # sharing lanes is not the layout's fault: it may do well with a lane a rank
+        lanes = 1 << (world_size - 1).bit_length()
+        rows = max(shuffle_rows, lanes * found.largest)
+        if found.amplification >= max(_DECODED_OFTEN, _MUCH_BETTER * quality(counts, rows, lanes).amplification):
+            more = f" and data.shuffle_rows: {rows}" if rows > shuffle_rows else ""
+            return (
+                f"{path}: {world_size} ranks decode each row {found.amplification:.1f} times, as they share "
+                f"{found.lanes} lanes; begin the run with data.max_lanes: {lanes}{more}"
+            )
     if not faults:
         return None
     return (

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from rechub_dist.data.order import (
+    MAX_LANES,
     SHUFFLE_ROWS,
     EpochOrder,
     IntArray,
@@ -58,7 +59,7 @@ class MixOrder:
         counts: rows of each row group of all sources.
         batch_size: rows of a global batch. It has fewer where a source is at the last batch of its pass.
         mix: the sources.
-        shuffle, seed, shuffle_rows, drop_last: as of `RowOrder`; a source gets its share of `shuffle_rows`.
+        shuffle, seed, shuffle_rows, max_lanes, drop_last: as of `RowOrder`; a source gets its share of `shuffle_rows`.
 
     Attributes:
         sources: the order of each source.
@@ -79,6 +80,7 @@ class MixOrder:
         shuffle: bool = True,
         seed: int = 0,
         shuffle_rows: int = SHUFFLE_ROWS,
+        max_lanes: int = MAX_LANES,
         drop_last: bool = False,
     ) -> None:
         self.batch_size = batch_size
@@ -94,6 +96,7 @@ class MixOrder:
                 shuffle=shuffle,
                 seed=seed + number * _SEEDS,
                 shuffle_rows=max(1, shuffle_rows * quota // batch_size),
+                max_lanes=max_lanes,
                 drop_last=drop_last,
             )
             if not order.steps:

@@ -114,10 +114,10 @@ def permutation(n: int, *seed: int) -> IntArray:
     return words.view(np.int64)
 
 
-def lane_count(counts: Sequence[int], shuffle_rows: int = SHUFFLE_ROWS) -> int:
-    """The number of lanes: the largest power of two within 64, the row groups, and `shuffle_rows` // largest group."""
+def lane_count(counts: Sequence[int], shuffle_rows: int = SHUFFLE_ROWS, max_lanes: int = MAX_LANES) -> int:
+    """The number of lanes: the largest power of two within all of these, and `shuffle_rows` // largest row group."""
     sizes = [count for count in counts if count]
-    most = min(MAX_LANES, len(sizes), shuffle_rows // max(sizes, default=1))
+    most = min(max_lanes, len(sizes), shuffle_rows // max(sizes, default=1))
     return int(1 << (most.bit_length() - 1)) if most > 0 else 1
 
 
@@ -130,6 +130,7 @@ class RowOrder:
         shuffle: False keeps the stored order (with one lane).
         seed: of the permutations.
         shuffle_rows: bound on the rows that stand in open windows over all ranks.
+        max_lanes: bound on the number of lanes. More ranks than lanes share them, and what they decode.
         lanes: overrides the number of lanes. For an unshuffled pass where the order of rows is of no matter, a
             multiple of the world size lets each rank read its own row groups instead of a part of every one.
         drop_last: leave out the last batch of an epoch where it is short. Which rows these are differs from epoch to
@@ -152,6 +153,7 @@ class RowOrder:
         shuffle: bool = True,
         seed: int = 0,
         shuffle_rows: int = SHUFFLE_ROWS,
+        max_lanes: int = MAX_LANES,
         lanes: int | None = None,
         drop_last: bool = False,
     ) -> None:
@@ -168,7 +170,7 @@ class RowOrder:
         self.total = int(self.counts.sum())
         self.steps = self.total // batch_size if drop_last else -(-self.total // batch_size)
         self.rows = min(self.total, self.steps * batch_size)
-        self.lanes = lanes or (lane_count(self.counts.tolist(), shuffle_rows) if shuffle else 1)
+        self.lanes = lanes or (lane_count(self.counts.tolist(), shuffle_rows, max_lanes) if shuffle else 1)
         # Whether lanes that come to their next windows at once are turned: where they would hold more than the bound
         # and its quarter, or can well afford it.
         self.turns = shuffle and (

@@ -18,7 +18,7 @@ from rechub_dist.data.files import DataFile, OpenFiles
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.mix import Mix, MixEpoch, MixOrder
 from rechub_dist.data.negatives import Draw
-from rechub_dist.data.order import SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
+from rechub_dist.data.order import MAX_LANES, SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
 from rechub_dist.data.order import Window as Place
 from rechub_dist.data.row_group import RowGroup
 from rechub_dist.data.skips import BadFileError, Skipped
@@ -32,8 +32,8 @@ _FAREWELL = 5.0  # seconds for the thread to end; one that waits for a store end
 class ParquetReader:
     """One rank's batches of a data set.
 
-    Which rows make which global batch depends on the manifest, `batch_size`, `shuffle`, `seed`, `shuffle_rows` and
-    `lanes` alone (see `RowOrder`), neither on the world size nor on where an epoch is taken up.
+    Which rows make which global batch depends on the manifest, `batch_size`, `shuffle`, `seed`, `shuffle_rows`,
+    `max_lanes` and `lanes` alone (see `RowOrder`), neither on the world size nor on where an epoch is taken up.
 
     Args:
         manifest: the data set.
@@ -43,6 +43,7 @@ class ParquetReader:
         shuffle: False keeps the stored order.
         seed: of the order and of drawn negatives.
         shuffle_rows: bound on the rows in open windows over all ranks (a quarter more are opened ahead).
+        max_lanes: bound on the number of lanes.
         prefetch: batches that wait in the queue; 0 reads in the caller's thread.
         lanes: overrides the number of lanes; a multiple of the world size suits an unshuffled pass on several ranks.
         drop_last: leave out the last batch of an epoch where it is short.
@@ -65,6 +66,7 @@ class ParquetReader:
         shuffle: bool = True,
         seed: int = 0,
         shuffle_rows: int = SHUFFLE_ROWS,
+        max_lanes: int = MAX_LANES,
         prefetch: int = 4,
         lanes: int | None = None,
         drop_last: bool = False,
@@ -93,6 +95,7 @@ class ParquetReader:
                 shuffle=shuffle,
                 seed=seed,
                 shuffle_rows=shuffle_rows,
+                max_lanes=max_lanes,
                 lanes=lanes,
                 drop_last=drop_last,
             )
@@ -104,6 +107,7 @@ class ParquetReader:
                 shuffle=shuffle,
                 seed=seed,
                 shuffle_rows=shuffle_rows,
+                max_lanes=max_lanes,
                 drop_last=drop_last,
             )
 

@@ -66,7 +66,6 @@ def test_a_true_shuffle_is_told_from_a_poor_one_by_the_mean_of_a_batch() -> None
         ([65_536] * 2000, 16, ()),
         ([100_000] * 1000, 2, ()),
         ([65_536] * 16, 2, ()),  # few row groups, but all of the data is open
-        ([65_536] * 2000, 256, ()),
         ([1_000_000] * 64, 2, ("8 places only",)),
         ([1_000_000] * 64, 16, ("8 places only", "16 rank(s) decode each row 2.2 times")),
         ([1_000_000] * 10, 2, ("2 rank(s) decode each row 1.6 times",)),
@@ -85,6 +84,16 @@ def test_warnings(counts: list[int], world: int, faults: tuple[str, ...]) -> Non
     assert (told is None) == (not faults)
     for fault in (*faults, *(["rechub-dist data rechunk data/train --out"] if faults else [])):
         assert fault in str(told)
+
+
+def test_more_ranks_than_lanes() -> None:
+    told = layout_warning("data/train", [65_536] * 4000, 8192, 256)
+    assert told is not None
+    assert "256 ranks decode each row 4.1 times, as they share 64 lanes" in told
+    assert "data.max_lanes: 256 and data.shuffle_rows: 16777216" in told
+    mended = layout_quality([65_536] * 4000, 8192, 256, shuffle_rows=1 << 24, max_lanes=256)
+    assert mended.amplification < 1.1
+    assert layout_warning("data/train", [65_536] * 4000, 8192, 256, shuffle_rows=1 << 24, max_lanes=256) is None
 
 
 def test_refuses_what_has_no_rows() -> None:
