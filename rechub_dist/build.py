@@ -225,14 +225,19 @@ def _objective(config: RunConfig, model: Model, labels: tuple[Label, ...]) -> Ob
 ORDER_VERSION = 3  # of the order of rows, which checkpoints hold a position in: raise it with every change of that
 
 
+def vocabularies_of(parts: Parts) -> dict[str, str]:
+    """What identifies the vocabulary of each feature that has one: which value has which id."""
+    found = {feature.name: vocabulary_of(feature) for feature in parts.spec.stored}
+    return {name: vocabulary.fingerprint() for name, vocabulary in found.items() if vocabulary is not None}
+
+
 def identity(config: RunConfig, parts: Parts, train: Any) -> dict[str, Any]:
     """What makes two runs the same run: ranks, sharding, device, paths, cadence and duration do not.
 
     `train` identifies the data that the run has trained on so far.
     """
     tree = config.model_dump(mode="json")
-    found = {feature.name: vocabulary_of(feature) for feature in parts.spec.stored}
-    vocabularies = {name: vocabulary.fingerprint() for name, vocabulary in found.items() if vocabulary is not None}
+    vocabularies = vocabularies_of(parts)
     return {
         "seed": config.seed,
         "model": tree["model"],
@@ -248,7 +253,7 @@ def identity(config: RunConfig, parts: Parts, train: Any) -> dict[str, Any]:
             "order": config.data.order,
             "order_version": ORDER_VERSION,
             "train": train,
-            # which value has which id; the files' names are in the schema
+            # the files' names are in the schema
             **({"vocabularies": vocabularies} if vocabularies else {}),
         },
         "optimizer": tree["optimizer"],

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.build import Parts, TrainStep, build
+from rechub_dist.build import Parts, TrainStep, build, vocabularies_of
 from rechub_dist.checkpoint import open_checkpoints
 from rechub_dist.config import RunConfig
 from rechub_dist.data.negatives import draw_negatives, mix64
@@ -80,11 +80,11 @@ def load_best(config: RunConfig, parts: Parts, rt: Runtime) -> int:
     Called on every rank, when it is known that the data fits.
 
     Raises:
-        UserError: the run has no checkpoint.
+        UserError: the run has no checkpoint, or was trained with other vocabularies.
     """
     checkpoints = open_checkpoints(config, rt)
     module = shard_step(parts, rt)
-    return checkpoints.load_best(weights_state(module, parts.layout))
+    return checkpoints.load_best(weights_state(module, parts.layout), rt.together(lambda: vocabularies_of(parts)))
 
 
 def evaluate(

@@ -209,13 +209,24 @@ class Checkpoints:
             )
         return None
 
-    def load_best(self, state: Tensors) -> int:
+    def load_best(self, state: Tensors, vocabularies: dict[str, str]) -> int:
         """Load the best checkpoint in place, or the newest where none is best; returns its step.
 
+        Args:
+            state: what to load.
+            vocabularies: what identifies those that ids come from now, by feature.
+
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: there is none, it is damaged, or it was trained with ids from other vocabularies.
         """
         manifest = self._opened()
+        trained = manifest.run["identity"]["data"].get("vocabularies", {})
+        other = [name for name, fingerprint in vocabularies.items() if trained.get(name) != fingerprint]
+        if other:
+            raise UserError(
+                f"{self.folder.address}: the vocabulary of feature {other[0]!r} is not the one that the run was "
+                "trained with, so its ids mean other values; put that file back, or train anew"
+            )
         self._fill(manifest, state)
         return manifest.step
 

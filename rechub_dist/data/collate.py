@@ -20,7 +20,7 @@ from rechub_dist.data.window import Floats, Ints, Rows, Window
 
 
 class Pieces(NamedTuple):
-    """One feature's ids for n rows, in pieces, and their number in each row, int64 [n]."""
+    """One feature's ids for n rows, in pieces, and their number in each row, integers [n]."""
 
     values: Sequence[Ints]
     lengths: Ints

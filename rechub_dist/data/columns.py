@@ -214,7 +214,7 @@ def read_time_gaps(times: pa.Array, now: pa.Array, feature: TimeGapFeature, wher
     Raises:
         UserError: for a missing time, or a behaviour after the row's own time.
     """
-    lengths = pc.fill_null(pc.list_value_length(times), 0).to_numpy()
+    lengths = pc.fill_null(pc.list_value_length(times), 0).to_numpy().astype(np.int64)
     then, since, unit = times.flatten(), now, 1.0
     if pa.types.is_timestamp(now.type):
         then, since = (array.cast(pa.timestamp("us")).cast(pa.int64()) for array in (then, since))

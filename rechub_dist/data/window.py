@@ -109,16 +109,16 @@ def open_window(
         float_memory, floats = _room(reuse and reuse.memory and reuse.memory[1], (len(floats), rows), np.float32)
         memory = id_memory, float_memory
     for feature in features:
-        ids, weights, offsets = _stored(table, feature, where, bounds.get(feature.source))
-        if offsets is None:
+        ids, weights, lengths = _stored(table, feature, where, bounds.get(feature.source))
+        if lengths is None:
             _place(ids, permutation, block, len(flat))
             flat.append(feature.name)
         else:
             narrow = ids if permutation is None else ids.astype(dtype, copy=False)  # pays where it is permuted
-            ragged[feature.name] = _gather(narrow, weights, offsets, permutation, feature)
+            ragged[feature.name] = _gather(narrow, weights, lengths, permutation, feature)
     for gap in spec.time_gaps:
         ids, lengths = read_time_gaps(one_array(table, gap.times), one_array(table, gap.now), gap, where)
-        ragged[gap.name] = _gather(ids.astype(dtype, copy=False), None, _offsets(lengths), permutation, gap)
+        ragged[gap.name] = _gather(ids.astype(dtype, copy=False), None, lengths, permutation, gap)
     for crossed in spec.crosses:
         _cross(crossed, flat, block, ragged)
 
@@ -138,23 +138,24 @@ def open_window(
 def _stored(
     table: pa.Table | RowGroup, feature: StoredFeature, where: str, bounds: tuple[int, int] | None
 ) -> tuple[Ints, Floats | None, Ints | None]:
-    """A column's ids, their weights, and the offsets of its rows; None for one id without a weight in every row."""
+    """A column's ids, their weights, and their number in each row; None for one id without a weight in every row."""
     array = one_array(table, feature.source)
     weights: Floats | None = None
     if isinstance(feature, SparseFeature) and feature.weights:
         weights = read_id_weights(one_array(table, feature.weights), array, feature, where)
     if is_list(array.type):
-        offsets = _list_offsets(array)
+        lengths = _list_lengths(array)
         ids, keep = read_ids(_elements(array), feature, where, bounds)
     else:
         ids, keep = read_ids(array, feature, where, bounds)
         if keep is None and weights is None:
             return ids, None, None
-        offsets = np.arange(len(array) + 1)
+        lengths = np.ones(len(array), np.int64)
     if keep is not None:
         ids, weights = ids[keep], None if weights is None else weights[keep]
-        offsets = _offsets(keep)[offsets]
-    return ids, weights, offsets
+        kept = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])
+        lengths = np.diff(kept[_offsets(lengths)])
+    return ids, weights, lengths
 
 
 def _elements(array: pa.Array) -> pa.Array:
@@ -164,12 +165,12 @@ def _elements(array: pa.Array) -> pa.Array:
     return array.values[array.offsets[0].as_py() : array.offsets[-1].as_py()]
 
 
-def _list_offsets(array: pa.Array) -> Ints:
-    """Where each list begins in the flattened array, int64 [n + 1]; a missing list is empty."""
+def _list_lengths(array: pa.Array) -> Ints:
+    """The lengths of lists, int32 where Arrow's offsets are, else int64; a missing list is empty."""
     if array.null_count or pa.types.is_fixed_size_list(array.type):
-        return _offsets(pc.fill_null(pc.list_value_length(array), 0).to_numpy())
-    offsets: Ints = array.offsets.to_numpy()
-    return offsets.astype(np.int64) - offsets[0]
+        lengths: Ints = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+        return lengths.astype(np.int64)
+    return np.diff(array.offsets.to_numpy())
 
 
 def _cross(feature: CrossFeature, flat: list[str], block: Rows, ragged: dict[str, Ragged]) -> None:
@@ -206,9 +207,9 @@ def _id_type(spec: BatchSpec) -> np.dtype[Any]:
 
 
 def _offsets(lengths: Any) -> Ints:
-    """Running sums with a leading 0, int64 [n + 1]."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
+    """Running sums with a leading 0, of the lengths' type (which holds all ids of a column), [n + 1]."""
+    # several times as fast as NumPy's cumsum
+    offsets: Ints = torch.ops.fbgemm.asynchronous_complete_cumsum(torch.from_numpy(lengths)).numpy()
     return offsets
 
 
@@ -231,14 +232,14 @@ def _place(values: Any, permutation: Ints | None, rows: Rows, row: int) -> None:
 
 
 def _gather(
-    ids: Ints, weights: Floats | None, offsets: Ints, permutation: Ints | None, feature: StoredFeature | TimeGapFeature
+    ids: Ints, weights: Floats | None, lengths: Ints, permutation: Ints | None, feature: StoredFeature | TimeGapFeature
 ) -> Ragged:
     """Cut the rows to the feature's length and permute them."""
-    lengths = np.diff(offsets)
     if isinstance(feature, SequenceFeature | TimeGapFeature) and lengths.max(initial=0) > feature.max_length:
         surplus = np.maximum(lengths - feature.max_length, 0)
-        starts = offsets[:-1] if feature.keep == "last" else offsets[1:] - surplus
-        index = np.repeat(starts - _offsets(surplus)[:-1], surplus)
+        ends = np.cumsum(lengths)
+        starts = ends - (lengths if feature.keep == "last" else surplus)
+        index = np.repeat(starts - (np.cumsum(surplus) - surplus), surplus)
         kept = np.ones(len(ids), np.bool_)
         kept[index + np.arange(len(index))] = False
         ids, weights = ids[kept], None if weights is None else weights[kept]
