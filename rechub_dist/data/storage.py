@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -23,10 +23,15 @@ from rechub_dist.errors import UserError, one_line
 
 T = TypeVar("T")
 
-_BY_ARROW = ("hdfs", "viewfs", "abfs", "abfss", "gcs", "file")
+_HADOOP = ("hdfs", "viewfs")
+_BY_ARROW = (*_HADOOP, "gcs", "file")
+_AZURE = ("abfs", "abfss")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between attempts
-# What no repetition mends, in the words of Arrow's S3 client; 408 (time-out) and 429 (too many requests) are not meant.
-_REFUSED = re.compile(r"HTTP status (?!408|429)4\d\d|ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH")
+# What no repetition mends, in the words of Arrow's clients of S3 and Azure; 408 (time-out) and 429 (too many requests)
+# are not meant.
+_REFUSED = re.compile(
+    r"(HTTP status|Azure Error: \[\w*\]) (?!408|429)4\d\d|ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH"
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ def locate(address: str, settings: StorageConfig) -> tuple[Store, str]:
         if scheme in ("s3", "gs"):
             path = base.removeprefix(f"{scheme}://")
             filesystem = _s3(path, settings, options) if scheme == "s3" else _gcs(settings, options)
+        elif scheme in _AZURE:
+            filesystem, path = _azure(urlsplit(base), settings, options)
         elif scheme in _BY_ARROW:
             filesystem, path = pafs.FileSystem.from_uri(base + (f"?{_query(options)}" if options else ""))
         else:
@@ -132,9 +139,12 @@ def locate(address: str, settings: StorageConfig) -> tuple[Store, str]:
             f"{address}: {one_line(error)}; install the package that serves {scheme}:// addresses"
         ) from None
     except Exception as error:  # whatever a client's constructor raises
+        hadoop = (
+            " the Hadoop client (JAVA_HOME, HADOOP_HOME, CLASSPATH, ARROW_LIBHDFS_DIR)," if scheme in _HADOOP else ""
+        )
         raise UserError(
-            f"{address}: {scheme}:// cannot be reached ({_short(error)}); check the address, data.storage and the "
-            "credentials in the environment"
+            f"{address}: {scheme}:// cannot be reached ({_short(error)}); check{hadoop} the address, data.storage and "
+            "the credentials in the environment"
         ) from error
     prefix = base[: len(base) - len(path)] if base.endswith(path) else f"{scheme}://"
     return Store(filesystem, "" if scheme == "file" else prefix, settings), path
@@ -209,6 +219,40 @@ def _gcs(settings: StorageConfig, options: dict[str, Any]) -> Any:
         scheme, _, host = settings.endpoint.rpartition("://")
         given |= {"endpoint_override": host, "scheme": scheme or "https"}
     return pafs.GcsFileSystem(**(given | options))
+
+
+def _azure(address: SplitResult, settings: StorageConfig, options: dict[str, Any]) -> tuple[Any, str]:
+    """The file system of `abfs://container@account.dfs.core.windows.net/path` or `abfs://container/path`, and the path.
+
+    What neither the address nor the options say is taken from the variables of Azure's own tools.
+    """
+    account, _, _ = (address.hostname or "").partition(".")
+    given = {
+        name: os.environ[variable]
+        for name, variable in (
+            ("account_name", "AZURE_STORAGE_ACCOUNT"),
+            ("account_key", "AZURE_STORAGE_KEY"),
+            ("sas_token", "AZURE_STORAGE_SAS_TOKEN"),
+        )
+        if variable in os.environ and not (name != "account_name" and {"account_key", "sas_token"} & options.keys())
+    }
+    if address.username:
+        given["account_name"] = account
+    if settings.endpoint:
+        scheme, _, host = settings.endpoint.rpartition("://")
+        for service in ("blob", "dfs"):
+            given |= {f"{service}_storage_authority": host, f"{service}_storage_scheme": scheme or "https"}
+    given |= options
+    if "account_name" not in given:
+        raise UserError(
+            f"{address.geturl()}: no storage account is named; write "
+            "abfs://container@account.dfs.core.windows.net/path, or set AZURE_STORAGE_ACCOUNT or "
+            "data.storage.options.account_name"
+        )
+    filesystem, path = pafs.AzureFileSystem(**given), address.path.lstrip("/")
+    if address.username:  # the path begins behind the account
+        return pafs.SubTreeFileSystem(address.username, filesystem), path
+    return filesystem, f"{address.netloc}/{path}".rstrip("/")
 
 
 def _query(options: dict[str, Any]) -> str:

@@ -98,6 +98,11 @@ def test_join() -> None:
     assert join("data", "gs://bucket/train") == "gs://bucket/train"
 
 
+def test_hadoop_needs_its_client() -> None:
+    with pytest.raises(UserError, match=r"hdfs://nn:8020/x: hdfs:// cannot be reached .*the Hadoop client"):
+        Manifest.read("hdfs://nn:8020/x")
+
+
 def test_any_fsspec_address(folder: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(folder), "/shop/data", recursive=True)
