@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -13,9 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rechub_dist.config import StorageConfig
+from rechub_dist.data.files import DataFile
 from rechub_dist.data.footers import corrupt
 from rechub_dist.data.manifest import Manifest, prepared_splits
 from rechub_dist.data.order import permutation
+from rechub_dist.data.partitions import COMPLETE
+from rechub_dist.data.storage import exists
 from rechub_dist.errors import UserError
 
 ROW_GROUP_ROWS = 65_536
@@ -38,17 +44,18 @@ def rechunk(
 ) -> dict[str, int]:
     """Write the rows of `source` to the new folder `out`, which appears when all of them are there.
 
-    A prepared folder (with `train/` in it) is written split by split, and its other files are copied. Anything else
-    becomes one folder of files; the folders below it are not kept.
+    A prepared folder (with `train/` in it) is written split by split, and its other files are copied. Hive partitions
+    (`date=2022-04-25/`) stay what they are, each written by itself, `_SUCCESS` included; other folders are not kept.
 
     Args:
         source: a prepared folder, or what `Manifest.read` takes.
         out: the folder; it must not be there, or be empty.
         row_group_rows: rows of each row group; the last of a file may have fewer.
-        files: files of each split, of equal rows; at most as many as there are rows.
+        files: files of each split or partition, of equal rows; at most as many as there are rows.
         file_rows: rows of each file, in place of `files`; default 4,194,304.
-        shuffle: permute the rows of each split, every order as likely as any other. This takes as much room on the
-            disk of `out` once more while it runs, and about 1 GB of memory (more beyond some 100 GB of data).
+        shuffle: permute the rows of each split or partition, every order as likely as any other. This takes as much
+            room on the disk of `out` once more while it runs, and about 1 GB of memory (more beyond some 100 GB of
+            data).
         seed: of the order.
         progress: is told the split ('' for the only one), and the rows done and to do: twice as many in a shuffle.
 
@@ -76,17 +83,24 @@ def rechunk(
                 counts[split] = 0
                 continue
             manifest = Manifest.read(f"{source}/{split}" if split else source)
-            # rows beyond those of the manifest would be written as well, and be noticed
-            sizes = chain(_even(manifest.rows, files or 0), repeat(file_rows or FILE_ROWS))
+            total, before = manifest.rows * (1 + shuffle), 0
+            for folder, part in _by_partition(manifest):
 
-            def tell(done: int, split: str = split, total: int = manifest.rows * (1 + shuffle)) -> None:
-                if progress is not None:
-                    progress(split, done, total)
+                def tell(done: int, split: str = split, total: int = total, before: int = before) -> None:
+                    if progress is not None:
+                        progress(split, before + done, total)
 
-            rows = _shuffled(manifest, work / ".buckets", seed, tell) if shuffle else _stored(manifest, tell)
-            with closing(rows):
-                _write(rows, work / split, manifest.schema, row_group_rows, sizes)
-            counts[split] = _checked(manifest, work / split)
+                rows = _shuffled(part, work / ".buckets", seed, tell) if shuffle else _stored(part, tell)
+                # rows beyond those of the manifest would be written as well, and be noticed
+                sizes = chain(_even(part.rows, files or 0), repeat(file_rows or FILE_ROWS))
+                target = work / split / folder
+                with closing(rows):
+                    _write(rows, target, manifest.schema, row_group_rows, sizes)
+                _check(part, target)
+                if folder and exists(posixpath.join(posixpath.dirname(part.files[0].path), COMPLETE), StorageConfig()):
+                    (target / COMPLETE).touch()
+                before += part.rows * (1 + shuffle)
+            counts[split] = manifest.rows
         if splits != ("",):
             for file in Path(source).iterdir():
                 if file.is_file():
@@ -112,15 +126,25 @@ def _no_rows(folder: Path) -> bool:
     return bool(files) and not any(pq.read_metadata(file).num_rows for file in files)
 
 
-def _checked(manifest: Manifest, written: Path) -> int:
-    """The rows that were written, which must be those that were there."""
+def _by_partition(manifest: Manifest) -> list[tuple[str, Manifest]]:
+    """The hive partitions that a data set has files in, by their folder; one folder '' where there are other files."""
+    folders: dict[str, list[DataFile]] = {}
+    for file in manifest.files:
+        if sum(file.counts):
+            folders.setdefault(posixpath.dirname(file.name), []).append(file)
+    if not all(part.count("=") == 1 for folder in folders for part in folder.split("/")):
+        return [("", manifest)]
+    return [(folder, replace(manifest, path=folder, files=tuple(files))) for folder, files in sorted(folders.items())]
+
+
+def _check(manifest: Manifest, written: Path) -> None:
+    """Make sure that the rows that were written are those that were there."""
     rows = Manifest.read(str(written)).rows
     if rows != manifest.rows:
         raise UserError(
             f"{manifest.path}: {rows:,} of {manifest.rows:,} rows were written; its files changed meanwhile: "
             "try again when nothing writes to them"
         )
-    return rows
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
@@ -215,7 +239,7 @@ def _write(
     tables: Iterator[pa.Table], folder: Path, schema: pa.Schema, row_group_rows: int, sizes: Iterable[int]
 ) -> None:
     """Write the rows to files of these sizes."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     waiting = _plain(schema).empty_table()
     for number, size in enumerate(sizes):
         if not waiting.num_rows and (waiting := next(tables, waiting)).num_rows == 0:

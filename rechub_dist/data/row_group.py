@@ -1,7 +1,7 @@
 """A row group that is decoded a few columns at a time, as they are asked for.
 
 Whoever converts each column as it comes finds it in the processor's cache, and Arrow the memory of those before it:
-decoding flat columns takes a seventh less time than that of the whole row group, long lists a quarter less
+decoding flat columns takes a seventh less time than that of the whole row group, long lists a fifth less
 (`benchmarks/reader.py`).
 """
 

@@ -143,6 +143,34 @@ def test_a_prepared_folder_is_written_split_by_split(tmp_path: Path) -> None:
     assert pq.read_schema(tmp_path / "out" / "test" / "part-0.parquet") == rows(0, 0).schema
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_partitions_stay_what_they_are(tmp_path: Path, shuffle: bool) -> None:
+    days = {f"date=2022-04-{day}/country={name}": 10 * day for day in (24, 25) for name in ("de", "fr")}
+    for folder, first in days.items():
+        write(tmp_path / "log" / folder, [[5, first % 7], [0]])
+        (tmp_path / "log" / folder / "_SUCCESS").touch()
+    done: list[int] = []
+    told = rechunk(
+        str(tmp_path / "log"),
+        tmp_path / "new",
+        row_group_rows=4,
+        shuffle=shuffle,
+        progress=lambda *a: done.append(a[1]),
+    )
+    assert told == {"": sum(5 + first % 7 for first in days.values())}
+    assert done == sorted(done)
+    assert done[-1] == told[""] * (1 + shuffle)
+    for folder in days:
+        assert (tmp_path / "new" / folder / "_SUCCESS").exists()
+        before, after = (read(tmp_path / place / folder) for place in ("log", "new"))
+        assert after.sort_by("id").to_pylist() == before.sort_by("id").to_pylist()
+        assert max(Manifest.read(str(tmp_path / "new" / folder)).counts) == 4
+    # beside other folders they are folders like these
+    write(tmp_path / "log" / "other", [[3]])
+    rechunk(str(tmp_path / "log"), tmp_path / "one", row_group_rows=4)
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["part-00000.parquet"]
+
+
 def test_what_is_there_is_never_touched(tmp_path: Path) -> None:
     source = write(tmp_path / "source", [[5]])
     (tmp_path / "out").mkdir()
