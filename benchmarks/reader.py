@@ -155,12 +155,14 @@ def first_batch(files: int) -> None:
             began = time.perf_counter()
             manifest = Manifest.read(str(folder))
             listed = time.perf_counter()
-            batches = ParquetReader(manifest, spec, batch_size=BATCH, lanes=4).batches(0)
+            reader = ParquetReader(manifest, spec, batch_size=BATCH)
+            batches = reader.batches(0)
             next(batches)
             ended = time.perf_counter()
             batches.close()
             print(
-                f"{files:,} files, {what}: manifest {listed - began:.2f} s, first batch {ended - listed:.2f} s after it"
+                f"{files:,} files, {what}: manifest {listed - began:.2f} s, first batch {ended - listed:.2f} s later "
+                f"({reader.order.lanes} lanes)"
             )
 
 

@@ -222,7 +222,7 @@ def _objective(config: RunConfig, model: Model, labels: tuple[Label, ...]) -> Ob
     return PointwiseObjective(chosen, labels)
 
 
-ORDER_VERSION = 3  # of the order of rows, which checkpoints hold a position in: raise it with every change of that
+ORDER_VERSION = 4  # of the order of rows, which checkpoints hold a position in: raise it with every change of that
 
 
 def vocabularies_of(parts: Parts) -> dict[str, str]:

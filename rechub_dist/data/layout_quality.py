@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -64,20 +65,20 @@ def layout_quality(
     epoch = order.epoch(0)
     windows = epoch.all_windows()
     sizes = windows.stop - windows.start
-    decoded = np.bincount(windows.lane, order.counts[windows.group], minlength=order.lanes)
-    lanes = [_lanes(epoch, rank, world_size) for rank in range(world_size)]
     sampled = np.unique(np.linspace(0, world_size - 1, _SAMPLED_RANKS).astype(int))
+    read = [_windows(epoch, rank, world_size) for rank in sampled.tolist()]
+    decoded = [int(order.counts[windows.group[own]].sum()) for own in read]
     groups, correlation = _mixed(epoch)
     return LayoutQuality(
         rows=order.total,
         row_groups=int(np.count_nonzero(order.counts)),
         largest=int(order.counts.max()),
         lanes=order.lanes,
-        open_share=_peak(epoch, sizes, np.arange(order.lanes)) / order.total,
+        open_share=_peak(epoch, sizes, np.arange(epoch.windows)) / order.total,
         groups_per_batch=groups,
         rank_correlation=correlation,
-        amplification=float(sum(decoded[own].sum() for own in lanes)) / order.total,
-        peak_rows=max(_peak(epoch, sizes, lanes[rank]) for rank in sampled),
+        amplification=float(np.mean(decoded)) * world_size / order.total,
+        peak_rows=max(_peak(epoch, sizes, own) for own in read),
     )
 
 
@@ -139,21 +140,28 @@ def _suggested(rows: int) -> int:
     return min(65_536, max(16_384, 1 << (rows // (8 * MAX_LANES)).bit_length() - 1))
 
 
-def _lanes(epoch: EpochOrder, rank: int, world_size: int) -> IntArray:
-    """The lanes that a rank reads."""
-    order = epoch.order
-    # a lane's place within the batch recurs after so many steps
+def _windows(epoch: EpochOrder, rank: int, world_size: int) -> IntArray:
+    """The windows that a rank reads, by index."""
+    order, windows = epoch.order, epoch.all_windows()
+
+    def met(steps: Iterable[int]) -> list[int]:
+        return [piece.window for step in steps for piece in epoch.share(step, rank, world_size).slices]
+
+    # while all lanes are there, the place of each within the batch recurs after so many steps
     period = order.lanes // math.gcd(order.lanes, order.batch_size)
-    windows = [
-        piece.window for step in range(min(period, order.steps)) for piece in epoch.share(step, rank, world_size).slices
-    ]
-    return np.unique(epoch.all_windows().lane[windows]) if windows else np.zeros(0, np.int64)
+    first, end = order.deal.settled()
+    first, end = -(-first // order.batch_size), min(end // order.batch_size, order.steps)
+    if end <= first:
+        return np.unique(np.array(met(range(order.steps)), np.int64))
+    lanes = np.unique(windows.lane[met(range(first, min(first + period, end)))])
+    settled = np.isin(windows.lane, lanes) & (windows.last_step >= first) & (windows.first_step < end)
+    others = met(chain(range(first), range(end, order.steps)))
+    return np.union1d(np.flatnonzero(settled), np.array(others, np.int64))
 
 
-def _peak(epoch: EpochOrder, sizes: IntArray, lanes: IntArray) -> int:
-    """Rows in open windows of these lanes, in the step that has most."""
+def _peak(epoch: EpochOrder, sizes: IntArray, own: IntArray) -> int:
+    """Rows of these windows that are open in the step that has most."""
     windows = epoch.all_windows()
-    own = np.isin(windows.lane, lanes)
     change = np.zeros(epoch.order.steps + 1, np.int64)
     np.add.at(change, windows.first_step[own], sizes[own])
     np.add.at(change, windows.last_step[own] + 1, -sizes[own])

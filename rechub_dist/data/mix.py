@@ -65,6 +65,7 @@ class MixOrder:
         sources: the order of each source.
         rows: rows of the first epoch's batches; those of others may differ, see `rows_before`.
         steps: an epoch's batches.
+        lanes: of all sources.
 
     Raises:
         ValueError: for impossible sizes; a source with so little weight that a batch has no row of it, or with fewer
@@ -106,6 +107,7 @@ class MixOrder:
         if not passes:
             raise ValueError("all sources are repeated: an epoch would have no end")
         self.steps = min(passes)
+        self.lanes = sum(order.lanes for order in self.sources)
         self.rows = self.rows_before(1, 0)
 
     def rows_before(self, epoch: int, step: int) -> int:
@@ -181,6 +183,16 @@ class MixEpoch:
             return None
         after += index - within
         return after if self.window(after).first_step < self.order.steps else None
+
+    def joining(self, step: int) -> list[int]:
+        """The first windows of the lanes that join after `step`, in this epoch and the sources' passes."""
+        order = self.order
+        found = []
+        for source, one in enumerate(order.sources):
+            number, at = divmod(self._begin + step, one.steps)
+            base = (number * len(order.sources) + source) * self._stride
+            found += [base + index for index in self._pass(source, number).joining(at)]
+        return [index for index in found if self.window(index).first_step < order.steps]
 
     def _find(self, index: int) -> tuple[int, int, int, EpochOrder]:
         """The source of a window, its pass, the index in it, and the order of it."""

@@ -1,10 +1,10 @@
 """Which row comes when: pure arithmetic over the sizes of row groups, without I/O.
 
 The row groups, permuted by (seed, epoch), form one virtual stream, which is cut into L contiguous *lanes* of
-`N // L + (l < N % L)` rows. Rows are dealt to the global batches like cards: the k-th row of the deal comes from lane
-`k % L`, and is that lane's row `k // L`. A lane's *windows* are the pieces of row groups that it holds, whole row
-groups but for those that a lane's boundary cuts; the rows of a window are permuted by (seed, epoch, window). Within a
-global batch the rows stand in lane order, and a rank takes a contiguous slice of it.
+`N // L + (l < N % L)` rows. Rows are dealt from them to the global batches like cards (see `Deal`). A lane's *windows*
+are the pieces of row groups that it holds, whole row groups but for those that a lane's boundary cuts; the rows of a
+window are permuted by (seed, epoch, window). Within a global batch the rows stand in lane order, and a rank takes a
+contiguous slice of it.
 
 Row groups of equal size can make all lanes come to their next windows at once, which would hold twice the memory for
 that step, and leave the reader nothing to do between. Where this happens the lanes are *turned*: each begins at
@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rechub_dist.data.deal import FIRST_LANES, Deal, longest_lag
 
 IntArray = NDArray[np.int64]
 
@@ -171,12 +173,22 @@ class RowOrder:
         self.steps = self.total // batch_size if drop_last else -(-self.total // batch_size)
         self.rows = min(self.total, self.steps * batch_size)
         self.lanes = lanes or (lane_count(self.counts.tolist(), shuffle_rows, max_lanes) if shuffle else 1)
+        self.deal = Deal(self.total, self.lanes, self._lag() if shuffle else 0)
         # Whether lanes that come to their next windows at once are turned: where they would hold more than the bound
         # and its quarter, or can well afford it.
         self.turns = shuffle and (
             2 * self.lanes * int(self.counts.max(initial=0)) > shuffle_rows + shuffle_rows // 4
             or np.count_nonzero(self.counts) >= _MANY_GROUPS * self.lanes
         )
+
+    def _lag(self) -> int:
+        """Rounds after which more lanes join: time enough to open their row groups.
+
+        Lanes join between two batches where that can be, so that ranks need not share them.
+        """
+        even = -(-self.batch_size // FIRST_LANES)
+        lag = min(self.batch_size, longest_lag(self.total, self.lanes))
+        return lag // even * even or lag
 
     def batch_rows(self, step: int) -> int:
         """Rows of global batch `step`."""
@@ -202,12 +214,10 @@ class EpochOrder:
         groups = np.flatnonzero(order.counts)
         if order.shuffle:
             groups = groups[permutation(len(groups), order.seed, _GROUPS, epoch)]
-        L, N = order.lanes, order.total
-        lane = np.arange(L, dtype=np.int64)
-        self._lane_sizes = N // L + (lane < N % L)
-        self._lane_starts = lane * (N // L) + np.minimum(lane, N % L)
+        self._lane_sizes = order.deal.sizes
+        self._lane_starts = np.cumsum(self._lane_sizes) - self._lane_sizes
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(order.counts[groups])])
-        self._lay_out(groups, bounds, np.zeros(L, np.int64))
+        self._lay_out(groups, bounds, np.zeros(order.lanes, np.int64))
         if order.turns and self._crowded():
             self._lay_out(groups, bounds, self._turns(bounds))
 
@@ -221,7 +231,7 @@ class EpochOrder:
         cuts = np.unique(np.concatenate([bounds, lane_starts, lane_starts + turns]))
         starts = cuts[:-1]
         # lanes without rows share their start with the next one: side="right" gives the last, which holds the rows
-        # (lanes without rows are the last of all, and start at N, beyond every window)
+        # (unless it starts at N, beyond every window)
         lane = np.searchsorted(lane_starts, starts, side="right") - 1
         # and by their place in the order of reading, where a lane's rows have the same places, turned
         read = lane_starts[lane] + (starts - lane_starts[lane] - turns[lane]) % self._lane_sizes[lane]
@@ -232,8 +242,10 @@ class EpochOrder:
         self._group = groups[place] if N else groups
         self._offset = starts - bounds[place]
         first, last = read - lane_starts[self._lane], self._cuts[1:] - 1 - lane_starts[self._lane]
-        self._first_step = (first * self.order.lanes + self._lane) // self.order.batch_size
-        self._last_step = (last * self.order.lanes + self._lane) // self.order.batch_size
+        self._first_step = self.order.deal.place(self._lane, first) // self.order.batch_size
+        self._last_step = self.order.deal.place(self._lane, last) // self.order.batch_size
+        beginnings = np.flatnonzero(first == 0)
+        self._beginnings = beginnings[np.argsort(self._first_step[beginnings], kind="stable")]
 
     def _crowded(self) -> bool:
         """Whether more than a quarter of the lanes, and one, change windows in an eighth of the time of a window."""
@@ -251,7 +263,8 @@ class EpochOrder:
         first = np.minimum(np.searchsorted(bounds, self._lane_starts), len(bounds) - 2)
         begin, size = bounds[first], bounds[first + 1] - bounds[first]
         golden = np.arange(self.order.lanes, dtype=np.int64) * 40503 % 65536  # 65536 / 1.618
-        turned = begin - self._lane_starts + size - 1 - golden * (size - 1) // 65536
+        left = (golden * (size - 1) // 65536 - self.order.deal.begins) % np.maximum(size, 1)
+        turned = begin - self._lane_starts + size - 1 - left
         # a lane that is no more than that row group never changes windows
         return np.where((begin >= self._lane_starts) & (begin + size <= ends) & (size < self._lane_sizes), turned, 0)
 
@@ -271,6 +284,11 @@ class EpochOrder:
         if after == self.windows or self._lane[after] != self._lane[index]:
             return None
         return after if self._first_step[after] < self.order.steps else None
+
+    def joining(self, step: int) -> list[int]:
+        """The first windows of the lanes that join after `step`, soonest first."""
+        later = np.searchsorted(self._first_step[self._beginnings], step, side="right")
+        return [int(index) for index in self._beginnings[later:] if self._first_step[index] < self.order.steps]
 
     def window(self, index: int) -> Window:
         """Window `index`; those of a lane are numbered consecutively, in the order of use."""
@@ -311,8 +329,8 @@ class EpochOrder:
         begin, n = step * self.order.batch_size, self.order.batch_rows(step)
         if self.order.lanes == 1:
             return self._pieces(begin + low, begin + high)
-        given = self._given(begin)
-        takes = self._given(begin + n) - given
+        given = self.order.deal.given(begin)
+        takes = self.order.deal.given(begin + n) - given
         ends = np.cumsum(takes)
         lanes = slice(np.searchsorted(ends, low, side="right"), np.searchsorted(ends, high, side="left") + 1)
         ends, begins = ends[lanes], (ends - takes)[lanes]
@@ -334,8 +352,3 @@ class EpochOrder:
             cut, end = int(self._cuts[window]), int(self._cuts[window + 1])
             pieces.append(Slice(window, max(start, cut) - cut, min(stop, end) - cut))
         return pieces
-
-    def _given(self, rows: int) -> IntArray:
-        """Rows that each lane has given when `rows` rows are dealt, int64 [L]."""
-        lane = np.arange(self.order.lanes, dtype=np.int64)
-        return rows // self.order.lanes + (lane < rows % self.order.lanes)

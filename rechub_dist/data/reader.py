@@ -243,8 +243,8 @@ class _Source:
     def open_ahead(self) -> bool:
         """Open the window that is due next. False where nothing is, or enough are open ahead.
 
-        At most a quarter of the lanes that the rank reads, and one, are ahead. Only windows that the rank surely
-        needs are opened.
+        As many windows are open as the rank reads lanes when all have joined, a quarter more, and one. Only windows
+        that the rank surely needs are opened.
         """
         if not self._ahead:
             return False
@@ -260,10 +260,10 @@ class _Source:
     def _due(self) -> int | None:
         """The window to open ahead, if any."""
         reader, order = self._reader, self._order
-        ahead = sum(opened.first_step > self._step for opened in self._windows.values())
-        if ahead > len(self._slices) // 4:
+        lanes = -(-reader.order.lanes // reader.world_size)
+        if len(self._windows) > lanes + lanes // 4:
             return None
-        due: list[tuple[int, int]] = []
+        due = [(order.window(i).first_step, i) for i in order.joining(self._step) if i not in self._windows]
         for piece in self._slices:
             index = order.following(piece.window)
             while index is not None and index in self._windows:

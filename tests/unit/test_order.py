@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -102,10 +104,14 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_rows_of_a_batch_come_from_all_over_the_data() -> None:
-    epoch = RowOrder([100] * 64, 64).epoch(0)
+    order = RowOrder([100] * 64, 64)
+    epoch = order.epoch(0)
+    first, end = (rows // 64 for rows in order.deal.settled())
+    assert first <= 10
+    assert end >= 90
     for step in range(100):
         groups = {epoch.window(piece.window).group for piece in epoch.share(step).slices}
-        assert len(groups) == 64
+        assert len(groups) == 64 if first < step < end else len(groups) >= 8
 
 
 @pytest.mark.parametrize(
@@ -130,7 +136,8 @@ def test_a_rank_opens_only_what_it_needs() -> None:
     for order in (RowOrder(counts, 256), RowOrder(counts, 256, shuffle=False, lanes=4)):
         epoch = order.epoch(0)
         opened = [{s.window for step in range(order.steps) for s in epoch.share(step, r, 4).slices} for r in range(4)]
-        assert [len(windows) for windows in opened] == [16] * 4
+        # while not all lanes are there, ranks may share some
+        assert all(16 <= len(windows) <= 16 + 6 * order.shuffle for windows in opened)
         assert len(set().union(*opened)) == 64
 
 
@@ -178,7 +185,8 @@ def test_lanes_change_windows_at_different_times(counts: list[int], most: int) -
     for ranks in (2, 4):  # for each rank too
         lanes = order.lanes // ranks
         for rank in range(ranks):
-            own = [w for w in map(epoch.window, range(epoch.windows)) if w.lane // lanes == rank and w.first_step]
+            windows = list(map(epoch.window, range(epoch.windows)))
+            own = [b for a, b in pairwise(windows) if a.lane == b.lane and b.lane // lanes == rank]
             crossings = np.bincount([w.first_step for w in own])
             assert crossings.max() <= max(1, lanes // 4)
 
