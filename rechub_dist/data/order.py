@@ -249,7 +249,7 @@ class EpochOrder:
 
     def _crowded(self) -> bool:
         """Whether more than a quarter of the lanes, and one, change windows in an eighth of the time of a window."""
-        later = self._first_step[self._first_step > 0]
+        later = np.delete(self._first_step, self._beginnings)
         span = max(1, int(self._last_step.max(initial=0)) * self.order.lanes // max(1, self.windows) // 8)
         return len(later) > 0 and int(np.bincount(later // span).max()) > self.order.lanes // 4 + 1
 
