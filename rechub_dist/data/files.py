@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -56,10 +57,14 @@ class DataFile:
 
 
 class OpenFiles:
-    """The files of one pass over a data set, the least recently used of them closed; for one thread."""
+    """The files of one pass over a data set, the least recently used of them closed.
+
+    Several threads may read at once; a file that one of them reads is opened again for another.
+    """
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, file: DataFile, group: int, columns: list[str]) -> pa.Table:
         """The columns of the rows of one row group that meet the file's conditions. Raises as `convert`."""
@@ -84,7 +89,8 @@ class OpenFiles:
             UserError: where the store fails, up to its deadline.
         """
         # An attempt that hangs keeps its file: it is taken out of here, and comes back only with its rows.
-        opened = self._files.pop(file.path, None)
+        with self._lock:
+            opened = self._files.pop(file.path, None)
         pieces: dict[int, bytes] = {}
 
         def work(attempt: int) -> tuple[pq.ParquetFile, Future[T]]:
@@ -106,9 +112,13 @@ class OpenFiles:
             return parquet, outcome
 
         parquet, outcome = file.store.patiently(work, f"{file.path}: row group {group}")
-        self._files[file.path] = parquet
-        if len(self._files) > _OPEN_FILES:
-            self._files.popitem(last=False)[1].close(force=True)
+        with self._lock:
+            spare = self._files.pop(file.path, None)  # another thread's
+            self._files[file.path] = parquet
+            if spare is None and len(self._files) > _OPEN_FILES:
+                _, spare = self._files.popitem(last=False)
+        if spare is not None:
+            spare.close(force=True)
         return outcome.result()
 
     def close(self) -> None:

@@ -94,7 +94,7 @@ class Manifest:
             else:
                 raise fault
         if any(file.where.items for file in files):
-            files, bad = _meeting(ask, f"{sources}: rows", files, shared[1], path)
+            files, bad = _counted(ask, f"{sources}: rows", files, shared[1], path)
             left_out += bad
         return cls(path, tuple(files), shared[1], skip_bad, tuple(left_out))
 
@@ -208,7 +208,7 @@ def _file(item: Found, footer: Footer) -> DataFile:
     )
 
 
-def _meeting(
+def _counted(
     ask: _Asking, name: str, files: list[DataFile], schema: pa.Schema, path: str
 ) -> tuple[list[DataFile], list[Skipped]]:
     """The files with the number of their rows that meet the conditions; and those that turned out to be bad."""

@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.window import Window, open_window
 from rechub_dist.errors import UserError
 
+_AT_ONCE = 4  # row groups that are read at once where several are needed: at the start, and after a restart
 _FAREWELL = 5.0  # seconds for the thread to end; one that waits for a store ends by itself, at the deadline
 
 
@@ -184,6 +186,7 @@ class _Opened(NamedTuple):
     window: Window | None  # None: its file is bad, and it has no rows
     first_step: int
     last_step: int
+    notice: Skipped | None = None
 
 
 class _Source:
@@ -209,6 +212,7 @@ class _Source:
             for step in range(start_step, reader.steps):
                 share = order.share(step, reader.rank, reader.world_size)
                 self._step, self._slices = step, share.slices
+                self._open([piece.window for piece in share.slices])
                 parts, places = self._parts(share.slices)
                 draw = Draw(reader.order.seed, order.epoch, share.position, share.first, share.total, places)
                 batch = assemble(reader.spec, parts, share.stride, draw)
@@ -231,7 +235,7 @@ class _Source:
         places: list[IntArray] = []
         first = 0
         for piece in slices:
-            window = self._window(piece.window)
+            window = self._windows[piece.window].window
             if window is not None:
                 parts.append((window, piece.start, piece.stop))
                 places.append(np.arange(first, first + piece.stop - piece.start))
@@ -251,7 +255,7 @@ class _Source:
         try:
             due = self._due()
             if due is not None:
-                self._window(due)
+                self._open([due])
         except Exception:
             self._ahead = False  # it is raised again, at the step that needs the window
             return False
@@ -275,21 +279,30 @@ class _Source:
                 return index
         return None
 
-    def _window(self, index: int) -> Window | None:
-        """Window `index`, opened unless it is open; None where its file is bad and the data set may do without."""
-        if index not in self._windows:
-            place = self._order.window(index)
-            file, group = self._reader.manifest.groups[place.group]
-            window = None
-            try:
-                window = self._read(file, group, place, self._order.permutation(index))
-            except BadFileError as error:
-                if not self._reader.manifest.skip_bad:
-                    raise
-                rows = place.stop - place.start
-                self._notices.append(Skipped(file.path, group, place.start, rows, error.reason, str(error)))
-            self._windows[index] = _Opened(window, place.first_step, place.last_step)
-        return self._windows[index].window
+    def _open(self, indices: list[int]) -> None:
+        """Open those of the windows that are not."""
+        missing = [index for index in dict.fromkeys(indices) if index not in self._windows]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                opened = list(pool.map(self._opened, missing))
+        else:
+            opened = [self._opened(index) for index in missing]
+        self._windows.update(zip(missing, opened, strict=True))
+        self._notices += [found.notice for found in opened if found.notice is not None]
+
+    def _opened(self, index: int) -> _Opened:
+        """Window `index`; without rows where its file is bad and the data set may do without."""
+        place = self._order.window(index)
+        file, group = self._reader.manifest.groups[place.group]
+        try:
+            window = self._read(file, group, place, self._order.permutation(index))
+        except BadFileError as error:
+            if not self._reader.manifest.skip_bad:
+                raise
+            rows = place.stop - place.start
+            notice = Skipped(file.path, group, place.start, rows, error.reason, str(error))
+            return _Opened(None, place.first_step, place.last_step, notice)
+        return _Opened(window, place.first_step, place.last_step)
 
     def _read(self, file: DataFile, group: int, place: Place, permutation: IntArray | None) -> Window:
         """Read and convert a piece of a row group."""
@@ -299,7 +312,10 @@ class _Source:
             if self._checked is None or not piece.schema.equals(self._checked):
                 check_schema(piece.schema, self._reader.spec, file.path)
                 self._checked = piece.schema
-            reuse = self._finished.pop() if self._finished else None  # an attempt that hangs keeps it
+            try:
+                reuse = self._finished.pop()  # an attempt that hangs keeps it
+            except IndexError:
+                reuse = None
             return open_window(piece, self._reader.spec, permutation, file.path, reuse, whole.bounds)
 
         return self._files.convert(file, group, self._uses, convert)

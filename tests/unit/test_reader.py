@@ -392,3 +392,22 @@ def test_ids_outside_the_table_are_found_with_and_without_statistics(
     reader = ParquetReader(Manifest.read(str(tmp_path / "bad")), spec, batch_size=4, shuffle=False)
     with pytest.raises(UserError, match="is outside table 'id' of 10 rows"):
         list(reader.batches(0))
+
+
+def test_row_groups_that_are_needed_together_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = write(tmp_path, [[50] * 8] * 4)
+    reference = read(manifest, batch_size=64)
+    meeting = threading.Barrier(4)  # nobody passes alone
+    plain = _Source._read
+
+    def read_window(self: Any, *arguments: Any) -> Any:
+        meeting.wait(timeout=30)
+        return plain(self, *arguments)
+
+    reader = ParquetReader(manifest, SPEC, batch_size=64, prefetch=0)
+    monkeypatch.setattr(_Source, "_read", read_window)
+    source = _Source(reader, reader.order.epoch(0))
+    batches = source.batches(0)
+    assert len({piece.window for piece in reader.order.epoch(0).share(0).slices}) % 4 == 0
+    assert rows_of(next(batches)) == reference[0]
+    batches.close()
