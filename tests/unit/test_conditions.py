@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from damage import spoil_pages
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -210,12 +211,7 @@ def test_conditions_that_do_not_fit(tmp_path: Path, condition: Any, words: str) 
 
 def test_a_file_that_cannot_be_counted_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, [[40], [30]])
-    path = tmp_path / "all" / "1.parquet"
-    chunk = pq.read_metadata(path).row_group(0).column(4)
-    content = bytearray(path.read_bytes())
-    start = chunk.dictionary_page_offset or chunk.data_page_offset
-    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
-    path.write_bytes(content)
+    spoil_pages(tmp_path / "all" / "1.parquet", 0, column=4)
     source = Selection(path=str(tmp_path / "all"), where=WHERE)
     with pytest.raises(UserError, match=r"1\.parquet: row group 0 is truncated or corrupt"):
         Manifest.read(source)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from damage import spoil_pages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -306,19 +307,10 @@ def test_closing_stops_the_thread(tmp_path: Path) -> None:
     assert wait_until(lambda: threads() == 0)
 
 
-def corrupt(path: Path, group: int) -> None:
-    """Overwrite the pages of one row group's first column; the footer stays good."""
-    column = pq.ParquetFile(path).metadata.row_group(group).column(0)
-    start = column.dictionary_page_offset or column.data_page_offset
-    data = bytearray(path.read_bytes())
-    data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("prefetch", [0, 3])
 def test_a_corrupt_page_is_raised_at_its_step(tmp_path: Path, prefetch: int) -> None:
     write(tmp_path, [[10], [10, 10, 10]])
-    corrupt(tmp_path / "part-001.parquet", 1)
+    spoil_pages(tmp_path / "part-001.parquet", 1, column=0)
     manifest = Manifest.read(str(tmp_path))
     batches = ParquetReader(manifest, SPEC, batch_size=5, shuffle=False, prefetch=prefetch).batches(0)
     for _ in range(4):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from damage import spoil_pages
 
 from rechub_dist.data import row_group
 from rechub_dist.data.columns import column_uses
@@ -130,11 +131,7 @@ def test_a_failing_conversion_is_not_repeated(path: Path) -> None:
 def test_one_bad_column_is_met_when_it_is_asked_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The columns before it are converted twice: by the attempt that fails, and the one that makes sure."""
     monkeypatch.setattr(row_group, "_VALUES", 1)
-    chunk = pq.read_metadata(path).row_group(1).column(3)
-    content = bytearray(path.read_bytes())
-    start = chunk.dictionary_page_offset or chunk.data_page_offset
-    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
-    path.write_bytes(content)
+    spoil_pages(path, 1, column=3)
     manifest = Manifest.read(str(path))
     met: list[str] = []
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from damage import spoil_pages
 from fsspec.implementations.local import LocalFileSystem
 from object_store import BUCKET, KEYS, Fault, FaultyProxy, filesystem, s3_server, upload
 
@@ -144,11 +145,7 @@ def test_a_refusal_is_not_repeated(proxy: FaultyProxy, data: str) -> None:
 
 def test_corruption_is_told_from_faults(proxy: FaultyProxy, server: int, data: str, tmp_path: Path) -> None:
     path = tmp_path / "data" / "part-1.parquet"
-    chunk = pq.read_metadata(path).row_group(1).column(0)
-    content = bytearray(path.read_bytes())
-    start = chunk.dictionary_page_offset or chunk.data_page_offset
-    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
-    path.write_bytes(content)
+    spoil_pages(path, 1, column=0)
     upload(server, tmp_path / "data", data.removeprefix(f"s3://{BUCKET}/"))
     manifest = Manifest.read(data, settings(proxy.port, cache=False))
     files = OpenFiles()
