@@ -189,9 +189,10 @@ def main() -> None:
     code = run_app(app)
     sys.stdout.flush()
     sys.stderr.flush()
-    if "rechub_dist.distributed.runtime" in sys.modules:
-        # A rank ends here and now. While the interpreter ends in its usual way, a thread of gloo that lets go of a
-        # tensor of the last exchange would ask for the interpreter's lock, and abort the process.
+    if "torch.distributed" in sys.modules:
+        # A rank ends here and now, and so does an agent. While the interpreter ends in its usual way, a thread of gloo
+        # that lets go of a tensor of the last exchange would ask for the interpreter's lock, and abort the process; an
+        # agent that a signal took out of a call of its store has been seen to abort, too.
         os._exit(code)
     sys.exit(code)
 

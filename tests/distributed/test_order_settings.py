@@ -99,7 +99,7 @@ def test_a_poor_layout_is_told_once_by_the_main_rank(pool: RankPool, tmp_path: P
     pq.write_table(table, folder / "part.parquet", row_group_size=rows)
     model = {"features": ["user"]}
     data = {"train": "one", "valid": None, "test": None}
-    data = {"root": str(tmp_path / "data"), "batch_size": 64, "labels": ["click"], **data}
+    data = {"root": str(tmp_path / "data"), "batch_size": 1024, "labels": ["click"], **data}
     path = run_file(tmp_path / "run", tmp_path / "data", "DeepFM", data=data, model=model)
     first, second = pool.run(2, told, path, ["train.max_steps=2"])
     assert second == ""
