@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 
 import torch.distributed as dist
-from torch.distributed.run import config_from_args, parse_args
+from torch.distributed.run import config_from_args, get_args_parser, parse_args
 
 from rechub_dist.distributed.agent import run_agent
 from rechub_dist.errors import UserError
@@ -22,6 +22,8 @@ _PORT = 29400
 _LAST_CALL_SECONDS = 5  # how long to wait for more hosts, where their number may vary
 _JOIN_SECONDS = 600  # how long to wait for hosts that are missing
 _MONITOR_SECONDS = 0.2  # between two looks at the workers
+# Without it (before torch 2.12) workers have torchrun's own 30 seconds to stop.
+_HAS_SHUTDOWN_TIMEOUT = "--shutdown-timeout" in get_args_parser().format_help()
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def torchrun_arguments(wanted: Launch, arguments: list[str]) -> list[str]:
         f"--rdzv-conf={settings}",
         f"--max-restarts={wanted.max_restarts}",
         f"--monitor-interval={_MONITOR_SECONDS}",
-        f"--shutdown-timeout={wanted.grace_seconds}",
+        *([f"--shutdown-timeout={wanted.grace_seconds}"] if _HAS_SHUTDOWN_TIMEOUT else []),
         *([f"--local-addr={local}"] if local else []),
         "-m",
         "rechub_dist",

@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
@@ -30,7 +32,8 @@ def fused_optimizer(config: TableOptimizerConfig) -> tuple[type[torch.optim.Opti
     """The class and arguments that choose a fused kernel's optimizer."""
     arguments: dict[str, Any] = {"lr": config.lr}
     if config.name == "lazy_adam":
-        return FusedAdam, {**arguments, "eps": config.eps, "betas": config.betas}
+        beta1, beta2 = config.betas
+        return FusedAdam, {**arguments, "eps": config.eps, "beta1": beta1, "beta2": beta2}
     return _DENSE[config.name], _with_eps(config, arguments)
 
 
@@ -86,6 +89,7 @@ class Optimizers:
                 [local.weight(placed.table.name)], **_with_eps(config, arguments)
             )
         self.fused: KeyedOptimizer = module.fused_optimizer
+        self._counting = [kernel for kernel in kernels(module) if kernel.optimizer == EmbOptimType.ADAM]
         denses = [self.dense] if self.dense else []
         self._all: list[Any] = [*denses, *self.replicated.values(), self.fused]
         for optimizer in self._all[:-1]:
@@ -96,7 +100,17 @@ class Optimizers:
         ]
 
     def set_step(self, step: int) -> float:
-        """Set the learning rates of the (0-based) step; returns the dense one."""
+        """Set the learning rates of the (0-based) step, and the count that Adam's bias correction is from.
+
+        A fused kernel counts its forward passes, those of evaluation too, and its count is in no checkpoint. Here it
+        follows from the step.
+
+        Returns:
+            The dense learning rate.
+        """
+        for kernel in self._counting:
+            kernel.iter_cpu.fill_(step)
+            kernel.iter.fill_(step)
         for schedule, groups in zip(self._schedules, self._base, strict=True):
             factor = schedule_factor(schedule, step)
             for group, base in groups:
@@ -114,6 +128,14 @@ class Optimizers:
             nn.utils.clip_grad_norm_(self.parameters.values(), self._clip)
         for optimizer in self._all:
             optimizer.step()
+
+
+def kernels(module: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
+    """The fused kernels that hold this rank's shards of the tables below `module`."""
+    # a sharded collection keeps its lookups in a plain list, which `modules` does not enter
+    lookups = [lookup for child in module.modules() for lookup in getattr(child, "_lookups", ())]
+    found = [child for lookup in lookups for child in lookup.modules()]
+    return [child for child in found if isinstance(child, SplitTableBatchedEmbeddingBagsCodegen)]
 
 
 def _init_state(optimizer: torch.optim.Optimizer) -> None:

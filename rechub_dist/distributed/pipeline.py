@@ -173,7 +173,7 @@ class SparseDistPipeline:
     def __init__(
         self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device, losses: LossCheck | None
     ) -> None:
-        self.inner = _Choosing(module, optimizers, device, execute_all_batches=True)
+        self.inner = _Choosing(module, _Chosen(optimizers), device, execute_all_batches=True)
         self.inner.losses = losses if losses is not None and losses.skips else None
         self._released = False
 
@@ -184,7 +184,7 @@ class SparseDistPipeline:
             self._released = False
         if self.inner.losses is not None:
             self.inner.losses.before()
-        self.inner.step, self.inner.accepted = step, True
+        self.inner.step = step
         local = self.inner.progress(batches)
         return local if self.inner.accepted else None
 
@@ -199,18 +199,33 @@ class _Choosing(TrainPipelineSparseDist):
 
     losses: LossCheck | None = None
     step = 0
-    accepted = True
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the last step was trained on."""
+        return self._optimizer.accepted
 
     def _backward(self, losses: Tensor) -> None:
         # the step's first output, this rank's part times the number of ranks
         part = losses.detach().sum() / self._model.module.world_size
-        self.accepted = self.losses is None or self.losses.accepts(self.step, part)
+        self._optimizer.accepted = self.losses is None or self.losses.accepts(self.step, part)
         if self.accepted:
             super()._backward(losses)
 
-    def _optimizer_step(self) -> None:
+
+class _Chosen:
+    """The optimizers, as the pipeline steps them: not where the loss is not accepted."""
+
+    def __init__(self, optimizers: Optimizers) -> None:
+        self._optimizers = optimizers
+        self.accepted = True
+
+    def zero_grad(self) -> None:
+        self._optimizers.zero_grad()
+
+    def step(self) -> None:
         if self.accepted:
-            super()._optimizer_step()
+            self._optimizers.step()
 
 
 def make_pipeline(

@@ -27,7 +27,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan,
 
 from rechub_dist.build import Parts
 from rechub_dist.distributed.batchnorm import globalize
-from rechub_dist.distributed.optim import fused_optimizer
+from rechub_dist.distributed.optim import fused_optimizer, kernels
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.embedding.init import init_table
 from rechub_dist.embedding.layout import REPLICATED, Layout, PlacedTable
@@ -138,11 +138,16 @@ def table_shards(module: DistributedModelParallel, layout: Layout) -> dict[str, 
 
 
 def sharded_weights(module: DistributedModelParallel, layout: Layout) -> dict[str, ShardedTensor]:
-    """The sharded tables' weights at their stored width, by canonical name."""
+    """The sharded tables' weights at their stored width, by canonical name.
+
+    They may be read and written, until the next lookup: what a kernel caches of them is written back and forgotten.
+    """
     stage = module.module.stage
     state: dict[str, Any] = {}
     for collection in (*stage.pooled.values(), *stage.unpooled.values()):
-        state.update({key.rsplit(".", 2)[-2]: value for key, value in collection.state_dict().items()})
+        state.update({key.rsplit(".", 2)[-2]: value for key, value in collection.state_dict().items()})  # flushes
+    for kernel in kernels(stage):
+        kernel.reset_cache_states()
     return {name: state[module_key(name)] for name, placed in layout.tables.items() if placed.collection != REPLICATED}
 
 

@@ -24,18 +24,24 @@ _TORCH_STATES = {
     "rowwise_adagrad": {"rowwise_sum": "sum"},
     "adam": {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "step": "step"},
 }
+# TorchRec calls the first of a table's states `momentum1`, and the others as the kernel does.
 _FUSED_STATES = {
     "adagrad": {"sum": "momentum1"},
     "rowwise_adagrad": {"rowwise_sum": "momentum1"},
-    "lazy_adam": {"exp_avg": "momentum1", "exp_avg_sq": "momentum2"},
+    "lazy_adam": {"exp_avg": "momentum1", "exp_avg_sq": "exp_avg_sq"},
 }
 
 
 def weights_state(module: DistributedModelParallel, layout: Layout) -> dict[str, Entry]:
     """Tables, and the dense parameters and buffers; live ones."""
+    return _weights_state(module, layout, sharded_weights(module, layout))
+
+
+def _weights_state(
+    module: DistributedModelParallel, layout: Layout, sharded: dict[str, ShardedTensor]
+) -> dict[str, Entry]:
     step = module.module
     state: dict[str, Entry] = {}
-    sharded = sharded_weights(module, layout)
     for name, placed in layout.tables.items():
         replicated = placed.collection == REPLICATED
         weight = step.stage.replicated.local.weight(name).detach() if replicated else sharded[name]
@@ -47,7 +53,8 @@ def weights_state(module: DistributedModelParallel, layout: Layout) -> dict[str,
 
 def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Optimizers) -> dict[str, Entry]:
     """`weights_state` and the states of all optimizers."""
-    state = weights_state(module, layout)
+    sharded = sharded_weights(module, layout)
+    state = _weights_state(module, layout, sharded)
     if optimizers.dense is not None:
         for name, parameter in optimizers.parameters.items():
             for key, value in optimizers.dense.state[parameter].items():
@@ -61,15 +68,27 @@ def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Op
             own: dict[str, Tensor] = next(iter(optimizers.replicated[name].state.values()), {})
             found = {canonical: own[key] for canonical, key in _TORCH_STATES.get(algorithm, {}).items()}
         else:
-            # A table-wise table's state is known to its owner alone.
-            keys = {
-                canonical: f"{module_key(name)}.{key}" for canonical, key in _FUSED_STATES.get(algorithm, {}).items()
-            }
-            found = {canonical: fused[key] for canonical, key in keys.items() if key in fused}
+            # A table-wise table's states are known to its owner alone.
+            here = bool(sharded[name].local_shards())
+            found = _fused_states(fused, module_key(name), _FUSED_STATES.get(algorithm, {})) if here else {}
         for canonical, value in found.items():
             rowwise = canonical == "rowwise_sum" and not isinstance(value, ShardedTensor)
             state[f"tables/{name}/{canonical}"] = _table_entry(value.view(-1) if rowwise else value, placed)
     return state
+
+
+def _fused_states(fused: dict[str, Any], table: str, names: dict[str, str]) -> dict[str, Any]:
+    """A table's optimizer states by canonical name, from those of all tables.
+
+    Raises:
+        RuntimeError: the kernel has other states than `names` says, so that a checkpoint would lose one.
+    """
+    there = {key.removeprefix(f"{table}."): value for key, value in fused.items() if key.rpartition(".")[0] == table}
+    if set(there) != set(names.values()):
+        raise RuntimeError(
+            f"table {table!r}: its kernel keeps the states {sorted(there)}, but {sorted(names.values())} are known"
+        )
+    return {canonical: there[key] for canonical, key in names.items()}
 
 
 def placement(layout: Layout) -> dict[str, dict[str, Any]]:
