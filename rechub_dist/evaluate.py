@@ -107,7 +107,7 @@ def evaluate(
     try:
         with torch.no_grad():
             tally, skips = Tally(), list[Skipped]()
-            batches = agreed_batches(reader, runtime, advance, stop, tally, skips)
+            batches = on_device(agreed_batches(reader, runtime, advance, stop, tally, skips), runtime)
             if isinstance(step.objective, TaskObjective):
                 found = _tasks(step, step.objective, batches, runtime)
             else:
@@ -126,7 +126,7 @@ def agreed_batches(
     tally: Tally,
     skips: list[Skipped],
 ) -> Iterator[Batch]:
-    """The batches, on this rank's device; a rank that cannot read stops all. In the end, the rows have to add up."""
+    """The batches, in host memory; a rank that cannot read stops all. In the end, the rows have to add up."""
     batches = reader.batches(epoch=0)
     read = skipped = 0
     notices: list[Skipped] = []
@@ -144,9 +144,15 @@ def agreed_batches(
             return
         read, skipped = read + batch.rows, skipped + batch.skipped
         notices += batch.notices
-        yield batch if runtime.device.type == "cpu" else batch.to(runtime.device)
+        yield batch
         if advance is not None:
             advance(done)
+
+
+def on_device(batches: Iterator[Batch], runtime: Runtime) -> Iterator[Batch]:
+    """The batches, on this rank's device."""
+    for batch in batches:
+        yield batch if runtime.device.type == "cpu" else batch.to(runtime.device)
 
 
 def _tasks(step: TrainStep, objective: TaskObjective, batches: Iterator[Batch], runtime: Runtime) -> Evaluation:
@@ -185,7 +191,7 @@ def _ranking(
     model, config = step.model, objective.config
     assert isinstance(model, RecallModel)
     catalogue = catalogue_of(step, objective, parts, runtime)
-    found: dict[str, list[Tensor]] = {"": [torch.empty(0)], "sampled_": [torch.empty(0)]}
+    found: dict[str, list[Tensor]] = {"": [], "sampled_": []}
     tasks: list[Tensor] = []
     for batch in batches:
         embedded = step.stage(batch)
@@ -207,7 +213,7 @@ def _ranking(
     metrics = {}
     for prefix, ranks in found.items():
         if prefix == "" or config.sampled_items is not None:
-            values = ranking_metrics(torch.cat(ranks), config.top_k)
+            values = ranking_metrics(torch.cat(ranks).cpu() if ranks else torch.empty(0), config.top_k)
             metrics.update({f"{prefix}{name}": value for name, value in values.items()})
     of_tasks = Evaluation({}, 0, {}) if objective.tasks is None else _measure(objective.tasks, tasks, runtime)
     return Evaluation(metrics | of_tasks.metrics, sum(len(ranks) for ranks in found[""]), of_tasks.predictions)

@@ -26,7 +26,7 @@ from rechub_dist.data.vocabulary import vocabulary_of
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
 from rechub_dist.embedded import Jagged
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.evaluate import agreed_batches, catalogue_of, load_best, seen_items, with_missing
+from rechub_dist.evaluate import agreed_batches, catalogue_of, load_best, on_device, seen_items, with_missing
 from rechub_dist.features import SparseFeature
 from rechub_dist.metrics.ranking import Catalogue, top_items
 from rechub_dist.models import RecallModel
@@ -99,7 +99,7 @@ def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Ru
         catalogue = None
         if isinstance(objective, RetrievalObjective):
             catalogue = catalogue_of(step, objective, parts, runtime)
-        batches = agreed_batches(reader, runtime, report.advance, lambda: False, Tally(), [])
+        batches = on_device(agreed_batches(reader, runtime, report.advance, lambda: False, Tally(), []), runtime)
         for number, batch in enumerate(batches):
             if catalogue is not None:
                 found = _items(parts, batch, catalogue, wanted.top_k, runtime)
