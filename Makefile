@@ -14,6 +14,7 @@ TORCHREC = $(shell $(PYTHON) -c 'import tomllib; print(tomllib.load(open("pyproj
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(ACCELERATOR)-$(EXTRAS)
+SOURCES := rechub_dist launch tests benchmarks
 DEMO_DATA := data/synthetic
 DEMO_RUN := configs/runs/deepfm_synthetic.yaml
 
@@ -36,8 +37,8 @@ demo: $(STAMP) $(DEMO_DATA)/dataset.yaml
 	$(BIN)/rechub-dist train $(DEMO_RUN) --nproc 2
 
 lint: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/mypy launch/*.py
 	$(BIN)/shellcheck launch/*.sh launch/slurm/*.sbatch

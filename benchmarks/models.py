@@ -27,6 +27,10 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
+from rich.table import Table as Sheet
+from torch import Tensor, nn
+
 from handwritten import multitask, ranking, sequence
 from handwritten.common import (
     ATTENTION,
@@ -52,10 +56,6 @@ from handwritten.common import (
     WIDTH,
     Written,
 )
-from rich.console import Console
-from rich.table import Table as Sheet
-from torch import Tensor, nn
-
 from rechub_dist.distributed.runtime import keep_freed_memory
 from rechub_dist.embedded import Embedded, Sequence
 from rechub_dist.features import DenseFeature, Feature, SequenceFeature, SparseFeature, Table

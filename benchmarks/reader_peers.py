@@ -31,11 +31,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import typer
-from reader import BATCH, FLAT_GROUP, flat
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, IterableDataset
 
+from reader import BATCH, FLAT_GROUP, flat
 from rechub_dist.data.columns import column_names
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader

@@ -16,13 +16,14 @@ from typing import Annotated
 import numpy as np
 import pyarrow.parquet as pq
 import typer
+from rich.console import Console
+from rich.table import Table
+
 from faults.account import Account, account, losses
 from faults.hosts import Command, possible
 from faults.of_hosts import OF_HOSTS
 from faults.of_processes import OF_PROCESSES, not_finite
 from faults.scene import Scene, Times
-from rich.console import Console
-from rich.table import Table
 
 FAULTS = {fault.__name__: fault for fault in (*OF_PROCESSES, *OF_HOSTS)}
 

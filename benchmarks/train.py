@@ -41,9 +41,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from contestants import BATCH, DENSE, RANKS, SPARSE, VOCABULARY, Place, Turn, rechub_dist, torch_rechub, torchrec_loop
 from rich.console import Console
 from rich.table import Table
+
+from contestants import BATCH, DENSE, RANKS, SPARSE, VOCABULARY, Place, Turn, rechub_dist, torch_rechub, torchrec_loop
 
 TITLES = {
     "A": "rechub_dist, from Parquet",

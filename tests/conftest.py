@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-from object_store import FaultyProxy
+
+from rechub_tests.object_store import FaultyProxy
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="rechub-dist-tests-")
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ranks import RankPool
-from runs import write_data
+
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import write_data
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,14 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
-from ranks import RankPool
-from runs import losses, run_file, train
 
 from rechub_dist.checkpoint.folder import Folder, steps_in
 from rechub_dist.config import StorageConfig
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.storage import exists, locate
 from rechub_dist.errors import UserError
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import losses, run_file, train
 
 AZURITE = shutil.which("azurite-blob")
 ACCOUNT = "devstoreaccount1"  # the emulator's, with a key that is published

@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from damage import spoil_footer, spoil_pages
-from ranks import RankPool
-from runs import SCHEMA, losses, output, records, run_file, train, write_data
 
 from rechub_dist.config import load_run
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.errors import UserError
 from rechub_dist.trainer import Summary, Trainer
+from rechub_tests.damage import spoil_footer, spoil_pages
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import SCHEMA, losses, output, records, run_file, train, write_data
 
 SKIP = {"on_bad_file": "skip"}
 

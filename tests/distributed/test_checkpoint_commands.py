@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import RankPool
-from runs import last_checkpoint, output, parameters, run_file, train
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from rechub_dist.cli import app
 from rechub_dist.errors import UserError
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import last_checkpoint, output, parameters, run_file, train
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import RankPool
-from runs import output, position, run_file, train
 
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.errors import UserError
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import output, position, run_file, train
 
 
 @pytest.fixture(scope="module")

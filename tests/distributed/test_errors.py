@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ranks import RankPool
-from runs import SCHEMA, output, run_file, train, write_data
 
 from rechub_dist.errors import UserError
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import SCHEMA, output, run_file, train, write_data
 
 
 @pytest.fixture

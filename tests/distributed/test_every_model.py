@@ -6,15 +6,15 @@ import io
 from pathlib import Path
 
 import pytest
-from ranks import RankPool
 from rich.console import Console
-from runs import records, run_file, train, write_data
 
 from rechub_dist.data.prepare.synthetic import synthesize
 from rechub_dist.describe import describe_model
 from rechub_dist.errors import UserError
 from rechub_dist.examples import DATA, ROOT, example_run
 from rechub_dist.models import catalogue
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import records, run_file, train, write_data
 
 MODELS = catalogue()
 

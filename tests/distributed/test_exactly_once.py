@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from ranks import RankPool
-from runs import config_of, done_steps, losses, output, run_file, start, train, wait_for, write_data
 
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.data.stored import StoredRows
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import config_of, done_steps, losses, output, run_file, start, train, wait_for, write_data
 
 Row = tuple[str, int, int]  # file, row group, row
 EPOCHS, ROWS, BATCH = 2, 2000, 32

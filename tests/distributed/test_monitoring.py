@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from runs import done_steps, output, records, run_file, start, wait_for, write_data
+
+from rechub_tests.runs import done_steps, output, records, run_file, start, wait_for, write_data
 
 PARTS = {"data", "embedding", "dense", "communication"}
 

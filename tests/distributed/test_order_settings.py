@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ranks import RankPool
-from runs import config_of, losses, records, run_file, train, write_data
 
 from rechub_dist.errors import UserError
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import config_of, losses, records, run_file, train, write_data
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import RankPool
-from runs import SCHEMA, config_of, last_checkpoint, losses, run_file, train
 
 from rechub_dist.build import build
 from rechub_dist.config import TableOptimizerConfig
@@ -22,6 +20,8 @@ from rechub_dist.embedding.stage import split_dense
 from rechub_dist.evaluate import evaluate_run
 from rechub_dist.models import catalogue
 from rechub_dist.objectives import RetrievalObjective
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, losses, run_file, train
 
 MODELS = tuple(catalogue())
 STEPS = 22  # two epochs of eleven steps, each with an uneven tail

@@ -13,8 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ranks import RankPool
-from runs import (
+
+from rechub_dist.checkpoint import saved_steps
+from rechub_dist.errors import UserError
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import (
     config_of,
     done_steps,
     last_checkpoint,
@@ -27,9 +30,6 @@ from runs import (
     wait_for,
     write_data,
 )
-
-from rechub_dist.checkpoint import saved_steps
-from rechub_dist.errors import UserError
 
 ROWS = (200, 200, 130)  # of the days; in batches of 64
 STEPS = 4 + 4 + 3

@@ -10,8 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ranks import RankPool
-from runs import config_of, labels, last_weights, output, run_file, train, write_data
 from typer.testing import CliRunner
 
 from rechub_dist.batch import Batch
@@ -24,6 +22,8 @@ from rechub_dist.embedding.local import LocalTables
 from rechub_dist.errors import UserError
 from rechub_dist.models import RecallModel
 from rechub_dist.predict import Prediction, predict_run
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import config_of, labels, last_weights, output, run_file, train, write_data
 
 ITEMS, ROWS = 61, 70
 

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ranks import RankPool
-from runs import config_of, labels, last_weights, records, run_file, train, write_data
 
 from rechub_dist.build import build
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.embedded import Jagged
 from rechub_dist.errors import UserError
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import config_of, labels, last_weights, records, run_file, train, write_data
 
 ITEMS = 61
 

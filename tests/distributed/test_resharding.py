@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import RankPool
-from runs import config_of, output, run_file, train
+
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import config_of, output, run_file, train
 
 PLACEMENTS: dict[str, dict[str, Any]] = {
     "table_wise": {"sharding": "table_wise"},

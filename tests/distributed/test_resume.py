@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ranks import RankPool
-from runs import (
+
+from rechub_dist.checkpoint import saved_steps
+from rechub_dist.errors import UserError
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import (
     done_steps,
     last_checkpoint,
     losses,
@@ -27,9 +30,6 @@ from runs import (
     train,
     wait_for,
 )
-
-from rechub_dist.checkpoint import saved_steps
-from rechub_dist.errors import UserError
 
 STEPS = 18
 

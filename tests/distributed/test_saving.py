@@ -17,9 +17,6 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 import torch
-from object_store import BUCKET, KEYS, filesystem, s3_server
-from ranks import RankPool
-from runs import losses, output, position, read_checkpoint, records, run_file, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rechub_dist.checkpoint import Checkpoints, Position, Save, saved_steps
@@ -29,6 +26,9 @@ from rechub_dist.checkpoint.tensors import Entry, Piece
 from rechub_dist.config import CheckpointConfig, StorageConfig
 from rechub_dist.distributed.runtime import Runtime, runtime
 from rechub_dist.errors import UserError
+from rechub_tests.object_store import BUCKET, KEYS, filesystem, s3_server
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import losses, output, position, read_checkpoint, records, run_file, train
 
 RUN: dict[str, Any] = {"identity": {}, "tables": {}}
 

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ranks import RankPool
-from runs import losses, run_file, train, write_data
 
 from rechub_dist.config import load_run
 from rechub_dist.errors import UserError
 from rechub_dist.evaluate import evaluate_run
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import losses, run_file, train, write_data
 
 ITEMS = 61
 

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from ranks import RankPool
-from runs import SCHEMA, config_of, last_checkpoint, output, read_checkpoint, run_file, train
 from torch import Tensor
 
 from rechub_dist.errors import UserError
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, output, read_checkpoint, run_file, train
 
 PLACEMENTS = [("table_wise", 2), ("row_wise", 3), ("column_wise", 2), ("replicated", 2)]
 SGD = {"optimizer": {"name": "sgd", "lr": 0.05}}

@@ -1,20 +1,16 @@
-"""The machinery of faults is that of benchmarks/survival.py, the small data set that of tests/distributed."""
+"""The machinery of faults is that of benchmarks/survival.py, the small data set that of the other tests."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent.parent / "benchmarks"), str(HERE.parent / "distributed")]
-
-from faults.hosts import Hosts, possible  # noqa: E402
-from ranks import RankPool  # noqa: E402
-from ray_runs import TwoNodes  # noqa: E402
-from runs import write_data  # noqa: E402
+from faults.hosts import Hosts, possible
+from rechub_tests.ranks import RankPool
+from rechub_tests.ray_runs import TwoNodes
+from rechub_tests.runs import write_data
 
 
 @pytest.fixture(scope="session")

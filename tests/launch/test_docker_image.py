@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from manifests import ROOT, render, trainer_pod
 from packaging.requirements import Requirement
 
 from rechub_dist.kubernetes.kinds import RAY_VERSION
+from rechub_tests.manifests import ROOT, render, trainer_pod
 
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()

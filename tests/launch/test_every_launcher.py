@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from faults.account import account, losses
 from faults.hosts import Command, Hosts, possible, train_command
-from ranks import RankPool
-from ray_runs import TwoNodes, main_worker, script
-from runs import output, run_file, train
+from rechub_tests.ranks import RankPool
+from rechub_tests.ray_runs import TwoNodes, main_worker, script
+from rechub_tests.runs import output, run_file, train
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
 

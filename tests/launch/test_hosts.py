@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+
 from faults.account import account, losses
 from faults.hosts import Hosts, train_command
-from runs import output, run_file
-
 from rechub_dist.checkpoint import saved_steps
+from rechub_tests.runs import output, run_file
 
 STEPS = 188  # of two epochs
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from manifests import KINDS, ROOT, core_errors, custom_errors, is_core, pod_errors, pod_templates
+
+from rechub_tests.manifests import KINDS, ROOT, core_errors, custom_errors, is_core, pod_errors, pod_templates
 
 K8S = ROOT / "launch" / "k8s"
 OVERLAYS = sorted(path.parent for path in K8S.glob("overlays/*/*/kustomization.yaml"))

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from manifests import EXAMPLE, KINDS, ROOT, by_kind, pod_templates, render, run_render, trainer_pod
 from torch.distributed.run import get_args_parser
 
 from rechub_dist.config import read_run
+from rechub_tests.manifests import EXAMPLE, KINDS, ROOT, by_kind, pod_templates, render, run_render, trainer_pod
 
 TORCHRUN_KINDS = [kind for kind in KINDS if kind != "rayjob"]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from manifests import (
+
+from rechub_tests.manifests import (
     KINDS,
     changed,
     core_errors,

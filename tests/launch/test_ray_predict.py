@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ranks import RankPool
-from ray_runs import TwoNodes, script
-from runs import config_of, output, run_file, train
 
 from rechub_dist.predict import Prediction, predict_run
+from rechub_tests.ranks import RankPool
+from rechub_tests.ray_runs import TwoNodes, script
+from rechub_tests.runs import config_of, output, run_file, train
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
 

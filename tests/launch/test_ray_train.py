@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from faults.account import account, losses
 from faults.hosts import ROOT, Command
-from ranks import RankPool
-from ray_runs import ENVIRONMENT, TwoNodes, main_worker, script
-from runs import output, run_file, train, write_data
+from rechub_tests.ranks import RankPool
+from rechub_tests.ray_runs import ENVIRONMENT, TwoNodes, main_worker, script
+from rechub_tests.runs import output, run_file, train, write_data
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
 

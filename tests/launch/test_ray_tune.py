@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray_runs import TwoNodes, script
-from runs import records, run_file
 
 from rechub_dist.config import load_run
+from rechub_tests.ray_runs import TwoNodes, script
+from rechub_tests.runs import records, run_file
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
 

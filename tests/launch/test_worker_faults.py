@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from faults.account import account, losses
 from faults.hosts import Command, train_command
-from ranks import RankPool
-from runs import config_of, last_checkpoint, output, read_checkpoint, run_file, train, write_data
-
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.stored import StoredRows
 from rechub_dist.errors import UserError
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import config_of, last_checkpoint, output, read_checkpoint, run_file, train, write_data
 
 BIG = {"hidden_units": [768, 768], "dropout_rates": 0.0, "batch_norm": False}
 

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import cases
 import pytest
 import torch
-from cases import age, history, match, profile, tags, user
-from reference import affine, assert_same, first_order, relu_mlp, softmax
 from torch import Tensor, nn
 
 from rechub_dist.features import SparseFeature, Table
 from rechub_dist.models import AFM
+from rechub_tests import cases
+from rechub_tests.cases import age, history, match, profile, tags, user
+from rechub_tests.reference import affine, assert_same, first_order, relu_mlp, softmax
 
 IDS, DENSE = ["user", "tags", "history", "match"], ["age", "profile"]
 

@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import math
 
-import cases
 import pytest
 import test_catalogue as proof
 import torch
-from cases import gaps, history, item, kind, kinds, shop, user
-from reference import affine, assert_same, layer_norm, relu_mlp, softmax
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Sequence
 from rechub_dist.features import DenseFeature, SequenceFeature, SparseFeature, Table, TimeGapFeature
 from rechub_dist.models import BST
+from rechub_tests import cases
+from rechub_tests.cases import gaps, history, item, kind, kinds, shop, user
+from rechub_tests.reference import affine, assert_same, layer_norm, relu_mlp, softmax
 
 MAX_LENGTH = 5
 VARIANTS = {

@@ -8,13 +8,13 @@ import typing
 
 import pytest
 import torch
-from cases import build, loss_of, make_batch, pad_with, real, row_of, vectors_of
 
 import rechub_dist.models
 from rechub_dist.embedded import Embedded
 from rechub_dist.features import Feature, SequenceFeature, SparseFeature
 from rechub_dist.models import FAMILIES, Model, RecallModel, catalogue
 from rechub_dist.models import family as family_of
+from rechub_tests.cases import build, loss_of, make_batch, pad_with, real, row_of, vectors_of
 
 MODELS = catalogue()
 BATCHES = {"several": None, "one": [3], "empty histories": [0, 0, 0], "one empty": [0], "none": []}

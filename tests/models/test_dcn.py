@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import cases
 import pytest
 import torch
-from cases import age, profile, shop, user
-from reference import affine, assert_same, relu_mlp, row_input, vector_cross
 from torch import Tensor, nn
 
 from rechub_dist.models import DCN
+from rechub_tests import cases
+from rechub_tests.cases import age, profile, shop, user
+from rechub_tests.reference import affine, assert_same, relu_mlp, row_input, vector_cross
 
 IDS, DENSE = ["user", "shop", "tags", "history"], ["age", "profile"]
 

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import cases
 import pytest
 import torch
-from cases import age, profile, shop, tags, user
-from reference import affine, assert_same, relu_mlp, row_input, softmax, vector_cross
 from torch import Tensor, nn
 
 from rechub_dist.models import DCNv2
+from rechub_tests import cases
+from rechub_tests.cases import age, profile, shop, tags, user
+from rechub_tests.reference import affine, assert_same, relu_mlp, row_input, softmax, vector_cross
 
 LAYERS: dict[str, dict[str, Any]] = {
     "matrix": {},

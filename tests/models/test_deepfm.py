@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import cases
 import pytest
 import torch
-from reference import affine, assert_same, relu_mlp
 from torch import Tensor
 
 from rechub_dist.features import DenseFeature, SparseFeature, Table
 from rechub_dist.models import DeepFM
+from rechub_tests import cases
+from rechub_tests.reference import affine, assert_same, relu_mlp
 
 
 def test_forward_and_gradients() -> None:

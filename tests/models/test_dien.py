@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import math
 
-import cases
 import pytest
 import test_catalogue as proof
 import torch
-from cases import history, item, shop, shops, user
-from reference import affine, assert_same, dice_mlp, gru, sigmoid, softmax
 from torch import Tensor
 
 from rechub_dist.embedded import Embedded, Sequence
 from rechub_dist.features import NegativeFeature, SequenceFeature, SparseFeature, Table
 from rechub_dist.models import DIEN
+from rechub_tests import cases
+from rechub_tests.cases import history, item, shop, shops, user
+from rechub_tests.reference import affine, assert_same, dice_mlp, gru, sigmoid, softmax
 
 missed = SequenceFeature("missed", cases.ITEM, max_length=5)
 missed_shops = SequenceFeature("missed_shops", cases.SHOP, max_length=5)

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import cases
 import pytest
 import torch
-from cases import history, item, shop, shops, user
-from reference import assert_same, dice_mlp
 from torch import Tensor
 
 from rechub_dist.features import SequenceFeature, SparseFeature, Table
 from rechub_dist.models import DIN
+from rechub_tests import cases
+from rechub_tests.cases import history, item, shop, shops, user
+from rechub_tests.reference import assert_same, dice_mlp
 
 
 def weights_of(model: DIN, embedded: cases.Embedded) -> Tensor:

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import cases
 import pytest
 import torch
-from cases import age, history, profile, shop, tags, user
-from reference import affine, assert_same, relu_mlp, row_input, softmax, vector_cross
 from torch import Tensor, nn
 
 from rechub_dist.models import EDCN
+from rechub_tests import cases
+from rechub_tests.cases import age, history, profile, shop, tags, user
+from rechub_tests.reference import affine, assert_same, relu_mlp, row_input, softmax, vector_cross
 
 IDS, DENSE = ["user", "shop", "tags", "history"], ["age", "profile"]
 WIDTHS = [4, 2, 4, 4, 1, 3]  # 18 in all

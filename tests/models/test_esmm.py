@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import cases
 import pytest
 import torch
-from reference import assert_same, group_relu_mlp, row_input
 from torch import Tensor, nn
 
 from rechub_dist.features import SparseFeature, Table
 from rechub_dist.models import ESMM
+from rechub_tests import cases
+from rechub_tests.reference import assert_same, group_relu_mlp, row_input
 
 
 @pytest.mark.parametrize(("hidden", "tower"), [([8, 6], [5]), ([4], []), ([], [3]), ([], [])])

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import cases
 import pytest
 import test_catalogue as proof
 import torch
-from reference import affine, assert_same, group_relu_mlp, relu_mlp, row_input, unit
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Output
 from rechub_dist.models import FacebookDSSM
+from rechub_tests import cases
+from rechub_tests.reference import affine, assert_same, group_relu_mlp, relu_mlp, row_input, unit
 
 USER = [cases.user, cases.age, cases.tags, cases.history, cases.profile]
 ITEM = [cases.item, cases.shop, cases.price]

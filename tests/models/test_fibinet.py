@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-import cases
 import pytest
 import torch
-from cases import age, history, match, profile, shop, tags, user
-from reference import affine, assert_same, first_order, relu_mlp
 from torch import Tensor, nn
 
 from rechub_dist.features import DenseFeature
 from rechub_dist.layers.bilinear import Bilinear
 from rechub_dist.models import FiBiNET
+from rechub_tests import cases
+from rechub_tests.cases import age, history, match, profile, shop, tags, user
+from rechub_tests.reference import affine, assert_same, first_order, relu_mlp
 
 IDS, DENSE = ["user", "tags", "history", "match"], ["age", "profile"]
 KINDS = ["field_all", "field_each", "field_interaction"]

@@ -3,15 +3,15 @@ from __future__ import annotations
 import math
 import warnings
 
-import cases
 import pytest
 import torch
-from reference import affine, assert_same, gru
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Output, Sequence
 from rechub_dist.features import SequenceFeature, SparseFeature, Table
 from rechub_dist.models import GRU4Rec
+from rechub_tests import cases
+from rechub_tests.reference import affine, assert_same, gru
 
 
 def states(model: GRU4Rec, items: list[Tensor]) -> list[Tensor]:

@@ -3,17 +3,17 @@ from __future__ import annotations
 import copy
 import math
 
-import cases
 import pytest
 import torch
-from cases import history
-from reference import assert_same, relu_mlp, row_input, softmax
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded
 from rechub_dist.features import Feature, SequenceFeature, Table
 from rechub_dist.layers.capsule import DynamicRouting, squash
 from rechub_dist.models import MIND
+from rechub_tests import cases
+from rechub_tests.cases import history
+from rechub_tests.reference import assert_same, relu_mlp, row_input, softmax
 
 USER = [cases.user, cases.age, cases.shop, cases.tags, cases.liked, cases.profile]
 LENGTHS = [9, 0, 4, 1, 3, 16]

@@ -3,17 +3,17 @@ from __future__ import annotations
 import math
 from typing import get_args
 
-import cases
 import pytest
 import test_catalogue as proof
 import torch
-from reference import assert_same, group_affine, group_relu_mlp, row_input, sigmoid, softmax
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded
 from rechub_dist.layers import activation
 from rechub_dist.models import MMoE
 from rechub_dist.models.multitask.mmoe import GateActivation
+from rechub_tests import cases
+from rechub_tests.reference import assert_same, group_affine, group_relu_mlp, row_input, sigmoid, softmax
 
 IDS, DENSE = ["user", "shop", "tags", "history"], ["age", "profile"]
 FORMULAS = {

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import math
 
-import cases
 import pytest
 import torch
-from reference import affine, assert_same, gru, sigmoid
 from torch import Tensor
 
 from rechub_dist.embedded import Embedded, Sequence
 from rechub_dist.features import SequenceFeature, Table
 from rechub_dist.models import NARM
+from rechub_tests import cases
+from rechub_tests.reference import affine, assert_same, gru, sigmoid
 
 
 def user_of(model: NARM, items: list[Tensor]) -> Tensor:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import cases
 import pytest
 import test_catalogue as proof
 import torch
-from reference import affine, assert_same, group_affine, group_relu_mlp, row_input, softmax
 from torch import Tensor, nn
 
 from rechub_dist.models import PLE
+from rechub_tests import cases
+from rechub_tests.reference import affine, assert_same, group_affine, group_relu_mlp, row_input, softmax
 
 IDS, DENSE = ["user", "shop", "tags", "history"], ["age", "profile"]
 # tasks, experts a task, shared experts, levels

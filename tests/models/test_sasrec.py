@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import math
 
-import cases
 import pytest
 import torch
-from reference import affine, layer_norm, softmax
 from torch import Tensor
 
 from rechub_dist.embedded import Embedded, Sequence
 from rechub_dist.features import SequenceFeature, SparseFeature, Table
 from rechub_dist.models import SASRec
+from rechub_tests import cases
+from rechub_tests.reference import affine, layer_norm, softmax
 
 D, HEADS = 4, 2
 

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import cases
 import pytest
 import torch
-from cases import age, history, match, profile, shop, tags, user, visit
-from reference import affine, assert_same, first_order, relu_mlp, row_input
 from torch import Tensor
 
 from rechub_dist.features import DenseFeature, SparseFeature, Table
 from rechub_dist.models import WideDeep
+from rechub_tests import cases
+from rechub_tests.cases import age, history, match, profile, shop, tags, user, visit
+from rechub_tests.reference import affine, assert_same, first_order, relu_mlp, row_input
 
 
 def test_forward_and_gradients() -> None:

@@ -2,17 +2,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import cases
 import pytest
 import test_catalogue as proof
 import torch
-from reference import affine, assert_same, relu_mlp, row_input
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Jagged
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.features import DenseFeature, Feature, SequenceFeature, SparseFeature, Table
 from rechub_dist.models import YoutubeDNN
+from rechub_tests import cases
+from rechub_tests.reference import affine, assert_same, relu_mlp, row_input
 
 USER = [cases.user, cases.age, cases.shop, cases.tags, cases.history, cases.profile]
 

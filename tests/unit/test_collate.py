@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from batches import ITEM, NOWHERE, USER, batch_of, lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from rechub_dist.data.collate import assemble
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.window import open_window
 from rechub_dist.features import DenseFeature, Label, NegativeFeature, SequenceFeature, SparseFeature
+from rechub_tests.batches import ITEM, NOWHERE, USER, batch_of, lists
 
 SPEC = BatchSpec(
     features=(

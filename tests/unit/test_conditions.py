@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from damage import spoil_pages
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.stored import StoredRows
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, Label, SequenceFeature, SparseFeature, Table
+from rechub_tests.damage import spoil_pages
 
 SPEC = BatchSpec(
     (SparseFeature("row", Table("row", 10_000)), SequenceFeature("history", Table("item", 50), max_length=3)),

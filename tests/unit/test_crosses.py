@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from batches import batch_of, lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_windows import fails
@@ -21,6 +20,7 @@ from rechub_dist.data.negatives import Draw, mix64, name_salt
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.window import open_window
 from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature, Table, TimeGapFeature
+from rechub_tests.batches import batch_of, lists
 
 USER, TAG, SHOP = Table("user", 1000), Table("tag", 50), Table("shop", 9)
 user, shop = SparseFeature("user", USER), SparseFeature("shop", SHOP)

@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
-from prepared import ROOT, check_prepared, column, digest, rows, schema
 
 from rechub_dist.data.prepare import preparation, preparations
 from rechub_dist.data.prepare.writer import (
     SPLITS,
 )
 from rechub_dist.errors import UserError
+from rechub_tests.prepared import ROOT, check_prepared, column, digest, rows, schema
 
 DATA = ROOT / os.environ.get("RECHUB_DATA", "../shared/data")
 SOURCES = {

@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prepared import column, digest, rows, schema
 
 from rechub_dist.data.prepare.writer import (
     ROW_GROUP,
@@ -19,6 +18,7 @@ from rechub_dist.data.prepare.writer import (
 )
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table
+from rechub_tests.prepared import column, digest, rows, schema
 
 
 def break_down(out: Path) -> None:

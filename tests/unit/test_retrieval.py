@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import cases_recall as recall
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +19,7 @@ from rechub_dist.distributed.collectives import gather_rows
 from rechub_dist.errors import UserError
 from rechub_dist.features import Label, SequenceFeature, SparseFeature, Table
 from rechub_dist.objectives import RetrievalObjective, losses
+from rechub_tests import cases_recall as recall
 
 RNG = np.random.default_rng(0)
 POSITIVE, NEGATIVE = RNG.normal(size=5), RNG.normal(size=(5, 4))

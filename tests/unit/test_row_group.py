@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from damage import spoil_pages
 
 from rechub_dist.data import row_group
 from rechub_dist.data.columns import column_uses
@@ -20,6 +19,7 @@ from rechub_dist.data.skips import BadFileError
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.window import open_window
 from rechub_dist.features import DenseFeature, Label, SequenceFeature, SparseFeature, Table, TimeGapFeature
+from rechub_tests.damage import spoil_pages
 
 ROWS = 60
 ITEMS = Table("items", 100, dim=4)

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from damage import spoil_footer, spoil_pages
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.manifest import Manifest
@@ -20,6 +19,7 @@ from rechub_dist.data.skips import Tally
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 from rechub_dist.features import CatalogueFeature, DenseFeature, NegativeFeature, SparseFeature, Table
+from rechub_tests.damage import spoil_footer, spoil_pages
 
 FILES, GROUPS, ROWS = 3, 4, 25
 SPEC = BatchSpec(

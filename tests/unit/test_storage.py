@@ -12,9 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-from damage import spoil_pages
 from fsspec.implementations.local import LocalFileSystem
-from object_store import BUCKET, KEYS, Fault, FaultyProxy, filesystem, s3_server, upload
 
 from rechub_dist.config import StorageConfig
 from rechub_dist.data.files import OpenFiles
@@ -23,6 +21,8 @@ from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.skips import BadFileError
 from rechub_dist.data.storage import Store, exists, join, read_text
 from rechub_dist.errors import UserError
+from rechub_tests.damage import spoil_pages
+from rechub_tests.object_store import BUCKET, KEYS, Fault, FaultyProxy, filesystem, s3_server, upload
 
 ROWS, GROUP = 3000, 1000
 

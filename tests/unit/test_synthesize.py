@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prepared import ROOT, check_prepared, column, digest, rows
 from sklearn.metrics import log_loss, roc_auc_score
 
 from rechub_dist.data.prepare.synthetic import _World, synthesize
@@ -17,6 +16,7 @@ from rechub_dist.data.prepare.writer import (
     SPLITS,
 )
 from rechub_dist.errors import UserError
+from rechub_tests.prepared import ROOT, check_prepared, column, digest, rows
 
 
 def test_synthetic_schema_is_the_committed_one(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from batches import ITEM, USER, batch_of, lists
 
 from rechub_dist.data.columns import check_schema, column_names
 from rechub_dist.data.negatives import hash_ids
@@ -18,6 +17,7 @@ from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.window import open_window
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, Label, NegativeFeature, SequenceFeature, SparseFeature, Table
+from rechub_tests.batches import ITEM, USER, batch_of, lists
 
 
 def one(feature: Any, values: Any, kind: pa.DataType) -> list[list[int]]:

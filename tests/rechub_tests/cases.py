@@ -157,7 +157,9 @@ def build(model: type[Model], seed: int = 0) -> Model:
     """The model's case, in float64, with the same weights for the same seed."""
     case = getattr(sys.modules[__name__], model.__name__.lower(), None)
     if case is None:
-        pytest.fail(f"{model.__name__} has no case: add a function {model.__name__.lower()}() to tests/models/cases.py")
+        pytest.fail(
+            f"{model.__name__} has no case: add a function {model.__name__.lower()}() to tests/rechub_tests/cases.py"
+        )
     torch.manual_seed(seed)
     return case().double()
 

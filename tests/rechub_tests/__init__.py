@@ -1,0 +1,1 @@
+"""What tests share: data sets, run files, ranks, damage. A package, so that no folder beside it is taken for it."""
