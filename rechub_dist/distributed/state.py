@@ -70,14 +70,14 @@ def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Op
         else:
             # A table-wise table's states are known to its owner alone.
             here = bool(sharded[name].local_shards())
-            found = _fused_states(fused, module_key(name), _FUSED_STATES.get(algorithm, {})) if here else {}
+            found = fused_states(fused, module_key(name), _FUSED_STATES.get(algorithm, {})) if here else {}
         for canonical, value in found.items():
             rowwise = canonical == "rowwise_sum" and not isinstance(value, ShardedTensor)
             state[f"tables/{name}/{canonical}"] = _table_entry(value.view(-1) if rowwise else value, placed)
     return state
 
 
-def _fused_states(fused: dict[str, Any], table: str, names: dict[str, str]) -> dict[str, Any]:
+def fused_states(fused: dict[str, Any], table: str, names: dict[str, str]) -> dict[str, Any]:
     """A table's optimizer states by canonical name, from those of all tables.
 
     Raises:
