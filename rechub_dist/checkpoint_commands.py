@@ -94,15 +94,18 @@ def inspect(address: Address, step: Step = "best", as_json: Json = False, storag
 
 @checkpoint_app.command()
 def verify(address: Address, step: Step = "best", as_json: Json = False, storage: Storage = None) -> None:
-    """Compare all bytes of a checkpoint with their checksums; exit code 2 if it is damaged.
+    """Compare all bytes of a checkpoint with their checksums, and prove that no part of a table is missing or there
+    twice; exit code 2 if it is damaged.
 
     Example: rechub-dist checkpoint verify runs/deepfm --step newest
     """
+    from rechub_dist.checkpoint.coverage import check_coverage  # noqa: PLC0415
     from rechub_dist.checkpoint.folder import step_folder  # noqa: PLC0415
     from rechub_dist.checkpoint.load import blocks_of  # noqa: PLC0415
     from rechub_dist.checkpoint.load import verify as verify_blocks  # noqa: PLC0415
 
     folder, manifest = _find(address, step, storage)
+    check_coverage(manifest, folder.path(step_folder(manifest.step)))
     with _progress() as progress:
         task = progress.add_task("verifying", total=manifest.bytes)
         for size in verify_blocks(folder, manifest, blocks_of(manifest)):

@@ -380,7 +380,9 @@ class Trainer:
         )
 
     def _warn(self) -> None:
-        """Say what is bad about how the data lies, and which files are left out, once."""
+        """Say what is bad about how the data lies, which files are left out and what is placed otherwise, once."""
+        for note in self.parts.layout.notes:
+            self.report.say(note)
         step = self.position.step
         train = self.passes.at(step).reader if self.passes.steps else None
         for split, reader in (("train", train), ("valid", self.valid_reader), ("test", self.test_reader)):

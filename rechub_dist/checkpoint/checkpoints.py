@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rechub_dist import __version__
+from rechub_dist.checkpoint.coverage import check_coverage
 from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_tensors, verify
@@ -274,6 +275,7 @@ class Checkpoints:
         """Write the manifest, on the main rank; returns what is in the way."""
         folder = step_folder(manifest.step)
         try:
+            check_coverage(manifest, self.folder.path(folder))
             for name, record in manifest.files.items():
                 if self.folder.size(f"{folder}/{name}") != record.size:
                     return (

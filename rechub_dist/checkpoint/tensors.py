@@ -25,6 +25,15 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
+# The states that a table's optimizer keeps, by canonical name.
+TABLE_STATES: dict[str, tuple[str, ...]] = {
+    "sgd": (),
+    "adagrad": ("sum",),
+    "rowwise_adagrad": ("rowwise_sum",),
+    "adam": ("exp_avg", "exp_avg_sq", "step"),
+    "lazy_adam": ("exp_avg", "exp_avg_sq"),
+}
+
 
 @dataclass(frozen=True)
 class Piece:

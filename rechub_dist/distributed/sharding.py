@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +25,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan,
 
 from rechub_dist.build import Parts
 from rechub_dist.distributed.batchnorm import globalize
+from rechub_dist.distributed.cluster import Cluster, agreed_cluster
 from rechub_dist.distributed.optim import fused_optimizer, kernels
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.embedding.init import init_table
@@ -54,41 +53,40 @@ class _UnpooledSharder(EmbeddingCollectionSharder):
         return _SHARDING_TYPES[:3]
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """The ranks that a plan is made for."""
-
-    world_size: int
-    local_world_size: int
-    device: str  # cpu or cuda
-
-
-def make_plan(
-    step: nn.Module, layout: Layout, cluster: Cluster, batch_size: int, memory_per_rank_gb: float | None
-) -> ShardingPlan | None:
-    """Which rank holds which shard; the same on every rank, without communication. None where nothing is sharded.
-
-    Marks the collections' parameters with their fused optimizers, so that the planner counts optimizer state.
-
-    Raises:
-        UserError: the tables do not fit.
-    """
-    placed = {module_key(p.table.name): p for p in layout.tables.values() if p.collection != REPLICATED}
-    if not placed:
-        return None
+def mark_optimizers(step: nn.Module, layout: Layout) -> None:
+    """Mark the collections' parameters with their fused optimizers, for their kernels and for the planner."""
+    placed = _sharded(layout)
     for name, parameter in step.named_parameters():
         table = placed.get(name.rsplit(".", 2)[-2])
         if table is not None and name.startswith(("stage.pooled.", "stage.unpooled.")):
             cls, arguments = fused_optimizer(table.optimizer)
             _apply_optimizer_in_backward(cls, [parameter], arguments)
-    memory = int((memory_per_rank_gb or _default_memory_gb(cluster)) * 1024**3)
+
+
+def make_plan(step: nn.Module, layout: Layout, cluster: Cluster, batch_size: int) -> ShardingPlan | None:
+    """Which rank holds which shard, from what all ranks have agreed on; None where nothing is sharded.
+
+    The optimizers are marked already, so that the planner counts their states.
+
+    Raises:
+        UserError: the tables do not fit, or one is to be sharded over the ranks of a host where hosts are unlike.
+    """
+    placed = _sharded(layout)
+    if not placed:
+        return None
+    for table in placed.values():
+        if cluster.local_world_size is None and table.sharding in ("table_row_wise", "table_column_wise"):
+            raise UserError(
+                f"table {table.table.name!r}: {table.sharding} shards a table over the ranks of one host, and the "
+                f"hosts of this run have unlike numbers of ranks; give each the same, or use row_wise or column_wise"
+            )
     planner = EmbeddingShardingPlanner(
         topology=TopologyFactory.create_topology(
             TrainerConfig(
                 world_size=cluster.world_size,
-                local_world_size=cluster.local_world_size,
-                hbm_cap_bytes=memory if cluster.device == "cuda" else 0,
-                ddr_cap_bytes=None if cluster.device == "cuda" else memory,
+                local_world_size=cluster.local_world_size or 1,
+                hbm_cap_bytes=cluster.memory if cluster.device == "cuda" else 0,
+                ddr_cap_bytes=None if cluster.device == "cuda" else cluster.memory,
             ),
             kernel_config=KernelConfig(compute_device=cluster.device),
         ),
@@ -103,7 +101,7 @@ def make_plan(
         rows = sum(p.table.rows * p.table.stored_dim for p in placed.values()) * 4 / 1024**3
         raise UserError(
             f"embedding.memory_per_rank_gb: the sharded tables ({rows:.3g} GB of weights, with optimizer states and "
-            f"buffers more) do not fit {cluster.world_size} ranks of {memory / 1024**3:.3g} GB under the given "
+            f"buffers more) do not fit {cluster.world_size} ranks of {cluster.memory / 1024**3:.3g} GB under the given "
             f"shardings; give more memory or ranks, shard the largest tables row_wise, or use a smaller embedding.dim"
         ) from error
 
@@ -151,6 +149,11 @@ def sharded_weights(module: DistributedModelParallel, layout: Layout) -> dict[st
     return {name: state[module_key(name)] for name, placed in layout.tables.items() if placed.collection != REPLICATED}
 
 
+def _sharded(layout: Layout) -> dict[str, PlacedTable]:
+    """The sharded tables by their names in TorchRec."""
+    return {module_key(p.table.name): p for p in layout.tables.values() if p.collection != REPLICATED}
+
+
 def _sharders() -> list[ModuleSharder[nn.Module]]:
     return [_PooledSharder(), _UnpooledSharder()]
 
@@ -165,20 +168,17 @@ def _constraint(placed: PlacedTable, world_size: int) -> ParameterConstraints:
     return constraint
 
 
-def _default_memory_gb(cluster: Cluster) -> float:
-    """An equal share of this host's memory, or of its smallest device's, a fifth left for everything else."""
-    if cluster.device == "cuda":
-        sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-        return 0.8 * min(sizes) / 1024**3
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return 0.8 * total / cluster.local_world_size / 1024**3
-
-
 def shard_step(parts: Parts, rt: Runtime) -> DistributedModelParallel:
-    """Plan and shard a run's tables, make batch normalisation global, and put DDP around the rest. Collective."""
+    """Plan and shard a run's tables, make batch normalisation global, and put DDP around the rest. Collective.
+
+    The plan is the main rank's: one that each rank made for itself would be another on another host.
+
+    Raises:
+        UserError: the tables do not fit, or the ranks are not of one run.
+    """
     config = parts.config
-    cluster = Cluster(rt.world_size, rt.local_world_size, rt.device.type)
-    memory = config.embedding.memory_per_rank_gb
-    plan = rt.together(lambda: make_plan(parts.step, parts.layout, cluster, config.data.batch_size, memory))
+    cluster = agreed_cluster(parts, rt)
+    mark_optimizers(parts.step, parts.layout)
+    plan = rt.from_main(lambda: make_plan(parts.step, parts.layout, cluster, config.data.batch_size))
     globalize(parts.step.model)
     return shard(parts.step, parts.layout, plan, rt.group, rt.device, config.seed)

@@ -45,11 +45,13 @@ class Layout:
         lookups: all lookups, in the order given, each once.
         tables: by canonical name.
         features: by name the id features that are looked up, and those that crosses are made from.
+        notes: what is placed otherwise than the configuration says, and why.
     """
 
     lookups: tuple[Lookup, ...]
     tables: dict[str, PlacedTable]
     features: dict[str, LookupFeature]
+    notes: tuple[str, ...] = ()
 
     @property
     def collections(self) -> dict[str, tuple[str, ...]]:
@@ -72,6 +74,8 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
     """Place every table.
 
     Placement and optimizer come from `config` alone; `world_size` and `device` only decide whether that can be had.
+    A row-wise table with too few rows for so many ranks is table-wise, which is the same mathematics: a host that
+    joins an elastic run does not end it.
 
     Raises:
         UserError: contradicting lookups, a rule that matches nothing, and every combination of placement, kernel,
@@ -91,12 +95,19 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
         for feature in (lookup.feature, *inputs):
             if features.setdefault(feature.name, feature) != feature:
                 raise UserError(f"feature {feature.name!r} is used in two versions")
-    tables = {}
+    tables, notes = {}, []
     for name, table in specs.items():
         readers = [lookup for lookup in unique if lookup.table.name == name]
-        tables[name] = _place(table, readers, config)
-        _refuse(tables[name], device, world_size)
-    return Layout(unique, tables, features)
+        placed = _place(table, readers, config)
+        if _too_few_rows(placed, world_size):
+            notes.append(
+                f"table {name!r}: {table.rows} rows cannot be sharded {placed.sharding} over {world_size} ranks, one "
+                f"would hold none: it is table_wise"
+            )
+            placed = replace(placed, sharding="table_wise")
+        _refuse(placed, device)
+        tables[name] = placed
+    return Layout(unique, tables, features, tuple(notes))
 
 
 def _rule(table: Table, config: EmbeddingConfig) -> TableRule | None:
@@ -136,7 +147,14 @@ def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> 
     )
 
 
-def _refuse(placed: PlacedTable, device: str, world_size: int) -> None:
+def _too_few_rows(placed: PlacedTable, world_size: int) -> bool:
+    """Whether a rank would hold no row of a row-wise table, which the kernels do not survive."""
+    rows = placed.table.rows
+    row_wise = placed.sharding in ("row_wise", "table_row_wise")
+    return row_wise and -(-rows // world_size) * (world_size - 1) >= rows
+
+
+def _refuse(placed: PlacedTable, device: str) -> None:
     """Refuse what the kernels get wrong or cannot do, before anything is built."""
     name, sharding, optimizer = placed.table.name, placed.sharding, placed.optimizer.name
     if sharding == REPLICATED:
@@ -164,10 +182,4 @@ def _refuse(placed: PlacedTable, device: str, world_size: int) -> None:
         raise UserError(
             f"table {name!r}: {sharding} is not supported for a table that is read unpooled; use table_wise, row_wise "
             f"or column_wise"
-        )
-    rows = placed.table.rows
-    if sharding in ("row_wise", "table_row_wise") and -(-rows // world_size) * (world_size - 1) >= rows:
-        raise UserError(
-            f"table {name!r}: {rows} rows cannot be sharded {sharding} over {world_size} ranks, one would hold none; "
-            f"use table_wise or replicated"
         )

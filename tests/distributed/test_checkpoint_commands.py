@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from rechub_dist.checkpoint.manifest import MANIFEST, parse, render
 from rechub_dist.cli import app
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
@@ -83,6 +84,17 @@ def test_verify(finished: Path, tmp_path: Path) -> None:
     [line] = [line for line in lines if "damage" in line]
     assert line["step"] == 18
     assert "is missing" in line["damage"]
+
+
+def test_verify_misses_a_piece(finished: Path, tmp_path: Path) -> None:
+    """A checkpoint that was sealed without the second rank's part of a table."""
+    shutil.copytree(output(finished) / "checkpoints", tmp_path / "checkpoints")
+    sealed = tmp_path / "checkpoints" / "step-0000000018" / MANIFEST
+    manifest = parse(sealed.read_bytes(), str(sealed))
+    del manifest.tensors["tables/user/weight"].pieces[1]
+    sealed.write_bytes(render(manifest))
+    with pytest.raises(UserError, match=r"step-0000000018: the checkpoint lacks \d+ elements of tables/user/weight"):
+        command("verify", tmp_path / "checkpoints", "--step", "newest")
 
 
 def test_diff(finished: Path, pool: RankPool, data_root: Path, tmp_path: Path) -> None:

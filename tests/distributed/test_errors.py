@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rechub_dist.checkpoint.manifest import MANIFEST
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import SCHEMA, output, run_file, train, write_data
@@ -149,8 +151,11 @@ def test_unequal_histories(pool: RankPool, own_data: Path, tmp_path: Path) -> No
         pool.run(2, train, path)
 
 
-def test_an_empty_shard_is_refused_when_configured(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
-    dataset = {**SCHEMA, "features": {**SCHEMA["features"], "tags": {"kind": "sparse", "rows": 3, "pooling": "mean"}}}
+def test_a_row_wise_table_of_fewer_rows_than_ranks_is_table_wise(
+    pool: RankPool, data_root: Path, tmp_path: Path
+) -> None:
+    tags = {"kind": "sparse", "rows": 3, "pooling": "mean", "out_of_range": "drop"}
+    dataset = {**SCHEMA, "features": {**SCHEMA["features"], "tags": tags}}
     path = run_file(
         tmp_path,
         data_root,
@@ -158,8 +163,10 @@ def test_an_empty_shard_is_refused_when_configured(pool: RankPool, data_root: Pa
         data={"dataset": dataset},
         embedding={"rules": [{"tables": "tags", "sharding": "row_wise"}]},
     )
-    with pytest.raises(UserError, match="'tags': 3 rows cannot be sharded row_wise over 4 ranks"):
-        pool.run(4, train, path)
+    pool.run(4, train, path)
+    newest = max((output(path) / "checkpoints").glob("step-*"))
+    placed = json.loads((newest / MANIFEST).read_text())["manifest"]["run"]["tables"]["tags"]
+    assert (placed["sharding"], placed["rows"]) == ("table_wise", 3)
 
 
 def command(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -29,7 +29,7 @@ from rechub_dist.distributed.state import train_state
 from rechub_dist.trainer import Trainer
 
 refuse = layout._refuse
-layout._refuse = lambda placed, device, world_size: refuse(placed, "cuda", world_size)
+layout._refuse = lambda placed, device: refuse(placed, "cuda")
 config = load_run(Path(sys.argv[1]))
 
 

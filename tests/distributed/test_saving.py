@@ -204,7 +204,7 @@ def test_hosts_that_share_no_folder_are_told(pool: RankPool, tmp_path: Path) -> 
 
 
 KILLED = """
-    import sys, torch
+    import os, sys, torch
     from rechub_dist.checkpoint import Checkpoints, Position
     from rechub_dist.checkpoint.folder import Folder
     from rechub_dist.checkpoint.tensors import Entry
@@ -221,6 +221,8 @@ KILLED = """
             state["tables/t/weight"].pieces[0].values.fill_(step)
             found.save(state, Position(step=step), {"identity": {}, "tables": {}})
         found.check_last()
+    sys.stdout.flush()
+    os._exit(0)  # as a rank ends: threads of gloo may abort an interpreter that takes its time
 """
 
 
