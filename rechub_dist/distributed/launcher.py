@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import signal
-import socket
-import struct
 import sys
 import uuid
 from dataclasses import dataclass
 
-import torch.distributed as dist
 from torch.distributed.run import config_from_args, get_args_parser, parse_args
 
 from rechub_dist.distributed.agent import run_agent
+from rechub_dist.distributed.rendezvous import interface, is_here, listens, open_store, parse_address
 from rechub_dist.errors import UserError
 
-_PORT = 29400
 _LAST_CALL_SECONDS = 5  # how long to wait for more hosts, where their number may vary
 _JOIN_SECONDS = 600  # how long to wait for hosts that are missing
 _MONITOR_SECONDS = 0.2  # between two looks at the workers
@@ -63,10 +59,12 @@ class Launch:
         """Host and port of the rendezvous; port 0, any free one, on one machine."""
         if self.rendezvous is None:
             return "localhost", 0
-        host, _, port = self.rendezvous.partition(":")
-        if not host or not (port or "0").isdigit():
-            raise UserError(f"--rdzv {self.rendezvous}: write HOST:PORT")
-        return host, int(port or _PORT)
+        return parse_address(self.rendezvous)
+
+    @property
+    def several(self) -> bool:
+        """Whether other hosts are to reach this one."""
+        return self.rendezvous is not None and self.nnodes != "1"
 
 
 def environment(wanted: Launch) -> dict[str, str]:
@@ -76,7 +74,7 @@ def environment(wanted: Launch) -> dict[str, str]:
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // wanted.nproc)),
     }
-    name, _ = interface(wanted)
+    name, _ = interface(*wanted.address, others=wanted.several)
     if name is not None:
         found |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
     return {key: value for key, value in found.items() if key not in os.environ}
@@ -87,14 +85,15 @@ def torchrun_arguments(wanted: Launch, arguments: list[str]) -> list[str]:
     host, port = wanted.address
     settings = f"last_call_timeout={_LAST_CALL_SECONDS},join_timeout={_JOIN_SECONDS}"
     if wanted.rendezvous is not None:
+        there = listens(host, port)  # of another agent on this host, say
         # torchrun tells by names, which may not resolve
-        settings += f",is_host={str(not wanted.external_store and _is_host(host, port)).lower()}"
-    _, local = interface(wanted)
+        settings += f",is_host={str(not (wanted.external_store or there) and is_here(host, port)).lower()}"
+    _, local = interface(host, port, others=wanted.several)
     return [
         f"--nnodes={wanted.nnodes}",
         f"--nproc-per-node={wanted.nproc}",
         "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={host}:{port}",
+        f"--rdzv-endpoint={f'[{host}]' if ':' in host else host}:{port}",
         f"--rdzv-id={wanted.run_id if wanted.rendezvous else uuid.uuid4().hex}",
         f"--rdzv-conf={settings}",
         f"--max-restarts={wanted.max_restarts}",
@@ -123,58 +122,13 @@ def launch(wanted: Launch, arguments: list[str], *, show: bool = False) -> int:
     return run_agent(config, command, command_arguments)
 
 
-def interface(wanted: Launch) -> tuple[str | None, str | None]:
-    """The network interface and address by which this host reaches the others; None where it cannot be told.
-
-    A host's name often stands for an address that the others cannot reach, or for none.
+def serve_store(port: int) -> None:
+    """Run a standalone rendezvous store until a signal comes: then no host of the run is one that must not die.
 
     Raises:
-        UserError: the rendezvous has a name that does not resolve.
+        UserError: the port is taken.
     """
-    host, port = wanted.address
-    local = _source_address(host, port or 1)
-    if local is not None and local.startswith("127.") and wanted.rendezvous is not None and wanted.nnodes != "1":
-        local = _source_address("198.51.100.1", 1)  # an address for documentation: the default route; nothing is sent
-    return (None, None) if local is None else (_interface_of(local), local)
-
-
-def _is_host(host: str, port: int) -> bool:
-    """Whether the rendezvous is to be kept by this host, and no agent here does so yet."""
-    address = socket.gethostbyname(host)
-    if _source_address(host, port) != address:
-        return False
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex((address, port)) != 0
-
-
-def _source_address(host: str, port: int) -> str | None:
-    """This host's IPv4 address for packets to `host`."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, port))
-            return str(probe.getsockname()[0])
-    except socket.gaierror as error:
-        raise UserError(f"--rdzv: the host {host!r} is not known here: {error.strerror}") from error
-    except OSError:
-        return None
-
-
-def _interface_of(address: str) -> str | None:
-    siocgifaddr = 0x8915
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe, siocgifaddr, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # an interface without an address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    return None
-
-
-def serve_store(port: int) -> None:
-    """Be the place where hosts meet, until a signal comes: then no host of the run is one that must not die."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    store = dist.TCPStore("0.0.0.0", port, is_master=True, wait_for_workers=False)
+    store = open_store(port)
     print(f"store: listening on port {store.port}", file=sys.stderr, flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

@@ -97,10 +97,41 @@ class Runtime:
 
 
 def environment() -> tuple[int, int, int, int]:
-    """Rank, world size, local rank and local world size, as torchrun gives them; one process without it."""
+    """Rank, world size, local rank and local world size, as torchrun gives them; one process without it.
+
+    Raises:
+        UserError: the environment describes a part of a run that could not find its other parts.
+    """
     read = os.environ.get
-    world = int(read("WORLD_SIZE", "1"))
-    return int(read("RANK", "0")), world, int(read("LOCAL_RANK", "0")), int(read("LOCAL_WORLD_SIZE", str(world)))
+    if "WORLD_SIZE" not in os.environ:
+        _refuse_srun()
+        return 0, 1, 0, 1
+    world = _number("WORLD_SIZE", "1")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if world > 1 and missing:
+        raise UserError(
+            f"the environment has WORLD_SIZE={world}, but no {', '.join(missing)}: start ranks with --nproc, torchrun "
+            f"or Ray, which set them all, or unset WORLD_SIZE"
+        )
+    return _number("RANK", "0"), world, _number("LOCAL_RANK", "0"), _number("LOCAL_WORLD_SIZE", read("WORLD_SIZE", "1"))
+
+
+def _number(name: str, default: str) -> int:
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        raise UserError(f"the environment has {name}={text}, which is no number: unset it, or start ranks with --nproc")
+    return int(text)
+
+
+def _refuse_srun() -> None:
+    """Refuse to be one of several tasks that `srun` has started: each would train the whole run by itself."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    task = os.environ.get("SLURM_PROCID", "0")
+    if tasks not in ("", "0", "1") or task not in ("", "0"):
+        raise UserError(
+            f"srun has started several of this command (this is task {task}), and each would train the whole run: "
+            f"start one a host (--ntasks-per-node=1) with --nnodes, --nproc and --rdzv, as launch/slurm/ shows"
+        )
 
 
 def device_type(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
