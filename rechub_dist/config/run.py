@@ -14,7 +14,7 @@ from rechub_dist.config.data import DataConfig, StorageConfig
 from rechub_dist.config.objectives import ObjectiveConfig
 from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
 from rechub_dist.config.section import Section
-from rechub_dist.config.strict_yaml import StrictLoader, parse_yaml, read_yaml
+from rechub_dist.config.strict_yaml import StrictLoader, dump_yaml, parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
 from rechub_dist.config.warm_start import WarmStartConfig
 from rechub_dist.errors import UserError, nearest, one_line
@@ -92,9 +92,11 @@ class RunConfig(Section):
 
     def dump(self) -> str:
         """The configuration as YAML that can be launched again."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True, width=120
-        )
+        return dump_yaml(self.model_dump(mode="json", by_alias=True), width=120)
+
+    def dump_given(self) -> str:
+        """As `dump`, without what is left to the defaults."""
+        return dump_yaml(self.model_dump(mode="json", by_alias=True, exclude_unset=True), width=110)
 
 
 def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -112,10 +114,18 @@ def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         UserError: as `load_run`.
     """
-    tree = read_yaml(path)
+    return _changed(read_yaml(path), str(path), overrides)
+
+
+def parse_run(text: str, where: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """As `read_run`, of the text of a run's resolved configuration, which a checkpoint holds; `where` is for errors."""
+    return _changed(parse_yaml(text, where), where, overrides)
+
+
+def _changed(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> RunConfig:
     for override in overrides:
         _override(tree, override)
-    return _validate(tree, str(path))
+    return _validate(tree, where)
 
 
 def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:

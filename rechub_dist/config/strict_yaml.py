@@ -46,9 +46,20 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _StrictDumper(yaml.SafeDumper):
+    """Puts into quotes what `StrictLoader` would not read as a string."""
+
+
 # PyYAML follows YAML 1.1, where 1e-3 is a string.
-StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+for _kind in (StrictLoader, _StrictDumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
+
+
+def dump_yaml(tree: Any, width: int) -> str:
+    """YAML of at most `width` columns where that can be, of which `parse_yaml` makes the same tree."""
+    text: str = yaml.dump(tree, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=width)
+    return text

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 _HADOOP = ("hdfs", "viewfs")
 _BY_ARROW = (*_HADOOP, "gcs", "file")
+_LOCAL = ("file", "local")
 _AZURE = ("abfs", "abfss")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between attempts
 # What no repetition mends, in the words of Arrow's clients of S3 and Azure; 408 (time-out) and 429 (too many requests)
@@ -152,7 +153,12 @@ def locate(address: str, settings: StorageConfig) -> tuple[Store, str]:
 
 def is_remote(address: str) -> bool:
     """Whether all hosts see the same behind an address; behind a path, each its own disk."""
-    return "://" in address and not address.startswith("file://")
+    return "://" in address and urlsplit(address).scheme not in _LOCAL
+
+
+def local_path(address: str) -> str | None:
+    """The path on this host's own file system that a path or address (`file://...`) stands for; None for any other."""
+    return None if is_remote(address) else locate(address, StorageConfig())[1]
 
 
 def join(root: str, name: str) -> str:

@@ -45,10 +45,11 @@ def agreed_cluster(parts: Parts, rt: Runtime) -> Cluster:
             parameters of other shapes. Training would go on, each rank with its own mathematics.
     """
     rank, world, local_rank, local_world = environment()
+    given = parts.config.embedding.memory_per_rank_gb
     own: dict[str, Any] = {
         "host": socket.gethostname(),
         "place": (rank, local_rank, local_world),
-        "memory": int((parts.config.embedding.memory_per_rank_gb or _default_memory_gb(rt)) * 1024**3),
+        "memory": _default_memory(rt) if given is None else int(given * 1024**3),
         "facts": _facts(parts),
     }
     ranks = rt.gather_list([own])
@@ -98,8 +99,16 @@ def _refuse_unlike(ranks: list[dict[str, Any]]) -> None:
                 )
 
 
-def _default_memory_gb(rt: Runtime) -> float:
-    """A fifth is left for everything else: of this rank's device, or of an equal share of this host's memory."""
+def memory_for_tables(total: int, ranks: int = 1) -> int:
+    """The bytes that each of so many ranks gives to sharded tables where there are `total` for all of them.
+
+    A fifth is left for everything else.
+    """
+    return int(0.8 * total / ranks)
+
+
+def _default_memory(rt: Runtime) -> int:
+    """Of this rank's device, or of an equal share of this host's memory."""
     if rt.device.type == "cuda":
-        return 0.8 * torch.cuda.get_device_properties(rt.device).total_memory / 1024**3
-    return 0.8 * host_memory() / rt.local_world_size / 1024**3
+        return memory_for_tables(torch.cuda.get_device_properties(rt.device).total_memory)
+    return memory_for_tables(host_memory(), rt.local_world_size)

@@ -9,7 +9,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from rechub_dist.distributed.process import quiet_libraries
 from rechub_dist.errors import UserError
+from rechub_dist.kubernetes.rules import INT32, MOST_PODS
+from rechub_dist.kubernetes.settings import HEAD, SUBMITTER, TENSORBOARD, Settings, Size
 
 k8s_app = typer.Typer(no_args_is_help=True, help="Train on Kubernetes.")
 
@@ -24,7 +27,7 @@ class Kind(StrEnum):
     RAYJOB = "rayjob"
 
 
-_PODS, _STORAGE, _FAILURES = "Pods", "Storage", "Failures"
+_PODS, _BESIDE, _STORAGE, _FAILURES = "Pods", "Containers that do not train: requests and limits", "Storage", "Failures"
 
 
 @k8s_app.callback()
@@ -34,6 +37,7 @@ def k8s() -> None:
 
 @k8s_app.command()
 def render(
+    context: typer.Context,
     run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
     kind: Annotated[Kind, typer.Option(help="Job of Kubernetes, or another controller's.")],
     image: Annotated[str, typer.Option(help="Training image (docker/Dockerfile).")],
@@ -46,16 +50,20 @@ def render(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the run file; may be repeated."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; default: stdout.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Pods that train.", rich_help_panel=_PODS)] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=MOST_PODS, help="Pods that train.", rich_help_panel=_PODS)] = 1,
     nproc_per_node: Annotated[
-        int | None, typer.Option(min=1, help="Ranks a pod; default: its GPUs, else 1.", rich_help_panel=_PODS)
+        int | None,
+        typer.Option(min=1, max=INT32, help="Ranks a pod; default: its GPUs, else 1.", rich_help_panel=_PODS),
     ] = None,
-    gpus_per_worker: Annotated[int, typer.Option(min=0, help="NVIDIA GPUs a pod.", rich_help_panel=_PODS)] = 0,
+    gpus_per_worker: Annotated[
+        int, typer.Option(min=0, max=INT32, help="NVIDIA GPUs a pod.", rich_help_panel=_PODS)
+    ] = 0,
     cpu: Annotated[str, typer.Option(help="Cores a pod.", rich_help_panel=_PODS)] = "2",
     memory: Annotated[str, typer.Option(help="Memory a pod.", rich_help_panel=_PODS)] = "8Gi",
     shared_memory: Annotated[
-        str, typer.Option(help="Of the pod's memory, what /dev/shm may take.", rich_help_panel=_PODS)
-    ] = "1Gi",
+        str | None,
+        typer.Option(help="Of the pod's memory, what /dev/shm may take; default: 1Gi, or half.", rich_help_panel=_PODS),
+    ] = None,
     node_selector: Annotated[
         list[str] | None,
         typer.Option(metavar="LABEL=VALUE", help="Of nodes to use; may be repeated.", rich_help_panel=_PODS),
@@ -67,6 +75,14 @@ def render(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Show the curves that lie in the output claim.", rich_help_panel=_PODS)
     ] = False,
+    head_cpu: Annotated[str, typer.Option(help="Of Ray's head, for rayjob.", rich_help_panel=_BESIDE)] = HEAD.cpu,
+    head_memory: Annotated[str, typer.Option(rich_help_panel=_BESIDE)] = HEAD.memory,
+    submitter_cpu: Annotated[
+        str, typer.Option(help="Of what hands the job to Ray, for rayjob.", rich_help_panel=_BESIDE)
+    ] = SUBMITTER.cpu,
+    submitter_memory: Annotated[str, typer.Option(rich_help_panel=_BESIDE)] = SUBMITTER.memory,
+    tensorboard_cpu: Annotated[str, typer.Option(help="Of --tensorboard.", rich_help_panel=_BESIDE)] = TENSORBOARD.cpu,
+    tensorboard_memory: Annotated[str, typer.Option(rich_help_panel=_BESIDE)] = TENSORBOARD.memory,
     output_claim: Annotated[
         str | None,
         typer.Option(metavar="PVC", help="Mounted at /runs; ReadWriteMany for several pods.", rich_help_panel=_STORAGE),
@@ -79,22 +95,27 @@ def render(
         typer.Option(metavar="SECRET", help="Environment variables: a store's credentials.", rich_help_panel=_STORAGE),
     ] = None,
     grace_seconds: Annotated[
-        int, typer.Option(min=1, help="For a checkpoint before a pod ends.", rich_help_panel=_FAILURES)
+        int, typer.Option(min=1, max=INT32 - 30, help="For a checkpoint before a pod ends.", rich_help_panel=_FAILURES)
     ] = 120,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="Of the ranks, before a pod fails.", rich_help_panel=_FAILURES)
+        int, typer.Option(min=0, max=INT32, help="Of the ranks, before a pod fails.", rich_help_panel=_FAILURES)
     ] = 3,
     backoff_limit: Annotated[
-        int, typer.Option(min=0, help="Times that a failed pod is started again.", rich_help_panel=_FAILURES)
+        int, typer.Option(min=0, max=INT32, help="Times that a failed pod is started again.", rich_help_panel=_FAILURES)
     ] = 3,
     liveness: Annotated[
         int | None,
         typer.Option(
-            metavar="SECONDS", min=60, help="Without a step, end the pod; default: never.", rich_help_panel=_FAILURES
+            metavar="SECONDS",
+            min=60,
+            max=INT32,
+            help="Without a step, end the pod; default: never.",
+            rich_help_panel=_FAILURES,
         ),
     ] = None,
     ttl_seconds: Annotated[
-        int | None, typer.Option(min=0, help="After which an ended job is removed.", rich_help_panel=_FAILURES)
+        int | None,
+        typer.Option(min=0, max=INT32, help="After which an ended job is removed.", rich_help_panel=_FAILURES),
     ] = None,
 ) -> None:
     """Write the manifest of a training job: RUN.yaml in a ConfigMap, and a job of the chosen kind.
@@ -104,10 +125,20 @@ def render(
     """
     from rechub_dist.kubernetes.kinds import render as rendered  # noqa: PLC0415 - pydantic's models take time to import
     from rechub_dist.kubernetes.run_file import run_for_pods  # noqa: PLC0415
-    from rechub_dist.kubernetes.settings import Settings  # noqa: PLC0415
+    from rechub_dist.kubernetes.view import pod_view  # noqa: PLC0415
 
     if kind is Kind.RAYJOB and liveness is not None:
         raise UserError("--liveness: Ray watches its workers itself; leave it out for --kind rayjob")
+    for part, there in (
+        ("head", kind is Kind.RAYJOB),
+        ("submitter", kind is Kind.RAYJOB),
+        ("tensorboard", tensorboard),
+    ):
+        for option in (f"{part}_cpu", f"{part}_memory"):
+            source = context.get_parameter_source(option)
+            if not there and source is not None and source.name == "COMMANDLINE":
+                needs = "--tensorboard" if part == "tensorboard" else "--kind rayjob"
+                raise UserError(f"--{option.replace('_', '-')}: goes with {needs}")
     settings = Settings(
         name=_name_of(run_file) if name is None else name,
         image=image,
@@ -130,8 +161,13 @@ def render(
         ttl_seconds=ttl_seconds,
         liveness_seconds=liveness,
         tensorboard=tensorboard,
+        head=Size(head_cpu, head_memory),
+        submitter=Size(submitter_cpu, submitter_memory),
+        board=Size(tensorboard_cpu, tensorboard_memory),
     )
-    text = rendered(kind.value, settings, run_for_pods(run_file, set_ or [], settings))
+    quiet_libraries()
+    config = run_for_pods(run_file, set_ or [], pod_view(kind.value, settings))
+    text = rendered(kind.value, settings, config)
     if out is None:
         print(text, end="")
         return
@@ -151,6 +187,8 @@ def _selector(items: list[str]) -> dict[str, str]:
         label, equals, value = item.partition("=")
         if not equals or not label:
             raise UserError(f"--node-selector {item}: write LABEL=VALUE")
+        if label in found:
+            raise UserError(f"--node-selector {item}: {label} stands there twice, and a node has one value of it")
         found[label] = value
     return found
 

@@ -9,9 +9,9 @@ import yaml
 
 from rechub_dist.config import RunConfig
 from rechub_dist.kubernetes.pods import (
-    RUN_FILE,
     Manifest,
     metadata,
+    metrics,
     pod,
     ray_node,
     ray_submitter,
@@ -20,17 +20,16 @@ from rechub_dist.kubernetes.pods import (
     torchrun,
     trainer,
 )
-from rechub_dist.kubernetes.run_file import as_yaml
 from rechub_dist.kubernetes.settings import Settings
+from rechub_dist.kubernetes.view import RENDEZVOUS, RUN_FILE
 
-_PORT = 29400
 RAY_VERSION = "2.60.0"  # as in docker/requirements.txt
 
 
 def job(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A Job of Kubernetes' own (1.29 or newer), its pods numbered, and the headless Service that names them."""
     name = settings.name
-    template = pod(settings, trainer(settings, config, "trainer", torchrun(settings, f"{name}-0.{name}:{_PORT}")))
+    template = pod(settings, trainer(settings, config, "trainer", torchrun(settings, f"{name}-0.{name}:{RENDEZVOUS}")))
     template["spec"]["subdomain"] = name
     service = {
         "apiVersion": "v1",
@@ -40,7 +39,7 @@ def job(settings: Settings, config: RunConfig) -> list[Manifest]:
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": selector(settings, "trainer"),
-            "ports": [{"name": "rendezvous", "port": _PORT}],
+            "ports": [{"name": "rendezvous", "port": RENDEZVOUS}],
         },
     }
     spec = {
@@ -60,7 +59,7 @@ def job(settings: Settings, config: RunConfig) -> list[Manifest]:
 def jobset(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A JobSet: a pod that fails has all of them started again."""
     name = settings.name
-    endpoint = f"{name}-workers-0-0.{name}:{_PORT}"
+    endpoint = f"{name}-workers-0-0.{name}:{RENDEZVOUS}"
     template = pod(settings, trainer(settings, config, "trainer", torchrun(settings, endpoint)))
     spec = {
         "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
@@ -82,15 +81,15 @@ def pytorchjob(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A PyTorchJob of Kubeflow's training operator (v1), elastic, so that all pods are workers."""
     name = settings.name
     # The operator knows its container by this name, and has a Service for each pod.
-    container = trainer(settings, config, "pytorch", torchrun(settings, f"{name}-worker-0:{_PORT}"))
-    container["ports"] = [{"name": "pytorchjob-port", "containerPort": _PORT}, *container.get("ports", [])]
+    container = trainer(settings, config, "pytorch", torchrun(settings, f"{name}-worker-0:{RENDEZVOUS}"))
+    container["ports"] = [{"name": "pytorchjob-port", "containerPort": RENDEZVOUS}, *container.get("ports", [])]
     template = pod(settings, container)
     del template["spec"]["restartPolicy"]  # the operator's own stands beside the template
     spec = {
         "runPolicy": {"backoffLimit": settings.backoff_limit, "cleanPodPolicy": "None", **_time_to_live(settings)},
         "elasticPolicy": {
             "rdzvBackend": "c10d",
-            "rdzvPort": _PORT,
+            "rdzvPort": RENDEZVOUS,
             "minReplicas": settings.workers,
             "maxReplicas": settings.workers,
             "maxRestarts": settings.max_restarts,
@@ -133,9 +132,9 @@ def trainjob(settings: Settings, config: RunConfig) -> list[Manifest]:
     ]
 
 
-def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:  # noqa: ARG001 - as the others
+def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A RayJob of KubeRay: a head that trains nothing, workers, and the cluster gone when the job is done."""
-    # A rank is given all that is its own of a pod, so that no other one finds room there.
+    # A node offers what its ranks take, so that as many of them find room there as it has memory for.
     each = {
         "num-workers": settings.workers * settings.nproc_per_node,
         "cpus-per-worker": settings.threads,
@@ -144,7 +143,7 @@ def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:  # noqa: AR
     }
     options = " ".join(f"--{name} {value}" for name, value in each.items())
     head = pod(settings, ray_node(settings, "ray-head", head=True), component="head", restart="Always")
-    workers = pod(settings, ray_node(settings, "ray-worker", head=False), restart="Always")
+    workers = pod(settings, ray_node(settings, "ray-worker", head=False) | metrics(settings, config), restart="Always")
     submitter = pod(settings, ray_submitter(settings), component="submitter")
     cluster = {
         "rayVersion": RAY_VERSION,
@@ -159,7 +158,7 @@ def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:  # noqa: AR
                 "replicas": settings.workers,
                 "minReplicas": settings.workers,
                 "maxReplicas": settings.workers,
-                "rayStartParams": {},
+                "rayStartParams": {"num-cpus": str(settings.threads * settings.nproc_per_node)},
                 "template": workers,
             }
         ],
@@ -200,7 +199,7 @@ def render(kind: str, settings: Settings, config: RunConfig) -> str:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata(settings, "run", f"{settings.name}-run"),
-        "data": {"run.yaml": as_yaml(config)},
+        "data": {"run.yaml": config.dump_given()},
     }
     objects = [run, *KINDS[kind](settings, config)]
     if settings.tensorboard:

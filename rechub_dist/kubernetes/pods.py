@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from rechub_dist.config import RunConfig
-from rechub_dist.kubernetes.run_file import DATA, RUNS
-from rechub_dist.kubernetes.settings import Settings
+from rechub_dist.kubernetes.run_file import metrics_ports
+from rechub_dist.kubernetes.settings import Settings, Size
+from rechub_dist.kubernetes.view import HOME, RAY_AGENT, RAY_DASHBOARD, RUN_FILE, RUNS, USER, mounts
 
 Manifest = dict[str, Any]
 
-RUN_FILE = "/run/run.yaml"
 PREEMPTED_EXIT_CODE = 75  # EX_TEMPFAIL
-_HOME = "/home/rechub"
-_USER = 1000
 _HARDENED: Manifest = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -62,7 +62,7 @@ def torchrun(settings: Settings, endpoint: str, *, size: bool = True) -> list[st
 def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[str]) -> Manifest:
     """The container whose one process is torchrun, without a shell that would keep its signals."""
     found = {
-        **_container(settings, name, _resources(settings), output_read_only=False),
+        **_container(settings, name, _of_ranks(settings), output_read_only=False),
         "command": ["torchrun"],
         "args": arguments,
     }
@@ -73,9 +73,7 @@ def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[st
         {"name": "RECHUB_PREEMPTED_EXIT_CODE", "value": str(PREEMPTED_EXIT_CODE)},
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
     ]
-    if (port := config.monitor.metrics_port) is not None:
-        ranks = range(settings.nproc_per_node)
-        found["ports"] = [{"name": f"metrics-{rank}", "containerPort": port + rank} for rank in ranks]
+    found |= metrics(settings, config)
     if settings.liveness_seconds is not None:
         health = config.output_dir / "health"
         seconds = str(settings.liveness_seconds)
@@ -88,10 +86,18 @@ def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[st
     return found
 
 
+def metrics(settings: Settings, config: RunConfig) -> Manifest:
+    """What a container of ranks says of the ports of their metrics, where they have some."""
+    ports = metrics_ports(config, settings.nproc_per_node)
+    named = [{"name": f"metrics-{rank}", "containerPort": port} for rank, port in enumerate(ports)]
+    return {"ports": named} if named else {}
+
+
 def ray_node(settings: Settings, name: str, *, head: bool) -> Manifest:
     """The container of a Ray node; KubeRay puts in the command. Its own probes would need wget in the image."""
-    found = _container(settings, name, _small("2", "4Gi") if head else _resources(settings), output_read_only=False)
-    health = ["/api/gcs_healthz", 8265] if head else ["/api/local_raylet_healthz", 52365]
+    resources = _resources(settings.head) if head else _of_ranks(settings)
+    found = _container(settings, name, resources, output_read_only=False)
+    health = ["/api/gcs_healthz", RAY_DASHBOARD] if head else ["/api/local_raylet_healthz", RAY_AGENT]
     probe = {"httpGet": {"path": health[0], "port": health[1]}, "periodSeconds": 10, "timeoutSeconds": 5}
     found["readinessProbe"] = {**probe, "failureThreshold": 6}
     found["livenessProbe"] = {**probe, "initialDelaySeconds": 60, "failureThreshold": 12}
@@ -101,7 +107,7 @@ def ray_node(settings: Settings, name: str, *, head: bool) -> Manifest:
 
 def ray_submitter(settings: Settings) -> Manifest:
     """The container that hands the job in; KubeRay puts in the command."""
-    return _container(settings, "ray-job-submitter", _small("500m", "1Gi"), output_read_only=True)
+    return _container(settings, "ray-job-submitter", _resources(settings.submitter), output_read_only=True)
 
 
 def pod(settings: Settings, container: Manifest, *, component: str = "trainer", restart: str = "Never") -> Manifest:
@@ -116,14 +122,14 @@ def pod(settings: Settings, container: Manifest, *, component: str = "trainer", 
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
-        "volumes": _volumes(settings),
+        "volumes": [{"name": mount.name, **mount.volume} for mount in mounts(settings)],
     }
     if settings.service_account is not None:
         spec["serviceAccountName"] = settings.service_account
@@ -147,7 +153,7 @@ def tensorboard(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A Deployment that shows the run's curves, and its Service."""
     name = f"{settings.name}-tensorboard"
     container = {
-        **_container(settings, "tensorboard", _small("250m", "1Gi"), output_read_only=True),
+        **_container(settings, "tensorboard", _resources(settings.board), output_read_only=True),
         "command": ["tensorboard"],
         "args": [f"--logdir={config.output_dir / 'tensorboard'}", "--bind_all", "--port=6006"],
         "ports": [{"name": "http", "containerPort": 6006}],
@@ -178,52 +184,34 @@ def tensorboard(settings: Settings, config: RunConfig) -> list[Manifest]:
 
 
 def _container(settings: Settings, name: str, resources: Manifest, *, output_read_only: bool) -> Manifest:
-    mounts: list[Manifest] = [
-        {"name": "run", "mountPath": "/run", "readOnly": True},
-        {"name": "runs", "mountPath": str(RUNS), **({"readOnly": True} if output_read_only else {})},
-        {"name": "tmp", "mountPath": "/tmp"},
-        {"name": "home", "mountPath": _HOME},
-        {"name": "shared-memory", "mountPath": "/dev/shm"},
+    seen = [
+        {
+            "name": mount.name,
+            "mountPath": str(mount.path),
+            **({} if mount.writable and not (output_read_only and mount.path == RUNS) else {"readOnly": True}),
+        }
+        for mount in mounts(settings)
     ]
-    if settings.data_claim is not None:
-        mounts.append({"name": "data", "mountPath": str(DATA), "readOnly": True})
     found: Manifest = {
         "name": name,
         "image": settings.image,
         "imagePullPolicy": "IfNotPresent",
-        "env": [{"name": "HOME", "value": _HOME}],
+        "env": [{"name": "HOME", "value": HOME}],
         "resources": resources,
         "securityContext": _HARDENED,
-        "volumeMounts": mounts,
+        "volumeMounts": seen,
     }
     if settings.env_secret is not None:
         found["envFrom"] = [{"secretRef": {"name": settings.env_secret}}]
     return found
 
 
-def _volumes(settings: Settings) -> list[Manifest]:
-    runs: Manifest = {"emptyDir": {}}
-    if settings.output_claim is not None:
-        runs = {"persistentVolumeClaim": {"claimName": settings.output_claim}}
-    volumes: list[Manifest] = [
-        {"name": "run", "configMap": {"name": f"{settings.name}-run"}},
-        {"name": "runs", **runs},
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "home", "emptyDir": {}},
-        # torch and NCCL pass tensors through it; the container engine's own is 64 MB.
-        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}},
-    ]
-    if settings.data_claim is not None:
-        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": settings.data_claim, "readOnly": True}})
-    return volumes
-
-
-def _resources(settings: Settings) -> Manifest:
-    """Requests equal to limits: a pod that others can squeeze holds up all ranks."""
-    amount = {"cpu": settings.cpu, "memory": settings.memory}
+def _of_ranks(settings: Settings) -> Manifest:
     devices = {"nvidia.com/gpu": str(settings.gpus)} if settings.gpus else {}
-    return {"requests": {**amount, **devices}, "limits": {**amount, **devices}}
+    return _resources(Size(settings.cpu, settings.memory), devices)
 
 
-def _small(cpu: str, memory: str) -> Manifest:
-    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
+def _resources(size: Size, devices: Mapping[str, str] = MappingProxyType({})) -> Manifest:
+    """Requests equal to limits: a pod that others can squeeze holds up all ranks, and quotas ask for limits."""
+    amount = {"cpu": size.cpu, "memory": size.memory, **devices}
+    return {"requests": dict(amount), "limits": dict(amount)}

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-import re
+import math
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Literal
 
 from rechub_dist.errors import UserError
+from rechub_dist.kubernetes.rules import (
+    is_image,
+    is_label_key,
+    is_label_name,
+    is_label_value,
+    is_object_name,
+    is_service_name,
+    quantity,
+)
 
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-_SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
-_IMAGE = re.compile(r"[a-z0-9][a-z0-9._/-]*(:\d+/[a-z0-9._/-]+)?(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?", re.ASCII)
-_QUANTITY = re.compile(r"(\d+|\d*\.\d+)(m|k|Ki|[MGTPE]i?)?")
-# Pods append as much as `-workers-0-999-abcde` to it, and a host's name has 63 characters at most.
+# Pods append as much as `-workers-0-99999-abcde` to it, and a host's name has 63 characters at most.
 NAME_LENGTH = 40
+_MIB = 1024**2
+_RANK_BYTES = 256 * _MIB  # less than what a rank takes before it has read anything
+_SMALL_BYTES = 64 * _MIB  # the same, of the other containers
+_SHARED_BYTES = _MIB
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a container may take, Kubernetes quantities: it is requested, and it is the limit."""
+
+    cpu: str
+    memory: str
+
+
+HEAD = Size("2", "4Gi")
+SUBMITTER = TENSORBOARD = Size("500m", "1Gi")
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,7 @@ class Settings:
         cpu: cores a pod, a Kubernetes quantity.
         memory: of a pod, a Kubernetes quantity; shared memory counts towards it.
         gpus: NVIDIA devices a pod.
-        shared_memory: size of /dev/shm, a Kubernetes quantity.
+        shared_memory: size of /dev/shm, a Kubernetes quantity; None for 1Gi, or half the memory where that is less.
         output_claim: PersistentVolumeClaim mounted at /runs; None for a folder that ends with the pod.
         data_claim: PersistentVolumeClaim mounted read-only at /data.
         env_secret: Secret whose keys become environment variables: an object store's credentials.
@@ -42,6 +64,9 @@ class Settings:
         ttl_seconds: after which a job that has ended is removed; None keeps it.
         liveness_seconds: after which a rank without a step has its pod restarted; None never does.
         tensorboard: whether a TensorBoard on the output claim belongs to it.
+        head: of the Ray node that trains nothing.
+        submitter: of the container that hands a job to Ray.
+        board: of TensorBoard.
 
     Raises:
         UserError: a name, quantity or number that the cluster would refuse, or that contradicts another.
@@ -55,7 +80,7 @@ class Settings:
     cpu: str = "2"
     memory: str = "8Gi"
     gpus: int = 0
-    shared_memory: str = "1Gi"
+    shared_memory: str | None = None
     output_claim: str | None = None
     data_claim: str | None = None
     env_secret: str | None = None
@@ -68,28 +93,13 @@ class Settings:
     ttl_seconds: int | None = None
     liveness_seconds: int | None = None
     tensorboard: bool = False
+    head: Size = HEAD
+    submitter: Size = SUBMITTER
+    board: Size = TENSORBOARD
 
     def __post_init__(self) -> None:
-        if len(self.name) > NAME_LENGTH or not _LABEL.fullmatch(self.name) or not self.name[0].isalpha():
-            raise UserError(
-                f"--name {self.name}: at most {NAME_LENGTH} lower-case letters, digits and '-', a letter first and no "
-                f"'-' last (RFC 1123)"
-            )
-        if self.namespace is not None and (len(self.namespace) > 63 or not _LABEL.fullmatch(self.namespace)):
-            raise UserError(f"--namespace {self.namespace}: at most 63 lower-case letters, digits and '-' (RFC 1123)")
-        for option, value in (
-            ("--output-claim", self.output_claim),
-            ("--data-claim", self.data_claim),
-            ("--env-secret", self.env_secret),
-            ("--service-account", self.service_account),
-        ):
-            if value is not None and (len(value) > 253 or not _SUBDOMAIN.fullmatch(value)):
-                raise UserError(f"{option} {value}: lower-case letters, digits, '-' and '.' (RFC 1123)")
-        if not _IMAGE.fullmatch(self.image):
-            raise UserError(f"--image {self.image}: write an image's name, such as registry.example/rechub-dist:0.1.0")
-        for option, value in (("--cpu", self.cpu), ("--memory", self.memory), ("--shared-memory", self.shared_memory)):
-            if _amount(value) is None:
-                raise UserError(f"{option} {value}: write a quantity above 0, such as 500m, 4 or 16Gi")
+        self._check_names()
+        self._check_sizes()
         if self.gpus and self.gpus < self.nproc_per_node:
             raise UserError(
                 f"--gpus-per-worker {self.gpus}: {self.nproc_per_node} ranks a pod need as many; change "
@@ -98,12 +108,71 @@ class Settings:
         if self.tensorboard and self.output_claim is None:
             raise UserError("--tensorboard: it reads the output claim; give --output-claim NAME")
 
+    def _check_names(self) -> None:
+        if len(self.name) > NAME_LENGTH or not is_service_name(self.name):
+            raise UserError(
+                f"--name {self.name}: at most {NAME_LENGTH} lower-case letters, digits and '-', a letter first and no "
+                f"'-' last (RFC 1123)"
+            )
+        if self.namespace is not None and not is_label_name(self.namespace):
+            raise UserError(f"--namespace {self.namespace}: at most 63 lower-case letters, digits and '-' (RFC 1123)")
+        for option, value in (
+            ("--output-claim", self.output_claim),
+            ("--data-claim", self.data_claim),
+            ("--env-secret", self.env_secret),
+            ("--service-account", self.service_account),
+        ):
+            if value is not None and not is_object_name(value):
+                raise UserError(f"{option} {value}: lower-case letters, digits, '-' and '.' (RFC 1123)")
+        for label, value in self.node_selector.items():
+            if not is_label_key(label) or not is_label_value(value):
+                raise UserError(
+                    f"--node-selector {label}={value}: a label is at most 63 letters, digits, '-', '_' and '.', a "
+                    f"letter or digit first and last, its key with or without a prefix: example.com/pool=large"
+                )
+        if not is_image(self.image):
+            raise UserError(f"--image {self.image}: write an image's name, such as registry.example/rechub-dist:0.1.0")
+
+    def _check_sizes(self) -> None:
+        containers = (
+            ("", Size(self.cpu, self.memory), self.nproc_per_node * _RANK_BYTES, f"{self.nproc_per_node} rank(s)"),
+            ("head-", self.head, _SMALL_BYTES, "Ray"),
+            ("submitter-", self.submitter, _SMALL_BYTES, "Ray"),
+            ("tensorboard-", self.board, _SMALL_BYTES, "TensorBoard"),
+        )
+        for prefix, size, least, what in containers:
+            _amount(f"--{prefix}cpu", size.cpu)
+            memory = _amount(f"--{prefix}memory", size.memory)
+            if memory < least:
+                raise UserError(
+                    f"--{prefix}memory {size.memory}: {memory:,f} bytes, and {what} would take {least // _MIB}Mi at "
+                    f"least; 8Gi is 8 GiB"
+                )
+        shared = _amount("--shared-memory", self.shared_memory_size)
+        if shared < _SHARED_BYTES:
+            raise UserError(f"--shared-memory {self.shared_memory}: {shared:,f} bytes; 1Gi is 1 GiB")
+        if shared > self.memory_bytes:
+            raise UserError(
+                f"--shared-memory {self.shared_memory}: it is a part of the pod's memory, which is --memory "
+                f"{self.memory}; lower it or raise --memory"
+            )
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory a pod."""
+        return math.ceil(_amount("--memory", self.memory))
+
+    @property
+    def shared_memory_size(self) -> str:
+        """Size of /dev/shm, a Kubernetes quantity."""
+        if self.shared_memory is not None:
+            return self.shared_memory
+        return "1Gi" if self.memory_bytes >= 2 * 1024**3 else str(self.memory_bytes // 2)
+
     @property
     def threads(self) -> int:
         """Threads of a rank. A process counts the cores of its node, not those it may use."""
-        cores = _amount(self.cpu)
-        assert cores is not None
-        return max(1, int(cores / self.nproc_per_node))
+        return max(1, int(_amount("--cpu", self.cpu) / self.nproc_per_node))
 
     @property
     def pod_grace_seconds(self) -> int:
@@ -111,9 +180,8 @@ class Settings:
         return self.grace_seconds + 30
 
 
-def _amount(quantity: str) -> float | None:
-    """A quantity without regard to its unit (but thousandths), None where it is none or 0."""
-    match = _QUANTITY.fullmatch(quantity)
-    if match is None or float(match[1]) == 0:
-        return None
-    return float(match[1]) / (1000 if match[2] == "m" else 1)
+def _amount(option: str, text: str) -> Decimal:
+    amount = quantity(text)
+    if amount is None:
+        raise UserError(f"{option} {text}: write a quantity above 0, such as 500m, 4 or 16Gi")
+    return amount

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rechub_dist.config import load_run
+from rechub_dist.config import load_run, parse_run
 from rechub_dist.errors import UserError
 from rechub_dist.features import (
     CrossFeature,
@@ -43,6 +43,13 @@ def test_the_dump_loads_as_the_same_configuration(run_yaml: Path, tmp_path: Path
     config = load_run(run_yaml, ["embedding.rules=[{tables: 'a*', sharding: row_wise}]", "objective={name: pointwise}"])
     (tmp_path / "again.yaml").write_text(config.dump())
     assert load_run(tmp_path / "again.yaml") == config
+
+
+def test_what_is_given_is_dumped_by_the_names_of_its_keys(run_yaml: Path) -> None:
+    values = ["warm_start={from: runs/a, tables: ['1e3']}", "data.train={path: t, where: [[day, '=', '1E5']]}"]
+    config = load_run(run_yaml, values)
+    assert parse_run(config.dump_given(), "run.yaml") == parse_run(config.dump(), "run.yaml") == config
+    assert "batch_size" not in config.dump_given()
 
 
 def test_partitions_are_one_pass(run_yaml: Path) -> None:

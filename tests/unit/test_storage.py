@@ -19,7 +19,7 @@ from rechub_dist.data.files import OpenFiles
 from rechub_dist.data.footers import read_footer
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.skips import BadFileError
-from rechub_dist.data.storage import Store, exists, join, read_text
+from rechub_dist.data.storage import Store, exists, is_remote, join, local_path, read_text
 from rechub_dist.errors import UserError
 from rechub_tests.damage import spoil_pages
 from rechub_tests.object_store import BUCKET, KEYS, Fault, FaultyProxy, filesystem, s3_server, upload
@@ -204,3 +204,19 @@ def test_an_answer_that_comes_too_late_is_nobodys() -> None:
     release.set()
     assert found == "attempt 1"
     assert [store.patiently(lambda _, n=n: n, "it") for n in range(50)] == list(range(50))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("data/x", "data/x"),
+        ("/data/x*", "/data/x*"),
+        ("file:///data/a%20b", "/data/a b"),
+        ("local:///data/x", "/data/x"),
+        ("s3://bucket/data", None),
+        ("https://host/data", None),
+    ],
+)
+def test_paths_of_this_host(address: str, path: str | None) -> None:
+    assert local_path(address) == path
+    assert is_remote(address) is (path is None)
