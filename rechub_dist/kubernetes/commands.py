@@ -11,7 +11,6 @@ import typer
 
 from rechub_dist.distributed.process import quiet_libraries
 from rechub_dist.errors import UserError
-from rechub_dist.kubernetes.rules import INT32, MOST_PODS
 from rechub_dist.kubernetes.settings import HEAD, SUBMITTER, TENSORBOARD, Settings, Size
 
 k8s_app = typer.Typer(no_args_is_help=True, help="Train on Kubernetes.")
@@ -50,14 +49,12 @@ def render(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the run file; may be repeated."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; default: stdout.")] = None,
-    workers: Annotated[int, typer.Option(min=1, max=MOST_PODS, help="Pods that train.", rich_help_panel=_PODS)] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Pods that train.", rich_help_panel=_PODS)] = 1,
     nproc_per_node: Annotated[
         int | None,
-        typer.Option(min=1, max=INT32, help="Ranks a pod; default: its GPUs, else 1.", rich_help_panel=_PODS),
+        typer.Option(min=1, help="Ranks a pod; default: its GPUs, else 1.", rich_help_panel=_PODS),
     ] = None,
-    gpus_per_worker: Annotated[
-        int, typer.Option(min=0, max=INT32, help="NVIDIA GPUs a pod.", rich_help_panel=_PODS)
-    ] = 0,
+    gpus_per_worker: Annotated[int, typer.Option(min=0, help="NVIDIA GPUs a pod.", rich_help_panel=_PODS)] = 0,
     cpu: Annotated[str, typer.Option(help="Cores a pod.", rich_help_panel=_PODS)] = "2",
     memory: Annotated[str, typer.Option(help="Memory a pod.", rich_help_panel=_PODS)] = "8Gi",
     shared_memory: Annotated[
@@ -95,27 +92,23 @@ def render(
         typer.Option(metavar="SECRET", help="Environment variables: a store's credentials.", rich_help_panel=_STORAGE),
     ] = None,
     grace_seconds: Annotated[
-        int, typer.Option(min=1, max=INT32 - 30, help="For a checkpoint before a pod ends.", rich_help_panel=_FAILURES)
+        int, typer.Option(min=1, help="For a checkpoint before a pod ends.", rich_help_panel=_FAILURES)
     ] = 120,
     max_restarts: Annotated[
-        int, typer.Option(min=0, max=INT32, help="Of the ranks, before a pod fails.", rich_help_panel=_FAILURES)
+        int, typer.Option(min=0, help="Of the ranks, before a pod fails.", rich_help_panel=_FAILURES)
     ] = 3,
     backoff_limit: Annotated[
-        int, typer.Option(min=0, max=INT32, help="Times that a failed pod is started again.", rich_help_panel=_FAILURES)
+        int, typer.Option(min=0, help="Times that a failed pod is started again.", rich_help_panel=_FAILURES)
     ] = 3,
     liveness: Annotated[
         int | None,
         typer.Option(
-            metavar="SECONDS",
-            min=60,
-            max=INT32,
-            help="Without a step, end the pod; default: never.",
-            rich_help_panel=_FAILURES,
+            metavar="SECONDS", min=60, help="Without a step, end the pod; default: never.", rich_help_panel=_FAILURES
         ),
     ] = None,
     ttl_seconds: Annotated[
         int | None,
-        typer.Option(min=0, max=INT32, help="After which an ended job is removed.", rich_help_panel=_FAILURES),
+        typer.Option(min=0, help="After which an ended job is removed.", rich_help_panel=_FAILURES),
     ] = None,
 ) -> None:
     """Write the manifest of a training job: RUN.yaml in a ConfigMap, and a job of the chosen kind.

@@ -69,7 +69,8 @@ def _check_place(place: Place, pod: PodView) -> None:
         if mount is None or not mount.writable:
             state = "is not in the pods" if mount is None else "is read-only in the pods"
             raise UserError(
-                f"{where} {state}; use --set {place.key}={RUNS}/NAME or an address such as s3://bucket/folder"
+                f"{where} {state}; use --set {place.key}={RUNS}/NAME (--output-claim NAME) or an address such as "
+                f"s3://bucket/folder"
             )
         if not mount.kept:
             raise UserError(

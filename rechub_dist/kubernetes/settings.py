@@ -9,6 +9,8 @@ from typing import Literal
 
 from rechub_dist.errors import UserError
 from rechub_dist.kubernetes.rules import (
+    INT32,
+    MOST_PODS,
     is_image,
     is_label_key,
     is_label_name,
@@ -99,6 +101,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._check_names()
+        self._check_numbers()
         self._check_sizes()
         if self.gpus and self.gpus < self.nproc_per_node:
             raise UserError(
@@ -132,6 +135,20 @@ class Settings:
                 )
         if not is_image(self.image):
             raise UserError(f"--image {self.image}: write an image's name, such as registry.example/rechub-dist:0.1.0")
+
+    def _check_numbers(self) -> None:
+        for option, number, most in (
+            ("--workers", self.workers, MOST_PODS),
+            ("--nproc-per-node", self.nproc_per_node, INT32),
+            ("--gpus-per-worker", self.gpus, INT32),
+            ("--grace-seconds", self.pod_grace_seconds, INT32),
+            ("--max-restarts", self.max_restarts, INT32),
+            ("--backoff-limit", self.backoff_limit, INT32),
+            ("--liveness", self.liveness_seconds, INT32),
+            ("--ttl-seconds", self.ttl_seconds, INT32),
+        ):
+            if number is not None and number > most:
+                raise UserError(f"{option}: {number:,} is more than a cluster takes: {most:,}")
 
     def _check_sizes(self) -> None:
         containers = (

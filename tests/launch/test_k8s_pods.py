@@ -215,6 +215,8 @@ def test_what_a_rank_would_refuse(run_yaml: Path) -> None:
         ({"board": Size("1", "1GB")}, "--tensorboard-memory 1GB: write a quantity"),
         ({"node_selector": {"my label": "x"}}, "--node-selector my label=x: a label is"),
         ({"node_selector": {"pool": "ok!"}}, "--node-selector pool=ok!: a label is"),
+        ({"workers": 100_001}, "--workers: 100,001 is more than a cluster takes"),
+        ({"ttl_seconds": 2**31}, "--ttl-seconds: 2,147,483,648 is more"),
         ({"image": "r.example//x"}, "--image r.example//x"),
     ],
 )
