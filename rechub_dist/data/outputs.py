@@ -150,7 +150,7 @@ def whole_folder(out: Path, kind: str, *, replace: bool = False, option: str = "
     Raises:
         UserError: `out` is a file, holds anything else, or cannot be written.
     """
-    out = Path(os.path.realpath(out))
+    out = _real(out, option)
     work, old = out.with_name(f".{out.name}.writing"), out.with_name(f".{out.name}.replaced")
     with ExitStack() as stack:
         try:
@@ -192,7 +192,7 @@ def whole_file(
     Raises:
         UserError: `path` is a folder or somebody else's file, or cannot be written.
     """
-    path = Path(os.path.realpath(path))
+    path = _real(path, option)
     check_file(path, ours, what, option=option)
     # a name that nobody else can have
     work = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
@@ -239,6 +239,13 @@ def check_replaceable(out: Path, kind: str, *, replace: bool, option: str = "--o
                 )
     except OSError as error:
         raise _failed(out, error, option) from error
+
+
+def _real(path: Path, option: str) -> Path:
+    """Where a path leads; an address is none."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise UserError(f"{option}: {path} is an address, but this is written to local disks only: name a local path")
+    return Path(os.path.realpath(path))
 
 
 class _Place:
