@@ -7,6 +7,8 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
+from itertools import count as counting
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -146,12 +148,15 @@ def guess_schema(path: str, progress: Callable[[int, int], None] | None = None, 
 
 def _fill(guess: Guess, facts: list[Facts], rows: int) -> None:
     """Decide what each column is; `rows` of the train split."""
-    scalars = [f for f in facts if not is_list(f.type) and is_number(f.type) and f.low is not None and not f.index]
+    scalars = [
+        f for f in facts if not is_list(f.type) and is_number(f.type) and f.low is not None and not f.index and f.name
+    ]
     named = {f.name for f in scalars if _LABEL.fullmatch(f.name)}
     named |= {f.name for f in scalars if f.binary and _FLAG.fullmatch(f.name)}
     labels = named or {f.name for f in scalars if f.binary}
+    names = {f.name for f in facts}
     for f in facts:
-        name = _name(guess, f)
+        name = _name(f, names)
         if f.name in labels:
             classification = f.low in (0, 1) and f.high in (0, 1) and _whole(f)
             kind: Any = "classification" if classification else "regression"
@@ -171,7 +176,9 @@ def _fill(guess: Guess, facts: list[Facts], rows: int) -> None:
 def _why_not(f: Facts, rows: int, *, any_label: bool) -> str | None:
     """Why a column is no feature; None where it may be one."""
     why = None
-    if not is_supported(f):
+    if not f.name:
+        why = "it has no name: give it one"
+    elif not is_supported(f):
         why = f"{f.type}"
     elif (is_number(f.element) and f.low is None) or (f.values is not None and not len(f.values)):
         why = f"{f.type}, has no value"
@@ -201,14 +208,13 @@ def _is_time(f: Facts) -> bool:
     return any(low <= f.low and f.high <= high for low, high in ranges)
 
 
-def _name(guess: Guess, f: Facts) -> str:
-    """A name for a feature or label: the column's, but for what no table can be named."""
-    name = plain = f.name.replace("/", "_") or "column"
-    taken = {feature.name for feature in guess.features} | {label.name for label in guess.labels}
-    number = 1
-    while name != f.name and name in taken:
-        number += 1
-        name = f"{plain}_{number}"
+def _name(f: Facts, taken: set[str]) -> str:
+    """A name for a feature or label, added to those `taken`: the column's, but for what no table can be named."""
+    if "/" not in f.name:
+        return f.name
+    plain = f.name.replace("/", "_")
+    name = next(name for name in chain([plain], (f"{plain}_{i}" for i in counting(2))) if name not in taken)
+    taken.add(name)
     return name
 
 
