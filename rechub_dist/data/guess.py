@@ -148,9 +148,8 @@ def guess_schema(path: str, progress: Callable[[int, int], None] | None = None, 
 
 def _fill(guess: Guess, facts: list[Facts], rows: int) -> None:
     """Decide what each column is; `rows` of the train split."""
-    scalars = [
-        f for f in facts if not is_list(f.type) and is_number(f.type) and f.low is not None and not f.index and f.name
-    ]
+    scalars = [f for f in facts if f.name and not f.index and not is_list(f.type) and is_number(f.type)]
+    scalars = [f for f in scalars if f.low is not None]
     named = {f.name for f in scalars if _LABEL.fullmatch(f.name)}
     named |= {f.name for f in scalars if f.binary and _FLAG.fullmatch(f.name)}
     labels = named or {f.name for f in scalars if f.binary}

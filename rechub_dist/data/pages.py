@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rechub_dist.data.footers import corrupt
+
 
 def parquet_writer(where: Any, schema: pa.Schema) -> pq.ParquetWriter:
     """A writer to a path or an open file; whoever writes Parquet for others to read takes this one."""
@@ -30,5 +32,12 @@ def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
 
 
 def read_parquet(path: Any, columns: Sequence[str] | None = None) -> pa.Table:
-    """The columns of a file, or of the files in a folder, as a whole. Raises as `open_parquet`."""
-    return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    """The columns of a file, or of the files in a folder, as a whole.
+
+    Raises:
+        BadFileError: it cannot be read.
+    """
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise corrupt(str(path), error) from None

@@ -21,6 +21,7 @@ from rechub_dist.data.pages import read_parquet, write_parquet
 from rechub_dist.data.prepare import sequences as cut
 from rechub_dist.data.prepare.source import array, encode, numpy, vocabulary
 from rechub_dist.data.prepare.writer import ITEMS_FILE, USERS_FILE, prepared_folder
+from rechub_dist.data.strings import is_string
 from rechub_dist.errors import UserError, nearest, one_line
 
 DATASET = "sequences"
@@ -186,6 +187,8 @@ def _read(path: Path, columns: Columns) -> pa.Table:
             raise UserError(f"{path}: column {name!r} is {values.type}: ids must be integers or strings")
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
+        if pa.types.is_string_view(values.type):  # of which Arrow makes no distinct values
+            values = values.cast(pa.large_string())
         table = table.set_column(place, name, values if path.suffix == ".parquet" else _whole_numbers(values))
     return table
 
@@ -206,10 +209,8 @@ def _check_no_nulls(values: Any, where: str) -> None:
         raise UserError(f"{where} has {number:,} missing value(s), the first in row {row} (from 0): drop such events")
 
 
-def _is_id(kind: Any) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _is_id(kind: pa.DataType) -> bool:
+    return is_string(kind) or pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def _whole_numbers(values: Any) -> Any:
