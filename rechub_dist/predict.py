@@ -18,6 +18,7 @@ from rechub_dist.config import RunConfig
 from rechub_dist.data.columns import one_array
 from rechub_dist.data.files import DataFile, OpenFiles
 from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.pages import parquet_writer
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.skips import Tally
 from rechub_dist.data.storage import locate
@@ -259,7 +260,7 @@ class _Output:
         try:
             if self._writer is None:
                 self._stream = self._filesystem.open_output_stream(self._path)
-                self._writer = pq.ParquetWriter(self._stream, table.schema, compression="zstd")
+                self._writer = parquet_writer(self._stream, table.schema)
             self._writer.write_table(table, row_group_size=_ROWS_A_GROUP)
         except OSError as error:
             raise _failed(self._where, error) from error

@@ -18,6 +18,7 @@ from rechub_dist.config import Selection, StorageConfig
 from rechub_dist.data.files import DataFile, count_rows
 from rechub_dist.data.footers import Footer, FooterCache, corrupt, read_footer
 from rechub_dist.data.listing import Found, find, partition_keys
+from rechub_dist.data.pages import open_parquet
 from rechub_dist.data.ranks import Alone, Ranks, divided
 from rechub_dist.data.skips import BadFileError, Skipped
 from rechub_dist.errors import UserError, nearest
@@ -282,7 +283,7 @@ def _nulls(file: DataFile, schema: pa.Schema) -> dict[str, int]:
     """Missing values of each column of one file."""
     try:
         with file.store.filesystem.open_input_file(file.store.inside(file.path)) as source:
-            parquet = pq.ParquetFile(source)
+            parquet = open_parquet(source)
             counts = _null_statistics(parquet.metadata, schema.names)
             for name in schema.names:
                 if name not in counts:
