@@ -7,8 +7,8 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_
 from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError, Manifest, render
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
-from rechub_dist.config import CheckpointConfig, RunConfig
+from rechub_dist.config import CheckpointConfig, RunConfig, parse_yaml
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, one_line
 
@@ -43,6 +43,7 @@ class Position:
     step: int = 0
     best_step: int | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
+    best_mode: str = "max"  # by which that step was chosen
     evaluations_since_best: int = 0
     stopped_early: bool = False
     unevaluated: bool = False  # saved before the evaluation that is due at this step
@@ -152,6 +153,23 @@ class Checkpoints:
         if not self._config.asynchronous:
             self.wait()
 
+    def amend(self, position: Position) -> None:
+        """Record what an evaluation of the state that was saved last has found; then clean up as a save does.
+
+        The manifest alone is written anew, when the save is complete. A failure is told by `news`: the checkpoint is as
+        good as before, and a run that goes on from it evaluates once more. Not collective.
+        """
+        self._position = position
+        if not self._rt.is_main:
+            return
+        before = self._thread
+        self._thread = threading.Thread(
+            target=self._amend, args=(before, position), name="rechub-dist-checkpoint", daemon=True
+        )
+        self._thread.start()
+        if not self._config.asynchronous:
+            self.wait()
+
     def wait(self) -> None:
         """Wait for the save that is under way, if any."""
         if self._thread is not None:
@@ -198,7 +216,7 @@ class Checkpoints:
                 manifest = self._opened(step)
                 self._same_run(manifest.run["identity"], identity(step))
                 self._fill(manifest, state)
-                return Position(**manifest.run["position"])
+                return position_of(manifest.run)
             except DamagedError as error:
                 damaged.append(str(error))
                 if self._rt.is_main:
@@ -269,6 +287,23 @@ class Checkpoints:
         blocked = self._blocked if self._config.asynchronous else seconds
         self._last = Save(step, seconds, blocked, size, error, warning)
         self._news.append(self._last)
+
+    def _amend(self, before: threading.Thread | None, position: Position) -> None:
+        """What the thread of `amend` does, after that of the save."""
+        if before is not None:
+            before.join()
+        if self._last is not None and (self._last.step != position.step or self._last.error is not None):
+            return  # there is no checkpoint of it, as was told
+        try:
+            saved = read_manifest(self.folder, position.step)
+            run = {**saved.run, "position": asdict(position)}
+            self.folder.replace(f"{step_folder(position.step)}/{MANIFEST}", render(replace(saved, run=run)))
+            warning = self._clean(position, saved=True)
+        except Exception as failure:  # whatever the store's client raises
+            where = self.folder.path(step_folder(position.step))
+            warning = f"{where}: the outcome of the evaluation cannot be recorded: {reason_of(failure)}"
+        if warning is not None:
+            self._news.append(Save(position.step, 0.0, 0.0, 0, error=warning))
 
     def _publish(self, manifest: Manifest) -> str | None:
         """Write the manifest, on the main rank; returns what is in the way."""
@@ -359,6 +394,15 @@ class Checkpoints:
                 f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(differing)}. "
                 f"Choose another output_dir, or remove that folder"
             )
+
+
+def position_of(run: Mapping[str, Any]) -> Position:
+    """The position that a manifest's record of a run has."""
+    found = dict(run["position"])
+    if "best_mode" not in found:  # from before metrics knew their direction: the configuration said it
+        train = parse_yaml(run["config"], "config").get("train") or {} if "config" in run else {}
+        found["best_mode"] = train.get("best_mode") or "max"
+    return Position(**found)
 
 
 def agree(rt: Runtime, work: Callable[[], None]) -> None:
