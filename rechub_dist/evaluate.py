@@ -208,9 +208,7 @@ def _ranking(
         found[""].append(target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=runtime.add_up))
         if config.sampled_items is not None:
             among = runtime.gather(_drawn(objective, config.sampled_items, target, seen, parts))
-            found[SAMPLED].append(
-                target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up)
-            )
+            found[SAMPLED].append(target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up))
     metrics = {}
     for prefix, ranks in found.items():
         if prefix == "" or config.sampled_items is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from rechub_dist.checkpoint import Save
 from rechub_dist.data.skips import Skipped
 from rechub_dist.monitoring.logs import LOGGER
 from rechub_dist.monitoring.metrics import Metrics
+from rechub_dist.strict_json import finite
 
 _WARNINGS = 10  # bad pieces of files that are told one by one
 
@@ -69,8 +69,7 @@ class Reporter:
             self._metrics.record(split, step, values)
         if self._file is None or self._board is None:
             return
-        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        entry = {"step": step, "epoch": epoch, "split": split, **clean}
+        entry = finite({"step": step, "epoch": epoch, "split": split, **values})
         if self._records is not None:
             self._records.put(entry)
         with self._or_warn():

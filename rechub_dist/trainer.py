@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,7 +30,7 @@ from rechub_dist.distributed.state import placement, train_state, weights_state
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.errors import UserError
 from rechub_dist.losses import LossCheck
-from rechub_dist.metrics.direction import watched
+from rechub_dist.metrics.direction import watched_metric
 from rechub_dist.monitoring.health import Health
 from rechub_dist.monitoring.logs import log_to
 from rechub_dist.monitoring.metrics import Metrics
@@ -70,7 +71,7 @@ class Trainer:
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         self.parts: Parts = with_draws(parts, rt)
         reported = self.parts.step.objective.metrics()
-        self._best_by = rt.together(lambda: watched(config.train.best_metric, config.train.best_mode, reported))
+        self._best_by = rt.together(lambda: watched_metric(config.train.best_metric, config.train.best_mode, reported))
         self.passes: Passes = open_passes(config, self.parts, rt)
         self.valid_reader = optional_reader(config, self.parts, rt, "valid")
         self.test_reader = optional_reader(config, self.parts, rt, "test")
@@ -413,7 +414,7 @@ def _make_output(config: RunConfig, rt: Runtime) -> None:
     """The output folder with config.yaml in it, and proof that this rank can write there."""
     try:
         config.output_dir.mkdir(parents=True, exist_ok=True)
-        probe = config.output_dir / f".writable-{rt.rank}"
+        probe = config.output_dir / f".writable-{secrets.token_hex(8)}"  # nobody's file
         probe.write_text("")
         probe.unlink()
         if rt.is_main:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from rechub_dist import __version__
 from rechub_dist.checkpoint.find import best_manifest
-from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
+from rechub_dist.checkpoint.folder import Folder, step_folder, step_of, steps_in
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_tensors, verify
 from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError, Manifest, render
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 # A rank that has written its part waits for the slowest one. A dead one is noticed at once, by its closed connection.
 _PATIENCE = timedelta(hours=6)
+# What a save writes before there is a manifest that names it; the token is drawn.
+_WRITTEN = re.compile(r"rank-\d{5,}-[0-9a-f]{8}\.safetensors|manifest\.json\.tmp")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Checkpoints:
         self._news: list[Save] = []
         self._last: Save | None = None
         self._position: Position | None = None
+        self._id: str | None = None  # of the run, in all its checkpoints
 
     def prepare(self) -> None:
         """Make sure that the folder can be written.
@@ -106,9 +110,10 @@ class Checkpoints:
         """
 
         def probe() -> None:
+            name = f".writable-{secrets.token_hex(8)}"  # nobody's file
             try:
-                self.folder.write(".writable", [memoryview(b"")])
-                self.folder.delete(".writable")
+                self.folder.write(name, [memoryview(b"")])
+                self.folder.delete(name)
             except Exception as error:  # whatever the store's client raises
                 where, why = self.folder.address, reason_of(error)
                 raise UserError(f"checkpoint.folder: {where} cannot be written: {why}; choose another one") from error
@@ -133,12 +138,14 @@ class Checkpoints:
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._position = position
         token = self._rt.from_main(lambda: secrets.token_hex(4))
+        self._id = self._id or token
         name = f"rank-{self._rt.rank:05d}-{token}.safetensors"
         file = plan_file(state, self._rt.rank, self._rt.world_size, name)
         staged = None
         if self._config.asynchronous:
             staged = self._buffer = stage(file, self._buffer)
         record = {
+            "id": self._id,
             "position": asdict(position),
             **run,
             "world_size": self._rt.world_size,
@@ -216,6 +223,7 @@ class Checkpoints:
                 manifest = self._opened(step)
                 self._same_run(manifest.run["identity"], identity(step))
                 self._fill(manifest, state)
+                self._id = manifest.run.get("id")
                 return position_of(manifest.run)
             except DamagedError as error:
                 damaged.append(str(error))
@@ -323,7 +331,8 @@ class Checkpoints:
     def _clean(self, position: Position, *, saved: bool) -> str | None:
         """Remove what retention does not keep, and leftovers of saves that failed or were killed; on the main rank.
 
-        Checkpoints of later steps are none of ours: they were found to be damaged when the run was taken up.
+        Only files that our manifests name, or that have a name as `save` gives them, are removed. Checkpoints of later
+        steps are none of ours: they were found to be damaged when the run was taken up.
         """
         try:
             files = self.folder.files()
@@ -332,20 +341,25 @@ class Checkpoints:
             keep = {*steps[-self._config.keep_last :], position.best_step}
             if self._config.keep_every:
                 keep |= {step for step in steps if step % self._config.keep_every == 0}
-            doomed = {step_folder(step) for step in steps if saved and step not in keep}
-            leftover = {name.partition("/")[0] for name in files} - {step_folder(step) for step in complete}
-            for name in sorted(doomed | {name for name in leftover if name.startswith("step-")}):
-                self.folder.delete_folder(name)
-            if position.step in complete:
-                own = step_folder(position.step)
-                known = read_manifest(self.folder, position.step).files
-                for name in files:
-                    folder, _, file = name.partition("/")
-                    if folder == own and file != MANIFEST and file not in known:
-                        self.folder.delete(name)
+            for step in steps if saved else []:
+                if step not in keep and (known := self._ours(step)) is not None:
+                    self.folder.remove(step_folder(step), [MANIFEST, *known])
+            named = self._ours(position.step) if position.step in complete else []
+            others = {step for step in complete if step != position.step or named is None}
+            for folder, names in _leftovers(files, {step_folder(step) for step in others}).items():
+                self.folder.remove(folder, set(names) - set(named or []))
         except Exception as failure:  # whatever the store's client raises
             return f"{self.folder.address}: old checkpoints cannot be removed: {reason_of(failure)}"
         return None
+
+    def _ours(self, step: int) -> list[str] | None:
+        """The files of a checkpoint of this run; None where its manifest does not show that it is one."""
+        try:
+            found = read_manifest(self.folder, step)
+        except DamagedError:
+            return None
+        # None: from before checkpoints said of which run they are
+        return list(found.files) if found.run.get("id") in (None, self._id) else None
 
     def _gather(self, part: T) -> list[T] | None:
         """All ranks' parts on the main rank, for the thread."""
@@ -394,6 +408,16 @@ class Checkpoints:
                 f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(differing)}. "
                 f"Choose another output_dir, or remove that folder"
             )
+
+
+def _leftovers(files: Iterable[str], whole: Collection[str]) -> dict[str, list[str]]:
+    """The names by folder of files that saves write, in the folders of steps that are not `whole`."""
+    found: dict[str, list[str]] = {}
+    for path in files:
+        folder, _, name = path.partition("/")
+        if step_of(folder) is not None and folder not in whole and _WRITTEN.fullmatch(name):
+            found.setdefault(folder, []).append(name)
+    return found
 
 
 def position_of(run: Mapping[str, Any]) -> Position:

@@ -17,7 +17,7 @@ def goodness(value: float, direction: Direction) -> float:
     return value if direction == "max" else -value
 
 
-def watched(
+def watched_metric(
     wanted: str | None, mode: Direction | None, reported: Mapping[str, Direction], where: str = "train.best_metric"
 ) -> tuple[str, Direction]:
     """The metric that tells the best step, and what makes it better.

@@ -14,7 +14,6 @@ from rechub_dist.features import Label
 from rechub_dist.metrics.binary import BINARY, REGRESSION
 from rechub_dist.metrics.direction import Direction
 
-
 MEAN_AUC = "mean/auc"
 
 
