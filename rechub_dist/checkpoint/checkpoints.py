@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -19,12 +18,14 @@ from torch import Tensor
 
 from rechub_dist import __version__
 from rechub_dist.checkpoint.find import best_manifest
-from rechub_dist.checkpoint.folder import Folder, step_folder, step_of, steps_in
+from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_tensors, verify
 from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError, Manifest, render
+from rechub_dist.checkpoint.position import Position, position_of
+from rechub_dist.checkpoint.retention import clean
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
-from rechub_dist.config import CheckpointConfig, RunConfig, parse_yaml
+from rechub_dist.config import CheckpointConfig, RunConfig
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, one_line
 
@@ -32,24 +33,6 @@ T = TypeVar("T")
 
 # A rank that has written its part waits for the slowest one. A dead one is noticed at once, by its closed connection.
 _PATIENCE = timedelta(hours=6)
-# What a save writes before there is a manifest that names it; the token is drawn.
-_WRITTEN = re.compile(r"rank-\d{5,}-[0-9a-f]{8}\.safetensors|manifest\.json\.tmp")
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: applied steps in all, and the best evaluation so far.
-
-    The data position follows from the step: the epoch is step // steps an epoch.
-    """
-
-    step: int = 0
-    best_step: int | None = None
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    best_mode: str = "max"  # by which that step was chosen
-    evaluations_since_best: int = 0
-    stopped_early: bool = False
-    unevaluated: bool = False  # saved before the evaluation that is due at this step
 
 
 @dataclass(frozen=True)
@@ -329,37 +312,12 @@ class Checkpoints:
         return None
 
     def _clean(self, position: Position, *, saved: bool) -> str | None:
-        """Remove what retention does not keep, and leftovers of saves that failed or were killed; on the main rank.
-
-        Only files that our manifests name, or that have a name as `save` gives them, are removed. Checkpoints of later
-        steps are none of ours: they were found to be damaged when the run was taken up.
-        """
+        """Clean up, on the main rank; returns what is in the way."""
         try:
-            files = self.folder.files()
-            complete = steps_in(files)
-            steps = [step for step in complete if step <= position.step]
-            keep = {*steps[-self._config.keep_last :], position.best_step}
-            if self._config.keep_every:
-                keep |= {step for step in steps if step % self._config.keep_every == 0}
-            for step in steps if saved else []:
-                if step not in keep and (known := self._ours(step)) is not None:
-                    self.folder.remove(step_folder(step), [MANIFEST, *known])
-            named = self._ours(position.step) if position.step in complete else []
-            others = {step for step in complete if step != position.step or named is None}
-            for folder, names in _leftovers(files, {step_folder(step) for step in others}).items():
-                self.folder.remove(folder, set(names) - set(named or []))
+            clean(self.folder, self._config, position, self._id, saved=saved)
         except Exception as failure:  # whatever the store's client raises
             return f"{self.folder.address}: old checkpoints cannot be removed: {reason_of(failure)}"
         return None
-
-    def _ours(self, step: int) -> list[str] | None:
-        """The files of a checkpoint of this run; None where its manifest does not show that it is one."""
-        try:
-            found = read_manifest(self.folder, step)
-        except DamagedError:
-            return None
-        # None: from before checkpoints said of which run they are
-        return list(found.files) if found.run.get("id") in (None, self._id) else None
 
     def _gather(self, part: T) -> list[T] | None:
         """All ranks' parts on the main rank, for the thread."""
@@ -408,25 +366,6 @@ class Checkpoints:
                 f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(differing)}. "
                 f"Choose another output_dir, or remove that folder"
             )
-
-
-def _leftovers(files: Iterable[str], whole: Collection[str]) -> dict[str, list[str]]:
-    """The names by folder of files that saves write, in the folders of steps that are not `whole`."""
-    found: dict[str, list[str]] = {}
-    for path in files:
-        folder, _, name = path.partition("/")
-        if step_of(folder) is not None and folder not in whole and _WRITTEN.fullmatch(name):
-            found.setdefault(folder, []).append(name)
-    return found
-
-
-def position_of(run: Mapping[str, Any]) -> Position:
-    """The position that a manifest's record of a run has."""
-    found = dict(run["position"])
-    if "best_mode" not in found:  # from before metrics knew their direction: the configuration said it
-        train = parse_yaml(run["config"], "config").get("train") or {} if "config" in run else {}
-        found["best_mode"] = train.get("best_mode") or "max"
-    return Position(**found)
 
 
 def agree(rt: Runtime, work: Callable[[], None]) -> None:
