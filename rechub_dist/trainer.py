@@ -6,7 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -321,6 +321,9 @@ class Trainer:
             "tables": placement(self.parts.layout),
         }
         self.checkpoints.save(state, self.position, run)
+        if self.rt.is_main and not (self.config.output_dir / "config.yaml").exists():
+            with suppress(OSError):  # somebody has removed the folder
+                _write_config(self.config)
         self._saved = self.position
         self._tell_saves()
 
@@ -418,9 +421,15 @@ def _make_output(config: RunConfig, rt: Runtime) -> None:
         probe.write_text("")
         probe.unlink()
         if rt.is_main:
-            (config.output_dir / ".config.yaml.tmp").write_text(config.dump(), encoding="utf-8")
-            (config.output_dir / ".config.yaml.tmp").replace(config.output_dir / "config.yaml")
+            _write_config(config)
     except OSError as error:
         raise UserError(
             f"output_dir: {config.output_dir} cannot be written: {error.strerror}; choose another folder"
         ) from error
+
+
+def _write_config(config: RunConfig) -> None:
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    temporary = config.output_dir / ".config.yaml.tmp"
+    temporary.write_text(config.dump(), encoding="utf-8")
+    temporary.replace(config.output_dir / "config.yaml")

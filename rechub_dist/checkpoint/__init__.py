@@ -1,4 +1,4 @@
-"""Checkpoints: complete or invisible, independent of ranks and placement, with everything a run goes on from."""
+"""Checkpoints: a folder a step, visible only when complete, loaded on any number of ranks under any sharding."""
 
 from rechub_dist.checkpoint.checkpoints import Checkpoints, Save, open_checkpoints
 from rechub_dist.checkpoint.folder import saved_steps

@@ -54,8 +54,8 @@ class RunConfig(Section):
     def _is_local(cls, given: Any) -> Any:
         if "://" in str(given):
             raise ValueError(
-                "is an address, but logs and metrics are written to a folder: name a local or mounted one, and keep "
-                "the checkpoints there by checkpoint.folder"
+                f"{given} is an address, but logs and metrics go to a local folder; name one, and have the checkpoints "
+                "at the address by checkpoint.folder"
             )
         return given
 
@@ -210,7 +210,7 @@ def _explain(error: Any) -> str:
         return f"unknown key {'.'.join(loc)!r}: {nearest(loc[-1], _fields(loc[:-1]))}"
     if error["type"] == "missing":
         return f"missing key {'.'.join(loc)!r}"
-    if error["type"] == "value_error" and isinstance(error["input"], dict):  # of a section: it says what is wrong
+    if error["type"] == "value_error":  # our own: it says what is wrong
         return ": ".join([part for part in (".".join(loc),) if part] + [str(error["ctx"]["error"])])
     return f"{'.'.join(loc)}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 

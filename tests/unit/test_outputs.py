@@ -263,6 +263,9 @@ def test_a_file_is_replaced_only_if_it_is_ours(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     write(tmp_path / "file")
     for attempt in (lambda p: whole_folder(p, "rows"), lambda p: whole_file(p, lambda _: True)):
-        with pytest.raises(UserError, match=r"/file.*(Not a directory|File exists)"), attempt(tmp_path / "file" / "out"):
+        with (
+            pytest.raises(UserError, match=r"/file.*(Not a directory|File exists)"),
+            attempt(tmp_path / "file" / "out"),
+        ):
             pass
     assert outputs.Mark.of(b"[]") is None
