@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 import threading
@@ -61,8 +62,14 @@ def open_checkpoints(config: RunConfig, rt: Runtime) -> Checkpoints:
     Raises:
         UserError: their address cannot be used.
     """
-    folder = rt.together(lambda: Folder(config.checkpoint_folder, config.checkpoint_storage))
-    return Checkpoints(folder, rt, config.checkpoint)
+
+    def opened() -> Folder:
+        folder = Folder(config.checkpoint_folder, config.checkpoint_storage)
+        if folder.local and os.path.isfile(folder.address):
+            raise UserError(f"checkpoint.folder: {folder.address} cannot be written: it is a file; choose another one")
+        return folder
+
+    return Checkpoints(rt.together(opened), rt, config.checkpoint)
 
 
 class Checkpoints:
