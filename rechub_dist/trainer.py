@@ -75,17 +75,17 @@ class Trainer:
         self.passes: Passes = open_passes(config, self.parts, rt)
         self.valid_reader = optional_reader(config, self.parts, rt, "valid")
         self.test_reader = optional_reader(config, self.parts, rt, "test")
+        self.checkpoints = open_checkpoints(config, rt)
+        self.checkpoints.check(self._identity)  # nothing is written before: another run's folder stays as it is
+        rt.together(lambda: _make_output(config, rt))
+        log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
         self.module = shard_step(self.parts, rt)
         self.optimizers = rt.together(
             lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
         )
-        self.checkpoints = open_checkpoints(config, rt)
+        self.checkpoints.prepare()
         self._begun_with: list[str] = []
         self.position = self._resume()
-        # Nothing is written before: a folder that holds another run stays as it is.
-        rt.together(lambda: _make_output(config, rt))
-        log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
-        self.checkpoints.prepare()
         self.report = self._reporter(hosted)
         self._times = StepTimes(config.monitor.profile_every)
         self._stop = Stop() if hosted is None else hosted.stop

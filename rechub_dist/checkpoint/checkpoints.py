@@ -196,6 +196,22 @@ class Checkpoints:
             error and f"{error}; the last steps are not saved: mend that, and the same command does them again"
         )
 
+    def check(self, identity: Callable[[int], dict[str, Any]]) -> None:
+        """Refuse, with nothing written, a folder whose newest good checkpoint is of another run.
+
+        Raises:
+            UserError: as `load`, as far as manifests tell.
+        """
+        damage = None
+        for step in reversed(self.steps()):
+            try:
+                self._same_run(self._opened(step).run["identity"], identity(step))
+                return
+            except DamagedError as error:
+                damage = damage or error
+        if damage is not None:
+            raise self._unreadable(str(damage))
+
     def load(self, state: Tensors, identity: Callable[[int], dict[str, Any]]) -> Position | None:
         """Load the newest good checkpoint of the run in place; None if there is none at all.
 
@@ -220,10 +236,11 @@ class Checkpoints:
                 if self._rt.is_main:
                     print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr, flush=True)
         if damaged:
-            raise UserError(
-                f"{self.folder.address}: no checkpoint can be read: {damaged[0]}; remove the folder to start anew"
-            )
+            raise self._unreadable(damaged[0])
         return None
+
+    def _unreadable(self, damage: str) -> UserError:
+        return UserError(f"{self.folder.address}: no checkpoint can be read: {damage}; remove the folder to start anew")
 
     def load_best(self, state: Tensors, vocabularies: dict[str, str]) -> int:
         """Load the best checkpoint in place, or the newest where none is best; returns its step.

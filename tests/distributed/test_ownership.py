@@ -21,10 +21,10 @@ from rechub_tests.runs import done_steps, output, records, run_file, start, trai
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """All files below a folder, with their time of modification; folders as well."""
+    """All files and folders below a folder, files with their time of modification."""
     return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
-        for path in [folder, *folder.rglob("*")]
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else (0, b"")
+        for path in folder.rglob("*")
     }
 
 
