@@ -30,7 +30,7 @@ def regression(folder: Path, root: Path, **train_section: Any) -> Path:
         folder,
         root,
         "MMoE",
-        model={"task_types": ["regression"]},
+        model={"num_tasks": 1, "task_types": ["regression"]},
         data=data,
         train={"epochs": 3, "eval_every": 3, "log_every": 1, **train_section},
         checkpoint={"every_steps": 100},
