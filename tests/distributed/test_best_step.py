@@ -87,21 +87,24 @@ def test_a_metric_that_is_not_reported_is_refused_before_anything_is_written(
 
 def test_a_run_of_old_forgets_a_best_step_that_was_the_worst(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     """Before metrics knew their direction the mode was `max` unless the run file said otherwise."""
-    path = regression(tmp_path, data_root, best_mode="max", patience=1)
+    path = regression(tmp_path, data_root, best_mode="max", max_steps=9)
     early = pool.run(1, train, path)[0]
-    assert early.step < 27
+    errors = {record["step"]: record["mse"] for record in records(path, "valid")}
+    assert early.best_step == max(errors, key=errors.__getitem__)
     folder = Folder(str(output(path) / "checkpoints"), StorageConfig())
     for step in saved_steps(output(path) / "checkpoints"):
         manifest = read_manifest(folder, step)
         del manifest.run["position"]["best_mode"]
+        manifest.run["position"]["stopped_early"] = True  # by patience, as it seemed to grow worse
         folder.replace(f"step-{step:010d}/manifest.json", render(dataclasses.replace(manifest)))
     tree = yaml.safe_load(path.read_text())
     del tree["train"]["best_mode"]
-    tree["train"]["patience"] = None
+    tree["train"]["max_steps"] = None
     path.write_text(yaml.safe_dump(tree))
     again = pool.run(1, train, path)[0]
     assert again.step == 27
-    errors = {r["step"]: r["mse"] for r in records(path, "valid") if r["step"] >= early.step}
+    errors = {record["step"]: record["mse"] for record in records(path, "valid") if record["step"] >= 9}
+    assert list(errors) == [9, 12, 15, 18, 21, 24, 27]  # the weights it goes on from are judged anew
     assert again.best_step == min(errors, key=errors.__getitem__)
 
 
