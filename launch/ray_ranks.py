@@ -26,11 +26,14 @@ from rechub_dist.config import RunConfig
 from rechub_dist.distributed.hosted import Hosted, hosted
 from rechub_dist.distributed.process import quiet_libraries
 from rechub_dist.errors import UserError
+from rechub_dist.metrics.direction import Direction, goodness
 from rechub_dist.tuning import evaluations
 
 if TYPE_CHECKING:  # it takes seconds
     from rechub_dist.predict import Prediction
 
+GOODNESS = "goodness"  # a name that no metric has: those are `<split>/...`
+_WORST = -1e30  # a number, as Ray Tune compares no others
 _LOOK_SECONDS = 0.5  # between two looks at what is to be reported
 _GRACE_SECONDS = 60.0  # for a checkpoint before Ray changes the number of ranks, and for the last report
 
@@ -38,13 +41,15 @@ _GRACE_SECONDS = 60.0  # for a checkpoint before Ray changes the number of ranks
 class Work(NamedTuple):
     """What the ranks are to do: train, unless they are to `evaluate` on data or to `predict`.
 
-    `splits`: which records Ray is told of.
+    `splits`: which records Ray is told of. `judged_by`: the metric of the valid split by which a search compares this
+    training with others, and what makes it better; it is told as `GOODNESS`, the higher, the better.
     """
 
     config: RunConfig
     evaluate: str | None = None
     predict: Prediction | None = None
     splits: tuple[str, ...] = ("train", "valid", "test", "checkpoint")
+    judged_by: tuple[str, Direction] | None = None
 
     @property
     def training(self) -> bool:
@@ -164,6 +169,10 @@ class _Reports:
             self._latest |= place | {f"{split}/{name}": value for name, value in record.items() if value is not None}
             if split == "valid":
                 self._latest["evaluations"] = len(evaluations(self._work.config.output_dir, place["step"]))
+                if self._work.judged_by is not None:
+                    metric, direction = self._work.judged_by
+                    value = record.get(metric)  # one that is no number is worse than all others
+                    self._latest[GOODNESS] = _WORST if value is None else goodness(value, direction)
             if split == "checkpoint":
                 checkpoint = f"{self._work.config.checkpoint_folder}/{step_folder(place['step'])}"
                 self._latest["checkpoint"] = checkpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from rich.console import Console
 from rechub_dist.cli import Overrides, run_app
 from rechub_dist.distributed.process import preempted_exit_code
 from rechub_dist.errors import UserError
+from rechub_dist.strict_json import dumps
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -70,6 +70,12 @@ def main(
     if predict is not None and (evaluate is not None or out is None):
         raise UserError("--predict: needs --out FOLDER, and goes without --evaluate")
     config = load_for_cluster(run_file, set_ or [], gpus_per_worker)
+    if evaluate is not None or predict is not None:
+        # RUN.yaml says where the run is; what it was trained with, its checkpoint knows better.
+        from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415 - imports torch
+
+        trained = trained_config(config.checkpoint_folder, set_ or [], config.checkpoint_storage).anchored(Path.cwd())
+        config = trained.model_copy(update={"device": config.device, "distributed": config.distributed})
     from ray_ranks import Work  # noqa: PLC0415 - slow to import; --help is not
     from ray_workers import FailedError, Workers, connect, fit  # noqa: PLC0415
 
@@ -94,7 +100,7 @@ def main(
         print("stopped with nothing to save, resume with the same command", file=sys.stderr, flush=True)
     elif not task.training:
         if as_json:
-            print(json.dumps(found))
+            print(dumps(found))
         else:
             show_summary(Console(), f"{config.model.name} on {evaluate or predict}", found)
     elif found.preempted:

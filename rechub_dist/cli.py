@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -25,6 +24,7 @@ from rechub_dist.distributed.process import (
 from rechub_dist.errors import UserError, one_line
 from rechub_dist.kubernetes.commands import k8s_app
 from rechub_dist.monitoring.logs import LOGGER
+from rechub_dist.strict_json import dumps
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +41,7 @@ Overrides = Annotated[
 ]
 Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")]
 _HOSTS = "Several hosts"
+_RUN = "Output folder of a run, or its folder of checkpoints; path or address."
 
 
 @app.command()
@@ -76,7 +77,7 @@ def train(
         from rechub_dist.distributed.launcher import Launch, launch  # noqa: PLC0415
 
         wanted = Launch(nproc or 1, nnodes, rdzv, rdzv_id, rdzv_external, max_restarts, grace)
-        arguments = ["train", str(run_file), *(part for item in set_ or [] for part in ("--set", item))]
+        arguments = ["train", str(run_file), *_overrides(set_)]
         raise typer.Exit(launch(wanted, arguments, show=show_torchrun))
     from rechub_dist.summary import show_training  # noqa: PLC0415
     from rechub_dist.trainer import run  # noqa: PLC0415
@@ -92,19 +93,23 @@ def train(
 
 @app.command()
 def evaluate(
-    output_dir: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="Output folder of a run.")],
+    output_dir: Annotated[str, typer.Argument(metavar="OUTPUT_DIR", help=_RUN)],
     data: Annotated[str, typer.Option(help="Parquet file, folder, glob or address to evaluate on.")],
+    set_: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     nproc: Nproc = None,
 ) -> None:
-    """Evaluate a run's best checkpoint (the newest, where none is best) on data of the same schema."""
-    from rechub_dist.config import load_run  # noqa: PLC0415
+    """Evaluate a run's best checkpoint (the newest, where none is best) on data of the same schema.
 
-    config = load_run(output_dir / "config.yaml", [f"output_dir={json.dumps(str(output_dir))}"])
+    The configuration is the checkpoint's own. Where the data set has moved since, say --set data.root=/new/place.
+    """
+    from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415
+
+    config = trained_config(output_dir, set_ or [])
     if nproc is not None and not _is_worker():
         from rechub_dist.distributed.launcher import Launch, launch  # noqa: PLC0415
 
-        arguments = ["evaluate", str(output_dir), "--data", data, *(["--json"] if as_json else [])]
+        arguments = ["evaluate", output_dir, "--data", data, *_overrides(set_), *(["--json"] if as_json else [])]
         raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
     from rechub_dist.evaluate import evaluate_run  # noqa: PLC0415
     from rechub_dist.report import show_summary  # noqa: PLC0415
@@ -114,16 +119,17 @@ def evaluate(
     if not _is_main():
         return
     if as_json:
-        print(json.dumps({"step": step, **found.counts, **found.metrics}))
+        print(dumps({"step": step, **found.counts, **found.metrics}))
     else:
         show_summary(Console(), f"{config.model.name} on {data}", {"step": step, **found.counts, **found.metrics})
 
 
 @app.command()
 def predict(
-    output_dir: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="Output folder of a run.")],
+    output_dir: Annotated[str, typer.Argument(metavar="OUTPUT_DIR", help=_RUN)],
     data: Annotated[str, typer.Option(help="Parquet file, folder, glob or address; labels are not needed.")],
     out: Annotated[str, typer.Option(help="Folder or address for Parquet files; new or empty.")],
+    set_: Overrides = None,
     keep: Annotated[list[str] | None, typer.Option(help="Column to copy; may be given many times.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Items a row, of a recall model.")] = 100,
     nproc: Nproc = None,
@@ -133,16 +139,18 @@ def predict(
     A ranking or multi-task model gives a probability (or value) for each label; a recall model its best items and their
     scores. Each row says where it comes from: source_file, source_row. When all is written there is a file _SUCCESS.
 
+    The configuration is the checkpoint's own. Where the data set has moved since, say --set data.root=/new/place.
+
     Example: rechub-dist predict runs/deepfm --data data/test --out predictions --keep user --nproc 2
     """
-    from rechub_dist.config import load_run  # noqa: PLC0415
+    from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415
 
-    config = load_run(output_dir / "config.yaml", [f"output_dir={json.dumps(str(output_dir))}"])
+    config = trained_config(output_dir, set_ or [])
     if nproc is not None and not _is_worker():
         from rechub_dist.distributed.launcher import Launch, launch  # noqa: PLC0415
 
-        columns = [part for name in keep or [] for part in ("--keep", name)]
-        arguments = ["predict", str(output_dir), "--data", data, "--out", out, *columns, "--top-k", str(top_k)]
+        options = [*_overrides(set_), *(part for name in keep or [] for part in ("--keep", name))]
+        arguments = ["predict", output_dir, "--data", data, "--out", out, *options, "--top-k", str(top_k)]
         raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
     from rechub_dist.predict import Prediction, predict_run  # noqa: PLC0415
     from rechub_dist.report import show_summary  # noqa: PLC0415
@@ -227,6 +235,10 @@ def run_app(command: typer.Typer) -> int:
 def _of_another_rank(error: Exception) -> bool:
     """Whether an exchange has failed; gloo says so by a RuntimeError with the place in its sources."""
     return "/gloo/" in str(error) or any(base.__name__ == "DistError" for base in type(error).__mro__)
+
+
+def _overrides(given: list[str] | None) -> list[str]:
+    return [part for item in given or [] for part in ("--set", item)]
 
 
 def _is_worker() -> bool:

@@ -29,6 +29,8 @@ from rechub_dist.metrics.binary import binary_metrics, regression_metrics
 from rechub_dist.metrics.ranking import Catalogue, ranking_metrics, target_ranks
 from rechub_dist.models import RecallModel
 from rechub_dist.objectives import RetrievalObjective, TaskObjective
+from rechub_dist.objectives.base import MEAN_AUC
+from rechub_dist.objectives.retrieval import SAMPLED
 from rechub_dist.report import Reporter
 from rechub_dist.splits import evaluation_reader, read_manifest
 
@@ -173,11 +175,10 @@ def _measure(objective: TaskObjective, found: list[Tensor], runtime: Runtime) ->
     metrics: dict[str, float] = {}
     for column, (name, kind) in enumerate(names.items()):
         measure = binary_metrics if kind == "classification" else regression_metrics
-        prefix = f"{name}/" if len(names) > 1 else ""
         for metric, value in measure(*rows[:, column].T).items():
-            metrics[f"{prefix}{metric}"] = value
-    if len(names) > 1 and all(label.type == "classification" for label in objective.labels):
-        metrics["mean/auc"] = float(np.mean([metrics[f"{label.name}/auc"] for label in objective.labels]))
+            metrics[objective.metric(name, metric)] = value
+    if MEAN_AUC in objective.metrics():
+        metrics[MEAN_AUC] = float(np.mean([metrics[objective.metric(label.name, "auc")] for label in objective.labels]))
     return Evaluation(metrics, len(rows), {name: rows[:, column, 0] for column, name in enumerate(names)})
 
 
@@ -191,7 +192,7 @@ def _ranking(
     model, config = step.model, objective.config
     assert isinstance(model, RecallModel)
     catalogue = catalogue_of(step, objective, parts, runtime)
-    found: dict[str, list[Tensor]] = {"": [], "sampled_": []}
+    found: dict[str, list[Tensor]] = {"": [], SAMPLED: []}
     tasks: list[Tensor] = []
     for batch in batches:
         embedded = step.stage(batch)
@@ -207,9 +208,7 @@ def _ranking(
         found[""].append(target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=runtime.add_up))
         if config.sampled_items is not None:
             among = runtime.gather(_drawn(objective, config.sampled_items, target, seen, parts))
-            found["sampled_"].append(
-                target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up)
-            )
+            found[SAMPLED].append(target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up))
     metrics = {}
     for prefix, ranks in found.items():
         if prefix == "" or config.sampled_items is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_tensors, verify
 from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError, Manifest, render
+from rechub_dist.checkpoint.position import Position, position_of
+from rechub_dist.checkpoint.retention import clean
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
 from rechub_dist.config import CheckpointConfig, RunConfig
@@ -32,21 +35,6 @@ T = TypeVar("T")
 
 # A rank that has written its part waits for the slowest one. A dead one is noticed at once, by its closed connection.
 _PATIENCE = timedelta(hours=6)
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: applied steps in all, and the best evaluation so far.
-
-    The data position follows from the step: the epoch is step // steps an epoch.
-    """
-
-    step: int = 0
-    best_step: int | None = None
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    evaluations_since_best: int = 0
-    stopped_early: bool = False
-    unevaluated: bool = False  # saved before the evaluation that is due at this step
 
 
 @dataclass(frozen=True)
@@ -75,8 +63,14 @@ def open_checkpoints(config: RunConfig, rt: Runtime) -> Checkpoints:
     Raises:
         UserError: their address cannot be used.
     """
-    folder = rt.together(lambda: Folder(config.checkpoint_folder, config.checkpoint_storage))
-    return Checkpoints(folder, rt, config.checkpoint)
+
+    def opened() -> Folder:
+        folder = Folder(config.checkpoint_folder, config.checkpoint_storage)
+        if folder.local and os.path.isfile(folder.address):
+            raise UserError(f"checkpoint.folder: {folder.address} cannot be written: it is a file; choose another one")
+        return folder
+
+    return Checkpoints(rt.together(opened), rt, config.checkpoint)
 
 
 class Checkpoints:
@@ -97,6 +91,7 @@ class Checkpoints:
         self._news: list[Save] = []
         self._last: Save | None = None
         self._position: Position | None = None
+        self._id: str | None = None  # of the run, in all its checkpoints
 
     def prepare(self) -> None:
         """Make sure that the folder can be written.
@@ -106,9 +101,10 @@ class Checkpoints:
         """
 
         def probe() -> None:
+            name = f".writable-{secrets.token_hex(8)}"  # nobody's file
             try:
-                self.folder.write(".writable", [memoryview(b"")])
-                self.folder.delete(".writable")
+                self.folder.write(name, [memoryview(b"")])
+                self.folder.delete(name)
             except Exception as error:  # whatever the store's client raises
                 where, why = self.folder.address, reason_of(error)
                 raise UserError(f"checkpoint.folder: {where} cannot be written: {why}; choose another one") from error
@@ -133,12 +129,14 @@ class Checkpoints:
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._position = position
         token = self._rt.from_main(lambda: secrets.token_hex(4))
+        self._id = self._id or token
         name = f"rank-{self._rt.rank:05d}-{token}.safetensors"
         file = plan_file(state, self._rt.rank, self._rt.world_size, name)
         staged = None
         if self._config.asynchronous:
             staged = self._buffer = stage(file, self._buffer)
         record = {
+            "id": self._id,
             "position": asdict(position),
             **run,
             "world_size": self._rt.world_size,
@@ -148,6 +146,23 @@ class Checkpoints:
         self._blocked = time.monotonic() - self._began
         self._thread = threading.Thread(
             target=self._finish, args=(file, staged, record, position), name="rechub-dist-checkpoint", daemon=True
+        )
+        self._thread.start()
+        if not self._config.asynchronous:
+            self.wait()
+
+    def amend(self, position: Position) -> None:
+        """Record what an evaluation of the state that was saved last has found; then clean up as a save does.
+
+        The manifest alone is written anew, when the save is complete. A failure is told by `news`: the checkpoint is as
+        good as before, and a run that goes on from it evaluates once more. Not collective.
+        """
+        self._position = position
+        if not self._rt.is_main:
+            return
+        before = self._thread
+        self._thread = threading.Thread(
+            target=self._amend, args=(before, position), name="rechub-dist-checkpoint", daemon=True
         )
         self._thread.start()
         if not self._config.asynchronous:
@@ -182,6 +197,22 @@ class Checkpoints:
             error and f"{error}; the last steps are not saved: mend that, and the same command does them again"
         )
 
+    def check(self, identity: Callable[[int], dict[str, Any]]) -> None:
+        """Refuse, with nothing written, a folder whose newest good checkpoint is of another run.
+
+        Raises:
+            UserError: as `load`, as far as manifests tell.
+        """
+        damage = None
+        for step in reversed(self.steps()):
+            try:
+                self._same_run(self._opened(step).run["identity"], identity(step))
+                return
+            except DamagedError as error:
+                damage = damage or error
+        if damage is not None:
+            raise self._unreadable(str(damage))
+
     def load(self, state: Tensors, identity: Callable[[int], dict[str, Any]]) -> Position | None:
         """Load the newest good checkpoint of the run in place; None if there is none at all.
 
@@ -199,16 +230,18 @@ class Checkpoints:
                 manifest = self._opened(step)
                 self._same_run(manifest.run["identity"], identity(step))
                 self._fill(manifest, state)
-                return Position(**manifest.run["position"])
+                self._id = manifest.run.get("id")
+                return position_of(manifest.run)
             except DamagedError as error:
                 damaged.append(str(error))
                 if self._rt.is_main:
                     print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr, flush=True)
         if damaged:
-            raise UserError(
-                f"{self.folder.address}: no checkpoint can be read: {damaged[0]}; remove the folder to start anew"
-            )
+            raise self._unreadable(damaged[0])
         return None
+
+    def _unreadable(self, damage: str) -> UserError:
+        return UserError(f"{self.folder.address}: no checkpoint can be read: {damage}; remove the folder to start anew")
 
     def load_best(self, state: Tensors, vocabularies: dict[str, str]) -> int:
         """Load the best checkpoint in place, or the newest where none is best; returns its step.
@@ -271,6 +304,23 @@ class Checkpoints:
         self._last = Save(step, seconds, blocked, size, error, warning)
         self._news.append(self._last)
 
+    def _amend(self, before: threading.Thread | None, position: Position) -> None:
+        """What the thread of `amend` does, after that of the save."""
+        if before is not None:
+            before.join()
+        if self._last is not None and (self._last.step != position.step or self._last.error is not None):
+            return  # there is no checkpoint of it, as was told
+        try:
+            saved = read_manifest(self.folder, position.step)
+            run = {**saved.run, "position": asdict(position)}
+            self.folder.replace(f"{step_folder(position.step)}/{MANIFEST}", render(replace(saved, run=run)))
+            warning = self._clean(position, saved=True)
+        except Exception as failure:  # whatever the store's client raises
+            where = self.folder.path(step_folder(position.step))
+            warning = f"{where}: the outcome of the evaluation cannot be recorded: {reason_of(failure)}"
+        if warning is not None:
+            self._news.append(Save(position.step, 0.0, 0.0, 0, error=warning))
+
     def _publish(self, manifest: Manifest) -> str | None:
         """Write the manifest, on the main rank; returns what is in the way."""
         folder = step_folder(manifest.step)
@@ -288,28 +338,9 @@ class Checkpoints:
         return None
 
     def _clean(self, position: Position, *, saved: bool) -> str | None:
-        """Remove what retention does not keep, and leftovers of saves that failed or were killed; on the main rank.
-
-        Checkpoints of later steps are none of ours: they were found to be damaged when the run was taken up.
-        """
+        """Clean up, on the main rank; returns what is in the way."""
         try:
-            files = self.folder.files()
-            complete = steps_in(files)
-            steps = [step for step in complete if step <= position.step]
-            keep = {*steps[-self._config.keep_last :], position.best_step}
-            if self._config.keep_every:
-                keep |= {step for step in steps if step % self._config.keep_every == 0}
-            doomed = {step_folder(step) for step in steps if saved and step not in keep}
-            leftover = {name.partition("/")[0] for name in files} - {step_folder(step) for step in complete}
-            for name in sorted(doomed | {name for name in leftover if name.startswith("step-")}):
-                self.folder.delete_folder(name)
-            if position.step in complete:
-                own = step_folder(position.step)
-                known = read_manifest(self.folder, position.step).files
-                for name in files:
-                    folder, _, file = name.partition("/")
-                    if folder == own and file != MANIFEST and file not in known:
-                        self.folder.delete(name)
+            clean(self.folder, self._config, position, self._id, saved=saved)
         except Exception as failure:  # whatever the store's client raises
             return f"{self.folder.address}: old checkpoints cannot be removed: {reason_of(failure)}"
         return None

@@ -37,6 +37,7 @@ class Folder:
             options = {"background_writes": False, **settings.options}
             settings = settings.model_copy(update={"options": options})
         self.address = address
+        self.settings = settings
         self._store, self._root = locate(address, settings)
 
     @property
@@ -131,13 +132,20 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             self._filesystem.delete_file(self._inside(name))
 
-    def delete_folder(self, name: str) -> None:
-        """Remove a folder with all that is in it, the manifest first: half of it must not look like a checkpoint."""
-        self.delete(f"{name}/{MANIFEST}")
+    def remove(self, folder: str, names: Iterable[str]) -> None:
+        """Remove files of a folder, then the folder itself, unless there is something else in it.
+
+        The manifest goes first: half of a checkpoint must not look like one.
+        """
+        for name in sorted(names, key=lambda name: name != MANIFEST):
+            self.delete(f"{folder}/{name}")
+        inside = self._inside(folder)
         if self.local:
-            shutil.rmtree(self._inside(name), ignore_errors=True)
-        else:
-            self._filesystem.delete_dir(self._inside(name))
+            with contextlib.suppress(OSError):
+                os.rmdir(inside)
+        elif not self._filesystem.get_file_info(pafs.FileSelector(inside, allow_not_found=True)):
+            with contextlib.suppress(FileNotFoundError):
+                self._filesystem.delete_dir(inside)
 
     @property
     def _filesystem(self) -> Any:

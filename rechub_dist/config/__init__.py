@@ -16,7 +16,7 @@ from rechub_dist.config.optimization import (
     TableOptimizerConfig,
     TableRule,
 )
-from rechub_dist.config.run import ModelConfig, RunConfig, changed, load_run, read_run, resolve_dataset
+from rechub_dist.config.run import ModelConfig, RunConfig, changed, load_run, parse_run, read_run, resolve_dataset
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
@@ -50,6 +50,7 @@ __all__ = [
     "WarmStartConfig",
     "changed",
     "load_run",
+    "parse_run",
     "parse_yaml",
     "read_run",
     "read_yaml",

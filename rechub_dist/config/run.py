@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rechub_dist.config.data import DataConfig, StorageConfig
 from rechub_dist.config.objectives import ObjectiveConfig
@@ -35,7 +35,7 @@ class ModelConfig(BaseModel):
 class RunConfig(Section):
     """A whole run."""
 
-    output_dir: Path = Field(description="folder for config, metrics, checkpoints and TensorBoard logs")
+    output_dir: Path = Field(description="local folder for config, metrics, checkpoints and TensorBoard logs")
     seed: int = Field(2024, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig
@@ -48,6 +48,16 @@ class RunConfig(Section):
     distributed: DistributedConfig = DistributedConfig()
     monitor: MonitorConfig = MonitorConfig()
     warm_start: WarmStartConfig | None = Field(None, description="weights of another run or from files, at step 0")
+
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _is_local(cls, given: Any) -> Any:
+        if "://" in str(given):
+            raise ValueError(
+                f"{given} is an address, but logs and metrics go to a local folder; name one, and have the checkpoints "
+                "at the address by checkpoint.folder"
+            )
+        return given
 
     @model_validator(mode="after")
     def _one_pass_over_partitions(self) -> Self:
@@ -112,10 +122,18 @@ def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         UserError: as `load_run`.
     """
-    tree = read_yaml(path)
+    return _changed(read_yaml(path), str(path), overrides)
+
+
+def parse_run(text: str, where: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """As `read_run`, of the text of a run's resolved configuration, which a checkpoint holds; `where` is for errors."""
+    return _changed(parse_yaml(text, where), where, overrides)
+
+
+def _changed(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> RunConfig:
     for override in overrides:
         _override(tree, override)
-    return _validate(tree, str(path))
+    return _validate(tree, where)
 
 
 def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
@@ -192,7 +210,7 @@ def _explain(error: Any) -> str:
         return f"unknown key {'.'.join(loc)!r}: {nearest(loc[-1], _fields(loc[:-1]))}"
     if error["type"] == "missing":
         return f"missing key {'.'.join(loc)!r}"
-    if error["type"] == "value_error" and isinstance(error["input"], dict):  # of a section: it says what is wrong
+    if error["type"] == "value_error":  # our own: it says what is wrong
         return ": ".join([part for part in (".".join(loc),) if part] + [str(error["ctx"]["error"])])
     return f"{'.'.join(loc)}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rechub_dist.build import build
+from rechub_dist.config import load_run
 from rechub_dist.data.prepare.synthetic import synthesize
 from rechub_dist.describe import describe_model
 from rechub_dist.errors import UserError
@@ -66,7 +68,8 @@ def test_the_printed_run_file_works(pool: RankPool, example_data: Path, tmp_path
     path.write_text(text.replace(ROOT, str(example_data)))
     [summary] = pool.run(1, train, path, [f"output_dir={tmp_path}/out"])
     assert summary.step == 2 * 1  # 1600 rows in batches of 4096
-    assert summary.test
+    reported = build(load_run(path), device="cpu", world_size=1).step.objective.metrics()
+    assert list(summary.test) == list(reported)
     shown = console.export_text()
     for word in (MODELS[model].paper.split()[0], *(name for name in text.split() if name.endswith("_features:"))):
         assert word.removesuffix(":") in shown
