@@ -273,9 +273,9 @@ def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime)
             dense = torch.zeros(len(mine), sum(feature.dim for feature in parts.spec.dense))
             yield Batch(len(mine), dense, _only(parts.spec.collections, one, stride, {}), torch.empty(len(mine), 0))
         return
-    manifest = read_manifest(parts.config, runtime, parts.config.data.items, may_skip=False)
     features = tuple(dict.fromkeys(lookup.feature for lookup in objective.item_lookups))
     spec = BatchSpec(features, objective.item_dense, collections={"items": tuple(f.name for f in features)})
+    manifest = read_manifest(parts.config, runtime, parts.config.data.items, spec, may_skip=False)
     rank, world = runtime.rank, runtime.world_size
     reader = runtime.together(
         lambda: ParquetReader(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rechub_dist.data.columns import is_list
+from rechub_dist.data.kinds import is_list
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.scan import THREADS, scan
 from rechub_dist.data.strings import is_string

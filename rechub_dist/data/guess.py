@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from rechub_dist.data.columns import is_list, is_number
 from rechub_dist.data.frequencies import Frequencies, count_values, value_type
+from rechub_dist.data.kinds import is_list, is_number
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.prepare.writer import schema_text
 from rechub_dist.data.scan import THREADS, footers, scan
