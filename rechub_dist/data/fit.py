@@ -23,7 +23,7 @@ def column_uses(spec: BatchSpec) -> list[str]:
         names += [gap.times, gap.now]
     names += [dense.source for dense in spec.dense]
     names += [label.source for label in spec.labels]
-    return [name for name in (*names, spec.weight) if name]
+    return [name for name in (*names, spec.weight) if name is not None]
 
 
 def column_names(spec: BatchSpec) -> list[str]:
