@@ -13,6 +13,7 @@ from torch import Tensor
 from rechub_dist.build import Parts
 from rechub_dist.config import MixSource, RunConfig, Selection, Source
 from rechub_dist.data.counts import count_positives
+from rechub_dist.data.extremes import check_extremes
 from rechub_dist.data.fit import check_schema
 from rechub_dist.data.layout_quality import layout_warning
 from rechub_dist.data.manifest import Manifest
@@ -270,4 +271,25 @@ def optional_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) ->
     path = join(config.data.root, split)
     if name is None or (name == split and not rt.together(lambda: exists(path, config.storage))):
         return None
-    return open_reader(config, parts, rt, split)
+    reader = open_reader(config, parts, rt, split)
+    rt.together(lambda: check_extremes(reader.manifest.files[rt.rank :: rt.world_size], reader.spec))
+    return reader
+
+
+def check_items(parts: Parts, rt: Runtime) -> None:
+    """Look at the items that evaluations of a recall model will read, before it is trained; called on every rank.
+
+    Raises:
+        UserError: no such data, or data that does not fit.
+    """
+    objective = parts.step.objective
+    if isinstance(objective, RetrievalObjective) and not objective.ids_alone:
+        spec = items_spec(objective)
+        manifest = read_manifest(parts.config, rt, parts.config.data.items, spec, may_skip=False)
+        rt.together(lambda: check_extremes(manifest.files[rt.rank :: rt.world_size], spec))
+
+
+def items_spec(objective: RetrievalObjective) -> BatchSpec:
+    """What is read of the items, in one collection `items`."""
+    features = tuple(dict.fromkeys(lookup.feature for lookup in objective.item_lookups))
+    return BatchSpec(features, objective.item_dense, collections={"items": tuple(f.name for f in features)})

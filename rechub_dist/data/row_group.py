@@ -53,7 +53,7 @@ class RowGroup:
         self._uses = Counter(uses)
         metadata = parquet.metadata.row_group(group)
         self._rows: int = metadata.num_rows
-        self._chunks = _chunks(metadata, self._uses)
+        self._chunks = column_chunks(metadata, self._uses)
         self._runs = [list(self._uses)] if whole else list(self._together())
         self._decoded: dict[str, pa.ChunkedArray] = {}
         self._offset = 0
@@ -129,7 +129,7 @@ class RowGroup:
         yield run
 
 
-def _chunks(metadata: pq.RowGroupMetaData, names: Container[str]) -> dict[str, pq.ColumnChunkMetaData]:
+def column_chunks(metadata: pq.RowGroupMetaData, names: Container[str]) -> dict[str, pq.ColumnChunkMetaData]:
     """What the footer says of columns of single values, and of lists of them."""
     chunks = {}
     for index in range(metadata.num_columns):
