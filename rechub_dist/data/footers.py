@@ -124,7 +124,7 @@ class FooterCache:
             if hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
                 return {}
             table = pa.ipc.open_file(body).read_all()
-            stored = [pa.ipc.read_schema(pa.py_buffer(value)) for value in _schemas(table)]
+            stored = [plain_schema(pa.ipc.read_schema(pa.py_buffer(value))) for value in _schemas(table)]
             columns = [
                 table.column(name).to_pylist() for name in ("path", "size", "modified", "etag", "schema", "counts")
             ]
