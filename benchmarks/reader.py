@@ -35,7 +35,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as Screen
 
-from rechub_dist.data.columns import column_names
+from rechub_dist.data.fit import column_names
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.pages import parquet_writer
 from rechub_dist.data.reader import ParquetReader

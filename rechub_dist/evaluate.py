@@ -17,7 +17,7 @@ from rechub_dist.config import RunConfig
 from rechub_dist.data.negatives import draw_negatives, mix64
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.skips import Skipped, Tally
-from rechub_dist.data.spec import WEIGHTED, BatchSpec
+from rechub_dist.data.spec import WEIGHTED
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
 from rechub_dist.distributed.sharding import shard_step
 from rechub_dist.distributed.state import weights_state
@@ -32,7 +32,7 @@ from rechub_dist.objectives import RetrievalObjective, TaskObjective
 from rechub_dist.objectives.base import MEAN_AUC
 from rechub_dist.objectives.retrieval import SAMPLED
 from rechub_dist.report import Reporter
-from rechub_dist.splits import evaluation_reader, read_manifest
+from rechub_dist.splits import evaluation_reader, items_spec, read_manifest
 
 CATALOGUE_CHUNK = 8192  # items embedded at a time, over all ranks
 
@@ -272,9 +272,8 @@ def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime)
             dense = torch.zeros(len(mine), sum(feature.dim for feature in parts.spec.dense))
             yield Batch(len(mine), dense, _only(parts.spec.collections, one, stride, {}), torch.empty(len(mine), 0))
         return
-    manifest = read_manifest(parts.config, runtime, parts.config.data.items, may_skip=False)
-    features = tuple(dict.fromkeys(lookup.feature for lookup in objective.item_lookups))
-    spec = BatchSpec(features, objective.item_dense, collections={"items": tuple(f.name for f in features)})
+    spec = items_spec(objective)
+    manifest = read_manifest(parts.config, runtime, parts.config.data.items, spec, may_skip=False)
     rank, world = runtime.rank, runtime.world_size
     reader = runtime.together(
         lambda: ParquetReader(

@@ -39,7 +39,7 @@ from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.passes import Pass, Passes
 from rechub_dist.report import Reporter
 from rechub_dist.seeds import seed_from
-from rechub_dist.splits import open_passes, optional_reader, warning_of, with_draws
+from rechub_dist.splits import check_items, open_passes, optional_reader, warning_of, with_draws
 from rechub_dist.summary import Summary
 from rechub_dist.validation import Validation
 
@@ -75,6 +75,8 @@ class Trainer:
         self.passes: Passes = open_passes(config, self.parts, rt)
         self.valid_reader = optional_reader(config, self.parts, rt, "valid")
         self.test_reader = optional_reader(config, self.parts, rt, "test")
+        if self.valid_reader or self.test_reader:
+            check_items(self.parts, rt)
         self.checkpoints = open_checkpoints(config, rt)
         self.checkpoints.check(self._identity)  # nothing is written before: another run's folder stays as it is
         rt.together(lambda: _make_output(config, rt))

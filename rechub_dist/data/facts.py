@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rechub_dist.data.columns import is_list, is_number
 from rechub_dist.data.frequencies import Frequencies, count_values, value_type
+from rechub_dist.data.kinds import is_list, is_number
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.scan import THREADS, footers, scan
 

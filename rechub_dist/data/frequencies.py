@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rechub_dist.data.columns import is_list
+from rechub_dist.data.kinds import is_list
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.outputs import check_file, refuse_overlap, whole_file
 from rechub_dist.data.pages import write_parquet

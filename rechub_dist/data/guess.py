@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from rechub_dist.data.columns import is_list, is_number
 from rechub_dist.data.facts import SMALL_TABLE, Facts, fits, gather, is_id, is_supported, numbers_rows
 from rechub_dist.data.frequencies import Frequencies, vocabulary_name, write_vocabulary
+from rechub_dist.data.kinds import is_list, is_number
 from rechub_dist.data.manifest import Manifest, prepared_splits
 from rechub_dist.data.outputs import check_file, whole_file
 from rechub_dist.data.prepare.writer import SCHEMA_FILE, VOCABULARIES, schema_text

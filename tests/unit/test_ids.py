@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rechub_dist.build import build, identity
 from rechub_dist.config import RunConfig
 from rechub_dist.data.collate import assemble
-from rechub_dist.data.columns import check_schema, read_ids
+from rechub_dist.data.columns import read_ids
+from rechub_dist.data.fit import check_schema
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.negatives import Draw, hash_ids
 from rechub_dist.data.reader import ParquetReader

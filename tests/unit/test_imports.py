@@ -65,3 +65,13 @@ def test_a_notebook_needs_torch_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_columns_become_ids_without_torch() -> None:
+    modules = ("columns", "cross", "strings", "vocabulary")
+    code = (
+        f"import sys, rechub_dist.data.{', rechub_dist.data.'.join(modules)}; "
+        "print([name for name in ('torch', 'torchrec', 'fbgemm_gpu', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
