@@ -19,6 +19,7 @@ from torch import Tensor
 from rechub_dist import __version__
 from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
+from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_tensors, verify
 from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError, Manifest, render
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
@@ -68,14 +69,14 @@ class Save:
     warning: str | None = None
 
 
-def open_checkpoints(config: RunConfig, rt: Runtime) -> Checkpoints:
-    """The checkpoints of a run. Collective.
+def open_checkpoints(config: RunConfig, rt: Runtime, lease: Lease | None = None) -> Checkpoints:
+    """The checkpoints of a run; who saves there holds the folder's lease. Collective.
 
     Raises:
         UserError: their address cannot be used.
     """
     folder = rt.together(lambda: Folder(config.checkpoint_folder, config.checkpoint_storage))
-    return Checkpoints(folder, rt, config.checkpoint)
+    return Checkpoints(folder, rt, config.checkpoint, lease)
 
 
 class Checkpoints:
@@ -86,8 +87,9 @@ class Checkpoints:
     a save have names of their own, so that saving a step anew leaves the step's old checkpoint whole until then.
     """
 
-    def __init__(self, folder: Folder, runtime: Runtime, config: CheckpointConfig) -> None:
+    def __init__(self, folder: Folder, runtime: Runtime, config: CheckpointConfig, lease: Lease | None = None) -> None:
         self.folder = folder
+        self._lease = lease
         self._rt = runtime
         self._config = config
         self._group: dist.ProcessGroup | None = None
@@ -123,6 +125,9 @@ class Checkpoints:
 
         `run` is what is recorded beside the position: identity, config, tables. What comes of it `news` tells; a
         failure is none of training's, and leaves older checkpoints as they are.
+
+        Raises:
+            LostError: on all ranks, with nothing written: another attempt holds the folder.
         """
         self._began = time.monotonic()
         self.wait()
@@ -131,7 +136,7 @@ class Checkpoints:
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._position = position
-        token = self._rt.from_main(lambda: secrets.token_hex(4))
+        token = self._rt.from_main(self._begin)
         name = f"rank-{self._rt.rank:05d}-{token}.safetensors"
         file = plan_file(state, self._rt.rank, self._rt.world_size, name)
         staged = None
@@ -151,6 +156,16 @@ class Checkpoints:
         self._thread.start()
         if not self._config.asynchronous:
             self.wait()
+
+    def _begin(self) -> str:
+        """What the names of a save's files have in common; on the main rank.
+
+        Raises:
+            LostError: the folder is another attempt's.
+        """
+        if self._lease is not None:
+            self._lease.check()
+        return secrets.token_hex(4)
 
     def wait(self) -> None:
         """Wait for the save that is under way, if any."""
@@ -274,6 +289,8 @@ class Checkpoints:
         """Write the manifest, on the main rank; returns what is in the way."""
         folder = step_folder(manifest.step)
         try:
+            if self._lease is not None:
+                self._lease.fence()
             for name, record in manifest.files.items():
                 if self.folder.size(f"{folder}/{name}") != record.size:
                     return (
@@ -291,6 +308,8 @@ class Checkpoints:
         Checkpoints of later steps are none of ours: they were found to be damaged when the run was taken up.
         """
         try:
+            if self._lease is not None:
+                self._lease.fence()
             files = self.folder.files()
             complete = steps_in(files)
             steps = [step for step in complete if step <= position.step]

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.run import config_from_args, get_args_parser, parse_args
 
 from rechub_dist.distributed.agent import run_agent
+from rechub_dist.distributed.process import LAUNCH
 from rechub_dist.errors import UserError
 
 _PORT = 29400
@@ -114,6 +115,7 @@ def launch(wanted: Launch, arguments: list[str], *, show: bool = False) -> int:
     """
     extra = environment(wanted)
     os.environ.update(extra)
+    os.environ.setdefault(LAUNCH, _name_of(wanted))
     options = torchrun_arguments(wanted, arguments)
     if show:
         before = [f"{name}={value}" for name, value in extra.items()]
@@ -121,6 +123,15 @@ def launch(wanted: Launch, arguments: list[str], *, show: bool = False) -> int:
     config, command, command_arguments = config_from_args(parse_args(options))
     assert isinstance(command, str)
     return run_agent(config, command, command_arguments)
+
+
+def _name_of(wanted: Launch) -> str:
+    """What all agents of one run, and no others, agree on."""
+    if wanted.rendezvous is None:
+        return uuid.uuid4().hex
+    host, port = wanted.address
+    loopback = socket.gethostbyname(host).startswith("127.")
+    return f"{wanted.run_id}@{host}:{port}{f' on {socket.gethostname()}' if loopback else ''}"
 
 
 def interface(wanted: Launch) -> tuple[str | None, str | None]:
