@@ -259,8 +259,8 @@ class Lease:
                 f"{place.what}: {place.address} is in use by {who}, and lives (its lease is stale after {seconds:g} s "
                 f"without a sign of life); stop it, choose another {place.what}, or take the folder by --take-over"
             )
-        if silent > 1.5 * seconds / _BEATS and place.what not in self._said and silent < seconds:
-            self._said.add(place.what)
+        if 1.5 * seconds / _BEATS < silent < seconds and token not in self._said:
+            self._said.add(token)
             until = datetime.now().astimezone().timestamp() + seconds - silent
             at = datetime.fromtimestamp(until).strftime("%H:%M:%S")
             print(
