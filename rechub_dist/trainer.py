@@ -98,6 +98,7 @@ class Trainer:
         self.report = self._reporter(hosted)
         self._times = StepTimes(config.monitor.profile_every)
         self._stop = Stop() if hosted is None else hosted.stop
+        self._lease.stopping = self._stop.asked
         stall = config.distributed.stall_seconds or 0.8 * config.distributed.timeout_seconds
         self._watchdog = Watchdog(rt, config.output_dir / "logs", stall)
         self._validation = Validation(self.parts, self.module, self.passes, rt, self.report, self._watchdog, self._stop)

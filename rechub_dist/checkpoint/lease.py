@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -62,6 +62,7 @@ class Holder:
         since: for people, by the host's own clock.
         seconds: of silence, after which it is stale.
         beat: the count that shows life.
+        stopping: it was asked to stop, and is about to save and end.
         released: the holder has let go of it.
     """
 
@@ -75,6 +76,7 @@ class Holder:
     since: str
     seconds: float
     beat: int = 0
+    stopping: bool = False
     released: bool = False
 
     def is_dead(self) -> bool:
@@ -104,10 +106,16 @@ class Lease:
     """The right to write a run's output folder and its folder of checkpoints.
 
     It does nothing until `take`; then the main rank shows life from a thread until `release`.
+
+    Attributes:
+        stopping: tells whether this run was asked to stop; whoever wants its folders waits for it then.
     """
+
+    stopping: Callable[[], bool]
 
     def __init__(self, config: RunConfig, rt: Runtime, *, take_over: bool = False) -> None:
         self._rt = rt
+        self.stopping = lambda: False
         self._seconds = config.distributed.lease_seconds
         self._take_over = take_over
         self._wanted = (
@@ -254,29 +262,39 @@ class Lease:
         silent = self._looked - since
         who = f"process {holder.pid} on {holder.host}, which has had it since {holder.since}" if holder else "somebody"
         seconds = holder.seconds if holder else self._seconds
+        if seen.data != before and holder and holder.stopping:
+            self._watched[seen.place, seen.name] = (seen.data, _now())
+            self._say(
+                token, f"{place.what}: {place.address} is held by {who}, and about to save and end: waiting for it"
+            )
+            return False
         if seen.data != before:
             raise UserError(
                 f"{place.what}: {place.address} is in use by {who}, and lives (its lease is stale after {seconds:g} s "
                 f"without a sign of life); stop it, choose another {place.what}, or take the folder by --take-over"
             )
-        if 1.5 * seconds / _BEATS < silent < seconds and token not in self._said:
-            self._said.add(token)
+        if 1.5 * seconds / _BEATS < silent < seconds:
             until = datetime.now().astimezone().timestamp() + seconds - silent
             at = datetime.fromtimestamp(until).strftime("%H:%M:%S")
-            print(
+            self._say(
+                token,
                 f"{place.what}: {place.address} is held by {who}, silent now; its lease is stale at {at}, after "
                 f"{seconds:g} s of silence, and this run begins then; --take-over ends the wait",
-                file=sys.stderr,
-                flush=True,
             )
         return silent >= seconds
+
+    def _say(self, token: str, message: str) -> None:
+        """A line about a holder, once."""
+        if token not in self._said:
+            self._said.add(token)
+            print(message, file=sys.stderr, flush=True)
 
     def _show_life(self) -> None:
         assert self._own is not None
         while not self._end.wait(self._seconds / _BEATS):
             try:
                 self.fence()
-                self._own = replace(self._own, beat=self._own.beat + 1)
+                self._own = replace(self._own, beat=self._own.beat + 1, stopping=self.stopping())
                 for place in self._places:
                     place.write(self._own)
             except LostError:
@@ -407,7 +425,7 @@ def _this_process(seconds: float) -> Holder:
 
 
 def _launch() -> str | None:
-    return os.environ.get(LAUNCH) or None
+    return os.environ.get(LAUNCH, "")[:200] or None
 
 
 def _kernel() -> tuple[str, int]:

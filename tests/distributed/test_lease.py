@@ -193,6 +193,24 @@ def test_a_silent_lease_of_another_host_is_waited_for_and_told_in_one_line(
         assert words in line
 
 
+def test_a_run_that_is_about_to_end_is_waited_for(alone: Runtime, data_root: Path, tmp_path: Path) -> None:
+    run = config(tmp_path, data_root, lease_seconds=6)
+    first = Lease(run, alone)
+    first.take()
+    first.stopping = lambda: True
+    deadline = time.monotonic() + 60
+    while not leases(run.output_dir)[0].stopping:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    told = io.StringIO()
+    timer = threading.Timer(2.0, first.release)
+    timer.start()
+    with contextlib.redirect_stderr(told), held(run, alone):
+        timer.join()
+        assert [holder.stopping for holder in leases(run.output_dir)] == [False]
+    assert "about to save and end: waiting for it" in told.getvalue()
+
+
 @pytest.mark.parametrize("what", ["output_dir", "checkpoint.folder"])
 def test_a_folder_in_use_is_refused_and_nothing_is_written(
     pool: RankPool, alone: Runtime, data_root: Path, tmp_path: Path, what: str
