@@ -82,16 +82,17 @@ class Trainer:
         self.passes: Passes = open_passes(config, self.parts, rt)
         self.valid_reader = optional_reader(config, self.parts, rt, "valid")
         self.test_reader = optional_reader(config, self.parts, rt, "test")
-        self._lease = lease or Lease(config, rt)
-        if lease is not None:
-            lease.take()
-        rt.together(lambda: _make_output(config, rt))
-        log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
         self.module = shard_step(self.parts, rt)
         self.optimizers = rt.together(
             lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
         )
+        self._lease = lease or Lease(config, rt)
         self.checkpoints = open_checkpoints(config, rt, self._lease)
+        self.checkpoints.refuse_another_run(self._identity)
+        if lease is not None:
+            lease.take()  # nothing is written before; and which checkpoint is the newest is known only now
+        rt.together(lambda: _make_output(config, rt))
+        log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
         self.checkpoints.prepare()
         self._begun_with: list[str] = []
         self.position = self._resume()

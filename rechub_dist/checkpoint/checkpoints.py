@@ -196,6 +196,20 @@ class Checkpoints:
             error and f"{error}; the last steps are not saved: mend that, and the same command does them again"
         )
 
+    def refuse_another_run(self, identity: Callable[[int], dict[str, Any]]) -> None:
+        """Make sure, before anything is written, that the newest checkpoint that can be read is of this run.
+
+        Raises:
+            UserError: it is not (lists the keys that differ), or the store fails.
+        """
+        for step in reversed(self.steps()):
+            try:
+                manifest = self._opened(step)
+            except DamagedError:
+                continue  # `load` tells it
+            self._same_run(manifest.run["identity"], identity(step))
+            return
+
     def load(self, state: Tensors, identity: Callable[[int], dict[str, Any]]) -> Position | None:
         """Load the newest good checkpoint of the run in place; None if there is none at all.
 

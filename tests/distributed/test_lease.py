@@ -147,8 +147,13 @@ def test_a_run_lets_go_of_its_folders(pool: RankPool, data_root: Path, tmp_path:
 def test_a_failed_run_lets_go_of_its_folders(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, data_root, "DeepFM", distributed={"lease_seconds": 600})
     pool.run(2, train, path, ["train.max_steps=2"])
+    before = {file: file.read_bytes() for file in sorted(tmp_path.rglob("*")) if file.is_file()}
     with pytest.raises(UserError, match="holds another run"):
         pool.run(2, train, path, ["seed=8"])
+    assert {file: file.read_bytes() for file in sorted(tmp_path.rglob("*")) if file.is_file()} == before
+    with pytest.raises(UserError, match=r"train\.best_metric: no metric 'nonsense'"):
+        pool.run(2, train, path, ["train.best_metric=nonsense", "train.max_steps=3"])
+    assert [holder.released for holder in leases(output(path))] == [True]
     pool.run(2, train, path, ["train.max_steps=4"])
 
 
