@@ -12,27 +12,23 @@ one of this generation. As lists show what was written before, of two at most on
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
-import secrets
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from rechub_dist.checkpoint.folder import Folder
+from rechub_dist.checkpoint.holder import Holder, as_bytes, parsed, this_launch, this_process
 from rechub_dist.config import RunConfig, StorageConfig
 from rechub_dist.data.skips import BadFileError
 from rechub_dist.data.storage import join
-from rechub_dist.distributed.process import LAUNCH
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, one_line
 from rechub_dist.monitoring.logs import LOGGER
@@ -41,56 +37,12 @@ T = TypeVar("T")
 
 FOLDER: Final = ".lease"
 _NAME = re.compile(r"(\d{8})(-[0-9a-f]+)?\.json")
-_LENGTH = 1024  # bytes of a file: written over in one piece
 _BEATS = 12  # signs of life within the time after which a silent lease is stale
 _LOOK_SECONDS = 0.5  # between two looks at another's lease
 
 
 class LostError(UserError):
     """Another attempt holds the folder now."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """What a lease says.
-
-    Attributes:
-        token: of this attempt alone.
-        launch: of all attempts that one launcher starts; None where it has not said.
-        boot: of the host's kernel; with the process namespace, the process and its start it names a process for good.
-        started: in clock ticks since the boot.
-        since: for people, by the host's own clock.
-        seconds: of silence, after which it is stale.
-        beat: the count that shows life.
-        stopping: it was asked to stop, and is about to save and end.
-        released: the holder has let go of it.
-    """
-
-    token: str
-    launch: str | None
-    host: str
-    boot: str
-    namespace: int
-    pid: int
-    started: int
-    since: str
-    seconds: float
-    beat: int = 0
-    stopping: bool = False
-    released: bool = False
-
-    def is_dead(self) -> bool:
-        """Whether its process is known to have ended: only this kernel can tell, and only of its own processes."""
-        if not self.boot or (self.boot, self.namespace) != _kernel():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass  # another user's; it is there
-        found = _process(self.pid)
-        return found is not None and (found[0] in "ZX" or found[1] != self.started)
 
 
 class _Seen(NamedTuple):
@@ -215,7 +167,7 @@ class Lease:
                     place.write(replace(self._own, released=True))
 
     def _open(self) -> None:
-        self._own = _this_process(self._seconds)
+        self._own = this_process(self._seconds)
         found = {_known_as(address): _Place(what, address, settings) for what, address, settings in self._wanted}
         self._places = list(found.values())
 
@@ -255,7 +207,7 @@ class Lease:
     def _is_free(self, seen: _Seen) -> bool:
         holder, place = seen.holder, self._places[seen.place]
         token = holder.token if holder else seen.name
-        if token in self._ended or (holder and (holder.released or (holder.launch and holder.launch == _launch()))):
+        if token in self._ended or (holder and (holder.released or (holder.launch and holder.launch == this_launch()))):
             return True
         # From after the first look to before this one, lest a pause of this process counts as the other's silence.
         before, since = self._watched.setdefault((seen.place, seen.name), (seen.data, _now()))
@@ -325,7 +277,7 @@ class _Place:
             if _generation(name) == newest:
                 with suppress(UserError):  # it was removed since
                     data = bytes(self._folder.read(name))
-                    found.append(_Seen(number, name, data, _parsed(data)))
+                    found.append(_Seen(number, name, data, parsed(data)))
         return found
 
     def claim(self, holder: Holder, before: list[str]) -> bool:
@@ -337,7 +289,7 @@ class _Place:
         generation = 1 + max(map(_generation, before), default=0)
         name = f"{generation:08d}{'' if self._folder.local else f'-{holder.token}'}.json"
         try:
-            if not self._folder.create(name, _bytes(holder)):
+            if not self._folder.create(name, as_bytes(holder)):
                 return False
             names = self._names()
             if any(_generation(other) >= generation for other in names if other != name):
@@ -376,7 +328,7 @@ class _Place:
 
     def write(self, holder: Holder) -> None:
         """A sign of life, or of its end."""
-        self._folder.overwrite(self._name, _bytes(holder))
+        self._folder.overwrite(self._name, as_bytes(holder))
 
     def _is_there(self, names: list[str]) -> bool:
         if not self._folder.local:
@@ -394,56 +346,6 @@ def _known_as(address: str) -> str:
 
 def _generation(name: str) -> int:
     return int(name[:8])
-
-
-def _bytes(holder: Holder) -> bytes:
-    return json.dumps(asdict(holder)).encode().ljust(_LENGTH - 1) + b"\n"
-
-
-def _parsed(data: bytes) -> Holder | None:
-    """None of what is cut short, or was written by a version that says other things."""
-    try:
-        return Holder(**json.loads(data))
-    except (ValueError, TypeError):
-        return None
-
-
-def _this_process(seconds: float) -> Holder:
-    boot, namespace = _kernel()
-    own = _process(os.getpid())
-    return Holder(
-        token=secrets.token_hex(8),
-        launch=_launch(),
-        host=socket.gethostname(),
-        boot=boot if own else "",
-        namespace=namespace,
-        pid=os.getpid(),
-        started=own[1] if own else 0,
-        since=datetime.now().astimezone().isoformat(timespec="seconds"),
-        seconds=seconds,
-    )
-
-
-def _launch() -> str | None:
-    return os.environ.get(LAUNCH, "")[:200] or None
-
-
-def _kernel() -> tuple[str, int]:
-    """This boot of this host's kernel, and the namespace of the process numbers here: containers have their own."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return boot, os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return "", 0
-
-
-def _process(pid: int) -> tuple[str, int] | None:
-    """A process's state and start, in clock ticks since the boot; None where it cannot be told."""
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return words[0], int(words[19])
 
 
 def _now() -> float:

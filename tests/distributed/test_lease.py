@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from rechub_dist.checkpoint import saved_steps
-from rechub_dist.checkpoint.lease import FOLDER, Holder, Lease, LostError, _bytes, _parsed, _Place, _this_process
+from rechub_dist.checkpoint.holder import Holder, as_bytes, parsed, this_process
+from rechub_dist.checkpoint.lease import FOLDER, Lease, LostError, _Place
 from rechub_dist.config import RunConfig, StorageConfig
 from rechub_dist.distributed.process import LAUNCH
 from rechub_dist.distributed.runtime import Runtime, runtime
@@ -66,7 +67,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def leases(folder: Path) -> list[Holder]:
-    found = [_parsed(path.read_bytes()) for path in sorted((folder / FOLDER).iterdir())]
+    found = [parsed(path.read_bytes()) for path in sorted((folder / FOLDER).iterdir())]
     return [holder for holder in found if holder is not None]
 
 
@@ -74,12 +75,12 @@ def write_lease(folder: Path, holder: Holder) -> None:
     """A lease that another process has left."""
     for place in (folder, folder / "checkpoints"):
         (place / FOLDER).mkdir(parents=True)
-        (place / FOLDER / "00000007.json").write_bytes(_bytes(holder))
+        (place / FOLDER / "00000007.json").write_bytes(as_bytes(holder))
 
 
 def elsewhere(**changes: Any) -> Holder:
     """A process of a host of which this kernel knows nothing."""
-    return replace(_this_process(1.0), token="0123456789abcdef", boot="another", host="far", **changes)
+    return replace(this_process(1.0), token="0123456789abcdef", boot="another", host="far", **changes)
 
 
 # --- contention
@@ -94,7 +95,7 @@ def test_of_many_that_claim_a_folder_at_most_one_has_it(server: int, tmp_path: P
 
         def claim(place: _Place, start: threading.Barrier = start) -> bool:
             start.wait()
-            return place.claim(_this_process(60.0), [])
+            return place.claim(this_process(60.0), [])
 
         with ThreadPoolExecutor(len(places)) as threads:
             won = sum(threads.map(claim, places))
@@ -105,7 +106,7 @@ def test_of_many_that_claim_a_folder_at_most_one_has_it(server: int, tmp_path: P
 def test_a_claim_ends_the_lease_before_it(server: int, tmp_path: Path, where: str) -> None:
     address = f"s3://{BUCKET}/one-after-another" if where == "s3" else str(tmp_path / "folder")
     first, second = (_Place("output_dir", address, settings(server)) for _ in range(2))
-    one, two = _this_process(60.0), _this_process(60.0)
+    one, two = this_process(60.0), this_process(60.0)
     assert first.claim(one, [])
     first.verify(one)
     assert not _Place("output_dir", address, settings(server)).claim(two, [])
@@ -122,7 +123,7 @@ def test_a_claim_ends_the_lease_before_it(server: int, tmp_path: Path, where: st
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_a_lease_that_was_removed_with_its_folder_is_taken_anew(server: int, tmp_path: Path, where: str) -> None:
     address = f"s3://{BUCKET}/removed" if where == "s3" else str(tmp_path / "folder")
-    place, own = _Place("output_dir", address, settings(server)), _this_process(60.0)
+    place, own = _Place("output_dir", address, settings(server)), this_process(60.0)
     assert place.claim(own, [])
     if where == "s3":
         filesystem(server).delete_dir(f"{BUCKET}/removed")
@@ -163,13 +164,13 @@ def test_of_a_process_that_has_ended_here_nothing_is_waited_for(
     run = config(tmp_path, data_root)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    write_lease(run.output_dir, replace(_this_process(600.0), pid=ended.pid))
+    write_lease(run.output_dir, replace(this_process(600.0), pid=ended.pid))
     with held(run, alone):
         assert [holder.pid for holder in leases(run.output_dir)] == [os.getpid()]
 
 
 def test_the_number_of_an_ended_process_may_be_anothers(alone: Runtime, data_root: Path, tmp_path: Path) -> None:
-    run, own = config(tmp_path, data_root), _this_process(600.0)
+    run, own = config(tmp_path, data_root), this_process(600.0)
     write_lease(run.output_dir, replace(own, started=own.started - 1))
     with held(run, alone):
         assert len(leases(run.output_dir)) == 1
