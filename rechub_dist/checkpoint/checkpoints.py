@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 import threading
@@ -75,8 +76,14 @@ def open_checkpoints(config: RunConfig, rt: Runtime, lease: Lease | None = None)
     Raises:
         UserError: their address cannot be used.
     """
-    folder = rt.together(lambda: Folder(config.checkpoint_folder, config.checkpoint_storage))
-    return Checkpoints(folder, rt, config.checkpoint, lease)
+
+    def opened() -> Folder:
+        folder = Folder(config.checkpoint_folder, config.checkpoint_storage)
+        if folder.local and os.path.isfile(folder.address):
+            raise UserError(f"checkpoint.folder: {folder.address} cannot be written: it is a file; choose another one")
+        return folder
+
+    return Checkpoints(rt.together(opened), rt, config.checkpoint, lease)
 
 
 class Checkpoints:
