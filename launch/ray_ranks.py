@@ -24,7 +24,7 @@ from ray.train.torch import TorchConfig
 from rechub_dist.checkpoint.folder import step_folder
 from rechub_dist.config import RunConfig
 from rechub_dist.distributed.hosted import Hosted, hosted
-from rechub_dist.distributed.process import quiet_libraries
+from rechub_dist.distributed.process import LAUNCH, quiet_libraries
 from rechub_dist.errors import UserError
 from rechub_dist.metrics.direction import Direction, goodness
 from rechub_dist.tuning import evaluations
@@ -42,7 +42,8 @@ class Work(NamedTuple):
     """What the ranks are to do: train, unless they are to `evaluate` on data or to `predict`.
 
     `splits`: which records Ray is told of. `judged_by`: the metric of the valid split by which a search compares this
-    training with others, and what makes it better; it is told as `GOODNESS`, the higher, the better.
+    training with others, and what makes it better; it is told as `GOODNESS`, the higher, the better. `take_over`: the
+    folders from a run that holds them.
     """
 
     config: RunConfig
@@ -50,6 +51,7 @@ class Work(NamedTuple):
     predict: Prediction | None = None
     splits: tuple[str, ...] = ("train", "valid", "test", "checkpoint")
     judged_by: tuple[str, Direction] | None = None
+    take_over: bool = False
 
     @property
     def training(self) -> bool:
@@ -109,7 +111,8 @@ def work(job: dict[str, Any]) -> Any:
         attendant = threading.Thread(target=_attend, args=(host, task), name="rechub-dist-attendant", daemon=True)
         attendant.start()
         threading.Thread(target=_listen, args=(host, desk), name="rechub-dist-listener", daemon=True).start()
-        summary = run(task.config, host)
+        os.environ[LAUNCH] = job["launch"]
+        summary = run(task.config, host, take_over=task.take_over)
     except UserError as error:
         ray.get(desk.tell.remote(str(error)))
         return None
@@ -233,7 +236,7 @@ def _prepare(address: str, port: int) -> None:
     )
     hosts = "1" if world == local_world else "2"  # or more: it is about the network interface
     os.environ.update(environment(Launch(local_world, hosts, f"{address}:{port}")))
-    hosted().stop_on_sigterm()
+    hosted().stop_on_signals()
 
 
 def _save_and_stop() -> None:

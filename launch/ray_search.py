@@ -19,6 +19,7 @@ from ray_workers import Workers, fit
 
 from rechub_dist.checkpoint.checkpoints import differences
 from rechub_dist.config import RunConfig
+from rechub_dist.distributed.process import stop_signals
 from rechub_dist.errors import UserError
 from rechub_dist.metrics.direction import Direction
 from rechub_dist.tuning import Draw, note_trial, trial_config
@@ -85,8 +86,9 @@ def search(plan: Search, workers: Workers, concurrent: int | None) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         known.write_text(json.dumps(identity), encoding="utf-8")
         tuner = _tuner(plan, trainable, concurrent or _room(workers))
-    # Tune keeps its state on Ctrl-C; a job is stopped by SIGTERM.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: os.kill(os.getpid(), signal.SIGINT))
+    # Tune keeps its state on Ctrl-C; a job is stopped by SIGTERM, and a terminal that is closed sends SIGHUP.
+    for number in set(stop_signals()) - {signal.SIGINT}:
+        signal.signal(number, lambda _number, _frame: os.kill(os.getpid(), signal.SIGINT))
     results = tuner.fit()
     return all(result.error is not None or (result.metrics or {}).get("done") for result in results)
 

@@ -43,6 +43,9 @@ def main(
     out: Annotated[str | None, typer.Option(help="With --predict: a new folder or address for Parquet files.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="With --predict: a column to copy; many times.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="With --predict: items a row, of a recall model.")] = 100,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Take the folders from a run that holds them; that one ends.")
+    ] = False,
     cpus_per_worker: Cpus = 1,
     gpus_per_worker: Gpus = 0,
     placement: Placement = "PACK",
@@ -86,7 +89,7 @@ def main(
         num_workers, min_workers, cpus_per_worker, gpus_per_worker, placement, max_failures, resize_seconds
     )
     connect(address, workers, ship=ship, runtime_env=runtime_env)
-    task = Work(config, evaluate and _absolute(evaluate))
+    task = Work(config, evaluate and _absolute(evaluate), take_over=take_over)
     if predict is not None and out is not None:
         from rechub_dist.predict import Prediction  # noqa: PLC0415 - imports torch
 

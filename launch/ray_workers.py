@@ -137,7 +137,7 @@ def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) 
         print(f"waiting for nodes: {lack}", file=sys.stderr, flush=True)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
-    job = {"work": _with_threads(work, workers), "desk": desk}
+    job = {"work": _with_threads(work, workers), "desk": desk, "launch": secrets.token_hex(8)}
     stop = Stop()
     with stop.listening():
         while True:

@@ -61,6 +61,9 @@ def train(
     ] = False,
     max_restarts: Annotated[int, typer.Option(min=0, help="Times that failed workers are started again.")] = 3,
     grace: Annotated[int, typer.Option(min=1, help="Seconds from SIGTERM to SIGKILL.")] = 30,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Take the folders from a run that holds them; that one ends.")
+    ] = False,
     show_torchrun: Annotated[bool, typer.Option(help="Print the equivalent torchrun command first.")] = False,
 ) -> None:
     """Train, evaluate and save as RUN.yaml says; go on by itself where its output folder holds a checkpoint.
@@ -77,13 +80,13 @@ def train(
         from rechub_dist.distributed.launcher import Launch, launch  # noqa: PLC0415
 
         wanted = Launch(nproc or 1, nnodes, rdzv, rdzv_id, rdzv_external, max_restarts, grace)
-        arguments = ["train", str(run_file), *_overrides(set_)]
+        arguments = ["train", str(run_file), *_overrides(set_), *(["--take-over"] if take_over else [])]
         raise typer.Exit(launch(wanted, arguments, show=show_torchrun))
     from rechub_dist.summary import show_training  # noqa: PLC0415
     from rechub_dist.trainer import run  # noqa: PLC0415
 
     quiet_libraries()
-    summary = run(config)
+    summary = run(config, take_over=take_over)
     if summary.preempted:
         raise typer.Exit(PREEMPTED if AGENT_PID in os.environ else preempted_exit_code())
     if not _is_main():

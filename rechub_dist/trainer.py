@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rechub_dist.build import Parts, build, identity
 from rechub_dist.checkpoint import Position, open_checkpoints
+from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
 from rechub_dist.data.stored import StoredRows, Trace
@@ -44,28 +45,38 @@ from rechub_dist.summary import Summary
 from rechub_dist.validation import Validation
 
 
-def run(config: RunConfig, hosted: Hosted | None = None) -> Summary:
+def run(config: RunConfig, hosted: Hosted | None = None, *, take_over: bool = False) -> Summary:
     """Train as `config` says on this rank; called on every rank.
 
-    `hosted` is how a process that runs this in one of its threads asks it to stop, and reads along.
+    `hosted` is how a process that runs this in one of its threads asks it to stop, and reads along. `take_over` takes
+    the folders from another run that holds them, which then ends.
 
     Raises:
         UserError: on all ranks together, whichever rank has found the fault.
     """
     device = device_type(config.device)
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
-        trainer = Trainer(config, rt, hosted)
+        lease = Lease(config, rt, take_over=take_over)
         try:
-            return trainer.fit()
+            trainer = Trainer(config, rt, hosted, lease)
+            try:
+                return trainer.fit()
+            finally:
+                trainer.checkpoints.close(config.distributed.timeout_seconds)
+                trainer.report.close()
         finally:
-            trainer.checkpoints.close(config.distributed.timeout_seconds)
-            trainer.report.close()
+            lease.release()
 
 
 class Trainer:
-    """A run on this rank: built and checked before the first exchange of data, then trained by `fit`."""
+    """A run on this rank: built and checked before the first exchange of data, then trained by `fit`.
 
-    def __init__(self, config: RunConfig, rt: Runtime, hosted: Hosted | None = None) -> None:
+    It takes the `lease` before it writes anything; without one, whoever builds it answers for the folders.
+    """
+
+    def __init__(
+        self, config: RunConfig, rt: Runtime, hosted: Hosted | None = None, lease: Lease | None = None
+    ) -> None:
         self.config = config
         self.rt = rt
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
@@ -77,8 +88,11 @@ class Trainer:
         self.test_reader = optional_reader(config, self.parts, rt, "test")
         if self.valid_reader or self.test_reader:
             check_items(self.parts, rt)
-        self.checkpoints = open_checkpoints(config, rt)
-        self.checkpoints.check(self._identity)  # nothing is written before: another run's folder stays as it is
+        self._lease = lease or Lease(config, rt)
+        self.checkpoints = open_checkpoints(config, rt, self._lease)
+        self.checkpoints.check(self._identity)
+        if lease is not None:
+            lease.take()  # nothing is written before; and which checkpoint is the newest is known only now
         rt.together(lambda: _make_output(config, rt))
         log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
         self.module = shard_step(self.parts, rt)
@@ -91,6 +105,7 @@ class Trainer:
         self.report = self._reporter(hosted)
         self._times = StepTimes(config.monitor.profile_every)
         self._stop = Stop() if hosted is None else hosted.stop
+        self._lease.stopping = self._stop.asked
         stall = config.distributed.stall_seconds or 0.8 * config.distributed.timeout_seconds
         self._watchdog = Watchdog(rt, config.output_dir / "logs", stall)
         self._validation = Validation(
@@ -167,7 +182,13 @@ class Trainer:
                 stored = StoredRows(here.reader, here.number)
                 losses.begin(stored, here.first_step, first)
                 feed = Feed(
-                    batches, model.objective, self.rt, self._stop.asked, self._sequences, losses, self._watchdog
+                    self._lease.guard(batches),
+                    model.objective,
+                    self.rt,
+                    self._stop.asked,
+                    self._sequences,
+                    losses,
+                    self._watchdog,
                 )
                 for end in self._boundaries(here):
                     self._segment(pipeline, feed, end, here, stored)

@@ -21,6 +21,7 @@ from rechub_dist import __version__
 from rechub_dist.checkpoint.coverage import check_coverage
 from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
+from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_tensors, verify
 from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError, Manifest, render
 from rechub_dist.checkpoint.position import Position, position_of
@@ -57,8 +58,8 @@ class Save:
     warning: str | None = None
 
 
-def open_checkpoints(config: RunConfig, rt: Runtime) -> Checkpoints:
-    """The checkpoints of a run. Collective.
+def open_checkpoints(config: RunConfig, rt: Runtime, lease: Lease | None = None) -> Checkpoints:
+    """The checkpoints of a run; who saves there holds the folder's lease. Collective.
 
     Raises:
         UserError: their address cannot be used.
@@ -70,7 +71,7 @@ def open_checkpoints(config: RunConfig, rt: Runtime) -> Checkpoints:
             raise UserError(f"checkpoint.folder: {folder.address} cannot be written: it is a file; choose another one")
         return folder
 
-    return Checkpoints(rt.together(opened), rt, config.checkpoint)
+    return Checkpoints(rt.together(opened), rt, config.checkpoint, lease)
 
 
 class Checkpoints:
@@ -81,8 +82,9 @@ class Checkpoints:
     a save have names of their own, so that saving a step anew leaves the step's old checkpoint whole until then.
     """
 
-    def __init__(self, folder: Folder, runtime: Runtime, config: CheckpointConfig) -> None:
+    def __init__(self, folder: Folder, runtime: Runtime, config: CheckpointConfig, lease: Lease | None = None) -> None:
         self.folder = folder
+        self._lease = lease
         self._rt = runtime
         self._config = config
         self._group: dist.ProcessGroup | None = None
@@ -120,6 +122,9 @@ class Checkpoints:
 
         `run` is what is recorded beside the position: identity, config, tables. What comes of it `news` tells; a
         failure is none of training's, and leaves older checkpoints as they are.
+
+        Raises:
+            LostError: on all ranks, with nothing written: another attempt holds the folder.
         """
         self._began = time.monotonic()
         self.wait()
@@ -128,7 +133,7 @@ class Checkpoints:
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._position = position
-        token = self._rt.from_main(lambda: secrets.token_hex(4))
+        token = self._rt.from_main(self._begin)
         self._id = self._id or token
         name = f"rank-{self._rt.rank:05d}-{token}.safetensors"
         file = plan_file(state, self._rt.rank, self._rt.world_size, name)
@@ -167,6 +172,16 @@ class Checkpoints:
         self._thread.start()
         if not self._config.asynchronous:
             self.wait()
+
+    def _begin(self) -> str:
+        """What the names of a save's files have in common; on the main rank.
+
+        Raises:
+            LostError: the folder is another attempt's.
+        """
+        if self._lease is not None:
+            self._lease.check()
+        return secrets.token_hex(4)
 
     def wait(self) -> None:
         """Wait for the save that is under way, if any."""
@@ -313,6 +328,8 @@ class Checkpoints:
         try:
             saved = read_manifest(self.folder, position.step)
             run = {**saved.run, "position": asdict(position)}
+            if self._lease is not None:
+                self._lease.fence()
             self.folder.replace(f"{step_folder(position.step)}/{MANIFEST}", render(replace(saved, run=run)))
             warning = self._clean(position, saved=True)
         except Exception as failure:  # whatever the store's client raises
@@ -326,6 +343,8 @@ class Checkpoints:
         folder = step_folder(manifest.step)
         try:
             check_coverage(manifest, self.folder.path(folder))
+            if self._lease is not None:
+                self._lease.fence()
             for name, record in manifest.files.items():
                 if self.folder.size(f"{folder}/{name}") != record.size:
                     return (
@@ -340,6 +359,8 @@ class Checkpoints:
     def _clean(self, position: Position, *, saved: bool) -> str | None:
         """Clean up, on the main rank; returns what is in the way."""
         try:
+            if self._lease is not None:
+                self._lease.fence()
             clean(self.folder, self._config, position, self._id, saved=saved)
         except Exception as failure:  # whatever the store's client raises
             return f"{self.folder.address}: old checkpoints cannot be removed: {reason_of(failure)}"

@@ -127,6 +127,44 @@ class Folder:
         _sync(os.path.dirname(path))
         return record
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small file that must not be there yet; False where it is, which an object store does not tell."""
+        if not self.local:
+            self.write(name, [memoryview(data)])
+            return True
+        path = self._inside(name)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "wb") as sink:
+            sink.write(data)
+        return True
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        """Write over a small file of the same length in one piece. On a local disk it must be there.
+
+        Raises:
+            FileNotFoundError: it is not.
+        """
+        if not self.local:
+            self.write(name, [memoryview(data)])
+            return
+        handle = os.open(self._inside(name), os.O_WRONLY)
+        try:
+            os.write(handle, data)
+        finally:
+            os.close(handle)
+
+    def is_open_to_read(self, name: str) -> bool:
+        """Whether a file of a mounted file system is there, by opening it."""
+        try:
+            os.close(os.open(self._inside(name), os.O_RDONLY))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
     def delete(self, name: str) -> None:
         """Remove a file that may be gone already."""
         with contextlib.suppress(FileNotFoundError):

@@ -70,6 +70,9 @@ class DistributedConfig(Section):
     stall_seconds: float | None = Field(
         None, gt=0, description="end a rank that makes no progress for so long; default: 0.8 timeout_seconds"
     )
+    lease_seconds: float = Field(
+        60.0, ge=1, description="silence after which whoever holds output_dir and checkpoint.folder counts as gone"
+    )
     threads: int | None = Field(None, gt=0, description="torch threads a rank; default: cores / local ranks")
     pipeline: Literal["auto", "base", "sparse_dist"] = Field(
         "auto", description="auto: sparse_dist on CUDA (overlaps id exchange with compute), base on CPU"

@@ -93,6 +93,12 @@ def render(
             metavar="SECONDS", min=60, help="Without a step, end the pod; default: never.", rich_help_panel=_FAILURES
         ),
     ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="Take the folders from a run that holds them; that one ends.", rich_help_panel=_FAILURES
+        ),
+    ] = False,
     ttl_seconds: Annotated[
         int | None, typer.Option(min=0, help="After which an ended job is removed.", rich_help_panel=_FAILURES)
     ] = None,
@@ -129,6 +135,7 @@ def render(
         backoff_limit=backoff_limit,
         ttl_seconds=ttl_seconds,
         liveness_seconds=liveness,
+        take_over=take_over,
         tensorboard=tensorboard,
     )
     text = rendered(kind.value, settings, run_for_pods(run_file, set_ or [], settings))

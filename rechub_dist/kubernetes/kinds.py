@@ -143,6 +143,7 @@ def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:  # noqa: AR
         "max-failures": settings.max_restarts,
     }
     options = " ".join(f"--{name} {value}" for name, value in each.items())
+    options += " --take-over" if settings.take_over else ""
     head = pod(settings, ray_node(settings, "ray-head", head=True), component="head", restart="Always")
     workers = pod(settings, ray_node(settings, "ray-worker", head=False), restart="Always")
     submitter = pod(settings, ray_submitter(settings), component="submitter")

@@ -41,6 +41,7 @@ class Settings:
         backoff_limit: how often a failed pod, or the whole run where the kind knows no other way, is started again.
         ttl_seconds: after which a job that has ended is removed; None keeps it.
         liveness_seconds: after which a rank without a step has its pod restarted; None never does.
+        take_over: whether the job takes its folders from a run that holds them.
         tensorboard: whether a TensorBoard on the output claim belongs to it.
 
     Raises:
@@ -67,6 +68,7 @@ class Settings:
     backoff_limit: int = 3
     ttl_seconds: int | None = None
     liveness_seconds: int | None = None
+    take_over: bool = False
     tensorboard: bool = False
 
     def __post_init__(self) -> None:

@@ -92,7 +92,7 @@ def test_sigterm_while_a_checkpoint_is_written(launch_data: Path, tmp_path: Path
     run.signal(signal.SIGTERM)
     assert not (folder / "step-0000000010" / "manifest.json").exists(), "the save was over before the signal"
     assert run.wait() == 0, run.text
-    assert sorted(file.name for file in folder.iterdir()) == [f"step-{step:010d}" for step in saved_steps(folder)]
+    assert sorted(file.name for file in folder.glob("step-*")) == [f"step-{step:010d}" for step in saved_steps(folder)]
     step = saved_steps(folder)[-1]
     assert run.saw(f"finished at step {step}" if last else f"preempted at step {step}, resume with"), run.text
     read_checkpoint(folder / f"step-{step:010d}")  # compares with the checksums
