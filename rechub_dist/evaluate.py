@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.build import Parts, TrainStep, build, vocabularies_of
+from rechub_dist.build import Parts, TrainStep, build
 from rechub_dist.checkpoint import open_checkpoints
 from rechub_dist.config import RunConfig
 from rechub_dist.data.negatives import draw_negatives, mix64
@@ -25,6 +25,7 @@ from rechub_dist.embedded import Jagged, Output
 from rechub_dist.embedding.stage import split_dense
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, NegativeFeature
+from rechub_dist.identity import vocabularies_of
 from rechub_dist.metrics.binary import binary_metrics, regression_metrics
 from rechub_dist.metrics.ranking import Catalogue, ranking_metrics, target_ranks
 from rechub_dist.models import RecallModel
@@ -188,7 +189,7 @@ def _ranking(
 
     Each rank scores all ranks' users against its own part of the catalogue. Auxiliary tasks are measured as well.
     """
-    model, config = step.model, objective.config
+    model, config = step.model, parts.config.evaluation
     assert isinstance(model, RecallModel)
     catalogue = catalogue_of(step, objective, parts, runtime)
     found: dict[str, list[Tensor]] = {"": [], "sampled_": []}

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rechub_dist.build import Parts, build, identity
+from rechub_dist.build import Parts, build
 from rechub_dist.checkpoint import Position, open_checkpoints
 from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
@@ -28,6 +28,7 @@ from rechub_dist.distributed.sharding import shard_step
 from rechub_dist.distributed.state import placement, train_state, weights_state
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.errors import UserError
+from rechub_dist.identity import identity, other_than
 from rechub_dist.losses import LossCheck
 from rechub_dist.monitoring.health import Health
 from rechub_dist.monitoring.logs import log_to
@@ -342,7 +343,7 @@ class Trainer:
 
     def _resume(self) -> Position:
         state = train_state(self.module, self.parts.layout, self.optimizers)
-        position = self.checkpoints.load(state, self._identity)
+        position = self.checkpoints.load(state, self._differing)
         if position is None and self.config.warm_start is not None:
             self._begun_with = warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
         return position or Position()
@@ -352,7 +353,11 @@ class Trainer:
         objective = self.parts.step.objective
         # What negatives are drawn by depends on all of the data.
         counted = isinstance(objective, RetrievalObjective) and objective.needs_counts
-        return identity(self.config, self.parts, self.passes.identity(self.passes.steps if counted else step))
+        return identity(self.parts, self.passes.identity(self.passes.steps if counted else step))
+
+    def _differing(self, run: dict[str, Any], step: int, where: str) -> list[str]:
+        """What the run of a checkpoint has other than this one, as far as it has come."""
+        return other_than(run, self._identity(step), where)
 
     def _rows_between(self, first: int, last: int) -> int:
         """Rows of the global batches of steps first .. last - 1."""

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -28,6 +28,8 @@ from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, one_line
 
 T = TypeVar("T")
+# What a checkpoint's run, by its record, its step and where it lies, has other than this run.
+Differing = Callable[[dict[str, Any], int, str], list[str]]
 
 # A rank that has written its part waits for the slowest one. A dead one is noticed at once, by its closed connection.
 _PATIENCE = timedelta(hours=6)
@@ -181,22 +183,20 @@ class Checkpoints:
             error and f"{error}; the last steps are not saved: mend that, and the same command does them again"
         )
 
-    def load(self, state: Tensors, identity: Callable[[int], dict[str, Any]]) -> Position | None:
+    def load(self, state: Tensors, differing: Differing) -> Position | None:
         """Load the newest good checkpoint of the run in place; None if there is none at all.
-
-        `identity` gives the run's identity at a step: that of data which grows depends on how far the run is.
 
         A damaged checkpoint is refused by name, on stderr, and the one before it is taken.
 
         Raises:
-            UserError: the checkpoint is of another run (lists the keys that differ), every one is damaged, or the
-                store fails.
+            UserError: the checkpoint is of another run (lists the keys that differ) or of a newer version, every one
+                is damaged, or the store fails.
         """
         damaged = []
         for step in reversed(self.steps()):
             try:
                 manifest = self._opened(step)
-                self._same_run(manifest.run["identity"], identity(step))
+                self._check_run(manifest, differing)
                 self._fill(manifest, state)
                 return Position(**manifest.run["position"])
             except DamagedError as error:
@@ -205,7 +205,8 @@ class Checkpoints:
                     print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr, flush=True)
         if damaged:
             raise UserError(
-                f"{self.folder.address}: no checkpoint can be read: {damaged[0]}; remove the folder to start anew"
+                f"{self.folder.address}: no checkpoint can be read: {damaged[0]}; put back a copy of it, or choose "
+                f"another output_dir (or checkpoint.folder) to start anew"
             )
         return None
 
@@ -352,12 +353,20 @@ class Checkpoints:
 
         agree(self._rt, read)
 
-    def _same_run(self, saved: dict[str, Any], identity: dict[str, Any]) -> None:
-        differing = differences(saved, json.loads(json.dumps(identity)))
-        if differing:
+    def _check_run(self, manifest: Manifest, differing: Differing) -> None:
+        """Refuse a checkpoint of another run, or one with a position that this version does not understand."""
+        where = self.folder.path(step_folder(manifest.step))
+        unknown = manifest.run["position"].keys() - {field.name for field in fields(Position)}
+        if unknown:
             raise UserError(
-                f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(differing)}. "
-                f"Choose another output_dir, or remove that folder"
+                f"{where}: written by a newer rechub_dist; this one does not know the key "
+                f"{f'run.position.{min(unknown)}'!r}: upgrade rechub_dist"
+            )
+        found = differing(manifest.run, manifest.step, where)
+        if found:
+            raise UserError(
+                f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(found)}. "
+                f"Choose another output_dir"
             )
 
 

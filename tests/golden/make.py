@@ -142,10 +142,10 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True)
     write_data(folder / "data")
     _add_cities(folder / "data")
-    for name, (tree, ranks, steps) in RUNS.items():
+    for name, (written, ranks, steps) in RUNS.items():
         run = folder / name
         run.mkdir()
-        tree = {"output_dir": f"{name}/out", **tree, "data": {"root": "data", **tree["data"]}}
+        tree = {"output_dir": f"{name}/out", **written, "data": {"root": "data", **written["data"]}}
         (run / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         settings = [f"checkpoint.every_steps={steps[0]}", "checkpoint.keep_last=99", "train.log_every=1"]
         _train(folder, name, ranks, settings)
