@@ -49,8 +49,9 @@ def list_(address: Address, as_json: Json = False, storage: Storage = None) -> N
         return
     table = _table(folder.address, "step", "", "MB", "ranks", "saved at", "")
     for line in lines:
-        if "damage" in line:
-            table.add_row(f"{line['step']:,}", "damaged", "", "", "", line["damage"])
+        unread = next((key for key in ("damage", "newer") if key in line), None)
+        if unread is not None:
+            table.add_row(f"{line['step']:,}", "damaged" if unread == "damage" else unread, "", "", "", line[unread])
             continue
         metrics = ", ".join(f"{name} {value:.5g}" for name, value in line["metrics"].items())
         size, ranks = f"{line['bytes'] / 1e6:,.1f}", str(line["world_size"])
@@ -165,7 +166,7 @@ def diff(
 
     one, other = _find(first, step, storage), _find(second, second_step, storage)
     tensors = diff_checkpoints(one, other)
-    identity = differences(one[1].run["identity"], other[1].run["identity"])
+    identity = differences(_identity(*one), _identity(*other))
     if as_json:
         print(dumps({"steps": [one[1].step, other[1].step], "tensors": tensors, "identity": identity}))
         return
@@ -179,6 +180,18 @@ def diff(
         largest = f"{found['largest']:.5g}" if "largest" in found else ""
         table.add_row(found["name"], found["difference"], f"{found['elements']:,}" if largest else "", largest)
     Console().print(table)
+
+
+def _identity(folder: Folder, manifest: Manifest) -> dict[str, Any]:
+    """The identity of a checkpoint's run; as it was recorded, where torchrec is not there to resolve it."""
+    from rechub_dist.checkpoint.folder import step_folder  # noqa: PLC0415
+
+    try:
+        from rechub_dist.identity import recorded  # noqa: PLC0415
+    except ImportError:
+        found: dict[str, Any] = manifest.run["identity"]
+        return found
+    return recorded(manifest.run, folder.path(step_folder(manifest.step)))
 
 
 def _find(address: str, step: str, storage: str | None) -> tuple[Folder, Manifest]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.build import Parts, TrainStep, build, vocabularies_of
+from rechub_dist.build import Parts, TrainStep, build
 from rechub_dist.checkpoint import open_checkpoints
 from rechub_dist.config import RunConfig
 from rechub_dist.data.negatives import draw_negatives, mix64
@@ -25,6 +25,7 @@ from rechub_dist.embedded import Jagged, Output
 from rechub_dist.embedding.stage import split_dense
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, NegativeFeature
+from rechub_dist.identity import vocabularies_of
 from rechub_dist.metrics.binary import binary_metrics, regression_metrics
 from rechub_dist.metrics.ranking import Catalogue, ranking_metrics, target_ranks
 from rechub_dist.models import RecallModel
@@ -177,7 +178,7 @@ def _measure(objective: TaskObjective, found: list[Tensor], runtime: Runtime) ->
         measure = binary_metrics if kind == "classification" else regression_metrics
         for metric, value in measure(*rows[:, column].T).items():
             metrics[objective.metric(name, metric)] = value
-    if MEAN_AUC in objective.metrics():
+    if MEAN_AUC in objective.task_metrics():
         metrics[MEAN_AUC] = float(np.mean([metrics[objective.metric(label.name, "auc")] for label in objective.labels]))
     return Evaluation(metrics, len(rows), {name: rows[:, column, 0] for column, name in enumerate(names)})
 
@@ -189,7 +190,7 @@ def _ranking(
 
     Each rank scores all ranks' users against its own part of the catalogue. Auxiliary tasks are measured as well.
     """
-    model, config = step.model, objective.config
+    model, config = step.model, parts.config.evaluation
     assert isinstance(model, RecallModel)
     catalogue = catalogue_of(step, objective, parts, runtime)
     found: dict[str, list[Tensor]] = {"": [], SAMPLED: []}

@@ -126,7 +126,7 @@ def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime
     there = tuple(feature for feature in parts.spec.dense if feature not in objective.item_dense)
     batch = replace(batch, dense=with_missing(batch.dense, there, parts.spec.dense))
     user, mask = step.model.user(step.stage(batch))
-    seen = seen_items(objective, batch) if objective.config.exclude_seen else None
+    seen = seen_items(objective, batch) if parts.config.evaluation.exclude_seen else None
     hidden = None if seen is None else Jagged(runtime.gather(seen.values), runtime.gather(seen.lengths))
     ids, scores = top_items(runtime.gather(user), runtime.gather(mask), catalogue, top_k, hidden)
     best_ids, best = _best(runtime.gather(ids), runtime.gather(scores), runtime.world_size, top_k)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rechub_dist.build import Parts, build, identity
+from rechub_dist.build import Parts, build
 from rechub_dist.checkpoint import Position, open_checkpoints
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.warm_start import warm_start
@@ -30,6 +30,7 @@ from rechub_dist.distributed.sharding import shard_step
 from rechub_dist.distributed.state import placement, train_state, weights_state
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.errors import UserError
+from rechub_dist.identity import identity, other_than
 from rechub_dist.losses import LossCheck
 from rechub_dist.metrics.direction import watched_metric
 from rechub_dist.monitoring.health import Health
@@ -81,7 +82,7 @@ class Trainer:
         self.rt = rt
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         self.parts: Parts = with_draws(parts, rt)
-        reported = self.parts.step.objective.metrics()
+        reported = self.parts.step.objective.metrics(config.evaluation)
         self._best_by = rt.together(lambda: watched_metric(config.train.best_metric, config.train.best_mode, reported))
         self.passes: Passes = open_passes(config, self.parts, rt)
         self.valid_reader = optional_reader(config, self.parts, rt, "valid")
@@ -90,7 +91,7 @@ class Trainer:
             check_items(self.parts, rt)
         self._lease = lease or Lease(config, rt)
         self.checkpoints = open_checkpoints(config, rt, self._lease)
-        self.checkpoints.check(self._identity)
+        self.checkpoints.check(self._differing)
         if lease is not None:
             lease.take()  # nothing is written before; and which checkpoint is the newest is known only now
         rt.together(lambda: _make_output(config, rt))
@@ -375,7 +376,7 @@ class Trainer:
 
     def _resume(self) -> Position:
         state = train_state(self.module, self.parts.layout, self.optimizers)
-        position = self.checkpoints.load(state, self._identity)
+        position = self.checkpoints.load(state, self._differing)
         if position is None and self.config.warm_start is not None:
             self._begun_with = warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
         position = position or Position()
@@ -396,7 +397,11 @@ class Trainer:
         objective = self.parts.step.objective
         # What negatives are drawn by depends on all of the data.
         counted = isinstance(objective, RetrievalObjective) and objective.needs_counts
-        return identity(self.config, self.parts, self.passes.identity(self.passes.steps if counted else step))
+        return identity(self.parts, self.passes.identity(self.passes.steps if counted else step))
+
+    def _differing(self, run: dict[str, Any], step: int, where: str) -> list[str]:
+        """What the run of a checkpoint has other than this one, as far as it has come."""
+        return other_than(run, self._identity(step), where)
 
     def _rows_between(self, first: int, last: int) -> int:
         """Rows of the global batches of steps first .. last - 1."""

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -33,6 +33,8 @@ from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, one_line
 
 T = TypeVar("T")
+# What a checkpoint's run, by its record, its step and where it lies, has other than this run.
+Differing = Callable[[dict[str, Any], int, str], list[str]]
 
 # A rank that has written its part waits for the slowest one. A dead one is noticed at once, by its closed connection.
 _PATIENCE = timedelta(hours=6)
@@ -212,7 +214,7 @@ class Checkpoints:
             error and f"{error}; the last steps are not saved: mend that, and the same command does them again"
         )
 
-    def check(self, identity: Callable[[int], dict[str, Any]]) -> None:
+    def check(self, differing: Differing) -> None:
         """Refuse, with nothing written, a folder whose newest good checkpoint is of another run.
 
         Raises:
@@ -221,29 +223,27 @@ class Checkpoints:
         damage = None
         for step in reversed(self.steps()):
             try:
-                self._same_run(self._opened(step).run["identity"], identity(step))
+                self._check_run(self._opened(step), differing)
                 return
             except DamagedError as error:
                 damage = damage or error
         if damage is not None:
             raise self._unreadable(str(damage))
 
-    def load(self, state: Tensors, identity: Callable[[int], dict[str, Any]]) -> Position | None:
+    def load(self, state: Tensors, differing: Differing) -> Position | None:
         """Load the newest good checkpoint of the run in place; None if there is none at all.
-
-        `identity` gives the run's identity at a step: that of data which grows depends on how far the run is.
 
         A damaged checkpoint is refused by name, on stderr, and the one before it is taken.
 
         Raises:
-            UserError: the checkpoint is of another run (lists the keys that differ), every one is damaged, or the
-                store fails.
+            UserError: the checkpoint is of another run (lists the keys that differ) or of a newer version, every one
+                is damaged, or the store fails.
         """
         damaged = []
         for step in reversed(self.steps()):
             try:
                 manifest = self._opened(step)
-                self._same_run(manifest.run["identity"], identity(step))
+                self._check_run(manifest, differing)
                 self._fill(manifest, state)
                 self._id = manifest.run.get("id")
                 return position_of(manifest.run)
@@ -256,7 +256,10 @@ class Checkpoints:
         return None
 
     def _unreadable(self, damage: str) -> UserError:
-        return UserError(f"{self.folder.address}: no checkpoint can be read: {damage}; remove the folder to start anew")
+        return UserError(
+            f"{self.folder.address}: no checkpoint can be read: {damage}; put back a copy of it, or choose another "
+            f"output_dir (or checkpoint.folder) to start anew"
+        )
 
     def load_best(self, state: Tensors, vocabularies: dict[str, str]) -> int:
         """Load the best checkpoint in place, or the newest where none is best; returns its step.
@@ -406,12 +409,20 @@ class Checkpoints:
 
         agree(self._rt, read)
 
-    def _same_run(self, saved: dict[str, Any], identity: dict[str, Any]) -> None:
-        differing = differences(saved, json.loads(json.dumps(identity)))
-        if differing:
+    def _check_run(self, manifest: Manifest, differing: Differing) -> None:
+        """Refuse a checkpoint of another run, or one with a position that this version does not understand."""
+        where = self.folder.path(step_folder(manifest.step))
+        unknown = manifest.run["position"].keys() - {field.name for field in fields(Position)}
+        if unknown:
             raise UserError(
-                f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(differing)}. "
-                f"Choose another output_dir, or remove that folder"
+                f"{where}: written by a newer rechub_dist; this one does not know the key "
+                f"{f'run.position.{min(unknown)}'!r}: upgrade rechub_dist"
+            )
+        found = differing(manifest.run, manifest.step, where)
+        if found:
+            raise UserError(
+                f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(found)}. "
+                f"Choose another output_dir"
             )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rechub_dist.checkpoint.find import best_manifest, find_folder
 from rechub_dist.checkpoint.folder import step_folder
 from rechub_dist.checkpoint.manifest import MANIFEST
-from rechub_dist.config import RunConfig, StorageConfig, parse_run
+from rechub_dist.config import RunConfig, StorageConfig, stored_run
 from rechub_dist.errors import UserError
 
 
@@ -32,6 +32,6 @@ def trained_config(address: str, overrides: Iterable[str] = (), settings: Storag
         raise UserError(f"{address}: is one checkpoint; name the run's output folder, of which the best one is taken")
     manifest = best_manifest(folder)
     where = folder.path(f"{step_folder(manifest.step)}/{MANIFEST}")
-    config = parse_run(manifest.run["config"], where, overrides)
+    config = stored_run(manifest.run["config"], where, overrides)
     checkpoint = config.checkpoint.model_copy(update={"folder": folder.address, "storage": folder.settings})
     return config.model_copy(update={"output_dir": Path(address), "checkpoint": checkpoint})

@@ -31,8 +31,6 @@ def watched_metric(
     Raises:
         UserError: there is no such metric.
     """
-    if not reported:
-        raise UserError("objective.top_k: is empty, so that an evaluation reports nothing; name one number at least")
     name = next(iter(reported)) if wanted is None else wanted
     if name not in reported:
         raise UserError(f"{where}: no metric {name!r}: {nearest(name, reported)}")

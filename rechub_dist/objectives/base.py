@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rechub_dist.batch import Batch
+from rechub_dist.config import EvaluationConfig
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import Label
@@ -30,7 +31,7 @@ class Objective(nn.Module):
         """What the objective looks up besides the model: negatives, for one."""
         return ()
 
-    def metrics(self) -> dict[str, Direction]:
+    def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
         """The metrics that an evaluation reports, by name in its order, each with what makes a value the better one."""
         raise NotImplementedError
 
@@ -75,7 +76,11 @@ class TaskObjective(Objective):
         self.task_weights = tuple(task_weights.get(name, 1.0) for name in names)
         self.scored = {label.name: label.type for label in labels}
 
-    def metrics(self) -> dict[str, Direction]:
+    def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:  # noqa: ARG002
+        """Those of `task_metrics`, whatever the settings of rankings."""
+        return self.task_metrics()
+
+    def task_metrics(self) -> dict[str, Direction]:
         """Those of each name of `scored`, with several the name before a slash; then the labels' mean AUC."""
         found: dict[str, Direction] = {}
         for name, kind in self.scored.items():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.config import PointwiseConfig, RetrievalConfig
+from rechub_dist.config import EvaluationConfig, PointwiseConfig, RetrievalConfig
 from rechub_dist.distributed.collectives import gather_rows
 from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output, Sequence
 from rechub_dist.embedding.local import to_padded
@@ -109,12 +109,12 @@ class RetrievalObjective(Objective):
         )
         return (Lookup(NEGATIVES, feature, table, pooling=None),)
 
-    def metrics(self) -> dict[str, Direction]:
+    def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
         """Those of the ranking, among drawn items as well where that is asked for, and of the auxiliary tasks."""
-        found = ranking_directions(self.config.top_k)
-        if self.config.sampled_items is not None:
+        found = ranking_directions(evaluation.top_k)
+        if evaluation.sampled_items is not None:
             found |= {f"{SAMPLED}{name}": direction for name, direction in found.items()}
-        return found if self.tasks is None else found | self.tasks.metrics()
+        return found if self.tasks is None else found | self.tasks.task_metrics()
 
     @property
     def needs_counts(self) -> bool:

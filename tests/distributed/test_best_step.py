@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 
-from rechub_dist.build import build
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.load import read_manifest
@@ -19,7 +18,17 @@ from rechub_dist.config import StorageConfig
 from rechub_dist.errors import UserError
 from rechub_tests.damage import spoil_pages
 from rechub_tests.ranks import RankPool
-from rechub_tests.runs import config_of, last_checkpoint, output, position, records, run_file, train, write_data
+from rechub_tests.runs import (
+    config_of,
+    last_checkpoint,
+    output,
+    position,
+    records,
+    reported_by,
+    run_file,
+    train,
+    write_data,
+)
 
 
 def regression(folder: Path, root: Path, **train_section: Any) -> Path:
@@ -72,7 +81,7 @@ def test_what_is_reported_is_known_before(
     sections = {"objective": objective} if objective else {}
     path = run_file(tmp_path, data_root, model, train={"max_steps": 1}, **sections)
     summary = pool.run(1, train, path)[0]
-    reported = build(config_of(path), device="cpu", world_size=1).step.objective.metrics()
+    reported = reported_by(config_of(path))
     assert list(summary.test) == list(reported)
 
 

@@ -63,7 +63,7 @@ def test_it_is_frozen(run_yaml: Path) -> None:
         ("train.epoch=3", "unknown key 'train.epoch': did you mean 'epochs'?"),
         ("trian.epochs=3", "unknown key 'trian': did you mean 'train'?"),
         ("embedding.rules=[{tables: x, optimizer: {lrr: 3}}]", "'embedding.rules.0.optimizer.lrr': did you mean 'lr'?"),
-        ("objective={name: retrieval, topk: 3}", "did you mean 'top_k'?"),
+        ("evaluation={topk: 3}", "did you mean 'top_k'?"),
         ("objective={name: foo}", "'pointwise', 'entire_space', 'retrieval'"),
         ("train.epochs=1.5", "train.epochs: input should be a valid integer, got 1.5"),
         ("train.epochs=0", "train.epochs: input should be greater than 0"),
