@@ -14,6 +14,7 @@ from rechub_dist.errors import UserError
 from rechub_dist.examples import DATA, ROOT, example_run
 from rechub_dist.models import catalogue
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import each_model
 from rechub_tests.runs import records, run_file, train, write_data
 
 MODELS = catalogue()
@@ -26,7 +27,7 @@ def rows_256(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", each_model())
 def test_overfits_256_rows(pool: RankPool, rows_256: Path, tmp_path: Path, model: str) -> None:
     epochs = 60
     path = run_file(

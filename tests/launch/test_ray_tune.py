@@ -40,6 +40,7 @@ def evaluations(folder: Path, trial: str) -> list[int]:
     return [record["step"] for record in records(folder / "trials" / trial / "config.yaml", "valid")]
 
 
+@pytest.mark.slow
 def test_trials_side_by_side(two_nodes: TwoNodes, launch_data: Path, tmp_path: Path) -> None:
     arguments, out = write_search(tmp_path, launch_data, 3), tmp_path / "out"
     run = ray_command("tune", *arguments, address=two_nodes.address)
