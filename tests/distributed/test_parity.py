@@ -108,7 +108,7 @@ PLACEMENTS: dict[str, dict] = {
     "mixed": MIXED,
 }
 CASES = [
-    *((model, "table_wise", 2) for model in MODELS),
+    *each_model("table_wise", 2),
     *each_model("row_wise", 3),
     *((model, "table_wise", 1) for model in ("DeepFM", "DIN", "SASRec", "SharedBottom")),
     *(("DeepFM", placement, 2) for placement in ("column_wise", "sgd", "replicated", "replicated_adam", "mixed")),

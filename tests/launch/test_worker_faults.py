@@ -73,9 +73,8 @@ def test_sigterm_during_an_evaluation(pool: RankPool, tmp_path: Path) -> None:
     assert saved_steps(output(path) / "checkpoints") == saved_steps(output(reference) / "checkpoints")
 
 
-@pytest.mark.parametrize(
-    "last", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["while training", "after training"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [False, True], ids=["while training", "after training"])
 def test_sigterm_while_a_checkpoint_is_written(launch_data: Path, tmp_path: Path, last: bool) -> None:
     users = {"user": {"kind": "sparse", "rows": 3_000_000}}  # 220 MB to save, so that it takes a while
     path = run_file(
