@@ -3,7 +3,7 @@
 #   make demo                    generate data, train a sharded DeepFM on two ranks, evaluate
 #   make test                    run the tests; some minutes
 #   make check                   style and types (also: make lint)
-#   make test-all                the tests, then those that are slow: faults, launchers, every model on several ranks
+#   make test-all                the tests, then those that are slow (make test-slow): faults, launchers, every model
 #   make install                 set up alone; ACCELERATOR=cuda for GPUs
 #   make compat PYTHON=3.12      install, demo and unit tests under another Python, in an environment of their own
 #
