@@ -159,7 +159,8 @@ def test_the_package_is_shipped(two_nodes: TwoNodes) -> None:
     run = Command([sys.executable, "-c", code], ENVIRONMENT)
     assert run.wait() == 0, run.text
     (folder,) = {path for path in re.findall(r"'([^']+)'", run.text) if "/py_modules_files/" in path}
-    assert (Path(folder) / "rechub_dist" / "trainer.py").read_text() == (ROOT / "rechub_dist/trainer.py").read_text()
+    for file in ("trainer.py", "launch/ray_ranks.py"):
+        assert (Path(folder) / "rechub_dist" / file).read_text() == (ROOT / "rechub_dist" / file).read_text()
 
 
 @pytest.mark.slow
