@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import socket
-import sys
 import tempfile
 import threading
 from contextlib import suppress
@@ -243,7 +242,3 @@ def _save_and_stop() -> None:
     """In the main thread of each worker, when Ray is to end it: at a change of their number, all may have work."""
     hosted().stop.ask()
     hosted().ended.wait(_GRACE_SECONDS)
-
-
-# The workers do not have this file.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -1,11 +1,10 @@
-"""The search of ray_tune.py: Ray Tune draws, stops and counts trials, each of which is a training by Ray Train."""
+"""A search: Ray Tune draws, stops and counts trials, each of which is a training by Ray Train."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +13,13 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
-from ray_ranks import GOODNESS, Work
-from ray_workers import Workers, fit
 
 from rechub_dist.checkpoint.checkpoints import differences
 from rechub_dist.config import RunConfig
 from rechub_dist.distributed.process import stop_signals
 from rechub_dist.errors import UserError
+from rechub_dist.launch.ray_ranks import GOODNESS, Work
+from rechub_dist.launch.ray_workers import Workers, fit
 from rechub_dist.metrics.direction import Direction
 from rechub_dist.tuning import Draw, note_trial, trial_config
 
@@ -146,6 +145,3 @@ def trial(values: dict[str, Any], *, plan: Search, workers: Workers) -> None:
         note_trial(config.output_dir, values, f"failed: {error}")
         raise
     note_trial(config.output_dir, values, "finished")
-
-
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -1,4 +1,4 @@
-"""Train, evaluate or predict on a Ray cluster. `python launch/ray_train.py --help`"""
+"""Train, evaluate or predict on a Ray cluster. `rechub-dist ray train`, or this file"""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from ray_options import Address, Cpus, Gpus, MaxFailures, Placement, RuntimeEnv, Ship, load_for_cluster
 from rich.console import Console
 
-from rechub_dist.cli import Overrides, run_app
+from rechub_dist.builds import require_builds
 from rechub_dist.distributed.process import preempted_exit_code
+from rechub_dist.entry import Overrides, run_app
 from rechub_dist.errors import UserError
+from rechub_dist.launch.ray_options import (
+    Address,
+    Cpus,
+    Gpus,
+    MaxFailures,
+    Placement,
+    RuntimeEnv,
+    Ship,
+    load_for_cluster,
+)
 from rechub_dist.strict_json import dumps
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
@@ -60,18 +70,19 @@ def main(
 
     Examples:
 
-    python launch/ray_train.py RUN.yaml --num-workers 2
+    rechub-dist ray train RUN.yaml --num-workers 2
 
-    python launch/ray_train.py RUN.yaml --address auto --num-workers 8 --min-workers 4 --placement SPREAD
+    rechub-dist ray train RUN.yaml --address auto --num-workers 8 --min-workers 4 --placement SPREAD
 
-    ray job submit --working-dir . -- python launch/ray_train.py RUN.yaml --num-workers 8
+    ray job submit --working-dir . -- rechub-dist ray train RUN.yaml --num-workers 8
 
-    python launch/ray_train.py runs/deepfm/config.yaml --num-workers 2 --evaluate data/test --json
+    rechub-dist ray train runs/deepfm/config.yaml --num-workers 2 --evaluate data/test --json
 
-    python launch/ray_train.py runs/deepfm/config.yaml --num-workers 2 --predict data/test --out predictions --keep user
+    rechub-dist ray train runs/deepfm/config.yaml --num-workers 2 --predict data/test --out predictions --keep user
     """
     if predict is not None and (evaluate is not None or out is None):
         raise UserError("--predict: needs --out FOLDER, and goes without --evaluate")
+    require_builds()
     config = load_for_cluster(run_file, set_ or [], gpus_per_worker)
     if evaluate is not None or predict is not None:
         # RUN.yaml says where the run is; what it was trained with, its checkpoint knows better.
@@ -79,9 +90,8 @@ def main(
 
         trained = trained_config(config.checkpoint_folder, set_ or [], config.checkpoint_storage).anchored(Path.cwd())
         config = trained.model_copy(update={"device": config.device, "distributed": config.distributed})
-    from ray_ranks import Work  # noqa: PLC0415 - slow to import; --help is not
-    from ray_workers import FailedError, Workers, connect, fit  # noqa: PLC0415
-
+    from rechub_dist.launch.ray_ranks import Work  # noqa: PLC0415 - slow to import; --help is not
+    from rechub_dist.launch.ray_workers import FailedError, Workers, connect, fit  # noqa: PLC0415
     from rechub_dist.report import show_summary  # noqa: PLC0415
     from rechub_dist.summary import show_training  # noqa: PLC0415
 

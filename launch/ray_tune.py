@@ -1,4 +1,4 @@
-"""Search for good settings of a run on a Ray cluster. `python launch/ray_tune.py --help`"""
+"""Search for good settings of a run on a Ray cluster. `rechub-dist ray tune`, or this file"""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from ray_options import Address, Cpus, Gpus, MaxFailures, Placement, RuntimeEnv, Ship, load_for_cluster
 from rich.console import Console
 
-from rechub_dist.cli import Overrides, run_app
+from rechub_dist.builds import require_builds
+from rechub_dist.entry import Overrides, run_app
 from rechub_dist.errors import UserError
+from rechub_dist.launch.ray_options import (
+    Address,
+    Cpus,
+    Gpus,
+    MaxFailures,
+    Placement,
+    RuntimeEnv,
+    Ship,
+    load_for_cluster,
+)
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -56,14 +66,14 @@ def main(
 
     model.dropout_rates: {uniform: [0.0, 0.5]}
 
-    Example: python launch/ray_tune.py RUN.yaml --space SPACE.yaml --trials 50 --num-workers 2 --metric auc
+    Example: rechub-dist ray tune RUN.yaml --space SPACE.yaml --trials 50 --num-workers 2 --metric auc
     """
+    require_builds()
     config = load_for_cluster(run_file, set_ or [], gpus_per_worker)
     if config.data.valid is None:
         raise UserError("data.valid: trials are compared on the valid split; do not leave it out")
-    from ray_search import Search, search  # noqa: PLC0415 - slow to import; --help is not
-    from ray_workers import Workers, connect  # noqa: PLC0415
-
+    from rechub_dist.launch.ray_search import Search, search  # noqa: PLC0415 - slow to import; --help is not
+    from rechub_dist.launch.ray_workers import Workers, connect  # noqa: PLC0415
     from rechub_dist.tuning import judged_by, read_space, read_trials, show_trials  # noqa: PLC0415
 
     metric, mode = judged_by(config, metric, num_workers)

@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from rechub_dist import __version__
+from rechub_dist.builds import require_builds, versions
 from rechub_dist.checkpoint_commands import checkpoint_app
 from rechub_dist.data.commands import data_app
-from rechub_dist.distributed.process import (
-    AGENT_PID,
-    MISTAKE,
-    PREEMPTED,
-    die_with_agent,
-    preempted_exit_code,
-    quiet_libraries,
-)
-from rechub_dist.errors import UserError, one_line
+from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
+from rechub_dist.entry import Overrides, is_main, run_app
 from rechub_dist.kubernetes.commands import k8s_app
-from rechub_dist.monitoring.logs import LOGGER
+from rechub_dist.launch.ray_train import main as ray_train
+from rechub_dist.launch.ray_tune import main as ray_tune
 from rechub_dist.strict_json import dumps
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train Torch-RecHub's recommender models at scale: sharded tables, DDP towers, streaming Parquet.",
 )
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(k8s_app, name="k8s")
+ray_app = typer.Typer(no_args_is_help=True, help="Train and search on a Ray cluster.")
+ray_app.command("train")(ray_train)
+ray_app.command("tune")(ray_tune)
+app.add_typer(ray_app, name="ray")
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the run file; may be given many times."),
-]
 Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")]
 _HOSTS = "Several hosts"
 _RUN = "Output folder of a run, or its folder of checkpoints; path or address."
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        found = [f"Python {platform.python_version()}", *(f"{name} {known}" for name, known in versions().items())]
+        print(f"rechub-dist {__version__} ({', '.join(found)})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """Train Torch-RecHub's recommender models at scale: sharded tables, DDP towers, streaming Parquet."""
 
 
 @app.command()
@@ -73,6 +84,7 @@ def train(
     On several hosts, the same on each: rechub-dist train RUN.yaml --nnodes 1:3 --nproc 8 --rdzv host0:29400
     """
     die_with_agent()
+    require_builds()
     from rechub_dist.config import load_run  # noqa: PLC0415 - torch takes seconds to import; --help should not
 
     config = load_run(run_file, set_ or [])
@@ -89,7 +101,7 @@ def train(
     summary = run(config, take_over=take_over)
     if summary.preempted:
         raise typer.Exit(PREEMPTED if AGENT_PID in os.environ else preempted_exit_code())
-    if not _is_main():
+    if not is_main():
         return
     show_training(Console(), config, summary)
 
@@ -106,6 +118,7 @@ def evaluate(
 
     The configuration is the checkpoint's own. Where the data set has moved since, say --set data.root=/new/place.
     """
+    require_builds()
     from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415
 
     config = trained_config(output_dir, set_ or [])
@@ -119,7 +132,7 @@ def evaluate(
 
     quiet_libraries()
     step, found = evaluate_run(config, data)
-    if not _is_main():
+    if not is_main():
         return
     if as_json:
         print(dumps({"step": step, **found.counts, **found.metrics}))
@@ -146,6 +159,7 @@ def predict(
 
     Example: rechub-dist predict runs/deepfm --data data/test --out predictions --keep user --nproc 2
     """
+    require_builds()
     from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415
 
     config = trained_config(output_dir, set_ or [])
@@ -160,7 +174,7 @@ def predict(
 
     quiet_libraries()
     step, rows = predict_run(config, Prediction(data, out, tuple(keep or ()), top_k))
-    if _is_main():
+    if is_main():
         show_summary(Console(), f"{config.model.name} on {data}", {"step": step, "rows": rows, "predictions": out})
 
 
@@ -185,6 +199,27 @@ def models(
 
 
 @app.command()
+def examples(
+    name: Annotated[str | None, typer.Argument(help="Print this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Copy all, and launch/'s scripts and manifests, into this folder; new or empty.")
+    ] = None,
+) -> None:
+    """List the run files, schemas and search spaces that come with the package, print one, or copy all.
+
+    Example: rechub-dist examples deepfm_synthetic > run.yaml
+    """
+    from rechub_dist.example_files import copy_examples, list_examples, read_example  # noqa: PLC0415
+
+    if out is not None:
+        copy_examples(out)
+    elif name is not None:
+        print(read_example(name), end="")
+    else:
+        list_examples(Console())
+
+
+@app.command()
 def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: any.")] = 29400) -> None:
     """Be the place where the hosts of runs meet (--rdzv, --rdzv-external), on a host that trains nothing."""
     from rechub_dist.distributed.launcher import serve_store  # noqa: PLC0415
@@ -200,44 +235,12 @@ def main() -> None:
     code = run_app(app)
     sys.stdout.flush()
     sys.stderr.flush()
-    if "torch.distributed" in sys.modules:
+    if "torch.distributed" in sys.modules and "ray" not in sys.modules:  # Ray ends its cluster as the interpreter ends
         # A rank ends here and now, and so does an agent. While the interpreter ends in its usual way, a thread of gloo
         # that lets go of a tensor of the last exchange would ask for the interpreter's lock, and abort the process; an
         # agent that a signal took out of a call of its store has been seen to abort, too.
         os._exit(code)
     sys.exit(code)
-
-
-def run_app(command: typer.Typer) -> int:
-    """Run a command; returns its exit code. A user's mistake is one line on stderr and exit code 2.
-
-    So is, with exit code 1, the end of another rank: what has befallen that is told there.
-    """
-    try:
-        command()
-    except UserError as error:
-        LOGGER.error(error)
-        if _is_main():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            # The agent ends all ranks as soon as one has ended: leave the main rank the time to print.
-            time.sleep(1.0)
-        return MISTAKE
-    except Exception as error:
-        LOGGER.exception("this rank fails")
-        if not _of_another_rank(error):
-            raise
-        reason = one_line(error).rpartition("] ")[2].partition(". This is typically")[0]
-        print(f"rank {os.environ.get('RANK', '0')}: another rank is gone ({reason})", file=sys.stderr, flush=True)
-        return 1
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
-
-
-def _of_another_rank(error: Exception) -> bool:
-    """Whether an exchange has failed; gloo says so by a RuntimeError with the place in its sources."""
-    return "/gloo/" in str(error) or any(base.__name__ == "DistError" for base in type(error).__mro__)
 
 
 def _overrides(given: list[str] | None) -> list[str]:
@@ -246,7 +249,3 @@ def _overrides(given: list[str] | None) -> list[str]:
 
 def _is_worker() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"

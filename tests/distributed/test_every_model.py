@@ -15,6 +15,7 @@ from rechub_dist.errors import UserError
 from rechub_dist.examples import DATA, ROOT, example_run
 from rechub_dist.models import catalogue
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import each_model
 from rechub_tests.runs import records, reported_by, run_file, train, write_data
 
 MODELS = catalogue()
@@ -27,7 +28,7 @@ def rows_256(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", each_model())
 def test_overfits_256_rows(pool: RankPool, rows_256: Path, tmp_path: Path, model: str) -> None:
     epochs = 60
     path = run_file(

@@ -253,6 +253,7 @@ def test_sigkill_during_a_save_leaves_the_one_before(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_save_of_a_step_anew_leaves_the_old_one_whole(tmp_path: Path) -> None:
     script = tmp_path / "saves.py"
     script.write_text(textwrap.dedent(KILLED))
