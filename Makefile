@@ -1,24 +1,30 @@
-# Everything lives in .venv. `make demo` and `make test` set it up when needed; both are quick when that is done.
+# Everything lives in .venv, which each command sets up when needed; that is quick when it is done.
 #
 #   make demo                    generate data, train a sharded DeepFM on two ranks, evaluate
-#   make test                    lint, type-check and run the tests
+#   make test                    run the tests; some minutes
+#   make check                   style and types (also: make lint)
+#   make test-all                the tests, then those that are slow (make test-slow): faults, launchers, every model
 #   make install                 set up alone; ACCELERATOR=cuda for GPUs
+#   make compat PYTHON=3.12      install, demo and unit tests under another Python, in an environment of their own
 #
-# This is the one place that knows which builds of torch, torchrec and fbgemm belong together (pyproject.toml pins the
-# versions). On CPU torchrec goes in without its declared needs, which name the CUDA build of fbgemm.
+# pyproject.toml pins which builds of torch, torchrec and fbgemm belong together. On CPU torchrec goes in without its
+# declared needs, which name the CUDA build of fbgemm.
 
 PYTHON ?= python3
 ACCELERATOR ?= cpu
 EXTRAS ?= dev,ray
-TORCHREC = $(shell $(PYTHON) -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["tool"]["rechub-dist"]["torchrec"])')
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(ACCELERATOR)-$(EXTRAS)
 SOURCES := rechub_dist launch tests benchmarks
 DEMO_DATA := data/synthetic
+DEMO_OUT := runs/deepfm_synthetic
 DEMO_RUN := configs/runs/deepfm_synthetic.yaml
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# the torchrec of the extra `cuda`
+TORCHREC = $(shell $(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*[need for need in extras["cuda"] if need.startswith("torchrec")])')
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-slow test-all check lint compat clean
 
 install: $(STAMP)
 
@@ -26,25 +32,41 @@ $(STAMP): pyproject.toml Makefile
 	@test "$(ACCELERATOR)" = cpu -o "$(ACCELERATOR)" = cuda || { echo "ACCELERATOR is cpu or cuda, not $(ACCELERATOR)"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(ACCELERATOR),$(EXTRAS)]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TORCHREC)
+	$(PIP) --editable ".[$(ACCELERATOR),$(EXTRAS)]"
+	$(PIP) --no-deps $(TORCHREC)
 	@rm -f $(VENV)/.installed-*; touch $@
 
 $(DEMO_DATA)/dataset.yaml: | $(STAMP)
 	$(BIN)/rechub-dist data synthesize --out $(DEMO_DATA) --rows 400000 --dense 4 --sparse 8 --vocabulary 1000
 
 demo: $(STAMP) $(DEMO_DATA)/dataset.yaml
-	$(BIN)/rechub-dist train $(DEMO_RUN) --nproc 2
+	$(BIN)/rechub-dist train $(DEMO_RUN) --nproc 2 --set data.root=$(DEMO_DATA) --set output_dir=$(DEMO_OUT)
 
-lint: $(STAMP)
+check: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/mypy launch/*.py
 	$(BIN)/shellcheck launch/*.sh launch/slurm/*.sbatch
 
-test: lint
+lint: check
+
+test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-all:
+	$(MAKE) test
+	$(MAKE) test-slow
+
+# PYTHON is a version here: 3.12. Looked for as python3.12, then where pyenv has it.
+COMPAT_PYTHON = $(or $(shell python$(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/null),$(lastword $(wildcard $(HOME)/.pyenv/versions/$(PYTHON).*/bin/python)))
+
+compat:
+	@test -n "$(COMPAT_PYTHON)" || { echo "python$(PYTHON) is not installed: make compat PYTHON=3.12"; exit 2; }
+	$(MAKE) PYTHON=$(COMPAT_PYTHON) VENV=.venv-$(PYTHON) DEMO_DATA=data/compat-$(PYTHON) DEMO_OUT=runs/compat-$(PYTHON) demo
+	$(MAKE) PYTHON=$(COMPAT_PYTHON) VENV=.venv-$(PYTHON) PYTEST_ARGS="tests/unit tests/models" test
+
 clean:
-	rm -rf $(VENV) data/synthetic runs/deepfm_synthetic
+	rm -rf $(VENV) .venv-* data/synthetic data/compat-* runs/deepfm_synthetic runs/compat-*

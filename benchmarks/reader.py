@@ -4,7 +4,8 @@
     python benchmarks/reader.py --rounds 9 --rows 1600000
     python benchmarks/reader.py --files 5000
 
-Both read the same Parquet files (zstd, dictionary-encoded) from a warm page cache: `decode` calls `read_row_group` for
+Both read the same Parquet files (zstd, dictionary-encoded, with page checksums, which the reader verifies and bare
+decoding does not) from a warm page cache: `decode` calls `read_row_group` for
 one row group after another and throws the columns away; the reader shuffles, converts and deals batches of 4096 that
 are ready to be trained on. What the reader takes longer is what shuffling, checking, converting and batching cost.
 
@@ -34,8 +35,9 @@ import typer
 from rich.console import Console
 from rich.table import Table as Screen
 
-from rechub_dist.data.columns import column_names
+from rechub_dist.data.fit import column_names
 from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.pages import parquet_writer
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.distributed.runtime import keep_freed_memory
@@ -85,7 +87,7 @@ def jagged(folder: Path, rows: int) -> BatchSpec:
 
 def _write(folder: Path, rows: int, group_rows: int, group: Callable[[int], pa.Table]) -> None:
     folder.mkdir(parents=True)
-    with pq.ParquetWriter(folder / "part-0.parquet", group(1).schema, compression="zstd") as writer:
+    with parquet_writer(folder / "part-0.parquet", group(1).schema) as writer:
         for _ in range(rows // group_rows):
             writer.write_table(group(group_rows), row_group_size=group_rows)
 

@@ -36,7 +36,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, IterableDataset
 
 from reader import BATCH, FLAT_GROUP, flat
-from rechub_dist.data.columns import column_names
+from rechub_dist.data.fit import column_names
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec

@@ -1,4 +1,4 @@
-"""Options that ray_train.py and ray_tune.py share. Imports nothing slow: --help should not wait for Ray."""
+"""Options that `ray train` and `ray tune` share. Imports nothing slow: --help should not wait for Ray."""
 
 from __future__ import annotations
 

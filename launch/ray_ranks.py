@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import socket
-import sys
 import tempfile
 import threading
 from contextlib import suppress
@@ -24,13 +23,16 @@ from ray.train.torch import TorchConfig
 from rechub_dist.checkpoint.folder import step_folder
 from rechub_dist.config import RunConfig
 from rechub_dist.distributed.hosted import Hosted, hosted
-from rechub_dist.distributed.process import quiet_libraries
+from rechub_dist.distributed.process import LAUNCH, quiet_libraries
 from rechub_dist.errors import UserError
+from rechub_dist.metrics.direction import Direction, goodness
 from rechub_dist.tuning import evaluations
 
 if TYPE_CHECKING:  # it takes seconds
     from rechub_dist.predict import Prediction
 
+GOODNESS = "goodness"  # a name that no metric has: those are `<split>/...`
+_WORST = -1e30  # a number, as Ray Tune compares no others
 _LOOK_SECONDS = 0.5  # between two looks at what is to be reported
 _GRACE_SECONDS = 60.0  # for a checkpoint before Ray changes the number of ranks, and for the last report
 
@@ -38,13 +40,17 @@ _GRACE_SECONDS = 60.0  # for a checkpoint before Ray changes the number of ranks
 class Work(NamedTuple):
     """What the ranks are to do: train, unless they are to `evaluate` on data or to `predict`.
 
-    `splits`: which records Ray is told of.
+    `splits`: which records Ray is told of. `judged_by`: the metric of the valid split by which a search compares this
+    training with others, and what makes it better; it is told as `GOODNESS`, the higher, the better. `take_over`: the
+    folders from a run that holds them.
     """
 
     config: RunConfig
     evaluate: str | None = None
     predict: Prediction | None = None
     splits: tuple[str, ...] = ("train", "valid", "test", "checkpoint")
+    judged_by: tuple[str, Direction] | None = None
+    take_over: bool = False
 
     @property
     def training(self) -> bool:
@@ -104,7 +110,8 @@ def work(job: dict[str, Any]) -> Any:
         attendant = threading.Thread(target=_attend, args=(host, task), name="rechub-dist-attendant", daemon=True)
         attendant.start()
         threading.Thread(target=_listen, args=(host, desk), name="rechub-dist-listener", daemon=True).start()
-        summary = run(task.config, host)
+        os.environ[LAUNCH] = job["launch"]
+        summary = run(task.config, host, take_over=task.take_over)
     except UserError as error:
         ray.get(desk.tell.remote(str(error)))
         return None
@@ -164,6 +171,10 @@ class _Reports:
             self._latest |= place | {f"{split}/{name}": value for name, value in record.items() if value is not None}
             if split == "valid":
                 self._latest["evaluations"] = len(evaluations(self._work.config.output_dir, place["step"]))
+                if self._work.judged_by is not None:
+                    metric, direction = self._work.judged_by
+                    value = record.get(metric)  # one that is no number is worse than all others
+                    self._latest[GOODNESS] = _WORST if value is None else goodness(value, direction)
             if split == "checkpoint":
                 checkpoint = f"{self._work.config.checkpoint_folder}/{step_folder(place['step'])}"
                 self._latest["checkpoint"] = checkpoint
@@ -224,14 +235,10 @@ def _prepare(address: str, port: int) -> None:
     )
     hosts = "1" if world == local_world else "2"  # or more: it is about the network interface
     os.environ.update(environment(Launch(local_world, hosts, f"{address}:{port}")))
-    hosted().stop_on_sigterm()
+    hosted().stop_on_signals()
 
 
 def _save_and_stop() -> None:
     """In the main thread of each worker, when Ray is to end it: at a change of their number, all may have work."""
     hosted().stop.ask()
     hosted().ended.wait(_GRACE_SECONDS)
-
-
-# The workers do not have this file.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

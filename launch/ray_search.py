@@ -1,25 +1,26 @@
-"""The search of ray_tune.py: Ray Tune draws, stops and counts trials, each of which is a training by Ray Train."""
+"""A search: Ray Tune draws, stops and counts trials, each of which is a training by Ray Train."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
-from ray_ranks import Work
-from ray_workers import Workers, fit
 
 from rechub_dist.checkpoint.checkpoints import differences
 from rechub_dist.config import RunConfig
+from rechub_dist.distributed.process import stop_signals
 from rechub_dist.errors import UserError
+from rechub_dist.launch.ray_ranks import GOODNESS, Work
+from rechub_dist.launch.ray_workers import Workers, fit
+from rechub_dist.metrics.direction import Direction
 from rechub_dist.tuning import Draw, note_trial, trial_config
 
 _LONGEST = 10**6  # evaluations; ASHA wants to know an end
@@ -30,8 +31,9 @@ class Search:
     """What is searched for.
 
     Attributes:
-        config: the run that trials change; its output folder is the search's.
+        config: the run that trials change, with `metric` as train.best_metric; its output folder is the search's.
         metric: of the valid split.
+        mode: what makes it better.
         trials: how many settings are drawn.
         grace: evaluations before ASHA may stop a trial.
         reduction: one of so many goes on.
@@ -40,7 +42,7 @@ class Search:
     config: RunConfig
     space: dict[str, Draw]
     metric: str
-    mode: Literal["max", "min"]
+    mode: Direction
     trials: int
     grace: int
     reduction: int
@@ -48,7 +50,7 @@ class Search:
 
     def identity(self) -> dict[str, Any]:
         """What an interrupted search must agree with to be gone on with."""
-        run = self.config.model_dump(mode="json", exclude={"output_dir"})
+        run = _compared(self.config.model_dump(mode="json"))
         space = {key: draw.model_dump(mode="json", exclude_none=True) for key, draw in self.space.items()}
         own = {name: getattr(self, name) for name in ("metric", "mode", "trials", "grace", "reduction", "seed")}
         return {"run": run, "space": space, **own}
@@ -69,26 +71,34 @@ def search(plan: Search, workers: Workers, concurrent: int | None) -> bool:
         tune.with_parameters(trial, plan=plan, workers=workers),
         tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}]),
     )
-    if known.exists() and tune.Tuner.can_restore(str(storage)):
-        found = differences(json.loads(known.read_text(encoding="utf-8")), identity)
+    if known.exists():
+        saved = json.loads(known.read_text(encoding="utf-8"))
+        found = differences(saved | {"run": _compared(saved["run"])}, identity)
         if found:
             raise UserError(
                 f"output_dir: {folder} holds another search; these differ (then -> now): {'; '.join(found)}. Choose "
                 "another output_dir, or remove that folder"
             )
+    if known.exists() and tune.Tuner.can_restore(str(storage)):
         tuner = tune.Tuner.restore(str(storage), trainable, resume_unfinished=True, restart_errored=True)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         known.write_text(json.dumps(identity), encoding="utf-8")
         tuner = _tuner(plan, trainable, concurrent or _room(workers))
-    # Tune keeps its state on Ctrl-C; a job is stopped by SIGTERM.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: os.kill(os.getpid(), signal.SIGINT))
+    # Tune keeps its state on Ctrl-C; a job is stopped by SIGTERM, and a terminal that is closed sends SIGHUP.
+    for number in set(stop_signals()) - {signal.SIGINT}:
+        signal.signal(number, lambda _number, _frame: os.kill(os.getpid(), signal.SIGINT))
     results = tuner.fit()
     return all(result.error is not None or (result.metrics or {}).get("done") for result in results)
 
 
+def _compared(run: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's configuration has to agree: metric and mode do so by themselves, as they were resolved."""
+    train = {key: value for key, value in run["train"].items() if key not in ("best_metric", "best_mode")}
+    return {key: value for key, value in run.items() if key != "output_dir"} | {"train": train}
+
+
 def _tuner(plan: Search, trainable: Any, concurrent: int) -> tune.Tuner:
-    metric = f"valid/{plan.metric}"
     asha = ASHAScheduler(
         time_attr="evaluations", max_t=_LONGEST, grace_period=plan.grace, reduction_factor=plan.reduction
     )
@@ -96,8 +106,8 @@ def _tuner(plan: Search, trainable: Any, concurrent: int) -> tune.Tuner:
         trainable,
         param_space={key: _domain(draw) for key, draw in plan.space.items()},
         tune_config=tune.TuneConfig(
-            metric=metric,
-            mode=plan.mode,
+            metric=GOODNESS,
+            mode="max",
             num_samples=plan.trials,
             scheduler=asha,
             search_alg=BasicVariantGenerator(random_state=plan.seed, max_concurrent=concurrent),
@@ -127,14 +137,11 @@ def _room(workers: Workers) -> int:
 def trial(values: dict[str, Any], *, plan: Search, workers: Workers) -> None:
     """One trial: starts its ranks, and waits for them."""
     name = tune.get_context().get_trial_id()
-    config = trial_config(plan.config, name, values, plan.metric, plan.mode)
+    config = trial_config(plan.config, name, values)
     note_trial(config.output_dir, values, "stopped")  # unless it comes to its end
     try:
-        fit(Work(config, splits=("valid",)), workers, (TuneReportCallback(),))
+        fit(Work(config, splits=("valid",), judged_by=(plan.metric, plan.mode)), workers, (TuneReportCallback(),))
     except Exception as error:
         note_trial(config.output_dir, values, f"failed: {error}")
         raise
     note_trial(config.output_dir, values, "finished")
-
-
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -1,19 +1,29 @@
-"""Train, evaluate or predict on a Ray cluster. `python launch/ray_train.py --help`"""
+"""Train, evaluate or predict on a Ray cluster. `rechub-dist ray train`, or this file"""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from ray_options import Address, Cpus, Gpus, MaxFailures, Placement, RuntimeEnv, Ship, load_for_cluster
 from rich.console import Console
 
-from rechub_dist.cli import Overrides, run_app
+from rechub_dist.builds import require_builds
 from rechub_dist.distributed.process import preempted_exit_code
+from rechub_dist.entry import Overrides, run_app
 from rechub_dist.errors import UserError
+from rechub_dist.launch.ray_options import (
+    Address,
+    Cpus,
+    Gpus,
+    MaxFailures,
+    Placement,
+    RuntimeEnv,
+    Ship,
+    load_for_cluster,
+)
+from rechub_dist.strict_json import dumps
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -43,6 +53,9 @@ def main(
     out: Annotated[str | None, typer.Option(help="With --predict: a new folder or address for Parquet files.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="With --predict: a column to copy; many times.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="With --predict: items a row, of a recall model.")] = 100,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Take the folders from a run that holds them; that one ends.")
+    ] = False,
     cpus_per_worker: Cpus = 1,
     gpus_per_worker: Gpus = 0,
     placement: Placement = "PACK",
@@ -57,22 +70,28 @@ def main(
 
     Examples:
 
-    python launch/ray_train.py RUN.yaml --num-workers 2
+    rechub-dist ray train RUN.yaml --num-workers 2
 
-    python launch/ray_train.py RUN.yaml --address auto --num-workers 8 --min-workers 4 --placement SPREAD
+    rechub-dist ray train RUN.yaml --address auto --num-workers 8 --min-workers 4 --placement SPREAD
 
-    ray job submit --working-dir . -- python launch/ray_train.py RUN.yaml --num-workers 8
+    ray job submit --working-dir . -- rechub-dist ray train RUN.yaml --num-workers 8
 
-    python launch/ray_train.py runs/deepfm/config.yaml --num-workers 2 --evaluate data/test --json
+    rechub-dist ray train runs/deepfm/config.yaml --num-workers 2 --evaluate data/test --json
 
-    python launch/ray_train.py runs/deepfm/config.yaml --num-workers 2 --predict data/test --out predictions --keep user
+    rechub-dist ray train runs/deepfm/config.yaml --num-workers 2 --predict data/test --out predictions --keep user
     """
     if predict is not None and (evaluate is not None or out is None):
         raise UserError("--predict: needs --out FOLDER, and goes without --evaluate")
+    require_builds()
     config = load_for_cluster(run_file, set_ or [], gpus_per_worker)
-    from ray_ranks import Work  # noqa: PLC0415 - slow to import; --help is not
-    from ray_workers import FailedError, Workers, connect, fit  # noqa: PLC0415
+    if evaluate is not None or predict is not None:
+        # RUN.yaml says where the run is; what it was trained with, its checkpoint knows better.
+        from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415 - imports torch
 
+        trained = trained_config(config.checkpoint_folder, set_ or [], config.checkpoint_storage).anchored(Path.cwd())
+        config = trained.model_copy(update={"device": config.device, "distributed": config.distributed})
+    from rechub_dist.launch.ray_ranks import Work  # noqa: PLC0415 - slow to import; --help is not
+    from rechub_dist.launch.ray_workers import FailedError, Workers, connect, fit  # noqa: PLC0415
     from rechub_dist.report import show_summary  # noqa: PLC0415
     from rechub_dist.summary import show_training  # noqa: PLC0415
 
@@ -80,7 +99,7 @@ def main(
         num_workers, min_workers, cpus_per_worker, gpus_per_worker, placement, max_failures, resize_seconds
     )
     connect(address, workers, ship=ship, runtime_env=runtime_env)
-    task = Work(config, evaluate and _absolute(evaluate))
+    task = Work(config, evaluate and _absolute(evaluate), take_over=take_over)
     if predict is not None and out is not None:
         from rechub_dist.predict import Prediction  # noqa: PLC0415 - imports torch
 
@@ -94,7 +113,7 @@ def main(
         print("stopped with nothing to save, resume with the same command", file=sys.stderr, flush=True)
     elif not task.training:
         if as_json:
-            print(json.dumps(found))
+            print(dumps(found))
         else:
             show_summary(Console(), f"{config.model.name} on {evaluate or predict}", found)
     elif found.preempted:

@@ -1,4 +1,4 @@
-"""Search for good settings of a run on a Ray cluster. `python launch/ray_tune.py --help`"""
+"""Search for good settings of a run on a Ray cluster. `rechub-dist ray tune`, or this file"""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from ray_options import Address, Cpus, Gpus, MaxFailures, Placement, RuntimeEnv, Ship, load_for_cluster
 from rich.console import Console
 
-from rechub_dist.cli import Overrides, run_app
+from rechub_dist.builds import require_builds
+from rechub_dist.entry import Overrides, run_app
 from rechub_dist.errors import UserError
+from rechub_dist.launch.ray_options import (
+    Address,
+    Cpus,
+    Gpus,
+    MaxFailures,
+    Placement,
+    RuntimeEnv,
+    Ship,
+    load_for_cluster,
+)
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -23,7 +33,8 @@ def main(
     set_: Overrides = None,
     trials: Annotated[int, typer.Option(min=1, help="Settings to try.")] = 20,
     metric: Annotated[
-        str | None, typer.Option(help="Of the valid split, that decides; default: train.best_metric.")
+        str | None,
+        typer.Option(help="Of the valid split, that decides; default: train.best_metric, else the first reported."),
     ] = None,
     grace: Annotated[int, typer.Option(min=1, help="Evaluations before a trial may be stopped.")] = 1,
     reduction: Annotated[
@@ -55,25 +66,24 @@ def main(
 
     model.dropout_rates: {uniform: [0.0, 0.5]}
 
-    Example: python launch/ray_tune.py RUN.yaml --space SPACE.yaml --trials 50 --num-workers 2 --metric auc
+    Example: rechub-dist ray tune RUN.yaml --space SPACE.yaml --trials 50 --num-workers 2 --metric auc
     """
+    require_builds()
     config = load_for_cluster(run_file, set_ or [], gpus_per_worker)
-    metric = metric or config.train.best_metric
-    if metric is None:
-        raise UserError("--metric: name a metric of the valid split (auc, for one), or set train.best_metric")
     if config.data.valid is None:
         raise UserError("data.valid: trials are compared on the valid split; do not leave it out")
-    from ray_search import Search, search  # noqa: PLC0415 - slow to import; --help is not
-    from ray_workers import Workers, connect  # noqa: PLC0415
+    from rechub_dist.launch.ray_search import Search, search  # noqa: PLC0415 - slow to import; --help is not
+    from rechub_dist.launch.ray_workers import Workers, connect  # noqa: PLC0415
+    from rechub_dist.tuning import judged_by, read_space, read_trials, show_trials  # noqa: PLC0415
 
-    from rechub_dist.tuning import read_space, read_trials, show_trials  # noqa: PLC0415
-
+    metric, mode = judged_by(config, metric, num_workers)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"best_metric": metric})})
     draws = read_space(space, config, num_workers)
     workers = Workers(
         num_workers, cpus=cpus_per_worker, gpus=gpus_per_worker, placement=placement, max_failures=max_failures
     )
     connect(address, workers, ship=ship, runtime_env=runtime_env)
-    plan = Search(config, draws, metric, config.train.best_mode, trials, grace, reduction, draw_seed)
+    plan = Search(config, draws, metric, mode, trials, grace, reduction, draw_seed)
     done = search(plan, workers, concurrent)
     found = read_trials(config.output_dir, metric, plan.mode)
     show_trials(Console(), config.output_dir, found, metric)

@@ -1,4 +1,4 @@
-"""Has Ray Train do a run, a worker a rank; what ray_train.py and ray_tune.py have in common.
+"""Has Ray Train do a run, a worker a rank; what training and searches have in common.
 
 A rank runs the same `run(config)` as under every other launcher, in a thread of its worker's process. Ray restarts
 ranks and counts them; process groups, data and checkpoints are ours.
@@ -19,16 +19,15 @@ import ray
 import ray.train
 
 import colorama  # isort: skip - Ray brings it along
-import ray_ranks
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from ray_ranks import Desk, OwnGroups, Work
 
 import rechub_dist
 from rechub_dist.config import RunConfig, read_yaml
 from rechub_dist.distributed.process import Stop
 from rechub_dist.errors import UserError, one_line
+from rechub_dist.launch.ray_ranks import Desk, OwnGroups, Work, work
 
 PLACEMENTS: Final = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 _LOOK_SECONDS = 0.1  # between two looks whether to stop
@@ -137,7 +136,7 @@ def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) 
         print(f"waiting for nodes: {lack}", file=sys.stderr, flush=True)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
-    job = {"work": _with_threads(work, workers), "desk": desk}
+    job = {"work": _with_threads(work, workers), "desk": desk, "launch": secrets.token_hex(8)}
     stop = Stop()
     with stop.listening():
         while True:
@@ -150,7 +149,7 @@ def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) 
 
 def _trainer(job: dict[str, Any], config: RunConfig, workers: Workers, callbacks: tuple[UserCallback, ...]) -> Any:
     return TorchTrainer(
-        ray_ranks.work,
+        work,
         train_loop_config=job,
         torch_config=OwnGroups(),
         scaling_config=workers.scaling(),
@@ -207,7 +206,3 @@ def _told(error: Exception) -> str:
     """The last line that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-# The processes of trials, which start workers too, do not have this file.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -43,6 +43,7 @@ forward() {
 }
 trap 'forward TERM' TERM
 trap 'forward INT' INT
+trap 'forward HUP' HUP # left ignored where nohup has it so
 
 for ((attempt = 0; ; attempt++)); do
     # In a job of its own, where an interrupt from the terminal comes by way of this script alone.

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rechub_dist.batch import Batch
-from rechub_dist.config import EntireSpaceConfig, PointwiseConfig, RetrievalConfig, RunConfig
+from rechub_dist.config import EntireSpaceConfig, ObjectiveConfig, RetrievalConfig, RunConfig, default_objective
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.data.vocabulary import vocabulary_of
 from rechub_dist.embedding.layout import Layout, make_layout
 from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError, nearest
@@ -48,6 +47,20 @@ class TrainStep(nn.Module):
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a configuration describes: everything but the tables."""
+
+    config: RunConfig
+    schema: FeatureSchema
+    labels: tuple[Label, ...]
+    layout: Layout
+    spec: BatchSpec
+    model: Model
+    chosen: ObjectiveConfig  # the objective's configuration
+    objective: Objective
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a configuration describes, before any rank talks to another."""
 
@@ -57,22 +70,23 @@ class Parts:
     layout: Layout
     spec: BatchSpec
     step: TrainStep
+    plan: Plan
 
 
-def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
-    """Everything that can be checked and made without data and without other ranks.
+def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
+    """Everything that can be checked without data and without other ranks; of the model the dense part alone is made.
 
     Raises:
         UserError: names the key or feature at fault and the fix.
     """
     assert isinstance(config.data.dataset, dict), "the schema is inlined when a run is loaded"
     schema = parse_schema(config.data.dataset, config.data.root)
-    torch.manual_seed(config.seed)
     model = build_model(config, schema)
     labels = _labels(config, schema)
     if isinstance(model, RecallModel) and config.data.labels is None and not model.num_tasks:
         labels = ()  # whatever the schema has
-    objective = _objective(config, model, labels)
+    chosen = config.objective or default_objective(config, model.objectives[0])
+    objective = _objective(config, chosen, model, labels)
     lookups = (*model.lookups(), *objective.lookups())
     layout = make_layout(lookups, config.embedding, device=device, world_size=world_size)
     spec = BatchSpec(
@@ -83,8 +97,16 @@ def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
         collections=layout.collections,
         aligned=model.aligned_features(),
     )
-    stage = EmbeddingStage(layout, model.dense_features(), config.seed)
-    return Parts(config, schema, labels, layout, spec, TrainStep(stage, model, objective, world_size))
+    return Plan(config, schema, labels, layout, spec, model, chosen, objective)
+
+
+def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
+    """What a run is made of, with initial weights; raises as `plan`."""
+    torch.manual_seed(config.seed)
+    found = plan(config, device=device, world_size=world_size)
+    stage = EmbeddingStage(found.layout, found.model.dense_features(), config.seed)
+    step = TrainStep(stage, found.model, found.objective, world_size)
+    return Parts(config, found.schema, found.labels, found.layout, found.spec, step, found)
 
 
 def build_model(config: RunConfig, schema: FeatureSchema) -> Model:
@@ -200,9 +222,7 @@ def _labels(config: RunConfig, schema: FeatureSchema) -> tuple[Label, ...]:
     return tuple(by_name[name] for name in wanted)
 
 
-def _objective(config: RunConfig, model: Model, labels: tuple[Label, ...]) -> Objective:
-    defaults = {"pointwise": PointwiseConfig, "entire_space": EntireSpaceConfig, "retrieval": RetrievalConfig}
-    chosen = config.objective or defaults[model.objectives[0]]()
+def _objective(config: RunConfig, chosen: ObjectiveConfig, model: Model, labels: tuple[Label, ...]) -> Objective:
     name = config.model.name
     if chosen.name not in model.objectives:
         raise UserError(f"objective.name: {name} is trained by {' or '.join(model.objectives)}, not by {chosen.name}")
@@ -220,48 +240,3 @@ def _objective(config: RunConfig, model: Model, labels: tuple[Label, ...]) -> Ob
     if isinstance(chosen, EntireSpaceConfig):
         return EntireSpaceObjective(chosen, labels)
     return PointwiseObjective(chosen, labels)
-
-
-ORDER_VERSION = 4  # of the order of rows, which checkpoints hold a position in: raise it with every change of that
-
-
-def vocabularies_of(parts: Parts) -> dict[str, str]:
-    """What identifies the vocabulary of each feature that has one: which value has which id."""
-    found = {feature.name: vocabulary_of(feature) for feature in parts.spec.stored}
-    return {name: vocabulary.fingerprint() for name, vocabulary in found.items() if vocabulary is not None}
-
-
-def identity(config: RunConfig, parts: Parts, train: Any) -> dict[str, Any]:
-    """What makes two runs the same run: ranks, sharding, device, paths, cadence and duration do not.
-
-    `train` identifies the data that the run has trained on so far.
-    """
-    tree = config.model_dump(mode="json")
-    vocabularies = vocabularies_of(parts)
-    return {
-        "seed": config.seed,
-        "model": tree["model"],
-        "objective": tree["objective"],
-        "data": {
-            "schema": tree["data"]["dataset"],
-            "labels": [label.name for label in parts.labels],
-            "batch_size": config.data.batch_size,
-            "shuffle": config.data.shuffle,
-            "shuffle_rows": config.data.shuffle_rows,
-            "max_lanes": config.data.max_lanes,
-            "drop_last": config.data.drop_last,
-            "order": config.data.order,
-            "order_version": ORDER_VERSION,
-            "train": train,
-            # the files' names are in the schema
-            **({"vocabularies": vocabularies} if vocabularies else {}),
-        },
-        "optimizer": tree["optimizer"],
-        "embedding": {
-            "schedule": tree["embedding"]["schedule"],
-            "optimizers": {
-                name: placed.optimizer.model_dump(mode="json") for name, placed in parts.layout.tables.items()
-            },
-            "widths": {name: placed.table.dim for name, placed in parts.layout.tables.items()},
-        },
-    }

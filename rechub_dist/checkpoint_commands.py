@@ -13,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from rechub_dist.errors import UserError
+from rechub_dist.strict_json import dumps
 
 if TYPE_CHECKING:
     from rechub_dist.checkpoint.folder import Folder
@@ -44,12 +45,13 @@ def list_(address: Address, as_json: Json = False, storage: Storage = None) -> N
     folder, _ = find_folder(address, _settings(storage))
     lines = list_checkpoints(folder)
     if as_json:
-        print(json.dumps({"folder": folder.address, "checkpoints": lines}))
+        print(dumps({"folder": folder.address, "checkpoints": lines}))
         return
     table = _table(folder.address, "step", "", "MB", "ranks", "saved at", "")
     for line in lines:
-        if "damage" in line:
-            table.add_row(f"{line['step']:,}", "damaged", "", "", "", line["damage"])
+        unread = next((key for key in ("damage", "newer") if key in line), None)
+        if unread is not None:
+            table.add_row(f"{line['step']:,}", "damaged" if unread == "damage" else unread, "", "", "", line[unread])
             continue
         metrics = ", ".join(f"{name} {value:.5g}" for name, value in line["metrics"].items())
         size, ranks = f"{line['bytes'] / 1e6:,.1f}", str(line["world_size"])
@@ -67,7 +69,7 @@ def inspect(address: Address, step: Step = "best", as_json: Json = False, storag
 
     found = inspect_checkpoint(*_find(address, step, storage))
     if as_json:
-        print(json.dumps(found))
+        print(dumps(found))
         return
     console = Console()
     facts = _table(found["path"], "", "")
@@ -112,7 +114,7 @@ def verify(address: Address, step: Step = "best", as_json: Json = False, storage
             progress.advance(task, size)
     path = folder.path(step_folder(manifest.step))
     if as_json:
-        print(json.dumps({"path": path, "step": manifest.step, "files": len(manifest.files), "bytes": manifest.bytes}))
+        print(dumps({"path": path, "step": manifest.step, "files": len(manifest.files), "bytes": manifest.bytes}))
     else:
         print(f"{path} is good: {len(manifest.files)} file(s), {manifest.bytes:,} bytes")
 
@@ -120,7 +122,7 @@ def verify(address: Address, step: Step = "best", as_json: Json = False, storage
 @checkpoint_app.command()
 def consolidate(
     address: Address,
-    out: Annotated[Path, typer.Option(help="A .safetensors file to write.")],
+    out: Annotated[str, typer.Option(help="A .safetensors file to write; new, or a consolidated checkpoint.")],
     step: Step = "best",
     optimizer: Annotated[bool, typer.Option("--optimizer", help="The optimizers' states, too.")] = False,
     storage: Storage = None,
@@ -129,17 +131,21 @@ def consolidate(
 
     Example: rechub-dist checkpoint consolidate runs/deepfm --out deepfm.safetensors
     """
+    from rechub_dist.checkpoint.consolidate import check_target  # noqa: PLC0415
     from rechub_dist.checkpoint.consolidate import consolidate as write  # noqa: PLC0415
     from rechub_dist.checkpoint.load import blocks_of, consume  # noqa: PLC0415
     from rechub_dist.checkpoint.load import verify as verify_blocks  # noqa: PLC0415
 
+    if "://" in out:
+        raise UserError(f"--out: {out} is an address; name a local file, and copy that there")
     folder, manifest = _find(address, step, storage)
+    check_target(folder, manifest, Path(out))
     consume(verify_blocks(folder, manifest, blocks_of(manifest)))
     with _progress() as progress:
         task = progress.add_task("writing", total=None)
-        for size in write(folder, manifest, out, optimizer=optimizer):
+        for size in write(folder, manifest, Path(out), optimizer=optimizer):
             progress.advance(task, size)
-    print(f"{out}: step {manifest.step}, {out.stat().st_size:,} bytes")
+    print(f"{out}: step {manifest.step}, {Path(out).stat().st_size:,} bytes")
 
 
 @checkpoint_app.command()
@@ -160,9 +166,9 @@ def diff(
 
     one, other = _find(first, step, storage), _find(second, second_step, storage)
     tensors = diff_checkpoints(one, other)
-    identity = differences(one[1].run["identity"], other[1].run["identity"])
+    identity = differences(_identity(*one), _identity(*other))
     if as_json:
-        print(json.dumps({"steps": [one[1].step, other[1].step], "tensors": tensors, "identity": identity}))
+        print(dumps({"steps": [one[1].step, other[1].step], "tensors": tensors, "identity": identity}))
         return
     for line in identity:
         print(line)
@@ -176,6 +182,18 @@ def diff(
     Console().print(table)
 
 
+def _identity(folder: Folder, manifest: Manifest) -> dict[str, Any]:
+    """The identity of a checkpoint's run; as it was recorded, where torchrec is not there to resolve it."""
+    from rechub_dist.checkpoint.folder import step_folder  # noqa: PLC0415
+
+    try:
+        from rechub_dist.identity import recorded  # noqa: PLC0415
+    except ImportError:
+        found: dict[str, Any] = manifest.run["identity"]
+        return found
+    return recorded(manifest.run, folder.path(step_folder(manifest.step)))
+
+
 def _find(address: str, step: str, storage: str | None) -> tuple[Folder, Manifest]:
     from rechub_dist.checkpoint.find import find_checkpoint  # noqa: PLC0415
 
@@ -186,13 +204,15 @@ def _find(address: str, step: str, storage: str | None) -> tuple[Folder, Manifes
     return find_checkpoint(address, _settings(storage), int(step))
 
 
-def _settings(text: str | None) -> StorageConfig:
+def _settings(text: str | None) -> StorageConfig | None:
+    if text is None:
+        return None  # as the run's config.yaml has them
     from pydantic import ValidationError  # noqa: PLC0415
 
     from rechub_dist.config import StorageConfig  # noqa: PLC0415
 
     try:
-        return StorageConfig.model_validate_json(json.dumps(yaml.safe_load(text or "{}")))
+        return StorageConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
     except (yaml.YAMLError, ValidationError) as error:
         raise UserError(
             f"--storage {text}: is not what checkpoint.storage may hold: {str(error).splitlines()[0]}"

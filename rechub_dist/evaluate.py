@@ -11,13 +11,13 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.build import Parts, TrainStep, build, vocabularies_of
+from rechub_dist.build import Parts, TrainStep, build
 from rechub_dist.checkpoint import open_checkpoints
 from rechub_dist.config import RunConfig
 from rechub_dist.data.negatives import draw_negatives, mix64
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.skips import Skipped, Tally
-from rechub_dist.data.spec import WEIGHTED, BatchSpec
+from rechub_dist.data.spec import WEIGHTED
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
 from rechub_dist.distributed.sharding import shard_step
 from rechub_dist.distributed.state import weights_state
@@ -25,12 +25,15 @@ from rechub_dist.embedded import Jagged, Output
 from rechub_dist.embedding.stage import split_dense
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, NegativeFeature
+from rechub_dist.identity import vocabularies_of
 from rechub_dist.metrics.binary import binary_metrics, regression_metrics
 from rechub_dist.metrics.ranking import Catalogue, ranking_metrics, target_ranks
 from rechub_dist.models import RecallModel
 from rechub_dist.objectives import RetrievalObjective, TaskObjective
+from rechub_dist.objectives.base import MEAN_AUC
+from rechub_dist.objectives.retrieval import SAMPLED
 from rechub_dist.report import Reporter
-from rechub_dist.splits import evaluation_reader, read_manifest
+from rechub_dist.splits import evaluation_reader, items_spec, read_manifest
 
 CATALOGUE_CHUNK = 8192  # items embedded at a time, over all ranks
 
@@ -173,11 +176,10 @@ def _measure(objective: TaskObjective, found: list[Tensor], runtime: Runtime) ->
     metrics: dict[str, float] = {}
     for column, (name, kind) in enumerate(names.items()):
         measure = binary_metrics if kind == "classification" else regression_metrics
-        prefix = f"{name}/" if len(names) > 1 else ""
         for metric, value in measure(*rows[:, column].T).items():
-            metrics[f"{prefix}{metric}"] = value
-    if len(names) > 1 and all(label.type == "classification" for label in objective.labels):
-        metrics["mean/auc"] = float(np.mean([metrics[f"{label.name}/auc"] for label in objective.labels]))
+            metrics[objective.metric(name, metric)] = value
+    if MEAN_AUC in objective.task_metrics():
+        metrics[MEAN_AUC] = float(np.mean([metrics[objective.metric(label.name, "auc")] for label in objective.labels]))
     return Evaluation(metrics, len(rows), {name: rows[:, column, 0] for column, name in enumerate(names)})
 
 
@@ -188,10 +190,10 @@ def _ranking(
 
     Each rank scores all ranks' users against its own part of the catalogue. Auxiliary tasks are measured as well.
     """
-    model, config = step.model, objective.config
+    model, config = step.model, parts.config.evaluation
     assert isinstance(model, RecallModel)
     catalogue = catalogue_of(step, objective, parts, runtime)
-    found: dict[str, list[Tensor]] = {"": [], "sampled_": []}
+    found: dict[str, list[Tensor]] = {"": [], SAMPLED: []}
     tasks: list[Tensor] = []
     for batch in batches:
         embedded = step.stage(batch)
@@ -207,9 +209,7 @@ def _ranking(
         found[""].append(target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=runtime.add_up))
         if config.sampled_items is not None:
             among = runtime.gather(_drawn(objective, config.sampled_items, target, seen, parts))
-            found["sampled_"].append(
-                target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up)
-            )
+            found[SAMPLED].append(target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up))
     metrics = {}
     for prefix, ranks in found.items():
         if prefix == "" or config.sampled_items is not None:
@@ -273,9 +273,8 @@ def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime)
             dense = torch.zeros(len(mine), sum(feature.dim for feature in parts.spec.dense))
             yield Batch(len(mine), dense, _only(parts.spec.collections, one, stride, {}), torch.empty(len(mine), 0))
         return
-    manifest = read_manifest(parts.config, runtime, parts.config.data.items, may_skip=False)
-    features = tuple(dict.fromkeys(lookup.feature for lookup in objective.item_lookups))
-    spec = BatchSpec(features, objective.item_dense, collections={"items": tuple(f.name for f in features)})
+    spec = items_spec(objective)
+    manifest = read_manifest(parts.config, runtime, parts.config.data.items, spec, may_skip=False)
     rank, world = runtime.rank, runtime.world_size
     reader = runtime.together(
         lambda: ParquetReader(

@@ -28,7 +28,10 @@ class Table:
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
-            raise ValueError(f"table name {self.name!r} must be non-empty and without '/'")
+            raise ValueError(
+                f"table name {self.name!r} must be non-empty and without '/': declare the table under another name "
+                "(tables: {NAME: {rows: ...}}), and give the feature table: NAME"
+            )
         if self.rows < 1:
             raise ValueError(f"table {self.name!r}: rows is {self.rows}, must be at least 1")
         if self.dim is not None and self.dim < 1:
@@ -78,7 +81,7 @@ class DenseFeature:
     @property
     def source(self) -> str:
         """The data set's column."""
-        return self.column or self.name
+        return self.name if self.column is None else self.column
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class SparseFeature:
     @property
     def source(self) -> str:
         """The data set's column."""
-        return self.column or self.name
+        return self.name if self.column is None else self.column
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class SequenceFeature:
     @property
     def source(self) -> str:
         """The data set's column."""
-        return self.column or self.name
+        return self.name if self.column is None else self.column
 
 
 @dataclass(frozen=True)
@@ -287,7 +290,7 @@ class Label:
     @property
     def source(self) -> str:
         """The data set's column."""
-        return self.column or self.name
+        return self.name if self.column is None else self.column
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -18,6 +16,8 @@ from rechub_dist.config import RunConfig
 from rechub_dist.data.columns import one_array
 from rechub_dist.data.files import DataFile, OpenFiles
 from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.outputs import claim, refuse_overlap
+from rechub_dist.data.pages import parquet_writer
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.skips import Tally
 from rechub_dist.data.storage import locate
@@ -35,7 +35,6 @@ from rechub_dist.report import Reporter
 from rechub_dist.splits import prediction_reader
 
 SUCCESS = "_SUCCESS"
-_PART = re.compile(r"part-\d{5}\.parquet")
 _ROWS_A_GROUP = 1 << 17
 
 
@@ -46,7 +45,7 @@ class Prediction:
     Attributes:
         data: Parquet file, folder, glob or address; labels are not needed, nor, for a recall model, items.
         out: folder or address for `part-<rank>.parquet` and, when all are written, `_SUCCESS`; new, empty, or with the
-            parts of a prediction that was cut off, which are removed.
+            parts of a prediction that was cut off, which are removed: those that its mark names, and nothing else.
         keep: columns of `data` to copy.
         top_k: items a row, of a recall model.
     """
@@ -88,7 +87,8 @@ def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Ru
       without a live vector has none.
 
     Raises:
-        UserError: a column to keep that is not there, a folder that holds files already, or a store that fails.
+        UserError: a column to keep that is not there or there twice, a folder that holds other files or overlaps the
+            data, or a store that fails.
     """
     step, objective = parts.step, parts.step.objective
     output = runtime.together(lambda: _Output(wanted, parts, reader.manifest, runtime))
@@ -126,7 +126,7 @@ def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime
     there = tuple(feature for feature in parts.spec.dense if feature not in objective.item_dense)
     batch = replace(batch, dense=with_missing(batch.dense, there, parts.spec.dense))
     user, mask = step.model.user(step.stage(batch))
-    seen = seen_items(objective, batch) if objective.config.exclude_seen else None
+    seen = seen_items(objective, batch) if parts.config.evaluation.exclude_seen else None
     hidden = None if seen is None else Jagged(runtime.gather(seen.values), runtime.gather(seen.lengths))
     ids, scores = top_items(runtime.gather(user), runtime.gather(mask), catalogue, top_k, hidden)
     best_ids, best = _best(runtime.gather(ids), runtime.gather(scores), runtime.world_size, top_k)
@@ -168,6 +168,10 @@ class _Output:
     def __init__(self, wanted: Prediction, parts: Parts, manifest: Manifest, runtime: Runtime) -> None:
         names = manifest.schema.names
         for column in wanted.keep:
+            if (count := names.count(column)) > 1:
+                raise UserError(
+                    f"--keep {column}: {manifest.path} has {count} columns of this name; rename one of them"
+                )
             if column not in names:
                 raise UserError(f"--keep {column}: {manifest.path} has no such column; {nearest(column, names)}")
         made = _made(parts)
@@ -178,7 +182,10 @@ class _Output:
         self._where = wanted.out
         store, inside = locate(wanted.out, parts.config.storage)
         self._filesystem, self._folder = store.filesystem, inside.rstrip("/")
-        self._path = f"{self._folder}/part-{runtime.rank:05d}.parquet"
+        self._path = f"{self._folder}/{_part(runtime.rank)}"
+        self._parts = [_part(rank) for rank in range(runtime.world_size)]
+        self._storage = parts.config.storage
+        refuse_overlap(wanted.out, [wanted.data, *(file.path for file in manifest.files)])
         self._files = {file.path: file for file in manifest.files}
         self._opened = OpenFiles()
         self._group: tuple[str, int, pa.Table] | None = None
@@ -188,17 +195,7 @@ class _Output:
 
     def make_room(self) -> None:
         """Make the folder, or remove from it what a prediction that was cut off has left; before any rank writes."""
-        try:
-            there = self._filesystem.get_file_info(pafs.FileSelector(self._folder, allow_not_found=True))
-            names = {info.base_name: info.path for info in there}
-            other = next((name for name in names if not _PART.fullmatch(name)), None)
-            if other is not None:
-                raise UserError(f"--out: {self._where} holds {other} already; choose another folder, or remove it")
-            for path in names.values():
-                self._filesystem.delete_file(path)
-            self._filesystem.create_dir(self._folder, recursive=True)
-        except OSError as error:
-            raise _failed(self._where, error) from error
+        claim(self._where, "predictions", self._parts, self._storage)
 
     def write(self, stored: list[Stored], columns: dict[str, pa.Array]) -> None:
         """The predictions of the rows that `stored` names, in its order."""
@@ -259,10 +256,14 @@ class _Output:
         try:
             if self._writer is None:
                 self._stream = self._filesystem.open_output_stream(self._path)
-                self._writer = pq.ParquetWriter(self._stream, table.schema, compression="zstd")
+                self._writer = parquet_writer(self._stream, table.schema)
             self._writer.write_table(table, row_group_size=_ROWS_A_GROUP)
         except OSError as error:
             raise _failed(self._where, error) from error
+
+
+def _part(rank: int) -> str:
+    return f"part-{rank:05d}.parquet"
 
 
 def _made(parts: Parts) -> set[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
@@ -21,6 +21,7 @@ from rechub_dist.checkpoint import Save
 from rechub_dist.data.skips import Skipped
 from rechub_dist.monitoring.logs import LOGGER
 from rechub_dist.monitoring.metrics import Metrics
+from rechub_dist.strict_json import finite
 
 _WARNINGS = 10  # bad pieces of files that are told one by one
 
@@ -57,20 +58,32 @@ class Reporter:
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
         if not quiet and folder is not None:
-            written = folder / "metrics.jsonl"
-            _forget_after(written, start_step)
-            self._file = written.open("a", encoding="utf-8")
-            purge = start_step + 1 if start_step else None
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+            _forget_after(folder / "metrics.jsonl", start_step)
+            self._open(folder, purge=start_step + 1 if start_step else None)
+
+    def _open(self, folder: Path, purge: int | None = None) -> None:
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+
+    def _open_anew(self, folder: Path, file: TextIO) -> None:
+        """If somebody has removed what is written to, make it anew: writing to a removed file is no error."""
+        with suppress(OSError):
+            if os.path.samestat(os.stat(folder / "metrics.jsonl"), os.fstat(file.fileno())):
+                return
+        self.say(f"warning: {folder / 'metrics.jsonl'} was removed: it is begun anew, the records so far are lost")
+        file.close()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._open(folder)
 
     def record(self, split: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """One JSON line, and a TensorBoard scalar `<split>/<name>` for each value."""
         if self._metrics is not None:
             self._metrics.record(split, step, values)
-        if self._file is None or self._board is None:
+        if self._file is None or self._board is None or self._folder is None:
             return
-        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        entry = {"step": step, "epoch": epoch, "split": split, **clean}
+        with self._or_warn():
+            self._open_anew(self._folder, self._file)
+        entry = finite({"step": step, "epoch": epoch, "split": split, **values})
         if self._records is not None:
             self._records.put(entry)
         with self._or_warn():

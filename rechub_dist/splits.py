@@ -6,17 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from rechub_dist.build import Parts
 from rechub_dist.config import MixSource, RunConfig, Selection, Source
-from rechub_dist.data.columns import check_schema
 from rechub_dist.data.counts import count_positives
+from rechub_dist.data.extremes import check_extremes
+from rechub_dist.data.fit import check_schema
 from rechub_dist.data.layout_quality import layout_warning
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.mix import Mix
 from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.storage import exists, is_remote, join
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError
@@ -44,18 +47,19 @@ def with_draws(parts: Parts, rt: Runtime) -> Parts:
     if objective.needs_counts:
         item, history = objective.item.feature, objective.learned_history
         assert isinstance(item, SparseFeature) and isinstance(history, SequenceFeature | None)  # noqa: PT018
-        objective.set_counts(_counts(config, rt, item, history))
+        objective.set_counts(_counts(parts, rt, item, history))
     weights = rt.together(objective.draw_weights)
     if weights is None:
         return parts
     return replace(parts, spec=replace(parts.spec, cumulative={NEGATIVES: np.cumsum(weights)}))
 
 
-def _counts(config: RunConfig, rt: Runtime, item: SparseFeature, history: SequenceFeature | None) -> Tensor:
+def _counts(parts: Parts, rt: Runtime, item: SparseFeature, history: SequenceFeature | None) -> Tensor:
     """How often each item is a positive in what is trained on, [items], over all ranks; called on every rank."""
+    config = parts.config
     data = config.data
     paths: list[Source] = [data.train] if data.mix is None else [source.path for source in data.mix]
-    manifests = [read_manifest(config, rt, path) for path in paths]
+    manifests = [read_manifest(config, rt, path, parts.spec) for path in paths]
     counts = [
         rt.add_up(rt.together(lambda m=manifest: count_positives(m, item, history, rt.rank, rt.world_size)))  # type: ignore[misc]
         for manifest in manifests
@@ -71,15 +75,17 @@ def _counts(config: RunConfig, rt: Runtime, item: SparseFeature, history: Sequen
     return torch.stack(shares).sum(dim=0)
 
 
-def read_manifest(config: RunConfig, rt: Runtime, source: Source, *, may_skip: bool = True) -> Manifest:
-    """The manifest of files below the data's root, the same on every rank; called on every rank.
+def read_manifest(
+    config: RunConfig, rt: Runtime, source: Source, spec: BatchSpec, *, may_skip: bool = True
+) -> Manifest:
+    """The manifest of files below the data's root that fit `spec`, the same on every rank; called on every rank.
 
     Of local files each rank lists and reads for itself (hosts may have copies of their own), then all compare. What
     lies in a store is listed once, and the files are divided among the ranks.
 
     Raises:
-        UserError: no such data, bad files (which are left out if the configuration and `may_skip` say so), or ranks
-            that see different files.
+        UserError: no such data, bad files (which are left out if the configuration and `may_skip` say so), files that
+            do not fit, or ranks that see different files.
     """
 
     def below(item: str | Selection) -> str | Selection:
@@ -87,12 +93,15 @@ def read_manifest(config: RunConfig, rt: Runtime, source: Source, *, may_skip: b
             return item.model_copy(update={"path": join(config.data.root, item.path)})
         return join(config.data.root, item)
 
+    def fit(schema: pa.Schema, where: str) -> dict[str, str]:
+        return check_schema(schema, spec, where)
+
     sources = [below(item) for item in (source if isinstance(source, tuple) else (source,))]
     skip = may_skip and config.data.on_bad_file == "skip"
     if all(is_remote(item if isinstance(item, str) else item.path) for item in sources):
-        manifest = Manifest.read(sources, config.storage, skip_bad=skip, ranks=rt)
+        manifest = Manifest.read(sources, config.storage, skip_bad=skip, ranks=rt, fit=fit)
     else:
-        manifest = rt.together(lambda: Manifest.read(sources, config.storage, skip_bad=skip))
+        manifest = rt.together(lambda: Manifest.read(sources, config.storage, skip_bad=skip, fit=fit))
     seen = rt.gather_list([(manifest.fingerprint(), str(manifest.schema), len(manifest.files), manifest.rows)])
     for rank, other in enumerate(seen):
         if other[:2] != seen[0][:2]:
@@ -109,7 +118,7 @@ def open_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) -> Par
     Raises:
         UserError: no such data, or data that does not fit the schema.
     """
-    manifest = read_manifest(config, rt, getattr(config.data, split))
+    manifest = read_manifest(config, rt, getattr(config.data, split), parts.spec)
     return rt.together(lambda: _reader(config, parts, rt, manifest, training=split == "train"))
 
 
@@ -128,7 +137,7 @@ def open_passes(config: RunConfig, parts: Parts, rt: Runtime) -> Passes:
         def partition(name: str) -> ParquetReader:
             path = join(folder, name)
             part = path if isinstance(train, str) else train.model_copy(update={"path": path})
-            manifest = read_manifest(config, rt, part)
+            manifest = read_manifest(config, rt, part, parts.spec)
             return rt.together(lambda: _reader(config, parts, rt, manifest, training=True))
 
         passes: Passes = Partitions(
@@ -154,7 +163,7 @@ def open_passes(config: RunConfig, parts: Parts, rt: Runtime) -> Passes:
 
 def _mixed(config: RunConfig, parts: Parts, rt: Runtime, sources: tuple[MixSource, ...]) -> Epochs:
     """Epochs over a mix of sources."""
-    manifests = [read_manifest(config, rt, source.path) for source in sources]
+    manifests = [read_manifest(config, rt, source.path, parts.spec) for source in sources]
     mix = Mix(
         groups=tuple(len(manifest.counts) for manifest in manifests),
         weights=tuple(source.weight for source in sources),
@@ -168,8 +177,6 @@ def _mixed(config: RunConfig, parts: Parts, rt: Runtime, sources: tuple[MixSourc
     )
 
     def open_mix() -> ParquetReader:
-        for manifest in manifests:
-            check_schema(manifest.schema, parts.spec, manifest.path)
         try:
             return _reader(config, parts, rt, united, training=True, mix=mix)
         except ValueError as error:
@@ -201,7 +208,7 @@ def warning_of(config: RunConfig, reader: ParquetReader) -> str | None:
 
 def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -> ParquetReader:
     """This rank's reader of any data (not below the root), unshuffled; called on every rank."""
-    manifest = read_manifest(config, rt, path if "://" in path else str(Path(path).absolute()))
+    manifest = read_manifest(config, rt, path if "://" in path else str(Path(path).absolute()), parts.spec)
     return rt.together(lambda: _reader(config, parts, rt, manifest, training=False))
 
 
@@ -211,7 +218,6 @@ def prediction_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -
     Raises:
         UserError: no such data, bad files, or data that does not fit the schema.
     """
-    manifest = read_manifest(config, rt, path if "://" in path else str(Path(path).absolute()), may_skip=False)
     spec, model = replace(parts.spec, labels=(), weight=None), parts.step.model
     if isinstance(model, RecallModel):
         items = model.item_lookups()
@@ -225,6 +231,8 @@ def prediction_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -
             idle=idle,
         )
     unlabelled = replace(parts, spec=spec)
+    source = path if "://" in path else str(Path(path).absolute())
+    manifest = read_manifest(config, rt, source, spec, may_skip=False)
     return rt.together(lambda: _reader(config, unlabelled, rt, manifest, training=False))
 
 
@@ -263,4 +271,25 @@ def optional_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) ->
     path = join(config.data.root, split)
     if name is None or (name == split and not rt.together(lambda: exists(path, config.storage))):
         return None
-    return open_reader(config, parts, rt, split)
+    reader = open_reader(config, parts, rt, split)
+    rt.together(lambda: check_extremes(reader.manifest.files[rt.rank :: rt.world_size], reader.spec))
+    return reader
+
+
+def check_items(parts: Parts, rt: Runtime) -> None:
+    """Look at the items that evaluations of a recall model will read, before it is trained; called on every rank.
+
+    Raises:
+        UserError: no such data, or data that does not fit.
+    """
+    objective = parts.step.objective
+    if isinstance(objective, RetrievalObjective) and not objective.ids_alone:
+        spec = items_spec(objective)
+        manifest = read_manifest(parts.config, rt, parts.config.data.items, spec, may_skip=False)
+        rt.together(lambda: check_extremes(manifest.files[rt.rank :: rt.world_size], spec))
+
+
+def items_spec(objective: RetrievalObjective) -> BatchSpec:
+    """What is read of the items, in one collection `items`."""
+    features = tuple(dict.fromkeys(lookup.feature for lookup in objective.item_lookups))
+    return BatchSpec(features, objective.item_dense, collections={"items": tuple(f.name for f in features)})

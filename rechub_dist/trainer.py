@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rechub_dist.build import Parts, build, identity
+from rechub_dist.build import Parts, build
 from rechub_dist.checkpoint import Position, open_checkpoints
+from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
 from rechub_dist.data.stored import StoredRows, Trace
@@ -28,7 +30,9 @@ from rechub_dist.distributed.sharding import shard_step
 from rechub_dist.distributed.state import placement, train_state, weights_state
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.errors import UserError
+from rechub_dist.identity import identity, other_than
 from rechub_dist.losses import LossCheck
+from rechub_dist.metrics.direction import watched_metric
 from rechub_dist.monitoring.health import Health
 from rechub_dist.monitoring.logs import log_to
 from rechub_dist.monitoring.metrics import Metrics
@@ -37,56 +41,77 @@ from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.passes import Pass, Passes
 from rechub_dist.report import Reporter
 from rechub_dist.seeds import seed_from
-from rechub_dist.splits import open_passes, optional_reader, warning_of, with_draws
+from rechub_dist.splits import check_items, open_passes, optional_reader, warning_of, with_draws
 from rechub_dist.summary import Summary
 from rechub_dist.validation import Validation
 
 
-def run(config: RunConfig, hosted: Hosted | None = None) -> Summary:
+def run(config: RunConfig, hosted: Hosted | None = None, *, take_over: bool = False) -> Summary:
     """Train as `config` says on this rank; called on every rank.
 
-    `hosted` is how a process that runs this in one of its threads asks it to stop, and reads along.
+    `hosted` is how a process that runs this in one of its threads asks it to stop, and reads along. `take_over` takes
+    the folders from another run that holds them, which then ends.
 
     Raises:
         UserError: on all ranks together, whichever rank has found the fault.
     """
     device = device_type(config.device)
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
-        trainer = Trainer(config, rt, hosted)
+        lease = Lease(config, rt, take_over=take_over)
         try:
-            return trainer.fit()
+            trainer = Trainer(config, rt, hosted, lease)
+            try:
+                return trainer.fit()
+            finally:
+                trainer.checkpoints.close(config.distributed.timeout_seconds)
+                trainer.report.close()
         finally:
-            trainer.checkpoints.close(config.distributed.timeout_seconds)
-            trainer.report.close()
+            lease.release()
 
 
 class Trainer:
-    """A run on this rank: built and checked before the first exchange of data, then trained by `fit`."""
+    """A run on this rank: built and checked before the first exchange of data, then trained by `fit`.
 
-    def __init__(self, config: RunConfig, rt: Runtime, hosted: Hosted | None = None) -> None:
+    It takes the `lease` before it writes anything; without one, whoever builds it answers for the folders.
+    """
+
+    def __init__(
+        self, config: RunConfig, rt: Runtime, hosted: Hosted | None = None, lease: Lease | None = None
+    ) -> None:
         self.config = config
         self.rt = rt
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         self.parts: Parts = with_draws(parts, rt)
+        reported = self.parts.step.objective.metrics(config.evaluation)
+        self._best_by = rt.together(lambda: watched_metric(config.train.best_metric, config.train.best_mode, reported))
         self.passes: Passes = open_passes(config, self.parts, rt)
         self.valid_reader = optional_reader(config, self.parts, rt, "valid")
         self.test_reader = optional_reader(config, self.parts, rt, "test")
+        if self.valid_reader or self.test_reader:
+            check_items(self.parts, rt)
+        self._lease = lease or Lease(config, rt)
+        self.checkpoints = open_checkpoints(config, rt, self._lease)
+        self.checkpoints.check(self._differing)
+        if lease is not None:
+            lease.take()  # nothing is written before; and which checkpoint is the newest is known only now
         rt.together(lambda: _make_output(config, rt))
         log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
         self.module = shard_step(self.parts, rt)
         self.optimizers = rt.together(
             lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
         )
-        self.checkpoints = open_checkpoints(config, rt)
         self.checkpoints.prepare()
         self._begun_with: list[str] = []
         self.position = self._resume()
         self.report = self._reporter(hosted)
         self._times = StepTimes(config.monitor.profile_every)
         self._stop = Stop() if hosted is None else hosted.stop
+        self._lease.stopping = self._stop.asked
         stall = config.distributed.stall_seconds or 0.8 * config.distributed.timeout_seconds
         self._watchdog = Watchdog(rt, config.output_dir / "logs", stall)
-        self._validation = Validation(self.parts, self.module, self.passes, rt, self.report, self._watchdog, self._stop)
+        self._validation = Validation(
+            self.parts, self.module, self.passes, rt, self.report, self._watchdog, self._stop, self._best_by
+        )
         watched = (self.parts.step.model, self.parts.step.objective)
         self._losses = LossCheck(config.train, config.output_dir / "non_finite", rt, watched)
         self._trace = self._open_trace() if config.train.trace_rows else None
@@ -158,7 +183,13 @@ class Trainer:
                 stored = StoredRows(here.reader, here.number)
                 losses.begin(stored, here.first_step, first)
                 feed = Feed(
-                    batches, model.objective, self.rt, self._stop.asked, self._sequences, losses, self._watchdog
+                    self._lease.guard(batches),
+                    model.objective,
+                    self.rt,
+                    self._stop.asked,
+                    self._sequences,
+                    losses,
+                    self._watchdog,
                 )
                 for end in self._boundaries(here):
                     self._segment(pipeline, feed, end, here, stored)
@@ -264,23 +295,23 @@ class Trainer:
         pass_end = step == here.end
         epochs = here.number + 1
         due = step % train.eval_every == 0 if train.eval_every else pass_end and epochs % train.eval_epochs == 0
-        stop = improved = False
-        if self.valid_reader is not None and (due or last):
-            try:
-                self.position = self._validation.validate(self.valid_reader, self.position)
-            except Stopped:
-                self._preempted = True
-                self.position = replace(self.position, unevaluated=True)
-                self._save()
-                return True
-            self.report.start("training", self.total_steps, step)
-            improved = self.position.best_step == step
-            stop = train.patience is not None and self.position.evaluations_since_best >= train.patience
+        evaluate = self.valid_reader is not None and (due or last)
         every = self.config.checkpoint.every_steps
-        save = step % every == 0 if every else pass_end
-        self.position = replace(self.position, stopped_early=stop, unevaluated=False)
-        if save or improved or last or stop:
+        # Before the evaluation: one that fails costs no step.
+        self.position = replace(self.position, unevaluated=evaluate)
+        if (evaluate or last or (step % every == 0 if every else pass_end)) and self.position != self._saved:
             self._save()
+        if self.valid_reader is None or not evaluate:
+            return False
+        try:
+            found = self._validation.validate(self.valid_reader, self.position)
+        except Stopped:
+            self._preempted = True
+            return True
+        self.report.start("training", self.total_steps, step)
+        stop = train.patience is not None and found.evaluations_since_best >= train.patience
+        self.position = self._saved = replace(found, stopped_early=stop, unevaluated=False)
+        self.checkpoints.amend(self.position)
         if stop:
             self.report.say(
                 f"no better {self._validation.best_metric} for {train.patience} evaluations: stopping early"
@@ -314,6 +345,9 @@ class Trainer:
             "tables": placement(self.parts.layout),
         }
         self.checkpoints.save(state, self.position, run)
+        if self.rt.is_main and not (self.config.output_dir / "config.yaml").exists():
+            with suppress(OSError):  # somebody has removed the folder
+                _write_config(self.config)
         self._saved = self.position
         self._tell_saves()
 
@@ -342,17 +376,32 @@ class Trainer:
 
     def _resume(self) -> Position:
         state = train_state(self.module, self.parts.layout, self.optimizers)
-        position = self.checkpoints.load(state, self._identity)
+        position = self.checkpoints.load(state, self._differing)
         if position is None and self.config.warm_start is not None:
             self._begun_with = warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
-        return position or Position()
+        position = position or Position()
+        metric, direction = self._best_by
+        if position.best_step is None or position.best_mode == direction:
+            return position
+        # As of runs from before metrics knew their direction: "best" was then the step of the highest error.
+        self._begun_with.append(
+            f"warning: step {position.best_step} was chosen as the best by the mode {position.best_mode}; {metric} is "
+            f"now judged by {direction}, so the best step is looked for anew from step {position.step} on"
+        )
+        return replace(
+            position, best_step=None, best_metrics={}, evaluations_since_best=0, stopped_early=False, unevaluated=True
+        )
 
     def _identity(self, step: int) -> dict[str, Any]:
         """The run's identity when it has done `step` steps."""
         objective = self.parts.step.objective
         # What negatives are drawn by depends on all of the data.
         counted = isinstance(objective, RetrievalObjective) and objective.needs_counts
-        return identity(self.config, self.parts, self.passes.identity(self.passes.steps if counted else step))
+        return identity(self.parts, self.passes.identity(self.passes.steps if counted else step))
+
+    def _differing(self, run: dict[str, Any], step: int, where: str) -> list[str]:
+        """What the run of a checkpoint has other than this one, as far as it has come."""
+        return other_than(run, self._identity(step), where)
 
     def _rows_between(self, first: int, last: int) -> int:
         """Rows of the global batches of steps first .. last - 1."""
@@ -398,13 +447,19 @@ def _make_output(config: RunConfig, rt: Runtime) -> None:
     """The output folder with config.yaml in it, and proof that this rank can write there."""
     try:
         config.output_dir.mkdir(parents=True, exist_ok=True)
-        probe = config.output_dir / f".writable-{rt.rank}"
+        probe = config.output_dir / f".writable-{secrets.token_hex(8)}"  # nobody's file
         probe.write_text("")
         probe.unlink()
         if rt.is_main:
-            (config.output_dir / ".config.yaml.tmp").write_text(config.dump(), encoding="utf-8")
-            (config.output_dir / ".config.yaml.tmp").replace(config.output_dir / "config.yaml")
+            _write_config(config)
     except OSError as error:
         raise UserError(
             f"output_dir: {config.output_dir} cannot be written: {error.strerror}; choose another folder"
         ) from error
+
+
+def _write_config(config: RunConfig) -> None:
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    temporary = config.output_dir / ".config.yaml.tmp"
+    temporary.write_text(config.dump(), encoding="utf-8")
+    temporary.replace(config.output_dir / "config.yaml")

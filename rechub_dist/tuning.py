@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
@@ -15,8 +16,9 @@ from rich.table import Table
 
 from rechub_dist.config import RunConfig, Section, changed, read_yaml
 from rechub_dist.errors import UserError, nearest, one_line
+from rechub_dist.metrics.direction import Direction, goodness, watched_metric
 
-_OWN = ("output_dir", "checkpoint.folder", "train.best_metric", "train.best_mode")  # the search sets them itself
+_OWN = ("output_dir", "checkpoint.folder", "train.best_metric", "train.best_mode")  # of the search
 _TRIAL = "trial.json"
 
 
@@ -47,16 +49,28 @@ class Draw(Section):
         return tuple(self.uniform or self.loguniform or self.randint or ())
 
 
+def judged_by(config: RunConfig, metric: str | None, ranks: int) -> tuple[str, Direction]:
+    """The metric that trials are compared by (default: the run's), and what makes it better.
+
+    Raises:
+        UserError: an evaluation of the run reports no such metric.
+    """
+    from rechub_dist.build import build  # noqa: PLC0415 - imports torchrec
+
+    reported = build(config, device="cpu", world_size=ranks).step.objective.metrics(config.evaluation)
+    where = "train.best_metric" if metric is None else "--metric"
+    return watched_metric(metric or config.train.best_metric, config.train.best_mode, reported, where)
+
+
 def read_space(path: Path, config: RunConfig, ranks: int) -> dict[str, Draw]:
     """What is drawn, by dotted key, from a YAML file such as `optimizer.lr: {loguniform: [1e-4, 1e-2]}`.
 
     Each choice, and both ends of each range, are tried with the run, as far as that goes without data.
 
     Raises:
-        UserError: no such key or kind of draw, ends the wrong way round, values that the run cannot have.
+        UserError: no such key or kind of draw, ends the wrong way round, values that the run cannot have, or with which
+            an evaluation does not report `train.best_metric`.
     """
-    from rechub_dist.build import build  # noqa: PLC0415 - imports torchrec
-
     space = {}
     for key, tree in read_yaml(path).items():
         where = f"{path}: {key}"
@@ -74,7 +88,7 @@ def read_space(path: Path, config: RunConfig, ranks: int) -> dict[str, Draw]:
             raise UserError(f"{where}: {one_line(first['msg']).removeprefix('Value error, ')}") from error
         for value in space[key].extremes:
             try:
-                build(changed(config, {key: value}, str(path)), device="cpu", world_size=ranks)
+                judged_by(changed(config, {key: value}, str(path)), None, ranks)
             except UserError as error:
                 raise UserError(f"{where}: {value!r} does not fit: {error}") from error
     if not space:
@@ -82,14 +96,12 @@ def read_space(path: Path, config: RunConfig, ranks: int) -> dict[str, Draw]:
     return space
 
 
-def trial_config(base: RunConfig, name: str, values: Mapping[str, Any], metric: str, mode: str) -> RunConfig:
+def trial_config(base: RunConfig, name: str, values: Mapping[str, Any]) -> RunConfig:
     """The run of one trial, in a folder of its own below the search's."""
     folder = base.checkpoint.folder
     own = {
         "output_dir": str(base.output_dir / "trials" / name),
         "checkpoint.folder": None if folder is None else f"{folder}/{name}",
-        "train.best_metric": metric,
-        "train.best_mode": mode,
     }
     return changed(base, {**values, **own}, f"trial {name}")
 
@@ -134,18 +146,16 @@ class Trial:
     step: int | None
 
 
-def read_trials(folder: Path, metric: str, mode: Literal["max", "min"]) -> list[Trial]:
+def read_trials(folder: Path, metric: str, mode: Direction) -> list[Trial]:
     """The trials of a search, the best first."""
     found = []
     for path in sorted((folder / "trials").glob(f"*/{_TRIAL}")):
         tree = json.loads(path.read_text(encoding="utf-8"))
         records = [record for record in evaluations(path.parent) if record.get(metric) is not None]
-        sign = 1 if mode == "max" else -1
-        best = max(records, key=lambda record: sign * record[metric], default=None)
+        best = max(records, key=lambda record: goodness(record[metric], mode), default=None)
         value, step = (None, None) if best is None else (best[metric], best["step"])
         found.append(Trial(path.parent.name, tree["parameters"], tree["state"], len(records), value, step))
-    sign = -1 if mode == "max" else 1
-    return sorted(found, key=lambda trial: (trial.best is None, sign * (trial.best or 0.0)))
+    return sorted(found, key=lambda trial: math.inf if trial.best is None else -goodness(trial.best, mode))
 
 
 def show_trials(console: Console, folder: Path, trials: Sequence[Trial], metric: str) -> None:

@@ -17,8 +17,8 @@ from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.distributed.sharding import table_shards
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.layout import REPLICATED
-from rechub_dist.errors import UserError, nearest
 from rechub_dist.evaluate import Evaluation, evaluate
+from rechub_dist.metrics.direction import Direction, goodness
 from rechub_dist.passes import Passes
 from rechub_dist.report import Reporter, short
 
@@ -27,7 +27,7 @@ class Validation:
     """Evaluates the weights as they are, and reports what it finds. All methods are collective.
 
     Attributes:
-        best_metric: the metric that tells the best step: the configuration's, else the first one that was found.
+        best_metric: the metric that tells the best step.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Validation:
         report: Reporter,
         watchdog: Watchdog,
         stop: Stop,
+        best_by: tuple[str, Direction],
     ) -> None:
         self._parts = parts
         self._module = module
@@ -47,23 +48,24 @@ class Validation:
         self._report = report
         self._watchdog = watchdog
         self._stop = stop
-        self.best_metric = parts.config.train.best_metric or ""
+        self.best_metric, self._direction = best_by
 
     def validate(self, reader: ParquetReader, position: Position) -> Position:
         """Evaluate on the valid split; returns the position with what is known of the best step then.
 
         Raises:
             Stopped: on all ranks, if one was asked to stop.
-            UserError: there is no such metric as `train.best_metric`.
         """
         found = self.evaluate(reader, "valid", position.step)
-        wanted = self.best_metric = self.best_metric or next(iter(found.metrics))
-        if wanted not in found.metrics:
-            raise UserError(f"train.best_metric: no metric {wanted!r}: {nearest(wanted, found.metrics)}")
-        best = position.best_metrics.get(wanted, math.nan)
-        sign = 1 if self._parts.config.train.best_mode == "max" else -1
-        if math.isnan(best) or sign * found.metrics[wanted] > sign * best:
-            return replace(position, best_step=position.step, best_metrics=found.metrics, evaluations_since_best=0)
+        best = goodness(position.best_metrics.get(self.best_metric, math.nan), self._direction)
+        if math.isnan(best) or goodness(found.metrics[self.best_metric], self._direction) > best:
+            return replace(
+                position,
+                best_step=position.step,
+                best_metrics=found.metrics,
+                best_mode=self._direction,
+                evaluations_since_best=0,
+            )
         return replace(position, evaluations_since_best=position.evaluations_since_best + 1)
 
     def evaluate(self, reader: ParquetReader, split: str, step: int) -> Evaluation:

@@ -35,7 +35,7 @@ class Command:
     def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
         self.lines: list[tuple[float, str]] = []
         self._process = subprocess.Popen(
-            arguments,
+            ["env", "--default-signal=HUP", *arguments],  # it takes hang-ups even where nohup has started us
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -89,6 +89,72 @@ def sigterm(scene: Scene) -> Times:
     return scene.again(run, at)
 
 
+def sighup(scene: Scene) -> Times:
+    """SIGHUP while training, as when the terminal is closed."""
+    run = scene.start()
+    scene.reach(110, run)
+    at = time.monotonic()
+    run.signal(signal.SIGHUP)
+    return scene.again(run, at)
+
+
+def second_process(scene: Scene) -> Times:
+    """The command is given a second time beside a run: it is refused, and the run goes on."""
+    run = scene.start()
+    scene.reach(110, run)
+    at = time.monotonic()
+    second = scene.start()
+    told = second.wait_for(r"error: output_dir: .* is in use by process .* --take-over")
+    if second.wait() != MISTAKE:
+        raise RuntimeError(second.text)
+    scene.finish(run)
+    return Times(told - at, None)
+
+
+def owner_paused(scene: Scene) -> Times:
+    """All of a run is stopped (SIGSTOP), and wakes when the command, given again, has taken its folders over."""
+    run = scene.start()
+    scene.reach(110, run)
+    tree = run.tree()
+    at = time.monotonic()
+    for pid in tree:
+        os.kill(pid, signal.SIGSTOP)
+    again = scene.start()
+    told = again.wait_for("is held by process")
+    resumed = again.wait_for(RESUMED)
+    for pid in reversed(tree):
+        os.kill(pid, signal.SIGCONT)
+    run.wait_for("error: .* was taken over by process")
+    if run.wait() != MISTAKE:
+        raise RuntimeError(run.text)
+    if run.saw("saved", resumed) is not None:
+        raise RuntimeError(f"it saved after it was taken over:\n{run.text}")
+    scene.finish(again)
+    return Times(told - at, resumed - at)
+
+
+def owner_killed(scene: Scene) -> Times:
+    """SIGKILL of everything, and a lease of an hour: the command is given again, and does not wait."""
+    run = scene.start("--set", "distributed.lease_seconds=3600")
+    scene.reach(110, run)
+    at = time.monotonic()
+    run.kill()
+    return scene.again(run, at, code=-signal.SIGKILL)
+
+
+def taken_over(scene: Scene) -> Times:
+    """The command is given with --take-over beside a run that lives, which ends."""
+    run = scene.start()
+    scene.reach(110, run)
+    at = time.monotonic()
+    again = scene.start("--take-over")
+    told, resumed = run.wait_for("error: .* was taken over by process"), again.wait_for(RESUMED)
+    if run.wait() != MISTAKE:
+        raise RuntimeError(run.text)
+    scene.finish(again)
+    return Times(told - at, resumed - at)
+
+
 def sigterm_while_saving(scene: Scene) -> Times:
     """SIGTERM while a checkpoint is written."""
     run = scene.start()
@@ -227,6 +293,7 @@ OF_PROCESSES: tuple[Fault, ...] = (
     worker_stopped,
     main_worker_stopped,
     sigterm,
+    sighup,
     sigterm_while_saving,
     sigterm_while_evaluating,
     second_signal,
@@ -234,4 +301,8 @@ OF_PROCESSES: tuple[Fault, ...] = (
     disk_full,
     disk_full_to_the_end,
     not_finite,
+    second_process,
+    owner_paused,
+    owner_killed,
+    taken_over,
 )

@@ -19,6 +19,7 @@ from rechub_dist.checkpoint.manifest import MANIFEST
 from rechub_dist.config import StorageConfig
 
 STALL = 6
+LEASE = 12
 TOLD = r"agent of |watchdog: |launch: the agent|preempted at|error:|warning:"
 RESUMED = r"resumed at step"
 
@@ -65,7 +66,7 @@ class Scene:
             "optimizer": {"name": "adam", "lr": 1e-4},
             "train": {"epochs": 2, "log_every": 1, "trace_rows": True},
             "checkpoint": {"every_steps": 25},
-            "distributed": {"timeout_seconds": 60, "threads": 1, "stall_seconds": STALL},
+            "distributed": {"timeout_seconds": 60, "threads": 1, "stall_seconds": STALL, "lease_seconds": LEASE},
         }
         self.run_file = folder / "run.yaml"
         self.run_file.write_text(yaml.safe_dump(tree, sort_keys=False))
@@ -125,13 +126,15 @@ class Scene:
         told = run.saw(TOLD, at) or time.monotonic()
         if code == 0:
             self.verify()
-            folders = sorted(folder.name for folder in self.checkpoints.iterdir())
+            folders = sorted(folder.name for folder in self.checkpoints.glob("step-*"))
             if folders != [step_folder(step) for step in saved_steps(self.checkpoints)]:
                 raise RuntimeError(f"half a checkpoint is left: {folders}")
             if run.saw(f"preempted at step {saved_steps(self.checkpoints)[-1]}, resume with") is None:
                 raise RuntimeError(f"stopped elsewhere than where it has saved:\n{run.text}")
         again = self.start(*options)
         resumed = again.wait_for(RESUMED)
+        if again.saw("is held by") is not None:
+            raise RuntimeError(f"waited for a process that has ended here:\n{again.text}")
         self.finish(again)
         return Times(told - at, resumed - at)
 

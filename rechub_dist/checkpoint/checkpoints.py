@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -20,8 +21,11 @@ from rechub_dist import __version__
 from rechub_dist.checkpoint.coverage import check_coverage
 from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
+from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_tensors, verify
 from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError, Manifest, render
+from rechub_dist.checkpoint.position import Position, position_of
+from rechub_dist.checkpoint.retention import clean
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
 from rechub_dist.config import CheckpointConfig, RunConfig
@@ -29,24 +33,11 @@ from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, one_line
 
 T = TypeVar("T")
+# What a checkpoint's run, by its record, its step and where it lies, has other than this run.
+Differing = Callable[[dict[str, Any], int, str], list[str]]
 
 # A rank that has written its part waits for the slowest one. A dead one is noticed at once, by its closed connection.
 _PATIENCE = timedelta(hours=6)
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: applied steps in all, and the best evaluation so far.
-
-    The data position follows from the step: the epoch is step // steps an epoch.
-    """
-
-    step: int = 0
-    best_step: int | None = None
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    evaluations_since_best: int = 0
-    stopped_early: bool = False
-    unevaluated: bool = False  # saved before the evaluation that is due at this step
 
 
 @dataclass(frozen=True)
@@ -69,14 +60,20 @@ class Save:
     warning: str | None = None
 
 
-def open_checkpoints(config: RunConfig, rt: Runtime) -> Checkpoints:
-    """The checkpoints of a run. Collective.
+def open_checkpoints(config: RunConfig, rt: Runtime, lease: Lease | None = None) -> Checkpoints:
+    """The checkpoints of a run; who saves there holds the folder's lease. Collective.
 
     Raises:
         UserError: their address cannot be used.
     """
-    folder = rt.together(lambda: Folder(config.checkpoint_folder, config.checkpoint_storage))
-    return Checkpoints(folder, rt, config.checkpoint)
+
+    def opened() -> Folder:
+        folder = Folder(config.checkpoint_folder, config.checkpoint_storage)
+        if folder.local and os.path.isfile(folder.address):
+            raise UserError(f"checkpoint.folder: {folder.address} cannot be written: it is a file; choose another one")
+        return folder
+
+    return Checkpoints(rt.together(opened), rt, config.checkpoint, lease)
 
 
 class Checkpoints:
@@ -87,8 +84,9 @@ class Checkpoints:
     a save have names of their own, so that saving a step anew leaves the step's old checkpoint whole until then.
     """
 
-    def __init__(self, folder: Folder, runtime: Runtime, config: CheckpointConfig) -> None:
+    def __init__(self, folder: Folder, runtime: Runtime, config: CheckpointConfig, lease: Lease | None = None) -> None:
         self.folder = folder
+        self._lease = lease
         self._rt = runtime
         self._config = config
         self._group: dist.ProcessGroup | None = None
@@ -97,6 +95,7 @@ class Checkpoints:
         self._news: list[Save] = []
         self._last: Save | None = None
         self._position: Position | None = None
+        self._id: str | None = None  # of the run, in all its checkpoints
 
     def prepare(self) -> None:
         """Make sure that the folder can be written.
@@ -106,9 +105,10 @@ class Checkpoints:
         """
 
         def probe() -> None:
+            name = f".writable-{secrets.token_hex(8)}"  # nobody's file
             try:
-                self.folder.write(".writable", [memoryview(b"")])
-                self.folder.delete(".writable")
+                self.folder.write(name, [memoryview(b"")])
+                self.folder.delete(name)
             except Exception as error:  # whatever the store's client raises
                 where, why = self.folder.address, reason_of(error)
                 raise UserError(f"checkpoint.folder: {where} cannot be written: {why}; choose another one") from error
@@ -124,6 +124,9 @@ class Checkpoints:
 
         `run` is what is recorded beside the position: identity, config, tables. What comes of it `news` tells; a
         failure is none of training's, and leaves older checkpoints as they are.
+
+        Raises:
+            LostError: on all ranks, with nothing written: another attempt holds the folder.
         """
         self._began = time.monotonic()
         self.wait()
@@ -132,13 +135,15 @@ class Checkpoints:
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._position = position
-        token = self._rt.from_main(lambda: secrets.token_hex(4))
+        token = self._rt.from_main(self._begin)
+        self._id = self._id or token
         name = f"rank-{self._rt.rank:05d}-{token}.safetensors"
         file = plan_file(state, self._rt.rank, self._rt.world_size, name)
         staged = None
         if self._config.asynchronous:
             staged = self._buffer = stage(file, self._buffer)
         record = {
+            "id": self._id,
             "position": asdict(position),
             **run,
             "world_size": self._rt.world_size,
@@ -152,6 +157,33 @@ class Checkpoints:
         self._thread.start()
         if not self._config.asynchronous:
             self.wait()
+
+    def amend(self, position: Position) -> None:
+        """Record what an evaluation of the state that was saved last has found; then clean up as a save does.
+
+        The manifest alone is written anew, when the save is complete. A failure is told by `news`: the checkpoint is as
+        good as before, and a run that goes on from it evaluates once more. Not collective.
+        """
+        self._position = position
+        if not self._rt.is_main:
+            return
+        before = self._thread
+        self._thread = threading.Thread(
+            target=self._amend, args=(before, position), name="rechub-dist-checkpoint", daemon=True
+        )
+        self._thread.start()
+        if not self._config.asynchronous:
+            self.wait()
+
+    def _begin(self) -> str:
+        """What the names of a save's files have in common; on the main rank.
+
+        Raises:
+            LostError: the folder is another attempt's.
+        """
+        if self._lease is not None:
+            self._lease.check()
+        return secrets.token_hex(4)
 
     def wait(self) -> None:
         """Wait for the save that is under way, if any."""
@@ -182,33 +214,52 @@ class Checkpoints:
             error and f"{error}; the last steps are not saved: mend that, and the same command does them again"
         )
 
-    def load(self, state: Tensors, identity: Callable[[int], dict[str, Any]]) -> Position | None:
-        """Load the newest good checkpoint of the run in place; None if there is none at all.
+    def check(self, differing: Differing) -> None:
+        """Refuse, with nothing written, a folder whose newest good checkpoint is of another run.
 
-        `identity` gives the run's identity at a step: that of data which grows depends on how far the run is.
+        Raises:
+            UserError: as `load`, as far as manifests tell.
+        """
+        damage = None
+        for step in reversed(self.steps()):
+            try:
+                self._check_run(self._opened(step), differing)
+                return
+            except DamagedError as error:
+                damage = damage or error
+        if damage is not None:
+            raise self._unreadable(str(damage))
+
+    def load(self, state: Tensors, differing: Differing) -> Position | None:
+        """Load the newest good checkpoint of the run in place; None if there is none at all.
 
         A damaged checkpoint is refused by name, on stderr, and the one before it is taken.
 
         Raises:
-            UserError: the checkpoint is of another run (lists the keys that differ), every one is damaged, or the
-                store fails.
+            UserError: the checkpoint is of another run (lists the keys that differ) or of a newer version, every one
+                is damaged, or the store fails.
         """
         damaged = []
         for step in reversed(self.steps()):
             try:
                 manifest = self._opened(step)
-                self._same_run(manifest.run["identity"], identity(step))
+                self._check_run(manifest, differing)
                 self._fill(manifest, state)
-                return Position(**manifest.run["position"])
+                self._id = manifest.run.get("id")
+                return position_of(manifest.run)
             except DamagedError as error:
                 damaged.append(str(error))
                 if self._rt.is_main:
                     print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr, flush=True)
         if damaged:
-            raise UserError(
-                f"{self.folder.address}: no checkpoint can be read: {damaged[0]}; remove the folder to start anew"
-            )
+            raise self._unreadable(damaged[0])
         return None
+
+    def _unreadable(self, damage: str) -> UserError:
+        return UserError(
+            f"{self.folder.address}: no checkpoint can be read: {damage}; put back a copy of it, or choose another "
+            f"output_dir (or checkpoint.folder) to start anew"
+        )
 
     def load_best(self, state: Tensors, vocabularies: dict[str, str]) -> int:
         """Load the best checkpoint in place, or the newest where none is best; returns its step.
@@ -271,11 +322,32 @@ class Checkpoints:
         self._last = Save(step, seconds, blocked, size, error, warning)
         self._news.append(self._last)
 
+    def _amend(self, before: threading.Thread | None, position: Position) -> None:
+        """What the thread of `amend` does, after that of the save."""
+        if before is not None:
+            before.join()
+        if self._last is not None and (self._last.step != position.step or self._last.error is not None):
+            return  # there is no checkpoint of it, as was told
+        try:
+            saved = read_manifest(self.folder, position.step)
+            run = {**saved.run, "position": asdict(position)}
+            if self._lease is not None:
+                self._lease.fence()
+            self.folder.replace(f"{step_folder(position.step)}/{MANIFEST}", render(replace(saved, run=run)))
+            warning = self._clean(position, saved=True)
+        except Exception as failure:  # whatever the store's client raises
+            where = self.folder.path(step_folder(position.step))
+            warning = f"{where}: the outcome of the evaluation cannot be recorded: {reason_of(failure)}"
+        if warning is not None:
+            self._news.append(Save(position.step, 0.0, 0.0, 0, error=warning))
+
     def _publish(self, manifest: Manifest) -> str | None:
         """Write the manifest, on the main rank; returns what is in the way."""
         folder = step_folder(manifest.step)
         try:
             check_coverage(manifest, self.folder.path(folder))
+            if self._lease is not None:
+                self._lease.fence()
             for name, record in manifest.files.items():
                 if self.folder.size(f"{folder}/{name}") != record.size:
                     return (
@@ -288,28 +360,11 @@ class Checkpoints:
         return None
 
     def _clean(self, position: Position, *, saved: bool) -> str | None:
-        """Remove what retention does not keep, and leftovers of saves that failed or were killed; on the main rank.
-
-        Checkpoints of later steps are none of ours: they were found to be damaged when the run was taken up.
-        """
+        """Clean up, on the main rank; returns what is in the way."""
         try:
-            files = self.folder.files()
-            complete = steps_in(files)
-            steps = [step for step in complete if step <= position.step]
-            keep = {*steps[-self._config.keep_last :], position.best_step}
-            if self._config.keep_every:
-                keep |= {step for step in steps if step % self._config.keep_every == 0}
-            doomed = {step_folder(step) for step in steps if saved and step not in keep}
-            leftover = {name.partition("/")[0] for name in files} - {step_folder(step) for step in complete}
-            for name in sorted(doomed | {name for name in leftover if name.startswith("step-")}):
-                self.folder.delete_folder(name)
-            if position.step in complete:
-                own = step_folder(position.step)
-                known = read_manifest(self.folder, position.step).files
-                for name in files:
-                    folder, _, file = name.partition("/")
-                    if folder == own and file != MANIFEST and file not in known:
-                        self.folder.delete(name)
+            if self._lease is not None:
+                self._lease.fence()
+            clean(self.folder, self._config, position, self._id, saved=saved)
         except Exception as failure:  # whatever the store's client raises
             return f"{self.folder.address}: old checkpoints cannot be removed: {reason_of(failure)}"
         return None
@@ -354,12 +409,20 @@ class Checkpoints:
 
         agree(self._rt, read)
 
-    def _same_run(self, saved: dict[str, Any], identity: dict[str, Any]) -> None:
-        differing = differences(saved, json.loads(json.dumps(identity)))
-        if differing:
+    def _check_run(self, manifest: Manifest, differing: Differing) -> None:
+        """Refuse a checkpoint of another run, or one with a position that this version does not understand."""
+        where = self.folder.path(step_folder(manifest.step))
+        unknown = manifest.run["position"].keys() - {field.name for field in fields(Position)}
+        if unknown:
             raise UserError(
-                f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(differing)}. "
-                f"Choose another output_dir, or remove that folder"
+                f"{where}: written by a newer rechub_dist; this one does not know the key "
+                f"{f'run.position.{min(unknown)}'!r}: upgrade rechub_dist"
+            )
+        found = differing(manifest.run, manifest.step, where)
+        if found:
+            raise UserError(
+                f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(found)}. "
+                f"Choose another output_dir"
             )
 
 

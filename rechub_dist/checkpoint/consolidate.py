@@ -7,15 +7,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from rechub_dist.checkpoint.folder import Folder
+from rechub_dist.checkpoint.folder import Folder, step_folder
 from rechub_dist.checkpoint.load import read_rows
 from rechub_dist.checkpoint.manifest import Manifest, SavedTensor
 from rechub_dist.checkpoint.tensors import DTYPES, framed
+from rechub_dist.data.outputs import check_file, refuse_overlap, whole_file
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.errors import UserError, nearest
+
+_WHAT = "a consolidated checkpoint"
+
+
+def check_target(folder: Folder, manifest: Manifest, out: Path) -> None:
+    """Refuse, before the work, a file that `consolidate` may not write.
+
+    Raises:
+        UserError: it lies in the checkpoint that is read, is a folder, or is somebody else's.
+    """
+    refuse_overlap(str(out), [folder.path(step_folder(manifest.step))])
+    check_file(out, _is_consolidated, _WHAT)
+
+
+def _is_consolidated(path: Path) -> bool:
+    """Whether a file is one that `consolidate` has written."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {"step", "model", "config"} <= (file.metadata() or {}).keys()
+    except (OSError, SafetensorError):
+        return False
 
 
 def consolidate(folder: Folder, manifest: Manifest, out: Path, *, optimizer: bool = False) -> Iterator[int]:
@@ -24,8 +46,10 @@ def consolidate(folder: Folder, manifest: Manifest, out: Path, *, optimizer: boo
     Yields the bytes of each block that is written; no more than one, of 64 MiB, is in memory. The file appears when it
     is complete. Its metadata has `step`, `model` and `config` (YAML).
 
+    A file that is there is only replaced if it is such a one.
+
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or may not be (`check_target`).
         DamagedError: the checkpoint cannot be read.
     """
     chosen = {
@@ -43,18 +67,13 @@ def consolidate(folder: Folder, manifest: Manifest, out: Path, *, optimizer: boo
         end = offset + _bytes(chosen[name])
         header[name] = {"dtype": chosen[name].dtype, "shape": chosen[name].shape, "data_offsets": [offset, end]}
         offset = end
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(framed(header))
-            for name in names:
-                for block in read_rows(folder, manifest, name):
-                    file.write(block.view(-1).view(torch.uint8).numpy().data)
-                    yield block.numel() * block.dtype.itemsize
-        partial.replace(out)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+    check_target(folder, manifest, out)
+    with whole_file(out, _is_consolidated, _WHAT) as partial, partial.open("wb") as file:
+        file.write(framed(header))
+        for name in names:
+            for block in read_rows(folder, manifest, name):
+                file.write(block.view(-1).view(torch.uint8).numpy().data)
+                yield block.numel() * block.dtype.itemsize
 
 
 @torch.no_grad()

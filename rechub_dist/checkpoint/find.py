@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
+
+from pydantic import ValidationError
 
 from rechub_dist.checkpoint.folder import Folder, step_of, steps_in
 from rechub_dist.checkpoint.load import read_manifest
 from rechub_dist.checkpoint.manifest import Manifest
 from rechub_dist.config import StorageConfig, parse_yaml
 from rechub_dist.data.storage import join, read_text
-from rechub_dist.errors import UserError
+from rechub_dist.errors import UserError, one_line
 
 
-def find_folder(address: str, settings: StorageConfig) -> tuple[Folder, int | None]:
+def find_folder(address: str, settings: StorageConfig | None) -> tuple[Folder, int | None]:
     """The folder of checkpoints of a run, itself or one of its checkpoints; in the last case the step, too.
+
+    Without settings of the storage those are taken that the run's config.yaml has, if there is one.
 
     Raises:
         UserError: there is no checkpoint.
@@ -22,23 +27,37 @@ def find_folder(address: str, settings: StorageConfig) -> tuple[Folder, int | No
     parent, _, last = base.rstrip("/").rpartition("/")
     step = step_of(last)
     if step is not None:
-        return Folder(f"{parent or '.'}{mark}{options}", settings), step
-    folder = Folder(address, settings)
+        return Folder(f"{parent or '.'}{mark}{options}", settings or StorageConfig()), step
+    folder = Folder(address, settings or StorageConfig())
     if steps_in(folder.files()):
         return folder, None
-    text = read_text(join(address, "config.yaml"), settings)
-    if text is not None:
-        named = (parse_yaml(text, join(address, "config.yaml")).get("checkpoint") or {}).get("folder")
-        folder = Folder(named or join(address, "checkpoints"), settings)
+    named, known = _named(address, folder.settings)
+    for place in dict.fromkeys([named or join(address, "checkpoints"), join(address, "checkpoints")]):
+        folder = Folder(place, settings or known)
         if steps_in(folder.files()):
             return folder, None
     raise UserError(
-        f"{folder.address}: holds no checkpoint; name a run's output folder, its folder of checkpoints or one of these"
+        f"{address}: holds no checkpoint; name a run's output folder, its folder of checkpoints or one of these"
     )
 
 
+def _named(address: str, settings: StorageConfig) -> tuple[str | None, StorageConfig]:
+    """The folder of checkpoints that an output folder's config.yaml names, and its storage's settings."""
+    path = join(address, "config.yaml")
+    text = read_text(path, settings)
+    if text is None:
+        return None, settings
+    tree = parse_yaml(text, path)
+    checkpoint, data = tree.get("checkpoint") or {}, tree.get("data") or {}
+    try:
+        known = StorageConfig.model_validate_json(json.dumps(checkpoint.get("storage") or data.get("storage") or {}))
+    except ValidationError as error:
+        raise UserError(f"{path}: the settings of storage are not valid: {one_line(error)[:200]}; mend them") from error
+    return checkpoint.get("folder"), known
+
+
 def find_checkpoint(
-    address: str, settings: StorageConfig, wanted: Literal["best", "newest"] | int = "best"
+    address: str, settings: StorageConfig | None, wanted: Literal["best", "newest"] | int = "best"
 ) -> tuple[Folder, Manifest]:
     """The checkpoint that is meant by an address, and `wanted` where that leaves a choice; files are there in full.
 

@@ -37,6 +37,7 @@ class Folder:
             options = {"background_writes": False, **settings.options}
             settings = settings.model_copy(update={"options": options})
         self.address = address
+        self.settings = settings
         self._store, self._root = locate(address, settings)
 
     @property
@@ -126,18 +127,63 @@ class Folder:
         _sync(os.path.dirname(path))
         return record
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small file that must not be there yet; False where it is, which an object store does not tell."""
+        if not self.local:
+            self.write(name, [memoryview(data)])
+            return True
+        path = self._inside(name)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "wb") as sink:
+            sink.write(data)
+        return True
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        """Write over a small file of the same length in one piece. On a local disk it must be there.
+
+        Raises:
+            FileNotFoundError: it is not.
+        """
+        if not self.local:
+            self.write(name, [memoryview(data)])
+            return
+        handle = os.open(self._inside(name), os.O_WRONLY)
+        try:
+            os.write(handle, data)
+        finally:
+            os.close(handle)
+
+    def is_open_to_read(self, name: str) -> bool:
+        """Whether a file of a mounted file system is there, by opening it."""
+        try:
+            os.close(os.open(self._inside(name), os.O_RDONLY))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
     def delete(self, name: str) -> None:
         """Remove a file that may be gone already."""
         with contextlib.suppress(FileNotFoundError):
             self._filesystem.delete_file(self._inside(name))
 
-    def delete_folder(self, name: str) -> None:
-        """Remove a folder with all that is in it, the manifest first: half of it must not look like a checkpoint."""
-        self.delete(f"{name}/{MANIFEST}")
+    def remove(self, folder: str, names: Iterable[str]) -> None:
+        """Remove files of a folder, then the folder itself, unless there is something else in it.
+
+        The manifest goes first: half of a checkpoint must not look like one.
+        """
+        for name in sorted(names, key=lambda name: name != MANIFEST):
+            self.delete(f"{folder}/{name}")
+        inside = self._inside(folder)
         if self.local:
-            shutil.rmtree(self._inside(name), ignore_errors=True)
-        else:
-            self._filesystem.delete_dir(self._inside(name))
+            with contextlib.suppress(OSError):
+                os.rmdir(inside)
+        elif not self._filesystem.get_file_info(pafs.FileSelector(inside, allow_not_found=True)):
+            with contextlib.suppress(FileNotFoundError):
+                self._filesystem.delete_dir(inside)
 
     @property
     def _filesystem(self) -> Any:

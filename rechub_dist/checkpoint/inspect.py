@@ -10,7 +10,7 @@ import torch
 
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.load import read_manifest, read_rows
-from rechub_dist.checkpoint.manifest import DamagedError, Manifest
+from rechub_dist.checkpoint.manifest import DamagedError, Manifest, NewerError
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -28,7 +28,10 @@ class TensorSummary:
 
 
 def list_checkpoints(folder: Folder) -> list[dict[str, Any]]:
-    """A line a checkpoint, oldest first: step, best, bytes, world_size, saved_at, metrics, and damage if any."""
+    """A line a checkpoint, oldest first: step, best, bytes, world_size, saved_at, metrics.
+
+    Of one that cannot be read `damage`, or `newer` where a newer version has written it, says why.
+    """
     steps = steps_in(folder.files())
     found: list[dict[str, Any]] = []
     best = None
@@ -38,6 +41,9 @@ def list_checkpoints(folder: Folder) -> list[dict[str, Any]]:
             manifest = read_manifest(folder, step)
         except DamagedError as error:
             found.append({"step": step, "path": path, "damage": str(error)})
+            continue
+        except NewerError as error:
+            found.append({"step": step, "path": path, "newer": str(error)})
             continue
         position = manifest.run["position"]
         best = position["best_step"]

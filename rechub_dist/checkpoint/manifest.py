@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import re
+from dataclasses import field
 from typing import Any, Literal
 
 import xxhash
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from rechub_dist.errors import UserError
+from rechub_dist.errors import UserError, one_line
 
 BLOCK = 64 << 20  # bytes of a file that share a checksum
 MANIFEST = "manifest.json"
@@ -19,7 +21,14 @@ class DamagedError(UserError):
     """A checkpoint that is not what was saved; a store that fails is not meant."""
 
 
-@dataclass(frozen=True)
+class NewerError(UserError):
+    """A checkpoint that a newer version has written: whole, but not to be understood here. No older one replaces it."""
+
+
+_CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="constants")  # metrics may be NaN
+
+
+@pydantic_dataclass(frozen=True, config=_CONFIG)
 class FileRecord:
     """A file's size in bytes and the XXH3-128 checksums of its blocks of 64 MiB."""
 
@@ -27,7 +36,7 @@ class FileRecord:
     checksums: list[str]
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True, config=_CONFIG)
 class SavedPiece:
     """A rectangle of a tensor, seen as a matrix, row after row from byte `offset` of a file."""
 
@@ -39,7 +48,7 @@ class SavedPiece:
     columns: int
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True, config=_CONFIG)
 class SavedTensor:
     """A whole tensor: its element type by safetensors' name, its shape, and its pieces."""
 
@@ -48,15 +57,17 @@ class SavedTensor:
     pieces: list[SavedPiece]
 
 
-_NAN = ConfigDict(ser_json_inf_nan="constants")  # as metrics may be
+FORMAT = 1  # of the manifest; what it is written in stands with docs/checkpoints.md
+# What `Manifest.run` may hold. A key more is a new format: who does not know it would go on as if it were not there.
+RUN_KEYS = frozenset({"id", "position", "identity", "config", "tables", "world_size", "saved_at", "versions"})
 
 
-@pydantic_dataclass(frozen=True, config=_NAN)
+@pydantic_dataclass(frozen=True, config=_CONFIG)
 class Manifest:
     """Everything that a checkpoint of one step consists of, besides the manifest itself.
 
     Attributes:
-        run: position, identity, config (YAML), tables, world_size, saved_at, versions.
+        run: id (drawn), position, identity, config (YAML), tables, world_size, saved_at, versions.
     """
 
     step: int
@@ -71,35 +82,57 @@ class Manifest:
         return sum(record.size for record in self.files.values())
 
 
-@pydantic_dataclass(frozen=True, config=_NAN)
-class _Sealed:
-    checksum: str
-    manifest: Manifest
-
-
-_MANIFEST, _SEALED = TypeAdapter(Manifest), TypeAdapter(_Sealed)
+_MANIFEST = TypeAdapter(Manifest)
+# The same in every format, so that any version can tell a file that is damaged from one that it does not know.
+_SEALED = re.compile(rb'\{"checksum":"([0-9a-f]{32})","manifest":(.*)\}', re.DOTALL)
 
 
 def render(manifest: Manifest) -> bytes:
-    """The manifest as JSON, with a checksum of its own."""
-    return _SEALED.dump_json(_Sealed(checksum(_MANIFEST.dump_json(manifest)), manifest))
+    """The manifest as JSON, with a checksum of its bytes before it."""
+    return seal(_MANIFEST.dump_json(manifest))
+
+
+def seal(body: bytes) -> bytes:
+    """A manifest's JSON with the checksum of exactly these bytes."""
+    return b'{"checksum":"%s","manifest":%s}' % (checksum(body).encode(), body)
 
 
 def parse(text: bytes, path: str) -> Manifest:
-    """The manifest that `render` made.
+    """The manifest that `render` made, of this version or an older one.
+
+    Its bytes are compared with the checksum as they are: other versions of the libraries may write the same values in
+    another way.
 
     Raises:
-        DamagedError: it is not what was written, or of another version.
+        DamagedError: it is not what was written.
+        NewerError: it was written by a newer version.
     """
+    sealed = _SEALED.fullmatch(text)
+    if sealed is None or checksum(sealed[2]).encode() != sealed[1]:
+        raise DamagedError(f"{path} is damaged: its bytes do not have its checksum")
     try:
-        manifest = _SEALED.validate_json(text).manifest
+        tree = json.loads(sealed[2])
+    except ValueError as error:
+        raise DamagedError(f"{path} is no manifest: {one_line(error)}") from error
+    number = tree.get("format", FORMAT) if isinstance(tree, dict) else FORMAT
+    if isinstance(number, int) and number > FORMAT:
+        raise _newer(path, number, f"this one reads formats up to {FORMAT}")
+    try:
+        manifest = _MANIFEST.validate_json(sealed[2])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise DamagedError(f"{path} is damaged: {where}{': ' if where else ''}{first['msg']}") from error
-    if render(manifest) != text:
-        raise DamagedError(f"{path} is damaged: its bytes do not have its checksum")
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise _newer(path, number, f"this one does not know the key {where!r}") from error
+        raise DamagedError(f"{path} is no manifest: {where}{': ' if where else ''}{first['msg']}") from error
+    for key in manifest.run:
+        if key not in RUN_KEYS:
+            raise _newer(path, number, f"this one does not know the key {f'run.{key}'!r}")
     return manifest
+
+
+def _newer(path: str, number: int, why: str) -> NewerError:
+    return NewerError(f"{path}: written by a newer rechub_dist (format {number}); {why}: upgrade rechub_dist")
 
 
 def checksum(data: bytes | memoryview) -> str:

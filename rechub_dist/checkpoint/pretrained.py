@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from rechub_dist.checkpoint.load import READ
 from rechub_dist.checkpoint.tensors import Entry
 from rechub_dist.config import PretrainedConfig, StorageConfig
+from rechub_dist.data.pages import open_parquet
 from rechub_dist.data.storage import locate
 from rechub_dist.errors import UserError, nearest, one_line
 
@@ -97,7 +97,7 @@ class _Npy(_Vectors):
 
 class _Parquet(_Vectors):
     def load(self) -> int:
-        metadata = self.patiently(lambda source: pq.ParquetFile(source).metadata)
+        metadata = self.patiently(lambda source: open_parquet(source).metadata)
         schema = metadata.schema.to_arrow_schema()
         for column in (self.config.id, self.config.vector):
             if column not in schema.names:
@@ -115,7 +115,7 @@ class _Parquet(_Vectors):
 
     def _column(self, group: int, name: str) -> Any:
         def read(source: Any) -> Any:
-            return pq.ParquetFile(source).read_row_group(group, columns=[name]).column(name).combine_chunks()
+            return open_parquet(source).read_row_group(group, columns=[name]).column(name).combine_chunks()
 
         try:
             found = self.patiently(read)

@@ -1,6 +1,7 @@
 """A run's configuration: one frozen, typed tree from strict YAML."""
 
 from rechub_dist.config.data import DataConfig, MixSource, Selection, Source, StorageConfig
+from rechub_dist.config.evaluation import EvaluationConfig
 from rechub_dist.config.objectives import (
     EntireSpaceConfig,
     ObjectiveConfig,
@@ -16,7 +17,16 @@ from rechub_dist.config.optimization import (
     TableOptimizerConfig,
     TableRule,
 )
-from rechub_dist.config.run import ModelConfig, RunConfig, changed, load_run, parse_run, read_run, resolve_dataset
+from rechub_dist.config.run import (
+    ModelConfig,
+    RunConfig,
+    changed,
+    default_objective,
+    load_run,
+    read_run,
+    resolve_dataset,
+    stored_run,
+)
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
@@ -28,6 +38,7 @@ __all__ = [
     "DistributedConfig",
     "EmbeddingConfig",
     "EntireSpaceConfig",
+    "EvaluationConfig",
     "MixSource",
     "ModelConfig",
     "MonitorConfig",
@@ -49,10 +60,11 @@ __all__ = [
     "TrainConfig",
     "WarmStartConfig",
     "changed",
+    "default_objective",
     "load_run",
-    "parse_run",
     "parse_yaml",
     "read_run",
     "read_yaml",
     "resolve_dataset",
+    "stored_run",
 ]

@@ -40,7 +40,7 @@ class SamplingConfig(Section):
 
 
 class RetrievalConfig(Section):
-    """Training of recall models on positives against negatives, and ranking of the whole catalogue in evaluation."""
+    """Training of recall models on positives against negatives."""
 
     name: Literal["retrieval"] = "retrieval"
     loss: Literal["bce", "gbce", "softmax", "bpr", "bpr_max", "top1_max", "hinge"] | None = Field(
@@ -62,13 +62,6 @@ class RetrievalConfig(Section):
     gbce_t: float = Field(0.75, ge=0, le=1, description="calibration of gbce; 0 is bce")
     regularization: float = Field(1.0, ge=0, description="of bpr_max")
     task_weights: dict[str, float] = Field(default_factory=dict, description="auxiliary tasks, by label")
-    top_k: tuple[int, ...] = (5, 10, 20)
-    exclude_seen: bool = Field(
-        True, description="leave the items of the history, as long as the model reads it, out of the ranking"
-    )
-    sampled_items: int | None = Field(
-        None, gt=0, description="rank also among so many drawn items, as older papers do; reported as sampled_..."
-    )
 
 
 ObjectiveConfig = Annotated[PointwiseConfig | EntireSpaceConfig | RetrievalConfig, Field(discriminator="name")]

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from rechub_dist.config.data import DataConfig, StorageConfig
+from rechub_dist.config.evaluation import EvaluationConfig, from_objective
 from rechub_dist.config.objectives import ObjectiveConfig
 from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import StrictLoader, dump_yaml, parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
+from rechub_dist.config.versions import with_former_defaults
 from rechub_dist.config.warm_start import WarmStartConfig
 from rechub_dist.errors import UserError, nearest, one_line
 
@@ -35,12 +37,14 @@ class ModelConfig(BaseModel):
 class RunConfig(Section):
     """A whole run."""
 
-    output_dir: Path = Field(description="folder for config, metrics, checkpoints and TensorBoard logs")
+    version: int = Field(1, ge=1, description="of the defaults of what is left out; without it they are the first ones")
+    output_dir: Path = Field(description="local folder for config, metrics, checkpoints and TensorBoard logs")
     seed: int = Field(2024, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig
     model: ModelConfig
     objective: ObjectiveConfig | None = Field(None, description="default: retrieval for recall models, else pointwise")
+    evaluation: EvaluationConfig = EvaluationConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -48,6 +52,16 @@ class RunConfig(Section):
     distributed: DistributedConfig = DistributedConfig()
     monitor: MonitorConfig = MonitorConfig()
     warm_start: WarmStartConfig | None = Field(None, description="weights of another run or from files, at step 0")
+
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _is_local(cls, given: Any) -> Any:
+        if "://" in str(given):
+            raise ValueError(
+                f"{given} is an address, but logs and metrics go to a local folder; name one, and have the checkpoints "
+                "at the address by checkpoint.folder"
+            )
+        return given
 
     @model_validator(mode="after")
     def _one_pass_over_partitions(self) -> Self:
@@ -117,11 +131,6 @@ def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     return _changed(read_yaml(path), str(path), overrides)
 
 
-def parse_run(text: str, where: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """As `read_run`, of the text of a run's resolved configuration, which a checkpoint holds; `where` is for errors."""
-    return _changed(parse_yaml(text, where), where, overrides)
-
-
 def _changed(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> RunConfig:
     for override in overrides:
         _override(tree, override)
@@ -134,7 +143,9 @@ def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
     if not isinstance(dataset, dict):
         dataset = _schema(config, base)
     features = {**(dataset.get("features") or {}), **config.data.features}
-    data = config.data.model_copy(update={"dataset": {**dataset, "features": features}, "features": {}})
+    dataset = {**dataset, "features": features}
+    filled = with_former_defaults({"version": config.version, "data": {"dataset": dataset}})["data"]["dataset"]
+    data = config.data.model_copy(update={"dataset": filled, "features": {}})
     return config.model_copy(update={"data": data})
 
 
@@ -167,6 +178,28 @@ def changed(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConf
     return _validate(tree, where)
 
 
+def stored_run(text: str, where: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """The configuration that a checkpoint, `where`, holds: what it leaves out means what it meant then.
+
+    Raises:
+        UserError: it has keys or values that this version does not know, or the overrides do not fit.
+    """
+    tree = parse_yaml(text, where)
+    try:
+        found = _validate(tree, where)
+    except UserError as error:
+        raise UserError(f"{error}; written by a newer rechub_dist? Then upgrade this one") from error
+    changes = list(overrides)
+    return _changed(tree, where, changes) if changes else found
+
+
+def default_objective(config: RunConfig, name: str) -> ObjectiveConfig:
+    """The objective of that name with all its defaults, those of the run's version."""
+    tree = with_former_defaults({"version": config.version, "objective": {"name": name}})
+    found: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_python(tree["objective"])
+    return found
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
@@ -191,6 +224,10 @@ def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 def _validate(tree: Mapping[str, Any], where: str) -> RunConfig:
     try:
+        tree = from_objective(with_former_defaults(tree))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    try:
         return RunConfig.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
         raise UserError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
@@ -202,7 +239,7 @@ def _explain(error: Any) -> str:
         return f"unknown key {'.'.join(loc)!r}: {nearest(loc[-1], _fields(loc[:-1]))}"
     if error["type"] == "missing":
         return f"missing key {'.'.join(loc)!r}"
-    if error["type"] == "value_error" and isinstance(error["input"], dict):  # of a section: it says what is wrong
+    if error["type"] == "value_error":  # our own: it says what is wrong
         return ": ".join([part for part in (".".join(loc),) if part] + [str(error["ctx"]["error"])])
     return f"{'.'.join(loc)}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 

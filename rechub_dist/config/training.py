@@ -21,7 +21,11 @@ class TrainConfig(Section):
     best_metric: str | None = Field(
         None, description="metric of the valid split that names the best checkpoint; default: the first reported"
     )
-    best_mode: Literal["max", "min"] = "max"
+    best_mode: Literal["max", "min"] | None = Field(
+        None,
+        description="max or min in place of the metric's own: losses and errors are the better, the lower they are, "
+        "calibration the nearer to 1, all others the higher",
+    )
     patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
     on_non_finite: Literal["stop", "skip"] = Field(
         "stop", description="a step whose loss is not finite: end the run, or leave weights as they are and go on"
@@ -65,6 +69,9 @@ class DistributedConfig(Section):
     timeout_seconds: float = Field(300.0, gt=0, description="how long a rank waits for its peers")
     stall_seconds: float | None = Field(
         None, gt=0, description="end a rank that makes no progress for so long; default: 0.8 timeout_seconds"
+    )
+    lease_seconds: float = Field(
+        60.0, ge=1, description="silence after which whoever holds output_dir and checkpoint.folder counts as gone"
     )
     threads: int | None = Field(None, gt=0, description="torch threads a rank; default: cores / local ranks")
     pipeline: Literal["auto", "base", "sparse_dist"] = Field(

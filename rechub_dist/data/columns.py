@@ -1,8 +1,8 @@
-"""One column at a time: is it of a fitting type, and what are its ids or numbers. Whole arrays, no loop over rows."""
+"""One column at a time: what are its ids or numbers. Whole arrays, no loop over rows; neither torch nor torchrec."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import Any
 
 import numpy as np
@@ -10,105 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rechub_dist.data.kinds import is_list
 from rechub_dist.data.negatives import hash_ids
 from rechub_dist.data.row_group import RowGroup
-from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.strings import distinct, hash_strings, is_string, spread
 from rechub_dist.data.vocabulary import vocabulary_of
-from rechub_dist.errors import UserError, nearest
-from rechub_dist.features import DenseFeature, Label, SequenceFeature, SparseFeature, StoredFeature, TimeGapFeature
+from rechub_dist.errors import UserError
+from rechub_dist.features import DenseFeature, Label, SparseFeature, StoredFeature, TimeGapFeature
 
 Ints = NDArray[np.integer]
 Numbers = NDArray[Any]
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-
-
-def column_uses(spec: BatchSpec) -> list[str]:
-    """The columns that `spec` reads, in the order in which a window is made of them, each as often as it is used."""
-    names: list[str | None] = []
-    for feature in spec.in_key_order:
-        names += [feature.source, feature.weights if isinstance(feature, SparseFeature) else None]
-    for gap in spec.time_gaps:
-        names += [gap.times, gap.now]
-    names += [dense.source for dense in spec.dense]
-    names += [label.source for label in spec.labels]
-    return [name for name in (*names, spec.weight) if name]
-
-
-def column_names(spec: BatchSpec) -> list[str]:
-    """The columns that `spec` reads, each once."""
-    return list(dict.fromkeys(column_uses(spec)))
-
-
-def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> None:
-    """Check that every column that `spec` reads is there and of a fitting type.
-
-    Raises:
-        UserError: naming `where`, the column, and what would fit.
-    """
-    types: dict[str, pa.DataType] = dict(zip(schema.names, schema.types, strict=True))
-    for name in column_names(spec):
-        if name not in types:
-            raise UserError(f"{where}: there is no column {name!r}; {nearest(name, types)}")
-        if schema.names.count(name) > 1:
-            raise UserError(f"{where}: column {name!r} is there {schema.names.count(name)} times; rename one")
-
-    for column, kind, fits, user, wanted in _needs(types, spec):
-        if not fits:
-            raise UserError(f"{where}: column {column!r} is {kind}, but {user} needs {wanted}")
-
-
-def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str, pa.DataType, bool, str, str]]:
-    """For each use of a column: the column, its type, whether it fits, who uses it, and what would fit."""
-    for feature in spec.stored:
-        kind = types[feature.source]
-        fits, one, several = _fits_ids(kind.value_type if is_list(kind) else kind, feature)
-        if isinstance(feature, SequenceFeature):
-            user, wanted = f"sequence feature {feature.name!r}", f"a list of {several}"
-            fits = fits and is_list(kind)
-        else:
-            user, wanted = f"sparse feature {feature.name!r}", f"{one} or a list of {several}"
-        yield feature.source, kind, fits, user, wanted
-        if isinstance(feature, SparseFeature) and feature.weights:
-            of, kind = kind, types[feature.weights]
-            fits = is_list(of) == is_list(kind) and is_number(kind.value_type if is_list(kind) else kind)
-            wanted = "a list of numbers" if is_list(of) else "a number"
-            yield feature.weights, kind, fits, f"the weight column of feature {feature.name!r}", wanted
-    for gap in spec.time_gaps:
-        kind, now = types[gap.times], types[gap.now]
-        user = f"time gap feature {gap.name!r}"
-        yield gap.times, kind, is_list(kind) and _is_time(kind.value_type), user, "a list of numbers or timestamps"
-        fits = _is_time(now) and pa.types.is_timestamp(now) == pa.types.is_timestamp(kind.value_type)
-        yield gap.now, now, fits, user, f"what the elements of column {gap.times!r} are, {kind.value_type}"
-    for dense in spec.dense:
-        kind = types[dense.source]
-        if dense.dim == 1:
-            fits = is_number(kind)
-        else:
-            fits = is_list(kind) and is_number(kind.value_type)
-            fits = fits and not (pa.types.is_fixed_size_list(kind) and kind.list_size != dense.dim)
-        wanted = "a number" if dense.dim == 1 else f"a list of {dense.dim} numbers"
-        yield dense.source, kind, fits, f"dense feature {dense.name!r}", wanted
-    for label in spec.labels:
-        kind = types[label.source]
-        yield label.source, kind, is_number(kind), f"label {label.name!r}", "a number or a boolean"
-    if spec.weight:
-        kind = types[spec.weight]
-        yield spec.weight, kind, is_number(kind), "the row weight", "a number"
-
-
-def _fits_ids(kind: pa.DataType, feature: StoredFeature) -> tuple[bool, str, str]:
-    """Whether a feature's ids may be of this type; what one id, and what several of them would have to be."""
-    vocabulary = vocabulary_of(feature)
-    if vocabulary is not None:
-        what = "a string" if vocabulary.strings else "an integer"
-        fits = is_string(kind) if vocabulary.strings else _is_integer(kind)
-        return fits, f"{what} as in its vocabulary {vocabulary.path}", f"{what.split()[1]}s"
-    if feature.hash:
-        return _is_integer(kind) or is_string(kind), "an integer, a string", "integers or strings"
-    hint = "; for strings, set hash: true or name a vocabulary" if is_string(kind) else ""
-    return _is_integer(kind), "an integer", f"integers{hint}"
 
 
 def read_ids(
@@ -171,6 +84,8 @@ def _look_up(
     table, missing = feature.table, _missing(array)
     vocabulary = vocabulary_of(feature)
     ids: Ints
+    if pa.types.is_null(array.type):
+        array = array.cast(pa.large_string() if vocabulary is not None and vocabulary.strings else pa.int64())
     if vocabulary is not None:
         ids = vocabulary.find(array)
         unknown = ids < 0 if missing is None else (ids < 0) & ~missing
@@ -212,32 +127,65 @@ def read_time_gaps(times: pa.Array, now: pa.Array, feature: TimeGapFeature, wher
     """The bucket of each behaviour, int64, and their number in each row.
 
     Raises:
-        UserError: for a missing time, or a behaviour after the row's own time.
+        UserError: for a time that is missing, NaN, infinite or beyond 64 bits, or a behaviour after the row's own time.
     """
     lengths = pc.fill_null(pc.list_value_length(times), 0).to_numpy().astype(np.int64)
-    then, since, unit = times.flatten(), now, 1.0
-    if pa.types.is_timestamp(now.type):
-        then, since = (array.cast(pa.timestamp("us")).cast(pa.int64()) for array in (then, since))
-        unit = 1e6
-    for column, array in ((feature.times, then), (feature.now, since)):
-        if array.null_count:
-            raise _error(where, column, f"{array.null_count} time(s) are missing (null); fill them in")
-    gaps = np.repeat(_numbers(since), lengths) - _numbers(then)
-    if len(gaps) and not gaps.min() >= 0:
+    units = [kind.unit for kind in (times.type.value_type, now.type) if pa.types.is_timestamp(kind)]
+    finest = max(units, key=list(_PER_SECOND).index, default=None)
+    unit = 1.0 if finest is None else _PER_SECOND[finest]
+    then = _times(times.flatten(), finest, where, feature.times)
+    since = np.repeat(_times(now, finest, where, feature.now), lengths)
+    if then.dtype != since.dtype:
+        then, since = then.astype(np.float64), since.astype(np.float64)
+    late = then > since
+    if late.any():
         raise _error(
             where,
             feature.times,
-            f"{(~(gaps >= 0)).sum()} time(s) are later than their row's in column {feature.now!r}, which would tell "
+            f"{late.sum()} time(s) are later than their row's in column {feature.now!r}, which would tell "
             f"the future; cut the histories at the row's time",
         )
-    return np.searchsorted(np.array(feature.boundaries) * unit, gaps, side="right"), lengths
+    gaps = since - then
+    if gaps.dtype == np.float64:
+        return np.searchsorted(np.array(feature.boundaries) * unit, gaps, side="right"), lengths
+    # As unsigned, the difference of any two whole numbers is exact; it reaches a boundary where it reaches the next
+    # whole number.
+    edges = [math.ceil(min(max(boundary * unit, 0.0), _LARGEST)) for boundary in feature.boundaries]
+    return np.searchsorted(np.array(edges, np.uint64), gaps.view(np.uint64), side="right"), lengths
+
+
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_LARGEST = 2.0**64 - 2.0**11  # the last float below 2^64
+
+
+def _times(array: pa.Array, unit: str | None, where: str, column: str) -> Numbers:
+    """Times as int64, timestamps in `unit`; as float64 where they are no whole numbers.
+
+    Raises:
+        UserError: for a time that is missing or not finite, and one that needs more than 64 bits.
+    """
+    if array.null_count:
+        raise _error(where, column, f"{array.null_count} time(s) are missing (null); fill them in")
+    kind = array.type
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        values: Numbers = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        if not (finite := np.isfinite(values)).all():
+            raise _error(where, column, f"{(~finite).sum()} time(s) are missing (NaN) or infinite; fill them in")
+        return values
+    try:
+        if pa.types.is_timestamp(kind):
+            array = array.cast(pa.timestamp(unit, kind.tz))
+        return array.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid as error:
+        raise _error(where, column, f"a time does not fit 64 bits ({str(error).splitlines()[0]}); mend it") from None
 
 
 def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
     """The values of a dense feature, float32 [n, dim].
 
     Raises:
-        UserError: for a missing value where the policy is `error`, or a row with other than `dim` values.
+        UserError: for a value that is missing, infinite or beyond float32 where the policy is `error`, or a row with
+            other than `dim` values.
     """
     if feature.dim == 1:
         values = _numbers(array).reshape(-1, 1)
@@ -255,19 +203,33 @@ def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
         if not there.all():
             values = np.full((len(array), feature.dim), np.nan)
             values[there] = flat
-    # the least of values of which one is NaN is NaN: one pass without a mask
-    if values.dtype.kind == "f" and np.isnan(values.min(initial=np.inf)):
-        missing = np.isnan(values)
-        if feature.missing == "error":
-            raise _error(
-                where,
-                feature.source,
-                f"{missing.sum()} value(s) are missing (null); fill them in, or set missing: fill",
-            )
-        values = np.where(missing, values.dtype.type(feature.fill), values)
-    with np.errstate(over="ignore"):
-        values = values.astype(np.float32, copy=False)
-    return np.copysign(np.log1p(np.abs(values)), values) if feature.transform == "log" else values
+    log = feature.transform == "log"
+    if log:  # before the cast to float32, in which 1e300 would be infinite
+        values = values.astype(np.float32 if values.dtype.itemsize < 4 else np.float64, copy=values.dtype.kind != "f")
+    if values.dtype.kind == "f":
+        most = np.finfo(values.dtype).max if log else _MOST
+        # the least of values of which one is NaN is NaN: no mask is needed to see that all is well
+        if not (values.min(initial=0) >= -most and values.max(initial=0) <= most):
+            values = _filled(values, ~(np.abs(values) <= most), feature, where)
+    if log:
+        values = np.copysign(np.log1p(np.abs(values)), values)
+    return values.astype(np.float32, copy=False)
+
+
+_MOST = float(np.finfo(np.float32).max)
+
+
+def _filled(values: Numbers, wrong: NDArray[np.bool_], feature: DenseFeature, where: str) -> Numbers:
+    """The values with the feature's `fill` in the place of those that are missing or not finite."""
+    if feature.missing == "error":
+        missing = np.isnan(values).sum()
+        what = (
+            f"{missing} value(s) are missing (null)"
+            if missing
+            else f"{wrong.sum()} value(s) are infinite or beyond float32 ({values[wrong][0]})"
+        )
+        raise _error(where, feature.source, f"{what}; fill them in, or set missing: fill")
+    return np.where(wrong, values.dtype.type(feature.fill), values)
 
 
 def read_label(array: pa.Array, label: Label, where: str) -> Numbers:
@@ -281,7 +243,7 @@ def read_label(array: pa.Array, label: Label, where: str) -> Numbers:
         wrong = ~((values == 0) | (values == 1))
         wanted = "a classification label must be 0 or 1; mend the data, or set type: regression"
     else:
-        wrong = ~np.isfinite(values)
+        wrong = ~(np.abs(values) <= _MOST)
         wanted = "a label must be a finite number; remove the row"
     if wrong.any():
         if array.null_count:
@@ -297,7 +259,7 @@ def read_weight(array: pa.Array, where: str, column: str) -> Numbers:
         UserError: for a weight that is missing, negative or not finite.
     """
     values = _numbers(array)
-    wrong = ~((values >= 0) & (values < np.inf))
+    wrong = ~((values >= 0) & (values <= _MOST))
     if wrong.any():
         first = "null" if array.null_count else values[wrong][0]
         fix = "a weight must be a finite number and not negative; give 0 to leave a row out"
@@ -305,47 +267,29 @@ def read_weight(array: pa.Array, where: str, column: str) -> Numbers:
     return values
 
 
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column holds a list a row."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+def one_array(table: pa.Table | RowGroup, column: str, *, lists: bool = False) -> pa.Array:
+    """A column in one piece, its dictionary resolved unless it holds strings.
 
-
-def one_array(table: pa.Table | RowGroup, column: str) -> pa.Array:
-    """A column in one piece, its dictionary (or that of its elements) resolved unless it holds strings."""
+    A column of type null, of which no value is there, has missing lists where `lists` are wanted.
+    """
     chunks = table.column(column)
     array = (
         chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks or [pa.array([], chunks.type)])
     )
-    kind = array.type
-    if is_string(kind.value_type if is_list(kind) else kind):
-        return array
-    if pa.types.is_dictionary(kind):
+    if lists and pa.types.is_null(array.type):
+        return pa.nulls(len(array), pa.list_(pa.null()))
+    if pa.types.is_dictionary(array.type) and not is_string(array.type):
         return array.dictionary_decode()
-    if is_list(kind) and pa.types.is_dictionary(kind.value_type):
-        return array.cast(pa.large_list(kind.value_type.value_type))
     return array
-
-
-def _is_integer(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind))
-
-
-def is_number(kind: pa.DataType) -> bool:
-    """Whether values are numbers or booleans, dictionary-encoded or not."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    types = pa.types
-    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind))
-
-
-def _is_time(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_timestamp(kind) or is_number(kind))
 
 
 def _numbers(array: pa.Array) -> Numbers:
     """The values as numpy has them; where any are missing, floats with NaN in their places."""
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.int8())
-    elif pa.types.is_decimal(array.type):
+    elif pa.types.is_float16(array.type):
+        array = array.cast(pa.float32())
+    elif pa.types.is_decimal(array.type) or pa.types.is_null(array.type):
         array = array.cast(pa.float64())
     values: Numbers = array.to_numpy(zero_copy_only=False)
     return values

@@ -160,15 +160,18 @@ def vocabulary(
 def inspect(
     path: Annotated[str, typer.Argument(help="Parquet file, folder, pattern or address.")],
     schema: Annotated[bool, typer.Option("--schema", help="Print a dataset.yaml to start from instead.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="With --schema: write it into the data's folder, with its vocabularies.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Global batch of the run to come.")] = 8192,
     ranks: Annotated[int, typer.Option(min=1, help="Ranks of the run to come.")] = 1,
     max_lanes: Annotated[int, typer.Option(min=1, help="data.max_lanes of the run to come.")] = 64,
 ) -> None:
     """Show schema, rows, row groups and null counts, and how well the rows would be mixed in training.
 
-    Of a prepared folder each split is shown. With --schema, guess a dataset.yaml (from its train split).
+    Of a prepared folder each split is shown. With --schema, guess a dataset.yaml from all of them.
 
-    Example: rechub-dist data inspect data/mine --schema > data/mine/dataset.yaml
+    Example: rechub-dist data inspect data/mine --schema --write
     """
     from rechub_dist.data.manifest import prepared_splits  # noqa: PLC0415
 
@@ -178,10 +181,14 @@ def inspect(
 
         with _progress() as bar:
             task = bar.add_task("row groups", total=None)
-            of = f"{path}/train" if splits else path
-            text, _ = guess_schema(of, lambda done, total: bar.update(task, completed=done, total=total))
-        print(text, end="")
+            guess = guess_schema(path, lambda done, total: bar.update(task, completed=done, total=total))
+        if not write:
+            print(guess.text, end="")
+        for file in guess.write() if write else ():
+            print(file)
         return
+    if write:
+        raise typer.BadParameter("--write needs --schema")
     for shown in [f"{path}/{split}" for split in splits] or [path]:
         _show(shown, batch_size, ranks, max_lanes)
 

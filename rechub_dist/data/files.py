@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from rechub_dist.data.conditions import Conditions
 from rechub_dist.data.footers import corrupt, etag, footer_bytes, parse_footer, read_exactly
+from rechub_dist.data.pages import open_parquet
 from rechub_dist.data.row_group import RowGroup, UndecodableError
 from rechub_dist.data.skips import BadFileError
 from rechub_dist.data.storage import Store
@@ -158,7 +159,7 @@ def open_file(file: DataFile) -> pq.ParquetFile:
     if tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)) != file.counts:
         raise _changed(file)
     # on an object store, fetch a row group's bytes in few requests
-    return pq.ParquetFile(source, metadata=metadata, pre_buffer=file.store.remote)
+    return open_parquet(source, metadata=metadata, pre_buffer=file.store.remote)
 
 
 def _meeting(file: DataFile, source: pq.ParquetFile, group: int, found: RowGroup) -> RowGroup:
@@ -188,7 +189,7 @@ def _in_memory(parquet: pq.ParquetFile, file: DataFile, pieces: dict[int, bytes]
     content = np.zeros(file.size, np.uint8)  # untouched pages take no memory
     for offset, piece in pieces.items():
         content[offset : offset + len(piece)] = np.frombuffer(piece, np.uint8)
-    return pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)), metadata=parquet.metadata)
+    return open_parquet(pa.BufferReader(pa.py_buffer(content)), metadata=parquet.metadata)
 
 
 def _spans(metadata: pq.FileMetaData, group: int, columns: set[str]) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rechub_dist.data.kinds import plain_schema
 from rechub_dist.data.skips import BadFileError
 from rechub_dist.data.storage import Store
 
@@ -29,7 +30,7 @@ class Footer:
 
     Attributes:
         counts: rows of each row group.
-        schema: of Arrow, without metadata.
+        schema: of Arrow, each column as it is read (`plain_type`), without metadata.
         etag: the object's version, where the store tells it.
     """
 
@@ -54,7 +55,7 @@ def read_footer(store: Store, path: str) -> Footer:
     metadata = parse_footer(tail, path)
     counts = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     try:
-        return Footer(counts, metadata.schema.to_arrow_schema().remove_metadata(), version)
+        return Footer(counts, plain_schema(metadata.schema.to_arrow_schema()), version)
     except (OSError, pa.ArrowException) as error:
         raise corrupt(path, error) from None
 
@@ -123,7 +124,7 @@ class FooterCache:
             if hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
                 return {}
             table = pa.ipc.open_file(body).read_all()
-            stored = [pa.ipc.read_schema(pa.py_buffer(value)) for value in _schemas(table)]
+            stored = [plain_schema(pa.ipc.read_schema(pa.py_buffer(value))) for value in _schemas(table)]
             columns = [
                 table.column(name).to_pylist() for name in ("path", "size", "modified", "etag", "schema", "counts")
             ]

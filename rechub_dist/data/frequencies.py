@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rechub_dist.data.columns import is_list
+from rechub_dist.data.kinds import is_list
 from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.outputs import check_file, refuse_overlap, whole_file
+from rechub_dist.data.pages import write_parquet
 from rechub_dist.data.scan import THREADS, scan
 from rechub_dist.data.strings import is_string
 from rechub_dist.errors import UserError, nearest
 
+_MARK = {b"rechub_dist": b"vocabulary"}  # in the file's metadata
+_WHAT = "a vocabulary that rechub-dist has written"
 _WAITING = 1_000_000  # counts that wait before they are merged
 
 
@@ -145,7 +149,10 @@ def build_vocabularies(
     if shared:
         kind = max(kinds.values(), key=pa.types.is_uint64)
         kinds = dict.fromkeys(columns, kind)
-    targets = {name: out if shared else out / f"{name}.parquet" for name in columns}
+    targets = {name: out if shared else out / vocabulary_name(name) for name in columns}
+    for target in targets.values():
+        refuse_overlap(str(target), [path, *(file.path for file in manifest.files)])
+        check_file(target, is_vocabulary, _WHAT)
     found = {targets[name]: Frequencies(kinds[name]) for name in columns}
 
     def count(table: pa.Table) -> dict[str, pa.Table]:
@@ -164,6 +171,19 @@ def build_vocabularies(
         write_vocabulary(target, frequencies, min_count, max_size, first_id, out_columns[target])
         for target, frequencies in found.items()
     ]
+
+
+def vocabulary_name(column: str) -> str:
+    """The name of the file of a column's vocabulary; what has a meaning in paths and patterns is written as `%2F`."""
+    return re.sub(r"[/\\?*\[\]%\x00-\x1f]", lambda found: f"%{ord(found[0]):02X}", column) + ".parquet"
+
+
+def is_vocabulary(path: Path) -> bool:
+    """Whether a file is a vocabulary that was written here."""
+    try:
+        return (pq.read_schema(path).metadata or {}).items() >= _MARK.items()
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def frequent(every: pa.Table, min_count: int, max_size: int | None = None, first_id: int = 1) -> pa.Table:
@@ -193,15 +213,8 @@ def write_vocabulary(
             f"{path}: no value of {', '.join(columns) or 'the column'} occurs {min_count} times (the most frequent "
             f"one of {every.num_rows} does {most} times); lower min_count"
         )
-    working = path.with_name(f".{path.name}.writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(kept, working, compression="zstd")
-        os.replace(working, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        working.unlink(missing_ok=True)
+    with whole_file(path, is_vocabulary, _WHAT) as working:
+        write_parquet(kept.replace_schema_metadata(_MARK), working)
     occurrences, covered = (int(pc.sum(table["count"]).as_py() or 0) for table in (every, kept))
     return Summary(path, columns, every.num_rows, kept.num_rows, occurrences, covered, first_id + kept.num_rows)
 

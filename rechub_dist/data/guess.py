@@ -2,232 +2,272 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from itertools import chain
+from itertools import count as counting
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from rechub_dist.data.columns import is_list, is_number
-from rechub_dist.data.frequencies import Frequencies, count_values, value_type
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.prepare.writer import schema_text
-from rechub_dist.data.scan import THREADS, footers, scan
+from rechub_dist.data.facts import SMALL_TABLE, Facts, fits, gather, is_id, is_supported, numbers_rows
+from rechub_dist.data.frequencies import Frequencies, vocabulary_name, write_vocabulary
+from rechub_dist.data.kinds import is_list, is_number
+from rechub_dist.data.manifest import Manifest, prepared_splits
+from rechub_dist.data.outputs import check_file, whole_file
+from rechub_dist.data.prepare.writer import SCHEMA_FILE, VOCABULARIES, schema_text
+from rechub_dist.data.scan import THREADS
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table
 
-_LABEL = re.compile(
-    r"(is_)?(label|target|y|click(ed)?|convert(ed)?|conversion|purchase[d]?|buy|bought|like[d]?)(_?\d+)?"
-    r"|label_.*|.*_label",
-    re.IGNORECASE,
+_OUTCOME = (
+    r"target|y|click(ed|s)?|convert(ed)?|conversions?|purchased?|buy|bought|liked?|rating|ratings|rate|stars|outcome"
 )
+_LABEL = re.compile(rf"(is_)?(label|{_OUTCOME})(_?\d+)?|label_.*|.*_(label|rating)", re.IGNORECASE)
+_FLAG = re.compile(r"(is|has|did)_.*", re.IGNORECASE)  # a label if its values are 0 and 1
+_WORD_LABEL = re.compile(r"label|target|outcome|class|income", re.IGNORECASE)
 _WEIGHT = re.compile(r"(sample_|row_|example_)?(weight|importance)", re.IGNORECASE)
-_SMALL_TABLE = 1_000_000  # rows that a table may have whatever the number of rows of data
+_ROW = re.compile(r"unnamed: ?\d+|__index_level_\d+__|(row_?)?(index|idx|number|num|no|nr)|row_?id", re.IGNORECASE)
+_TIME = re.compile(r"time|date|(^|_)(ts|dt|day|at)(_|$)", re.IGNORECASE)
+# since 1990, in seconds, and what 2100 is: also in milliseconds, microseconds, nanoseconds; and as 19900101
+_SECONDS = (631_152_000, 4_102_444_800)
+_DAYS = (19_000_101, 21_001_231)
 _MAX_LENGTH = 50
 _AMOUNT = 2**31  # negative integers within are amounts, not ids; those of a wider range are hashes
 _SKEWED = 100.0  # dense values beyond are taken for amounts or counts, which the logarithm tames
+_BUCKETS = 10  # for each hashed value: less than a tenth of the values then share theirs
 
 
 @dataclass
-class Facts:
-    """What is known of a column, over all rows or those seen so far.
+class Guess:
+    """A guessed schema.
 
     Attributes:
-        low, high: the smallest and the largest number (of a list's elements); None where there is none.
-        nulls: missing values, or lists; NaN counts.
-        gaps: missing elements of lists.
-        shortest, longest: of the lists; None where there is none.
-        values: the counts of the distinct values, for those that have to be counted.
+        path: the data.
+        root: the folder that `data.root` will name; vocabularies are below it.
+        rows: of all splits.
+        features, labels, weight: of the schema.
+        vocabularies: the counted values of the columns that need a vocabulary, by column.
+        notes: a comment for each feature or label.
+        unused: why a column is none of them.
     """
 
-    name: str
-    type: pa.DataType
-    low: Any = None
-    high: Any = None
-    nulls: int = 0
-    gaps: int = 0
-    shortest: int | None = None
-    longest: int | None = None
-    values: Frequencies | None = None
-
-    def add(self, other: Facts) -> None:
-        """Take in what is known of other rows."""
-        self.low, self.high = _either(min, self.low, other.low), _either(max, self.high, other.high)
-        self.shortest = _either(min, self.shortest, other.shortest)
-        self.longest = _either(max, self.longest, other.longest)
-        self.nulls += other.nulls
-        self.gaps += other.gaps
-
-    @property
-    def element(self) -> pa.DataType:
-        """The type of the values, or of the lists' elements, without a dictionary."""
-        kind = self.type.value_type if is_list(self.type) else self.type
-        return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-    @property
-    def binary(self) -> bool:
-        """Whether the values are 0 and 1, both, and none is missing."""
-        return not is_list(self.type) and is_number(self.type) and (self.low, self.high, self.nulls) == (0, 1, 0)
-
-
-@dataclass
-class _Guess:
+    path: str
+    root: str
+    rows: int = 0
     features: list[Feature] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
     weight: str | None = None
+    vocabularies: dict[str, Frequencies] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def schema(self) -> FeatureSchema:
+        """As the loader would read it."""
+        return FeatureSchema(tuple(self.features), tuple(self.labels), self.weight)
 
-def guess_schema(
-    path: str, progress: Callable[[int, int], None] | None = None, threads: int = THREADS
-) -> tuple[str, FeatureSchema]:
-    """The YAML of a schema for a data set, with comments on what was seen, and the schema itself.
+    @property
+    def text(self) -> str:
+        """The YAML, with a heading, the notes beside their columns, and what is left out."""
+        name = re.sub(r"\W+", "_", PurePosixPath(self.path.partition("?")[0].rstrip("/")).stem).strip("_") or "data"
+        keys = {yaml.safe_dump({name: 0}, allow_unicode=True)[: -len(": 0\n")]: name for name in self.notes}
+        lines = []
+        for line in schema_text(name, self.schema).splitlines():
+            key = keys.get(line.strip().partition(": {")[0], "") if line.startswith("  ") else ""
+            lines.append(f"{line}  # {note}" if (note := self.notes.get(key)) else line)
+        tail = [f"# not used: {name!r} ({why})" for name, why in self.unused.items()]
+        return "\n".join([*self._heading(), *lines, *tail]) + "\n"
 
-    Integers are sparse, with a table that holds the largest id, or hashed where that would be much larger than the
-    data; strings are hashed; numbers with a fraction and negative ones are dense; lists of ids are sequences. Columns
-    with the usual names of labels are labels, else those of 0 and 1.
+    def _heading(self) -> list[str]:
+        head = [f"# Guessed from {self.path} ({self.rows:,} rows). Check kinds and labels before you train."]
+        if self.vocabularies:
+            folder = posixpath.join(self.root, VOCABULARIES)
+            columns = " ".join(f"--column {shlex.quote(name)}" for name in self.vocabularies)
+            train = f"{self.path.rstrip('/')}/train" if prepared_splits(self.path) else self.path
+            command = f"rechub-dist data vocabulary {shlex.quote(train)} {columns} --out {shlex.quote(folder)}"
+            head.append("# Its vocabularies are written by `data inspect --schema --write`, or by")
+            head.append(f"#   {command}")
+        if any(isinstance(feature, SequenceFeature) for feature in self.features):
+            head.append(
+                "# A history shares its item's table where both name it: tables: {item: {rows: ...}}, table: item"
+            )
+        if len(self.labels) > 1:
+            head.append("# Several labels: data.labels in the run file chooses, or a multi-task model learns all.")
+        if not self.labels:
+            head.append("# No column looks like a label: a number, 0 or 1, or a rating.")
+        return head
 
-    What the files' footers know exactly (the range of integers, missing values) is not read; other columns are, by
-    `threads`. Distinct values are counted in memory.
+    def write(self) -> list[Path]:
+        """Write `dataset.yaml`, which must not be there, and the vocabularies beside it; returns the files.
+
+        Raises:
+            UserError: where a file of ours is not to be replaced, or the folder cannot be written.
+        """
+        target = Path(self.root) / SCHEMA_FILE
+        files = {name: Path(self.root) / VOCABULARIES / vocabulary_name(name) for name in self.vocabularies}
+        check_file(target, _never, "to be replaced", option="--write")
+        for name, frequencies in self.vocabularies.items():
+            write_vocabulary(files[name], frequencies, 1, columns=(name,))
+        with whole_file(target, _never, "to be replaced", option="--write") as file:
+            file.write_text(self.text, encoding="utf-8")
+        return [*files.values(), target]
+
+
+def guess_schema(path: str, progress: Callable[[int, int], None] | None = None, threads: int = THREADS) -> Guess:
+    """Guess a schema for a data set: of a prepared folder, from all of its splits.
+
+    Integers are sparse, with a table that holds the largest id. Strings, and integers of a range too wide for a table,
+    are looked up in a vocabulary of the train split, or hashed where it would be too large. Numbers with a fraction and
+    negative ones are dense; lists of ids are sequences. Columns with the usual names of labels and ratings are labels,
+    else those of 0 and 1. Row numbers, times and the index of pandas are left out, since they would be learnt by heart.
 
     Raises:
         UserError: where the data cannot be read, or no column can be a feature.
     """
-    manifest = Manifest.read(path)
-    facts = {item.name: Facts(item.name, item.type) for item in manifest.schema}
-    known = _from_footers(manifest, facts)
-    for name in known:
-        # an integer whose range is too large for a table is hashed, for which its values are counted
-        if _is_id(facts[name]) and not _fits(facts[name], manifest.rows):
-            facts[name].values = Frequencies(pa.uint64() if pa.types.is_uint64(facts[name].element) else pa.int64())
-    unread = [name for name in facts if _supported(facts[name]) and name not in known]
-    for name in unread:
-        if not is_number(facts[name].element) or (pa.types.is_integer(facts[name].element) and _is_id(facts[name])):
-            facts[name].values = Frequencies(value_type(facts[name].type))
-    columns = [name for name in facts if name in unread or facts[name].values is not None]
-
-    def look(table: pa.Table) -> list[tuple[Facts, pa.Table | None]]:
-        found = []
-        for name in columns:
-            column, counted = table.column(name), facts[name].values is not None
-            seen = _look(name, column) if name in unread else Facts(name, column.type)
-            found.append((seen, count_values(column, value_type(column.type)) if counted else None))
-        return found
-
-    if columns:
-        for done, (_, found) in enumerate(scan(manifest, columns, look, threads), 1):
-            for seen, counted in found:
-                facts[seen.name].add(seen)
-                values = facts[seen.name].values
-                if counted is not None and values is not None:
-                    values.add(counted)
-            if progress is not None:
-                progress(done, len(manifest.counts))
-
-    guess = _guess(manifest, list(facts.values()))
+    base, _, last = path.rstrip("/").rpartition("/")
+    if last == "train" and prepared_splits(base or "."):
+        path = base or "."
+    splits = prepared_splits(path)
+    train, *others = [Manifest.read(f"{path}/{split}") for split in splits] or [Manifest.read(path)]
+    guess = Guess(path, path if splits or Path(path).is_dir() else posixpath.dirname(path) or ".")
+    guess.rows = sum(manifest.rows for manifest in (train, *others))
+    _fill(guess, gather(train, others, progress, threads), train.rows)
     if not guess.features:
         raise UserError(
             f"{path}: no column can be a feature: {'; '.join(f'{k}: {v}' for k, v in guess.unused.items())}"
         )
-    schema = FeatureSchema(tuple(guess.features), tuple(guess.labels), guess.weight)
-    name = re.sub(r"\W+", "_", PurePosixPath(path.partition("?")[0].rstrip("/")).stem).strip("_") or "data"
-    return _commented(schema_text(name, schema), path, manifest, guess), schema
-
-
-def _from_footers(manifest: Manifest, facts: dict[str, Facts]) -> list[str]:
-    """Fill in the flat columns of integers whose every row group has statistics; returns their names."""
-    wanted = {name for name, fact in facts.items() if pa.types.is_integer(fact.type)}
-    for metadata in footers(manifest) if wanted else ():
-        places = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
-        for name in list(wanted):
-            chunks = [metadata.row_group(g).column(places[name]) for g in range(metadata.num_row_groups)]
-            chunks = [chunk for chunk in chunks if chunk.num_values]
-            if not all(chunk.is_stats_set and chunk.statistics.has_null_count for chunk in chunks):
-                wanted.discard(name)
-            for statistics in (chunk.statistics for chunk in chunks if name in wanted):
-                seen = Facts(name, facts[name].type, nulls=statistics.null_count)
-                if statistics.has_min_max:
-                    seen.low, seen.high = statistics.min, statistics.max
-                elif statistics.num_values:
-                    wanted.discard(name)
-                facts[name].add(seen)
-    for name, fact in facts.items():
-        if name not in wanted:  # some of the row groups may have been added
-            facts[name] = Facts(name, fact.type)
-    return sorted(wanted)
-
-
-def _look(name: str, column: pa.ChunkedArray) -> Facts:
-    """The facts of a piece of a column that has been read."""
-    facts = Facts(name, column.type)
-    for chunk in column.chunks:
-        values, seen = chunk, Facts(name, column.type, nulls=chunk.null_count)
-        if is_list(chunk.type):
-            lengths = pc.min_max(pc.list_value_length(chunk)).as_py()
-            values = chunk.flatten()
-            seen.shortest, seen.longest, seen.gaps = lengths["min"], lengths["max"], values.null_count
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
-        if is_number(values.type):
-            if pa.types.is_floating(values.type):
-                nan = int(pc.sum(pc.is_nan(values)).as_py() or 0)
-                values = values.filter(pc.is_finite(values))
-                seen.nulls, seen.gaps = (seen.nulls, seen.gaps + nan) if is_list(chunk.type) else (seen.nulls + nan, 0)
-            seen.low, seen.high = pc.min_max(values).as_py().values()
-        facts.add(seen)
-    return facts
-
-
-def _guess(manifest: Manifest, facts: list[Facts]) -> _Guess:
-    guess = _Guess()
-    named = [f for f in facts if _LABEL.fullmatch(f.name) and not is_list(f.type) and is_number(f.type)]
-    labels = {f.name for f in named if f.low is not None} or {f.name for f in facts if f.binary}
-    for f in facts:
-        if f.name in labels:
-            classification = f.low in (0, 1) and f.high in (0, 1) and _whole(f)
-            guess.labels.append(Label(f.name, type="classification" if classification else "regression"))
-            note = "" if named else "the only kind of column that may be a label: its values are 0 and 1"
-            if f.nulls:
-                note = f"{f.nulls:,} missing: remove these rows before you train"
-            guess.notes[f.name] = note
-        elif guess.weight is None and _WEIGHT.fullmatch(f.name) and _is_weight(f):
-            guess.weight = f.name
-        else:
-            _add_feature(guess, f, manifest.rows)
     return guess
 
 
-def _add_feature(guess: _Guess, f: Facts, rows: int) -> None:
-    if not _supported(f):
-        guess.unused[f.name] = f"{f.type}"
-    elif is_number(f.element) and f.low is None:
-        guess.unused[f.name] = f"{f.type}, has no value"
-    elif not _is_id(f) or _is_amount(f):
-        _add_dense(guess, f)
-    elif is_list(f.type):
-        table, options, note = _table(f, rows)
+def _fill(guess: Guess, facts: list[Facts], rows: int) -> None:
+    """Decide what each column is; `rows` of the train split."""
+    scalars = [f for f in facts if f.name and not f.index and not is_list(f.type) and is_number(f.type)]
+    scalars = [f for f in scalars if f.low is not None]
+    named = {f.name for f in scalars if _LABEL.fullmatch(f.name)}
+    named |= {f.name for f in scalars if f.binary and _FLAG.fullmatch(f.name)}
+    labels = named or {f.name for f in scalars if f.binary}
+    names = {f.name for f in facts}
+    for f in facts:
+        name = _name(f, names)
+        if f.name in labels:
+            classification = f.low in (0, 1) and f.high in (0, 1) and _whole(f)
+            kind: Any = "classification" if classification else "regression"
+            guess.labels.append(Label(name, type=kind, **_column(f, name)))
+            note = "" if named else "the only kind of column that may be a label: its values are 0 and 1"
+            if f.nulls:
+                note = f"{f.nulls:,} missing: remove these rows before you train"
+            guess.notes[name] = note
+        elif (why := _why_not(f, rows, any_label=bool(labels))) is not None:
+            guess.unused[f.name] = why
+        elif guess.weight is None and _WEIGHT.fullmatch(f.name) and _is_weight(f):
+            guess.weight = f.name
+        else:
+            _add_feature(guess, f, name, rows)
+
+
+def _why_not(f: Facts, rows: int, *, any_label: bool) -> str | None:
+    """Why a column is no feature; None where it may be one."""
+    why = None
+    if not f.name:
+        why = "it has no name: give it one"
+    elif not is_supported(f):
+        why = f"{f.type}"
+    elif (is_number(f.element) and f.low is None) or (f.values is not None and not len(f.values)):
+        why = f"{f.type}, has no value"
+    elif f.index:
+        why = "the index of pandas"
+    elif _is_time(f):
+        why = "a time: it never comes again"
+    elif is_id(f) and not is_list(f.type) and _ROW.fullmatch(f.name):
+        why = "a row number, by its name"
+    elif numbers_rows(f, rows):
+        why = "each row has another value, to be learnt by heart and never seen again"
+    elif not any_label and _WORD_LABEL.fullmatch(f.name) and f.values is not None and len(f.values) == 2:
+        first, second = (repr(value) for value in sorted(f.values.sorted()["value"].to_pylist()))
+        why = f"{first} or {second}: write it as 0 and 1 to make it the label"
+    return why
+
+
+def _is_time(f: Facts) -> bool:
+    """Whether a column is named after times, and all of its values may be some."""
+    if is_list(f.type) or not _TIME.search(f.name):
+        return False
+    if not is_number(f.element):
+        values = None if f.values is None else f.values.sorted()["value"]
+        iso = values is not None and pc.match_substring_regex(values, r"^\d{4}-\d\d-\d\d([T ]\d\d:.*)?$")
+        return bool(iso is not None and values is not None and len(values) and pc.all(iso).as_py())
+    ranges = [*((_SECONDS[0] * unit, _SECONDS[1] * unit) for unit in (1, 10**3, 10**6, 10**9)), _DAYS]
+    return any(low <= f.low and f.high <= high for low, high in ranges)
+
+
+def _name(f: Facts, taken: set[str]) -> str:
+    """A name for a feature or label, added to those `taken`: the column's, but for what no table can be named."""
+    if "/" not in f.name:
+        return f.name
+    plain = f.name.replace("/", "_")
+    name = next(name for name in chain([plain], (f"{plain}_{i}" for i in counting(2))) if name not in taken)
+    taken.add(name)
+    return name
+
+
+def _column(f: Facts, name: str) -> dict[str, Any]:
+    return {} if name == f.name else {"column": f.name}
+
+
+def _add_feature(guess: Guess, f: Facts, name: str, rows: int) -> None:
+    if not is_id(f) or _is_amount(f):
+        _add_dense(guess, f, name)
+        return
+    options: dict[str, Any] = {}
+    if is_number(f.element) and fits(f, rows):
+        count = int(f.high) + 1
+        note = f"ids {f.low:,} to {f.high:,}"
+    else:
+        assert f.values is not None
+        known = len(f.values)
+        what = f"{known:,} distinct" + (f" ids {f.low:,} to {f.high:,}" if is_number(f.element) else " strings")
+        if known <= SMALL_TABLE:
+            options = {"vocabulary": f"{VOCABULARIES}/{vocabulary_name(f.name)}", "out_of_range": "unknown"}
+            count, note = known + 1, what  # 0 is of what is unknown
+            guess.vocabularies[f.name] = f.values
+        else:
+            options, count = {"hash": True}, _BUCKETS * known
+            note = f"{what}, hashed: about {collisions(known, count):.1%} of rows share their bucket with another value"
+    options |= _column(f, name)
+    if is_list(f.type):
         options["missing"] = "drop" if f.gaps else "error"
         length = max(1, min(f.longest or 1, _MAX_LENGTH))
-        guess.features.append(SequenceFeature(f.name, table, length, **options))
-        guess.notes[f.name] = f"{note}; lists of {f.shortest or 0:,} to {f.longest or 0:,}"
-    else:
-        table, options, guess.notes[f.name] = _table(f, rows)
-        if f.nulls:
-            # in a table that ids index, the missing get a row of their own
-            options |= {"missing": "unknown"} | ({} if "hash" in options else {"unknown_id": table.rows})
-            table = table if "hash" in options else Table(f.name, table.rows + 1)
-            guess.notes[f.name] += f", {f.nulls:,} missing"
-        if f.binary:
-            guess.notes[f.name] += "; or a label?"  # as a feature, it would tell another label's outcome
-        guess.features.append(SparseFeature(f.name, table, **options))
+        guess.features.append(SequenceFeature(name, Table(name, count), length, **options))
+        guess.notes[name] = f"{note}; lists of {f.shortest or 0:,} to {f.longest or 0:,}"
+        return
+    if f.nulls:
+        note += f", {f.nulls:,} missing"
+        if "hash" in options:
+            options["missing"] = "drop"  # no bucket is free for it: it has the zero vector
+        elif "vocabulary" in options:
+            options["missing"] = "unknown"  # 0, which no value has
+        else:
+            options |= {"missing": "unknown", "unknown_id": count}  # a row of its own
+            count += 1
+    if f.binary:
+        note += "; or a label?"  # as a feature, it would tell another label's outcome
+    guess.notes[name] = note
+    guess.features.append(SparseFeature(name, Table(name, count), **options))
 
 
-def _add_dense(guess: _Guess, f: Facts) -> None:
+def collisions(values: int, buckets: int) -> float:
+    """The expected share of values, and of rows, whose bucket another of the values has too."""
+    return float(1.0 - (1.0 - 1.0 / buckets) ** (values - 1))
+
+
+def _add_dense(guess: Guess, f: Facts, name: str) -> None:
     dim = 1
     if is_list(f.type):
         if f.shortest != f.longest or not f.longest:
@@ -239,28 +279,13 @@ def _add_dense(guess: _Guess, f: Facts) -> None:
         dim = f.longest
     missing = f.nulls + f.gaps
     skewed = max(abs(float(f.low)), abs(float(f.high))) > _SKEWED
-    guess.features.append(
-        DenseFeature(f.name, dim=dim, transform="log" if skewed else "none", missing="fill" if missing else "error")
-    )
-    guess.notes[f.name] = f"{float(f.low):.6g} to {float(f.high):.6g}" + (f", {missing:,} missing" if missing else "")
-
-
-def _table(f: Facts, rows: int) -> tuple[Table, dict[str, Any], str]:
-    """A table for a column's ids, the feature's options that go with it, and a comment."""
-    if is_number(f.element) and _fits(f, rows):
-        return Table(f.name, int(f.high) + 1), {}, f"ids {f.low:,} to {f.high:,}"
-    count = len(f.values or ())
-    what = f"{count:,} distinct" + (f" ids {f.low:,} to {f.high:,}" if is_number(f.element) else " strings")
-    return Table(f.name, max(10, 2 * count)), {"hash": True}, f"{what}, hashed"
-
-
-def _fits(f: Facts, rows: int) -> bool:
-    """Whether a table may have a row for each id up to the largest."""
-    return f.low is None or (f.low >= 0 and f.high < max(_SMALL_TABLE, 2 * rows))
-
-
-def _is_id(f: Facts) -> bool:
-    return value_type(f.type) is not None
+    how: dict[str, Any] = {
+        "transform": "log" if skewed else "none",
+        "missing": "fill" if missing else "error",
+        **_column(f, name),
+    }
+    guess.features.append(DenseFeature(name, dim=dim, **how))
+    guess.notes[name] = f"{float(f.low):.6g} to {float(f.high):.6g}" + (f", {missing:,} missing" if missing else "")
 
 
 def _is_amount(f: Facts) -> bool:
@@ -276,29 +301,5 @@ def _whole(f: Facts) -> bool:
     return not (pa.types.is_floating(f.element) or pa.types.is_decimal(f.element)) or f.binary
 
 
-def _supported(f: Facts) -> bool:
-    return is_number(f.element) or value_type(f.type) is not None
-
-
-def _either(choose: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
-    return a if b is None else b if a is None else choose(a, b)
-
-
-def _commented(text: str, path: str, manifest: Manifest, guess: _Guess) -> str:
-    """The YAML with a heading, the notes beside their columns, and what is left out."""
-    keys = {yaml.safe_dump({name: 0})[: -len(": 0\n")]: name for name in guess.notes}
-    lines = []
-    for line in text.splitlines():
-        note = guess.notes.get(keys.get(line.strip().partition(": {")[0], ""), "") if line.startswith("  ") else ""
-        lines.append(f"{line}  # {note}" if note else line)
-    head = [f"# Guessed from {path} ({manifest.rows:,} rows). Check kinds and labels before you train."]
-    if any(getattr(feature, "hash", False) for feature in guess.features):
-        head.append("# Hashed features may have a vocabulary instead: rechub-dist data vocabulary --help")
-    if any(isinstance(feature, SequenceFeature) for feature in guess.features):
-        head.append("# A history shares its item's table where both name it: tables: {item: {rows: ...}}, table: item")
-    if len(guess.labels) > 1:
-        head.append("# Several labels: data.labels in the run file chooses, or a multi-task model learns all.")
-    if not guess.labels:
-        head.append("# No column looks like a label.")
-    tail = [f"# not used: {name} ({why})" for name, why in guess.unused.items()]
-    return "\n".join([*head, *lines, *tail]) + "\n"
+def _never(_path: Path) -> bool:
+    return False

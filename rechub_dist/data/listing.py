@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -58,33 +60,106 @@ def _find(path: str, settings: StorageConfig) -> list[Found]:
     parts = base.split("/")
     fixed = next((i for i, part in enumerate(parts) if glob.search(part)), len(parts))
     root = "/".join(parts[:fixed]) or ("/" if base.startswith("/") else ".")
-    pattern = "/".join(parts[fixed:]).rstrip("/")
     store, inside = locate(root + mark + options, settings)
-    files = store.patiently(lambda _: _listing(store.filesystem, inside, alone=not pattern), f"{path}: it")
-    if files is None:
+    # a name that is there as it is written is no pattern, whatever signs are in it: `set [v2]`
+    for part in parts[fixed:]:
+        further = f"{inside.rstrip('/')}/{part}"
+        if glob.search(part) and not _is_there(store, further):
+            break
+        inside, fixed = further, fixed + 1
+    pattern = "/".join(parts[fixed:]).rstrip("/")
+    listed = store.patiently(lambda _: _listing(store, inside, alone=not pattern), f"{path}: it")
+    if listed is None:
         raise UserError(f"{path}: there is no such file or folder; check the path of the data")
-    if not pattern and len(files) == 1 and files[0].path == inside:
-        return [_found(store, files[0], PurePosixPath(inside).name)]
+    if not pattern and len(listed) == 1 and listed[0].path == inside:
+        return [_found(store, listed[0], PurePosixPath(inside).name)]
     # a pattern may match files, or folders
     wanted = re.compile(f"{_translate(pattern)}(?:/{_BELOW})?" if pattern else _BELOW)
-    named = sorted(((info, _below(info.path, inside)) for info in files), key=lambda item: item[1])
-    found = [_found(store, info, name) for info, name in named if wanted.fullmatch(name)]
-    if not found and pattern:
+    named = sorted(((info, _below(info.path, inside)) for info in listed), key=lambda item: item[1])
+    matching = [(info, name) for info, name in named if wanted.fullmatch(name)]
+    files = [(info, name) for info, name in matching if info.type == pafs.FileType.File]
+    for info, name in matching:
+        if info.type != pafs.FileType.File and name.endswith(".parquet"):
+            _check_odd(store, info, any(other.startswith(f"{name}/") for _, other in files))
+    if not store.remote:
+        _check_links(store, [info.path for info, _ in files])
+    if not files and pattern:
         raise UserError(f"{path}: no file matches; check the pattern")
-    if not found:
+    if not files:
         raise UserError(f"{path}: there is no *.parquet file in this folder; name the folder that holds the data")
-    return found
+    return [_found(store, info, name) for info, name in files]
 
 
-def _listing(filesystem: Any, root: str, *, alone: bool) -> list[Any] | None:
-    """The files below a folder; the file `root` itself, where it may stand alone; None where there is nothing."""
+def _is_there(store: Store, path: str) -> bool:
+    """Whether a file or folder has this path in the store's file system."""
+    kind = store.patiently(lambda _: store.filesystem.get_file_info(path).type, f"{store.address(path)}: it")
+    return kind != pafs.FileType.NotFound
+
+
+def _listing(store: Store, root: str, *, alone: bool) -> list[Any] | None:
+    """All that is below a folder; the file `root` itself, where it may stand alone; None where there is nothing."""
+    filesystem = store.filesystem
     info = filesystem.get_file_info(root)
     if info.type == pafs.FileType.File and alone:
         return [info]
+    if info.type == pafs.FileType.Unknown and alone:
+        _check_odd(store, info, False)
     if info.type != pafs.FileType.Directory:
         return None
-    listing = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    return [info for info in listing if info.type == pafs.FileType.File]
+    if store.remote:
+        return list(filesystem.get_file_info(pafs.FileSelector(root, recursive=True)))
+    whole: list[str] = []
+    broken: list[str] = []
+    for path in _walk(root, (os.path.realpath(root),)):
+        (whole if os.path.exists(path) else broken).append(path)
+    return [*filesystem.get_file_info(whole), *(pafs.FileInfo(path, pafs.FileType.NotFound) for path in broken)]
+
+
+def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """The paths of all that is below a local folder, through links too.
+
+    Those that lead back to a folder above (the last of which is this one) are not followed: what is behind them is
+    there without them.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.path
+            link = entry.is_symlink()
+            if os.path.isdir(entry.path) if link else entry.is_dir():
+                real = os.path.realpath(entry.path) if link else f"{above[-1]}/{entry.name}"
+                if real not in above:
+                    yield from _walk(entry.path, (*above, real))
+
+
+def _check_odd(store: Store, info: Any, holds_files: bool) -> None:
+    """Refuse what has the name of a file, and is none."""
+    what = "is neither a file nor a folder, but a pipe, a socket or a device"
+    if info.type == pafs.FileType.Directory:
+        if holds_files:
+            return
+        what = "is a folder without a *.parquet file in it"
+    elif info.type == pafs.FileType.NotFound:
+        what = "is a link that leads nowhere"
+    raise UserError(
+        f"{store.address(info.path)}: it {what}; remove it, or name the data by a pattern that leaves it out"
+    )
+
+
+def _check_links(store: Store, paths: list[str]) -> None:
+    """Refuse a local file that is found twice, under its own name and through a link, or through two."""
+    folders: dict[str, str] = {}  # many files are in one
+    seen: dict[str, str] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        real = os.path.realpath(path) if os.path.islink(path) else f"{folders[folder]}/{name}"
+        first = seen.setdefault(real, path)
+        if first != path:
+            raise UserError(
+                f"{store.address(path)}: it is the same file as {store.address(first)}, by a link; remove one, or name "
+                "the data by a pattern that leaves it out"
+            )
 
 
 def _found(store: Store, info: Any, name: str) -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from rechub_dist.config import Selection, StorageConfig
 from rechub_dist.data.files import DataFile, count_rows
 from rechub_dist.data.footers import Footer, FooterCache, corrupt, read_footer
+from rechub_dist.data.kinds import agree, family
 from rechub_dist.data.listing import Found, find, partition_keys
+from rechub_dist.data.pages import open_parquet
 from rechub_dist.data.ranks import Alone, Ranks, divided
 from rechub_dist.data.skips import BadFileError, Skipped
 from rechub_dist.errors import UserError, nearest
@@ -25,6 +27,15 @@ from rechub_dist.errors import UserError, nearest
 Item = TypeVar("Item", Found, DataFile)
 _DEFAULTS = StorageConfig()
 _ALONE = Alone()
+
+# What a file's columns are to whoever reads them, given its schema and its path: files agree where their columns are
+# the same, `null` being the same as anything. It raises UserError where a file is of no use by itself.
+Fit = Callable[[pa.Schema, str], dict[str, str]]
+
+
+def every_column(schema: pa.Schema, _where: str) -> dict[str, str]:
+    """The fit of those who may read any column: files have the same columns, of types that hold the same."""
+    return {column.name: family(column.type) for column in schema}
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,8 @@ class Manifest:
     Attributes:
         path: as it was given.
         files: the files, sorted by name; those of several sources one source after the other.
-        schema: the columns' names and Arrow types; equal in all files but for the columns' order.
+        schema: the columns' names and Arrow types, those that hold all files' values: int64 where one file has int32
+            and another int64. What no one reads may be missing in some files.
         skip_bad: whether the rows of bad files are left out, instead of an error.
         left_out: the files that are bad as a whole, so that nothing of them is in `files`.
     """
@@ -54,6 +66,7 @@ class Manifest:
         skip_bad: bool = False,
         threads: int = 16,
         ranks: Ranks = _ALONE,
+        fit: Fit = every_column,
     ) -> Manifest:
         """Find the files of `source` and read their footers, `threads` at a time, or take them from the cache.
 
@@ -66,9 +79,10 @@ class Manifest:
                 folders. An address such as `s3://bucket/folder` works as well, so does a selection of hive
                 partitions and of rows, and a list of all these.
             settings: of the stores.
-            skip_bad: leave files without a readable footer out, and those whose columns differ from most files'.
+            skip_bad: leave files without a readable footer out, and those that do not fit or differ from most files.
             threads: footers read at once.
             ranks: who read the same files, and divide the work. Each of them calls this.
+            fit: what tells whether files agree.
 
         Raises:
             UserError: where nothing is there, a file cannot be read, there are no rows, the files' columns differ, or
@@ -82,21 +96,24 @@ class Manifest:
             raise UserError(f"{path}: {twice[0]} is named by two of the paths; name each file once")
         ask = _Asking(settings, skip_bad, ranks, threads)
         footers = ask.about(str(sources), found, lambda item: read_footer(item.store, item.path))
-        files, left_out = [], []
-        shared = _shared_schema(found, footers, path, most=skip_bad)
-        for item, footer in zip(found, footers, strict=True):
-            fault = footer if isinstance(footer, BadFileError) else _difference(shared, (item.path, footer))
+        files: list[DataFile] = []
+        left_out: list[Skipped] = []
+        schemas: dict[str, pa.Schema] = {}
+        for item, fault in zip(found, _faults(found, footers, path, fit, most=skip_bad), strict=True):
+            footer = footers[len(files) + len(left_out)]
             if fault is None:
                 assert isinstance(footer, Footer)
                 files.append(_file(item, footer))
+                schemas[item.path] = footer.schema
             elif skip_bad:
                 left_out.append(Skipped(item.path, None, None, None, fault.reason, str(fault)))
             else:
                 raise fault
         if any(file.where.items for file in files):
-            files, bad = _counted(ask, f"{sources}: rows", files, shared[1], path)
+            files, bad = _counted(ask, f"{sources}: rows", files, schemas, path)
             left_out += bad
-        return cls(path, tuple(files), shared[1], skip_bad, tuple(left_out))
+        shared = _united([schemas[file.path] for file in files if sum(file.counts)])
+        return cls(path, tuple(files), shared, skip_bad, tuple(left_out))
 
     @cached_property
     def rows(self) -> int:
@@ -209,10 +226,11 @@ def _file(item: Found, footer: Footer) -> DataFile:
 
 
 def _counted(
-    ask: _Asking, name: str, files: list[DataFile], schema: pa.Schema, path: str
+    ask: _Asking, name: str, files: list[DataFile], schemas: dict[str, pa.Schema], path: str
 ) -> tuple[list[DataFile], list[Skipped]]:
     """The files with the number of their rows that meet the conditions; and those that turned out to be bad."""
     for file in files:
+        schema = schemas[file.path]
         for column in file.where.names:
             if column not in schema.names:
                 valid = [*partition_keys(file.path), *schema.names]
@@ -220,9 +238,14 @@ def _counted(
                     f"{path}: there is neither a partition nor a column {column!r}, by which {file.where} chooses; "
                     f"{nearest(column, valid)}"
                 )
-        file.where.rows(schema.empty_table(), path)
+            if schema.names.count(column) > 1:
+                raise UserError(
+                    f"{file.path}: column {column!r}, by which {file.where} chooses, is there "
+                    f"{schema.names.count(column)} times; rename one"
+                )
+        file.where.rows(pa.table({name: pa.array([], schema.field(name).type) for name in file.where.names}), file.path)
     counted, bad = [], []
-    answers = ask.about(name, files, lambda file: Footer(count_rows(file), schema, file.etag))
+    answers = ask.about(name, files, lambda file: Footer(count_rows(file), schemas[file.path], file.etag))
     for file, answer in zip(files, answers, strict=True):
         if isinstance(answer, Footer):
             counted.append(replace(file, kept=answer.counts))
@@ -234,55 +257,81 @@ def _counted(
     return counted, bad
 
 
-def _shared_schema(
-    found: list[Found], footers: list[Footer | BadFileError], path: str, *, most: bool
-) -> tuple[str, pa.Schema]:
-    """The schema that the files should have, and the first file that has it: the first file's, or most files'."""
-    schemas = [
-        (item.path, footer.schema)
-        for item, footer in zip(found, footers, strict=True)
-        if isinstance(footer, Footer) and any(footer.counts)  # writers give the columns of an empty file any type
-    ]
-    if not schemas:
-        bad = [footer for footer in footers if isinstance(footer, BadFileError)]
-        also = f" that can be read; the first that cannot: {bad[0]}" if bad else "; write the data again"
+def _faults(
+    found: list[Found], footers: list[Footer | BadFileError], path: str, fit: Fit, *, most: bool
+) -> list[BadFileError | None]:
+    """What is wrong with each file: its footer, its columns, or that they differ from the first file's (most files').
+
+    Files without rows are always right: writers give their columns any type.
+    """
+    fitting: dict[pa.Schema, dict[str, str]] = {}  # many files share one
+    faults: dict[str, BadFileError] = {}
+    columns: dict[str, dict[str, str]] = {}
+    for item, footer in zip(found, footers, strict=True):
+        if isinstance(footer, BadFileError):
+            faults[item.path] = footer
+        elif any(footer.counts):
+            try:
+                if footer.schema not in fitting:
+                    fitting[footer.schema] = fit(footer.schema, item.path)
+                columns[item.path] = fitting[footer.schema]
+            except UserError as error:
+                faults[item.path] = BadFileError(str(error), "schema")
+    if not columns:
+        if first := next((fault for fault in faults.values() if fault.reason == "schema"), None):
+            raise first
+        bad = next(iter(faults.values()), None)
+        also = f" that can be read; the first that cannot: {bad}" if bad else "; write the data again"
         raise UserError(f"{path}: there are no rows in its {len(found)} Parquet file(s){also}")
-    if not most:
-        return schemas[0]
-    kinds = Counter(_columns(schema) for _, schema in schemas)
-    best = max(kinds.values())
-    return next(pair for pair in schemas if kinds[_columns(pair[1])] == best)
+    model = next(iter(columns))
+    if most:
+        [(usual, _)] = Counter(frozenset(own.items()) for own in columns.values()).most_common(1)
+        model = next(file for file, own in columns.items() if own.items() == usual)
+    for name, kind in columns[model].items():
+        if kind.endswith("null"):
+            columns[model] = {**columns[model], name: _first_kind(columns.values(), name)}
+    for file, own in columns.items():
+        if fault := _difference(model, columns[model], file, own):
+            faults[file] = fault
+    return [faults.get(item.path) for item in found]
 
 
-def _columns(schema: pa.Schema) -> frozenset[tuple[str, str]]:
-    return frozenset((column.name, str(column.type)) for column in schema)
+def _first_kind(columns: Iterable[dict[str, str]], name: str) -> str:
+    """What a column is in the first file that has values in it."""
+    return next((own[name] for own in columns if not own.get(name, "null").endswith("null")), "null")
 
 
-def _difference(shared: tuple[str, pa.Schema], other: tuple[str, Footer]) -> BadFileError | None:
-    """What is wrong with a file whose columns' names or types are not the shared ones."""
-    if not sum(other[1].counts) or shared[1].equals(other[1].schema):
-        return None
-    mine, theirs = ({f.name: str(f.type) for f in schema} for schema in (shared[1], other[1].schema))
+def _difference(model: str, wanted: dict[str, str], file: str, own: dict[str, str]) -> BadFileError | None:
+    """What is wrong with a file whose columns are not those of the file `model`."""
     differences = [
-        f"column {name!r} is {theirs.get(name, 'missing')}, not {mine.get(name, 'missing')}"
-        for name in sorted(mine.keys() | theirs.keys())
-        if mine.get(name) != theirs.get(name)
+        f"column {name!r} is {own.get(name, 'missing')}, not {wanted.get(name, 'missing')}"
+        for name in sorted(wanted.keys() | own.keys())
+        if not agree(wanted.get(name, ""), own.get(name, ""))
     ]
     if not differences:
         return None
     more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
     return BadFileError(
-        f"{other[0]}: its columns differ from those of {shared[0]}: {differences[0]}{more}; write the files with one "
+        f"{file}: its columns differ from those of {model}: {differences[0]}{more}; write the files with one "
         "schema, or keep them in separate folders",
         "schema",
     )
+
+
+def _united(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The types that hold the values of all files, in the first file's order; the first file's where there are none."""
+    different = list(dict.fromkeys(schemas))
+    try:
+        return pa.unify_schemas(different, promote_options="permissive")
+    except pa.ArrowException:  # a dictionary beside plain strings; a name that is there twice
+        return different[0]
 
 
 def _nulls(file: DataFile, schema: pa.Schema) -> dict[str, int]:
     """Missing values of each column of one file."""
     try:
         with file.store.filesystem.open_input_file(file.store.inside(file.path)) as source:
-            parquet = pq.ParquetFile(source)
+            parquet = open_parquet(source)
             counts = _null_statistics(parquet.metadata, schema.names)
             for name in schema.names:
                 if name not in counts:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rechub_dist.errors import UserError
 from rechub_dist.features import NegativeFeature
 
 Ids = NDArray[np.int64]
@@ -113,6 +112,9 @@ def draw_negatives(
 ) -> Ids:
     """Draw `feature.count` ids for each id of the feature `like`, uniform over the ids that the row does not exclude.
 
+    For a row that excludes all ids of the table, as a user does who has seen the whole catalogue, they are uniform over
+    all of them.
+
     Args:
         feature: what to draw.
         like: int64 [n], how many ids each row has in the feature `like`.
@@ -121,9 +123,6 @@ def draw_negatives(
 
     Returns:
         int64 [feature.count * sum(like)], row after row.
-
-    Raises:
-        UserError: where a row excludes every id of the table.
     """
     n, rows = len(like), feature.table.rows
     row, words = _words(like * feature.count, keys)
@@ -134,11 +133,10 @@ def draw_negatives(
     taken = np.unique(np.concatenate(held)) if held else np.zeros(0, np.int64)
     ends = np.searchsorted(taken, np.arange(n + 1) * rows)
     left = rows - np.diff(ends)
-    if len(row) and not left[row].all():
-        raise UserError(
-            f"feature {feature.name!r}: a row holds all {rows} ids of table {feature.table.name!r} in "
-            f"{', '.join(map(repr, feature.exclude))}, so that no negative is left; shorten 'exclude'"
-        )
+    if (full := left == 0).any():  # those rows exclude nothing
+        taken = taken[~full[taken // rows]]
+        ends = np.searchsorted(taken, np.arange(n + 1) * rows)
+        left[full] = rows
     # The k-th id that is left is k plus the number of excluded ids before it, those with e_j - j <= k. As e_j - j
     # never falls with j, one search over all rows finds it: exact, with no draw rejected.
     k = (words % left[row].astype(np.uint64)).view(np.int64)

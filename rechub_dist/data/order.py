@@ -27,6 +27,10 @@ from rechub_dist.data.deal import FIRST_LANES, Deal, longest_lag
 
 IntArray = NDArray[np.int64]
 
+# Of the order of rows, which checkpoints hold a position in, and of the draws and hashes that go with it: raise it with
+# every change of those. Golden hashes stand beside it (tests/golden/order-<version>.json).
+ORDER_VERSION = 4
+
 MAX_LANES = 64
 SHUFFLE_ROWS = 8_000_000
 _MANY_GROUPS = 32  # a lane: then another one to decode is of no matter

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.collate import assemble
-from rechub_dist.data.columns import check_schema, column_uses
 from rechub_dist.data.files import DataFile, OpenFiles
+from rechub_dist.data.fit import check_schema, column_uses
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.mix import Mix, MixEpoch, MixOrder
 from rechub_dist.data.negatives import Draw

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -20,6 +19,8 @@ from rechub_dist.data.files import DataFile
 from rechub_dist.data.footers import corrupt
 from rechub_dist.data.manifest import Manifest, prepared_splits
 from rechub_dist.data.order import permutation
+from rechub_dist.data.outputs import MARK, refuse_overlap, whole_folder
+from rechub_dist.data.pages import open_parquet, parquet_writer
 from rechub_dist.data.partitions import COMPLETE
 from rechub_dist.data.storage import exists
 from rechub_dist.errors import UserError
@@ -44,7 +45,8 @@ def rechunk(
 ) -> dict[str, int]:
     """Write the rows of `source` to the new folder `out`, which appears when all of them are there.
 
-    A prepared folder (with `train/` in it) is written split by split, and its other files are copied. Hive partitions
+    A prepared folder (with `train/` in it) is written split by split, and its other files are copied, and its folders
+    that begin with `_`. Hive partitions
     (`date=2022-04-25/`) stay what they are, each written by itself, `_SUCCESS` included; other folders are not kept.
 
     Args:
@@ -68,15 +70,10 @@ def rechunk(
     """
     if min(row_group_rows, files or 1, file_rows or 1) < 1 or seed < 0 or (files and file_rows):
         raise ValueError("row_group_rows, files and file_rows must be at least 1, and not both of the latter be given")
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there and is not empty: name a new folder, or remove it")
+    refuse_overlap(str(out), [source])
     splits = prepared_splits(source) or ("",)
-    work = out.with_name(f".{out.name}.rechunking")
     counts: dict[str, int] = {}
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    with whole_folder(out, "rechunked") as work:
         for split in splits:
             if split and _no_rows(Path(source) / split):
                 shutil.copytree(Path(source) / split, work / split)
@@ -102,16 +99,11 @@ def rechunk(
                 before += part.rows * (1 + shuffle)
             counts[split] = manifest.rows
         if splits != ("",):
-            for file in Path(source).iterdir():
-                if file.is_file():
-                    shutil.copy2(file, work / file.name)
-        if out.exists():
-            out.rmdir()
-        os.rename(work, out)
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            for entry in Path(source).iterdir():
+                if entry.is_file() and entry.name != MARK:
+                    shutil.copy2(entry, work / entry.name)
+                elif entry.is_dir() and entry.name.startswith("_"):  # vocabularies, say, which dataset.yaml names
+                    shutil.copytree(entry, work / entry.name)
     return counts
 
 
@@ -167,7 +159,7 @@ def _stored(manifest: Manifest, tell: Callable[[int], None]) -> Generator[pa.Tab
         try:
             with file.store.filesystem.open_input_file(file.store.inside(file.path)) as source:
                 # with a buffer, a column of a large row group is read piece by piece
-                parquet = pq.ParquetFile(source, buffer_size=1 << 20)
+                parquet = open_parquet(source, buffer_size=1 << 20)
                 for batch in parquet.iter_batches(_READ_ROWS, use_threads=False):
                     yield pa.Table.from_batches([batch]).select(plain.names).cast(plain)
                     done += batch.num_rows
@@ -245,7 +237,7 @@ def _write(
         if not waiting.num_rows and (waiting := next(tables, waiting)).num_rows == 0:
             return
         room = size
-        with pq.ParquetWriter(folder / f"part-{number:05d}.parquet", schema, compression="zstd") as writer:
+        with parquet_writer(folder / f"part-{number:05d}.parquet", schema) as writer:
             while room:
                 wanted = min(row_group_rows, room)
                 parts = [waiting]

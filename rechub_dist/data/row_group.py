@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rechub_dist.data.kinds import plain_schema
+
 Rows = TypeVar("Rows", pa.ChunkedArray, pa.Table)
 Bounds = dict[str, tuple[int, int]]  # the least and the greatest value by column, as signed numbers
 
@@ -41,7 +43,7 @@ class RowGroup:
         whole: decode all columns at once: where requests are dear.
 
     Attributes:
-        schema: of the file.
+        schema: of the file, each column as it is read (`plain_type`).
         num_rows: of the piece.
     """
 
@@ -51,12 +53,12 @@ class RowGroup:
         self._uses = Counter(uses)
         metadata = parquet.metadata.row_group(group)
         self._rows: int = metadata.num_rows
-        self._chunks = _chunks(metadata, self._uses)
+        self._chunks = column_chunks(metadata, self._uses)
         self._runs = [list(self._uses)] if whole else list(self._together())
         self._decoded: dict[str, pa.ChunkedArray] = {}
         self._offset = 0
         self._taken: NDArray[np.int64] | None = None
-        self.schema: pa.Schema = parquet.schema_arrow
+        self.schema: pa.Schema = plain_schema(parquet.schema_arrow)
         self.num_rows = self._rows
 
     def slice(self, offset: int, length: int) -> RowGroup:
@@ -110,7 +112,8 @@ class RowGroup:
             raise UndecodableError(error) from error
         if any(len(column) != self._rows for column in table.columns):
             raise UndecodableError(OSError("a column has not as many rows as the row group"))
-        return table
+        plain = plain_schema(table.schema)
+        return table if plain.equals(table.schema) else table.cast(plain)
 
     def _together(self) -> Iterator[list[str]]:
         """The columns in the order of their use, as many together as are to be decoded at once."""
@@ -126,7 +129,7 @@ class RowGroup:
         yield run
 
 
-def _chunks(metadata: pq.RowGroupMetaData, names: Container[str]) -> dict[str, pq.ColumnChunkMetaData]:
+def column_chunks(metadata: pq.RowGroupMetaData, names: Container[str]) -> dict[str, pq.ColumnChunkMetaData]:
     """What the footer says of columns of single values, and of lists of them."""
     chunks = {}
     for index in range(metadata.num_columns):

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from rechub_dist.data.columns import (
-    is_list,
     one_array,
     read_dense,
     read_id_weights,
@@ -27,6 +26,7 @@ from rechub_dist.data.columns import (
     read_weight,
 )
 from rechub_dist.data.cross import cross
+from rechub_dist.data.kinds import is_list
 from rechub_dist.data.row_group import RowGroup
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
@@ -117,7 +117,8 @@ def open_window(
             narrow = ids if permutation is None else ids.astype(dtype, copy=False)  # pays where it is permuted
             ragged[feature.name] = _gather(narrow, weights, lengths, permutation, feature)
     for gap in spec.time_gaps:
-        ids, lengths = read_time_gaps(one_array(table, gap.times), one_array(table, gap.now), gap, where)
+        times = one_array(table, gap.times, lists=True)
+        ids, lengths = read_time_gaps(times, one_array(table, gap.now), gap, where)
         ragged[gap.name] = _gather(ids.astype(dtype, copy=False), None, lengths, permutation, gap)
     for crossed in spec.crosses:
         _cross(crossed, flat, block, ragged)
@@ -126,7 +127,7 @@ def open_window(
         _check_aligned([name for name in group if name in ragged], ragged, spec, where)
     row = count()
     for dense in spec.dense:
-        for values in read_dense(one_array(table, dense.source), dense, where).T:
+        for values in read_dense(one_array(table, dense.source, lists=dense.dim > 1), dense, where).T:
             _place(values, permutation, floats, next(row))
     for label in spec.labels:
         _place(read_label(one_array(table, label.source), label, where), permutation, floats, next(row))
@@ -139,10 +140,11 @@ def _stored(
     table: pa.Table | RowGroup, feature: StoredFeature, where: str, bounds: tuple[int, int] | None
 ) -> tuple[Ints, Floats | None, Ints | None]:
     """A column's ids, their weights, and their number in each row; None for one id without a weight in every row."""
-    array = one_array(table, feature.source)
+    array = one_array(table, feature.source, lists=isinstance(feature, SequenceFeature))
     weights: Floats | None = None
     if isinstance(feature, SparseFeature) and feature.weights:
-        weights = read_id_weights(one_array(table, feature.weights), array, feature, where)
+        own = one_array(table, feature.weights, lists=is_list(array.type))
+        weights = read_id_weights(own, array, feature, where)
     if is_list(array.type):
         lengths = _list_lengths(array)
         ids, keep = read_ids(_elements(array), feature, where, bounds)

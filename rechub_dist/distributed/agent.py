@@ -25,7 +25,16 @@ from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousPara
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.launcher.api import LaunchConfig
 
-from rechub_dist.distributed.process import AGENT_PID, MISTAKE, PREEMPTED, STALLED, Requests, preempted_exit_code
+from rechub_dist.distributed.process import (
+    AGENT_PID,
+    MISTAKE,
+    PREEMPTED,
+    STALLED,
+    Requests,
+    Terminal,
+    preempted_exit_code,
+    stop_signals,
+)
 
 _BEREFT_SECONDS = 5  # for workers that a peer's failure leaves behind: they have nothing to save
 _LOST = (RendezvousError, DistNetworkError, DistStoreError)  # what a rendezvous that is gone raises
@@ -52,12 +61,15 @@ class Agent(LocalElasticAgent):
         )
         self._hosts = (config.min_nodes, config.max_nodes)
         self._requests = Requests()
+        self._signals = stop_signals()
+        self._terminal = Terminal()
         self.preempted = False
 
     def listen(self) -> None:
-        """Turn SIGTERM and SIGINT into a SignalException, which the base class passes on to the workers."""
+        """Turn requests to stop into a SignalException, which the base class passes on to the workers."""
 
         def end(number: int, _frame: object) -> None:
+            self._terminal.leave_if_closed()
             request = self._requests.note()
             if request == 2:
                 say(f"second {signal.Signals(number).name}: not waiting for the workers")
@@ -65,7 +77,7 @@ class Agent(LocalElasticAgent):
             if request:
                 raise SignalException(f"agent {os.getpid()} was signalled", sigval=signal.Signals(number))
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in self._signals:
             signal.signal(number, end)
 
     def exit_codes(self) -> list[int | None]:
@@ -170,7 +182,7 @@ def run_agent(config: LaunchConfig, entrypoint: str, arguments: list[str]) -> in
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[AGENT_PID] = str(os.getpid())
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT"
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in stop_signals())
     parameters = RendezvousParameters(
         backend=config.rdzv_backend,
         endpoint=config.rdzv_endpoint,

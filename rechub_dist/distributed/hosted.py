@@ -8,7 +8,7 @@ from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
-from rechub_dist.distributed.process import Stop
+from rechub_dist.distributed.process import Stop, stop_signals
 
 
 class Hosted:
@@ -26,9 +26,10 @@ class Hosted:
         self.ended = threading.Event()
         self.ended.set()
 
-    def stop_on_sigterm(self) -> None:
-        """Have SIGTERM ask the training to stop; to be called in the main thread, which the training does not have."""
-        signal.signal(signal.SIGTERM, lambda _number, _frame: self.stop.ask())
+    def stop_on_signals(self) -> None:
+        """Have SIGTERM and SIGHUP ask the training to stop; for the main thread, which the training does not have."""
+        for number in set(stop_signals()) - {signal.SIGINT}:  # that one the framework keeps for itself
+            signal.signal(number, lambda _number, _frame: self.stop.ask())
 
 
 @cache

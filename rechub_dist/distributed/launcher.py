@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shlex
 import signal
+import socket
 import sys
 import uuid
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ from dataclasses import dataclass
 from torch.distributed.run import config_from_args, get_args_parser, parse_args
 
 from rechub_dist.distributed.agent import run_agent
-from rechub_dist.distributed.rendezvous import interface, is_here, listens, open_store, parse_address
+from rechub_dist.distributed.process import LAUNCH
+from rechub_dist.distributed.rendezvous import addresses, interface, is_here, listens, open_store, parse_address
 from rechub_dist.errors import UserError
 
 _LAST_CALL_SECONDS = 5  # how long to wait for more hosts, where their number may vary
@@ -113,6 +116,7 @@ def launch(wanted: Launch, arguments: list[str], *, show: bool = False) -> int:
     """
     extra = environment(wanted)
     os.environ.update(extra)
+    os.environ.setdefault(LAUNCH, _name_of(wanted))
     options = torchrun_arguments(wanted, arguments)
     if show:
         before = [f"{name}={value}" for name, value in extra.items()]
@@ -120,6 +124,16 @@ def launch(wanted: Launch, arguments: list[str], *, show: bool = False) -> int:
     config, command, command_arguments = config_from_args(parse_args(options))
     assert isinstance(command, str)
     return run_agent(config, command, command_arguments)
+
+
+def _name_of(wanted: Launch) -> str:
+    """What all agents of one run, and no others, agree on."""
+    if wanted.rendezvous is None:
+        return uuid.uuid4().hex
+    host, port = wanted.address
+    _, address = addresses(host, port)[0]
+    loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    return f"{wanted.run_id}@{host}:{port}{f' on {socket.gethostname()}' if loopback else ''}"
 
 
 def serve_store(port: int) -> None:

@@ -21,8 +21,37 @@ MISTAKE: Final = 2  # a user's: never restarted
 STALLED: Final = 3  # ended by the watchdog
 PREEMPTED: Final = 75  # of a worker that has saved and ended as it was asked to; the command: `preempted_exit_code`
 AGENT_PID: Final = "RECHUB_AGENT_PID"  # in the environment of our own agent's workers
+LAUNCH: Final = "RECHUB_LAUNCH"  # in the environment: the same for all attempts of one launcher, on all hosts
 
 _SAME_REQUEST_SECONDS = 1.0  # a process group's signal and the agent's own of it are one request
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask a run to save and stop: SIGTERM, SIGINT and, unless nohup has it ignored, SIGHUP."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
+
+
+class Terminal:
+    """What this process prints to, if that is a terminal: when it is closed, a line to it would be an error."""
+
+    def __init__(self) -> None:
+        self._standard = [number for number in (0, 1, 2) if _is_terminal(number)]
+
+    def leave_if_closed(self) -> None:
+        """Print to nowhere from here on, if it is closed by now."""
+        for number in self._standard:
+            if not _is_terminal(number):
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+
+
+def _is_terminal(number: int) -> bool:
+    try:
+        return os.isatty(number)
+    except OSError:
+        return False
 
 
 def preempted_exit_code() -> int:
@@ -69,7 +98,7 @@ class Requests:
 
 
 class Stop:
-    """Whether SIGTERM or SIGINT has asked this process to stop, while it is `listening`.
+    """Whether SIGTERM, SIGINT or SIGHUP (see `stop_signals`) has asked this process to stop, while it is `listening`.
 
     The first request is taken up at the next step; a second one is not waited for.
     """
@@ -96,14 +125,17 @@ class Stop:
             yield
             return
 
+        terminal = Terminal()
+
         def ask(number: int, _frame: object) -> None:
+            terminal.leave_if_closed()
             self._asked.set()
             if self._requests.note() == 2:
                 sys.stderr.write(f"second {signal.Signals(number).name}: not waiting for a checkpoint\n")
                 sys.stderr.flush()
                 os._exit(128 + number)
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, ask) for number in stop_signals()}
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from rechub_dist.data.spec import WEIGHTED
 from rechub_dist.embedded import Lookup, LookupFeature
 from rechub_dist.embedding.local import tables_of
 from rechub_dist.errors import UserError
-from rechub_dist.features import CrossFeature, SparseFeature, Table
+from rechub_dist.features import CrossFeature, NegativeFeature, SparseFeature, Table
 
 REPLICATED: Final = "replicated"
 POOLED: Final = "pooled"
@@ -91,6 +91,11 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
             raise UserError(f"embedding.rules: {rule.tables!r} matches no table; the tables are {', '.join(specs)}")
     features: dict[str, LookupFeature] = {}
     for lookup in unique:
+        if isinstance(lookup.feature, NegativeFeature) and lookup.table.rows == 1:
+            raise UserError(
+                f"feature {lookup.feature.name!r}: table {lookup.table.name!r} has one id; for negatives there "
+                "has to be another one"
+            )
         inputs = lookup.feature.inputs if isinstance(lookup.feature, CrossFeature) else ()
         for feature in (lookup.feature, *inputs):
             if features.setdefault(feature.name, feature) != feature:

@@ -77,8 +77,11 @@ class _Table(nn.Module):
 
 
 def module_key(table: str) -> str:
-    """The table's name as a submodule's name, which may hold no dot."""
-    return table.replace(".", "/")
+    """The table's name as a submodule's name.
+
+    That may hold no dot, and must not be what a module has already (`type`, `keys`); no table's name holds a slash.
+    """
+    return "table/" + table.replace(".", "/")
 
 
 def tables_of(lookups: Iterable[Lookup]) -> dict[str, Table]:
@@ -91,7 +94,7 @@ def tables_of(lookups: Iterable[Lookup]) -> dict[str, Table]:
     by_name: dict[str, Lookup] = {}
     for lookup in lookups:
         if by_name.setdefault(lookup.name, lookup) != lookup:
-            raise ValueError(f"two lookups are named {lookup.name!r} and differ: {lookup} and {by_name[lookup.name]}")
+            raise ValueError(_clash(lookup, by_name[lookup.name]))
         known = tables.setdefault(lookup.table.name, lookup.table)
         if (known.rows, known.dim) != (lookup.table.rows, lookup.table.dim):
             raise ValueError(
@@ -105,6 +108,22 @@ def tables_of(lookups: Iterable[Lookup]) -> dict[str, Table]:
                 f"{lookup.name!r} reads table {lookup.table.name!r} of {lookup.table.rows} rows"
             )
     return tables
+
+
+def _clash(one: Lookup, other: Lookup) -> str:
+    """What to tell of two lookups of one name."""
+    text = f"two lookups are named {one.name!r} and differ"
+    own = next((lookup.feature for lookup in (one, other) if lookup.feature.name == one.name), None)
+    if own is not None and one.feature.name != other.feature.name:
+        of = next(lookup.feature.name for lookup in (one, other) if lookup.feature is not own)
+        return f"{text}: feature {own.name!r} has the name of the first-order weights of {of!r}; give it another name"
+    parts = ("feature", "table", "pooling")
+    different = [
+        f"{part} {getattr(one, part)!r} and {getattr(other, part)!r}"
+        for part in parts
+        if getattr(one, part) != getattr(other, part)
+    ]
+    return f"{text}: {different[0]}"
 
 
 def rows_of(lengths: Tensor, total: int) -> Tensor:

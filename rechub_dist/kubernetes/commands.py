@@ -106,6 +106,12 @@ def render(
             metavar="SECONDS", min=60, help="Without a step, end the pod; default: never.", rich_help_panel=_FAILURES
         ),
     ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="Take the folders from a run that holds them; that one ends.", rich_help_panel=_FAILURES
+        ),
+    ] = False,
     ttl_seconds: Annotated[
         int | None,
         typer.Option(min=0, help="After which an ended job is removed.", rich_help_panel=_FAILURES),
@@ -153,6 +159,7 @@ def render(
         backoff_limit=backoff_limit,
         ttl_seconds=ttl_seconds,
         liveness_seconds=liveness,
+        take_over=take_over,
         tensorboard=tensorboard,
         head=Size(head_cpu, head_memory),
         submitter=Size(submitter_cpu, submitter_memory),

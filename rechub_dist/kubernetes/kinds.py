@@ -142,6 +142,7 @@ def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:
         "max-failures": settings.max_restarts,
     }
     options = " ".join(f"--{name} {value}" for name, value in each.items())
+    options += " --take-over" if settings.take_over else ""
     head = pod(settings, ray_node(settings, "ray-head", head=True), component="head", restart="Always")
     workers = pod(settings, ray_node(settings, "ray-worker", head=False) | metrics(settings, config), restart="Always")
     submitter = pod(settings, ray_submitter(settings), component="submitter")

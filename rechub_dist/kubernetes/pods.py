@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rechub_dist.config import RunConfig
+from rechub_dist.distributed.process import LAUNCH
 from rechub_dist.kubernetes.run_file import metrics_ports
 from rechub_dist.kubernetes.settings import Settings, Size
 from rechub_dist.kubernetes.view import HOME, RAY_AGENT, RAY_DASHBOARD, RUN_FILE, RUNS, USER, mounts
@@ -14,6 +15,7 @@ from rechub_dist.kubernetes.view import HOME, RAY_AGENT, RAY_DASHBOARD, RUN_FILE
 Manifest = dict[str, Any]
 
 PREEMPTED_EXIT_CODE = 75  # EX_TEMPFAIL
+_JOB_UID = "metadata.labels['batch.kubernetes.io/controller-uid']"
 _HARDENED: Manifest = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -56,6 +58,7 @@ def torchrun(settings: Settings, endpoint: str, *, size: bool = True) -> list[st
         "rechub_dist",
         "train",
         RUN_FILE,
+        *(["--take-over"] if settings.take_over else []),
     ]
 
 
@@ -71,6 +74,8 @@ def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[st
         {"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"},
         # Ranks stop together when one pod is to go; those of the others have not done their work.
         {"name": "RECHUB_PREEMPTED_EXIT_CODE", "value": str(PREEMPTED_EXIT_CODE)},
+        # Of a Job's pods alone: those that come anew go on at once with what the ones before them held.
+        {"name": LAUNCH, "valueFrom": {"fieldRef": {"fieldPath": _JOB_UID}}},
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
     ]
     found |= metrics(settings, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from rechub_dist.config import RunConfig, parse_run, read_run, resolve_dataset
+from rechub_dist.config import RunConfig, read_run, resolve_dataset, stored_run
 from rechub_dist.data.places import Place, places
 from rechub_dist.data.storage import local_path
 from rechub_dist.errors import UserError
@@ -34,7 +34,7 @@ def run_for_pods(path: Path, overrides: Iterable[str], pod: PodView) -> RunConfi
             f"{path}: {len(text.encode()):,} bytes with the schema, and a ConfigMap holds {CONFIG_MAP_BYTES:,}; leave "
             f"data.dataset out, so that the pods read dataset.yaml below data.root"
         )
-    read = parse_run(text, RUN_FILE)
+    read = stored_run(text, RUN_FILE)
     assert read.model_dump(mode="json") == config.model_dump(mode="json"), "what is written is what is read"
     for place in places(read):
         _check_place(place, pod)

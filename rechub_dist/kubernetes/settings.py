@@ -65,6 +65,7 @@ class Settings:
         backoff_limit: how often a failed pod, or the whole run where the kind knows no other way, is started again.
         ttl_seconds: after which a job that has ended is removed; None keeps it.
         liveness_seconds: after which a rank without a step has its pod restarted; None never does.
+        take_over: whether the job takes its folders from a run that holds them.
         tensorboard: whether a TensorBoard on the output claim belongs to it.
         head: of the Ray node that trains nothing.
         submitter: of the container that hands a job to Ray.
@@ -94,6 +95,7 @@ class Settings:
     backoff_limit: int = 3
     ttl_seconds: int | None = None
     liveness_seconds: int | None = None
+    take_over: bool = False
     tensorboard: bool = False
     head: Size = HEAD
     submitter: Size = SUBMITTER

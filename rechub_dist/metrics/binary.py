@@ -7,7 +7,17 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from rechub_dist.metrics.direction import Direction
+
 Array = NDArray[np.float64]
+# What is reported, the first being what tells the best step unless the run file says otherwise.
+BINARY: dict[str, Direction] = {
+    "auc": "max",
+    "log_loss": "min",
+    "normalized_entropy": "min",
+    "calibration": "nearest_to_one",
+}
+REGRESSION: dict[str, Direction] = {"mse": "min", "mae": "min"}
 
 
 def binary_metrics(

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from rechub_dist.embedded import Jagged
+from rechub_dist.metrics.direction import Direction
 
+_NAMES = ("hit_rate", "recall", "ndcg", "mrr")
 _SCORES_AT_ONCE = 1 << 24  # elements of the largest temporary
 
 
@@ -122,6 +124,11 @@ def top_items(
         best[rows, : values.shape[1]] = values
         found[rows, : values.shape[1]] = held[places].masked_fill(values == -torch.inf, -1)
     return found, best
+
+
+def ranking_directions(ks: Sequence[int]) -> dict[str, Direction]:
+    """The names that `ranking_metrics` reports, in its order; each is the better, the higher it is."""
+    return {f"{name}@{k}": "max" for k in ks for name in _NAMES}
 
 
 def ranking_metrics(ranks: Tensor, ks: Sequence[int] = (10,)) -> dict[str, float]:

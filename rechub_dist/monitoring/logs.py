@@ -7,6 +7,8 @@ import os
 import socket
 import sys
 import warnings
+from contextlib import suppress
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from pythonjsonlogger.json import JsonFormatter
@@ -15,6 +17,15 @@ LOGGER = logging.getLogger("rechub_dist")
 # Outside of a run there is no log: what is to be told is told by other means.
 LOGGER.addHandler(logging.NullHandler())
 LOGGER.propagate = False
+
+
+class _Log(WatchedFileHandler):
+    """A log that is begun anew where somebody has removed it, with its folder."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # what is to be told is told elsewhere as well
+            Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+            super().emit(record)
 
 
 def log_to(folder: Path, rank: int, *, json_lines: bool = False) -> None:
@@ -36,7 +47,7 @@ def log_to(folder: Path, rank: int, *, json_lines: bool = False) -> None:
         rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
         static_fields={"rank": rank, "host": socket.gethostname()},
     )
-    handler = logging.FileHandler(folder / f"rank-{rank}.jsonl", encoding="utf-8")
+    handler = _Log(folder / f"rank-{rank}.jsonl", encoding="utf-8")
     handler.setFormatter(formatter)
     root = logging.getLogger()
     for old in root.handlers:

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from rechub_dist.batch import Batch
+from rechub_dist.config import EvaluationConfig
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import Label
+from rechub_dist.metrics.binary import BINARY, REGRESSION
+from rechub_dist.metrics.direction import Direction
+
+MEAN_AUC = "mean/auc"
 
 
 class Objective(nn.Module):
@@ -25,6 +30,10 @@ class Objective(nn.Module):
     def lookups(self) -> tuple[Lookup, ...]:
         """What the objective looks up besides the model: negatives, for one."""
         return ()
+
+    def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
+        """The metrics that an evaluation reports, by name in its order, each with what makes a value the better one."""
+        raise NotImplementedError
 
     def weight_sums(self, batch: Batch) -> Tensor:
         """This rank's part of the normalisers, float64 [K], known before the forward pass."""
@@ -66,6 +75,24 @@ class TaskObjective(Objective):
         self.labels = labels
         self.task_weights = tuple(task_weights.get(name, 1.0) for name in names)
         self.scored = {label.name: label.type for label in labels}
+
+    def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:  # noqa: ARG002
+        """Those of `task_metrics`, whatever the settings of rankings."""
+        return self.task_metrics()
+
+    def task_metrics(self) -> dict[str, Direction]:
+        """Those of each name of `scored`, with several the name before a slash; then the labels' mean AUC."""
+        found: dict[str, Direction] = {}
+        for name, kind in self.scored.items():
+            measured = BINARY if kind == "classification" else REGRESSION
+            found |= {self.metric(name, metric): direction for metric, direction in measured.items()}
+        if len(self.scored) > 1 and all(label.type == "classification" for label in self.labels):
+            found[MEAN_AUC] = "max"
+        return found
+
+    def metric(self, scored: str, metric: str) -> str:
+        """The name that a metric of `scored` is reported by."""
+        return f"{scored}/{metric}" if len(self.scored) > 1 else metric
 
     def losses(self, output: Output, labels: Tensor) -> Tensor:
         """The weighted sum of each row's losses, [B], from labels [B, T]."""

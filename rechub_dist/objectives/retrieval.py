@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.config import PointwiseConfig, RetrievalConfig
+from rechub_dist.config import EvaluationConfig, PointwiseConfig, RetrievalConfig
 from rechub_dist.distributed.collectives import gather_rows
 from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output, Sequence
 from rechub_dist.embedding.local import to_padded
 from rechub_dist.errors import UserError
 from rechub_dist.features import CatalogueFeature, Label, NegativeFeature
 from rechub_dist.layers.masking import following
+from rechub_dist.metrics.direction import Direction
+from rechub_dist.metrics.ranking import ranking_directions
 from rechub_dist.models.base import RecallModel
 from rechub_dist.objectives import losses
 from rechub_dist.objectives.base import Objective, row_weights
@@ -26,6 +28,7 @@ from rechub_dist.objectives.pointwise import PointwiseObjective
 
 NEGATIVES = "negatives"
 CATALOGUE = "catalogue"
+SAMPLED = "sampled_"  # before the names of metrics among drawn items
 
 
 class RetrievalObjective(Objective):
@@ -105,6 +108,13 @@ class RetrievalObjective(Objective):
             uniform=self.uniform,
         )
         return (Lookup(NEGATIVES, feature, table, pooling=None),)
+
+    def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
+        """Those of the ranking, among drawn items as well where that is asked for, and of the auxiliary tasks."""
+        found = ranking_directions(evaluation.top_k)
+        if evaluation.sampled_items is not None:
+            found |= {f"{SAMPLED}{name}": direction for name, direction in found.items()}
+        return found if self.tasks is None else found | self.tasks.task_metrics()
 
     @property
     def needs_counts(self) -> bool:

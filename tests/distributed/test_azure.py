@@ -76,6 +76,7 @@ def test_files(storage: dict[str, Any], data_root: Path, monkeypatch: pytest.Mon
     assert other.counts == found.counts
 
 
+@pytest.mark.slow
 def test_a_run_is_the_run_on_local_files(
     pool: RankPool, storage: dict[str, Any], data_root: Path, tmp_path: Path
 ) -> None:

@@ -43,7 +43,9 @@ def unweigh(path: Path, group: int) -> None:
 
 # Of an unshuffled epoch, batches of 20 rows lie wholly in the bad row group.
 @pytest.mark.parametrize("data", [{}, {"shuffle": False, "batch_size": 20}], ids=["shuffled", "whole_batches"])
-@pytest.mark.parametrize(("ranks", "pipeline"), [(1, "base"), (2, "base"), (2, "sparse_dist")])
+@pytest.mark.parametrize(
+    ("ranks", "pipeline"), [(1, "base"), pytest.param(2, "base", marks=pytest.mark.slow), (2, "sparse_dist")]
+)
 def test_skipped_rows_are_as_rows_without_weight(
     pool: RankPool, tmp_path: Path, ranks: int, pipeline: str, data: dict[str, Any]
 ) -> None:

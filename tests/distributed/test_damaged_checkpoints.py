@@ -88,5 +88,7 @@ def test_without_a_good_one_nothing_is_begun(pool: RankPool, four_saves: Path, d
     shutil.copytree(output(four_saves), output(path))
     for file in (output(path) / "checkpoints").rglob("rank-00000-*"):
         flip(lambda size: size - 1)(file)
-    with pytest.raises(UserError, match=r"no checkpoint can be read: .*remove the folder to start anew"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint can be read: .*put back a copy of it, or choose another output_dir"
+    ):
         pool.run(2, position, path)

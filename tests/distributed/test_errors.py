@@ -193,6 +193,7 @@ def test_local_ranks_exit_with_2_and_one_line(own_data: Path, tmp_path: Path) ->
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_unwritable_output_folder(data_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = run_file(tmp_path, data_root, "DeepFM", output_dir=str(tmp_path / "file" / "out"))
@@ -204,6 +205,7 @@ def test_an_unwritable_output_folder(data_root: Path, tmp_path: Path) -> None:
     assert "cannot be written" in errors[0]
 
 
+@pytest.mark.slow
 def test_under_torchrun_the_worker_exits_with_2_and_the_main_rank_prints(own_data: Path, tmp_path: Path) -> None:
     missing_column(own_data)
     path = run_file(tmp_path, own_data, "DeepFM")

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rechub_dist.config import load_run
 from rechub_dist.data.prepare.synthetic import synthesize
 from rechub_dist.describe import describe_model
 from rechub_dist.errors import UserError
 from rechub_dist.examples import DATA, ROOT, example_run
 from rechub_dist.models import catalogue
 from rechub_tests.ranks import RankPool
-from rechub_tests.runs import records, run_file, train, write_data
+from rechub_tests.representatives import each_model
+from rechub_tests.runs import records, reported_by, run_file, train, write_data
 
 MODELS = catalogue()
 
@@ -26,7 +28,7 @@ def rows_256(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", each_model())
 def test_overfits_256_rows(pool: RankPool, rows_256: Path, tmp_path: Path, model: str) -> None:
     epochs = 60
     path = run_file(
@@ -66,7 +68,8 @@ def test_the_printed_run_file_works(pool: RankPool, example_data: Path, tmp_path
     path.write_text(text.replace(ROOT, str(example_data)))
     [summary] = pool.run(1, train, path, [f"output_dir={tmp_path}/out"])
     assert summary.step == 2 * 1  # 1600 rows in batches of 4096
-    assert summary.test
+    reported = reported_by(load_run(path))
+    assert list(summary.test) == list(reported)
     shown = console.export_text()
     for word in (MODELS[model].paper.split()[0], *(name for name in text.split() if name.endswith("_features:"))):
         assert word.removesuffix(":") in shown

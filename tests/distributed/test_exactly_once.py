@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 import torch
 
 from rechub_dist.checkpoint import saved_steps
@@ -37,6 +38,7 @@ def trained(path: Path) -> dict[int, list[Row]]:
     }
 
 
+@pytest.mark.slow
 def test_five_kills_and_other_numbers_of_ranks(pool: RankPool, tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_data(data, ROWS)

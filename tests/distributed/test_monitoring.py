@@ -98,6 +98,7 @@ def test_what_a_run_tells(training: tuple[Path, int, subprocess.Popen[str]]) -> 
         assert any("preempted at step" in message for message in told)
 
 
+@pytest.mark.slow
 def test_a_frozen_rank_shows_no_life(training: tuple[Path, int, subprocess.Popen[str]]) -> None:
     path, _, process = training
     folder = output(path) / "health"
@@ -115,6 +116,7 @@ def test_a_frozen_rank_shows_no_life(training: tuple[Path, int, subprocess.Popen
     assert found.stderr == "no sign of life for 6 s by rank 1\n"
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     write_data(tmp_path / "data")
     with socket.socket() as taken:

@@ -52,7 +52,7 @@ def test_a_run_through_faults_is_the_run_on_local_files(
         assert [r["auc"] for r in records(remote, split)] == [r["auc"] for r in records(local, split)]
 
 
-@pytest.mark.parametrize("fault", ["503", "hang"])
+@pytest.mark.parametrize("fault", ["503", pytest.param("hang", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("on_bad_file", ["error", "skip"])
 def test_an_object_that_cannot_be_had_stops_all_ranks(
     pool: RankPool, proxy: FaultyProxy, tmp_path: Path, fault: Fault, on_bad_file: str

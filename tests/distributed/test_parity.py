@@ -21,6 +21,7 @@ from rechub_dist.evaluate import evaluate_run
 from rechub_dist.models import catalogue
 from rechub_dist.objectives import RetrievalObjective
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import each_model
 from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, losses, run_file, train
 
 MODELS = tuple(catalogue())
@@ -107,8 +108,8 @@ PLACEMENTS: dict[str, dict] = {
     "mixed": MIXED,
 }
 CASES = [
-    *((model, "table_wise", 2) for model in MODELS),
-    *((model, "row_wise", 3) for model in MODELS),
+    *each_model("table_wise", 2),
+    *each_model("row_wise", 3),
     *((model, "table_wise", 1) for model in ("DeepFM", "DIN", "SASRec", "SharedBottom")),
     *(("DeepFM", placement, 2) for placement in ("column_wise", "sgd", "replicated", "replicated_adam", "mixed")),
     *(("DIN", placement, 2) for placement in ("column_wise", "replicated")),
@@ -172,7 +173,7 @@ RETRIEVAL = [
 
 
 @pytest.mark.parametrize(("model", "objective"), RETRIEVAL)
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_negatives_are_those_of_the_global_batch(
     pool: RankPool, data_root: Path, tmp_path: Path, model: str, objective: dict, ranks: int
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_day_trains_on_the_day_alone(pool: RankPool, days: Path, tmp_path: Pat
     assert losses(reference) == losses(path)[:4]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_day(pool: RankPool, days: Path, tmp_path: Path) -> None:
     model = {"hidden_units": [1024, 1024]}
     sections = {"model": model, "checkpoint": {"every_steps": 3}}

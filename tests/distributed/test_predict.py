@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rechub_dist.batch import Batch
 from rechub_dist.build import Parts
 from rechub_dist.cli import app
 from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.outputs import claim
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.embedded import Embedded, Jagged
 from rechub_dist.embedding.local import LocalTables
@@ -170,7 +172,9 @@ def test_the_command(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
         "click",
         "predicted_click",
     ]
-    (tmp_path / "predicted" / "_SUCCESS").unlink()  # as if it had been cut off
+    shutil.rmtree(tmp_path / "predicted")
+    # as eight ranks leave it that were cut off
+    claim(str(tmp_path / "predicted"), "predictions", [f"part-{rank:05d}.parquet" for rank in range(8)])
     (tmp_path / "predicted" / "part-00007.parquet").write_bytes(b"half")
     assert CliRunner().invoke(app, command).exit_code == 0
     assert pq.read_table(tmp_path / "predicted").num_rows == ROWS

@@ -89,7 +89,7 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
     ("optimizer", "model"),
     [
         ("rowwise_adagrad", "DeepFM"),
-        ("adagrad", "DIN"),
+        pytest.param("adagrad", "DIN", marks=pytest.mark.slow),
         ("adam", "DeepFM"),
         pytest.param("adagrad", "DeepFM", marks=pytest.mark.slow),
         pytest.param("sgd", "DIN", marks=pytest.mark.slow),

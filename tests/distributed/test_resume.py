@@ -42,7 +42,7 @@ def equal_runs(path: Path, reference: Path) -> None:
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("victim", ["agent", "worker"])
+@pytest.mark.parametrize("victim", [pytest.param("agent", marks=pytest.mark.slow), "worker"])
 def test_sigkill_at_a_random_step(pool: RankPool, data_root: Path, tmp_path: Path, victim: str) -> None:
     # Dropout on: the resumed run must draw what the uninterrupted one drew. A step must take long enough to be hit.
     model = {"dropout_rates": 0.2, "hidden_units": [1024, 1024]}

@@ -13,7 +13,7 @@ import torch
 from faults.account import account, losses
 from faults.hosts import Command, Hosts, possible, train_command
 from rechub_tests.ranks import RankPool
-from rechub_tests.ray_runs import TwoNodes, main_worker, script
+from rechub_tests.ray_runs import TwoNodes, main_worker, ray_command
 from rechub_tests.runs import output, run_file, train
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
@@ -47,7 +47,7 @@ def test_a_run_moves_from_launcher_to_launcher(
         hosts.close()
 
     options = ["--num-workers", "2", "--placement", "STRICT_SPREAD"]
-    run = script("ray_train", str(path), *options, address=two_nodes.address)
+    run = ray_command("train", str(path), *options, address=two_nodes.address)
     run.wait_for("step 80: saved")
     os.kill(main_worker(run), signal.SIGKILL)
     killed = run.wait_for(r"resumed at step (8|9)")

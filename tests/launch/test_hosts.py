@@ -69,6 +69,7 @@ def test_sigterm_on_one_of_two_hosts_that_must_both_be_there(hosts: Hosts, launc
     assert agents[0].saw(f"preempted at step {saved}, resume with the same command") is not None
 
 
+@pytest.mark.slow
 def test_a_mistake_is_not_restarted(hosts: Hosts, launch_data: Path, tmp_path: Path) -> None:
     path = slow_run(tmp_path, launch_data)
     agents = [hosts.run(host, hosts_command(hosts, path, "2", "--set", "model.nonsense=1")) for host in (0, 1)]
@@ -78,6 +79,7 @@ def test_a_mistake_is_not_restarted(hosts: Hosts, launch_data: Path, tmp_path: P
     assert "agent of " not in told
 
 
+@pytest.mark.slow
 def test_sigterm_on_both_hosts(hosts: Hosts, launch_data: Path, tmp_path: Path) -> None:
     path = slow_run(tmp_path, launch_data)
     agents = [hosts.run(host, hosts_command(hosts, path, "2")) for host in (0, 1)]

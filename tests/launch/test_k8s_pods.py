@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from rechub_dist.config import RunConfig, Selection, load_run, parse_run
+from rechub_dist.config import RunConfig, Selection, load_run, stored_run
 from rechub_dist.errors import UserError
 from rechub_dist.kubernetes.kinds import KINDS, render
 from rechub_dist.kubernetes.run_file import run_for_pods
@@ -140,7 +140,7 @@ def test_what_is_written_is_what_is_read(run_yaml: Path) -> None:
     overrides = ["warm_start={from: /runs/y, tables: ['1e3']}", "data.train={path: t, where: [[d, '=', '1e5']]}"]
     config = for_pods(run_yaml, *overrides)
     text = by_kind(list(yaml.safe_load_all(render("job", SETTINGS, config))), "ConfigMap")["data"]["run.yaml"]
-    read = parse_run(text, "run.yaml")
+    read = stored_run(text, "run.yaml")
     assert read == load_run(run_yaml, [*overrides, "distributed.threads=2"])
     assert read.warm_start is not None
     assert (read.warm_start.from_, read.warm_start.tables) == ("/runs/y", ("1e3",))

@@ -73,6 +73,25 @@ def test_torchrun_itself_reads_its_arguments(kind: str) -> None:
     assert template["spec"]["terminationGracePeriodSeconds"] > 200
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_may_take_over(kind: str) -> None:
+    def said(*options: str) -> bool:
+        objects = render(kind, *options)
+        if kind == "rayjob":
+            return " --take-over" in by_kind(objects, "RayJob")["spec"]["entrypoint"]
+        return container(trainer_pod(objects))["args"][-1] == "--take-over"
+
+    assert said("--take-over")
+    assert not said()
+
+
+@pytest.mark.parametrize("kind", TORCHRUN_KINDS)
+def test_attempts_of_a_job_know_each_other(kind: str) -> None:
+    environment = {item["name"]: item for item in container(trainer_pod(render(kind)))["env"]}
+    label = "metadata.labels['batch.kubernetes.io/controller-uid']"
+    assert environment["RECHUB_LAUNCH"]["valueFrom"]["fieldRef"]["fieldPath"] == label
+
+
 def test_the_pods_meet_at_the_first_of_them() -> None:
     objects = render("job", "--workers", "3")
     job, service, template = by_kind(objects, "Job"), by_kind(objects, "Service"), trainer_pod(objects)

@@ -9,7 +9,7 @@ import pytest
 
 from rechub_dist.predict import Prediction, predict_run
 from rechub_tests.ranks import RankPool
-from rechub_tests.ray_runs import TwoNodes, script
+from rechub_tests.ray_runs import TwoNodes, ray_command
 from rechub_tests.runs import config_of, output, run_file, train
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
@@ -26,7 +26,7 @@ def test_a_prediction_is_the_same(pool: RankPool, two_nodes: TwoNodes, launch_da
     config, data = str(output(path) / "config.yaml"), f"{launch_data}/test"
     pool.run(2, predict, path, Prediction(data, str(tmp_path / "ours"), keep=("user",)))
     options = ["--predict", data, "--out", str(tmp_path / "theirs"), "--keep", "user"]
-    job = script("ray_train", config, "--num-workers", "2", *options, address=two_nodes.address)
+    job = ray_command("train", config, "--num-workers", "2", *options, address=two_nodes.address)
     assert job.wait() == 0, job.text
     order = [("source_file", "ascending"), ("source_row", "ascending")]
     ours, theirs = (pq.read_table(tmp_path / who).sort_by(order) for who in ("ours", "theirs"))
@@ -37,6 +37,6 @@ def test_a_prediction_is_the_same(pool: RankPool, two_nodes: TwoNodes, launch_da
 
 def test_a_prediction_needs_a_place(launch_data: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, launch_data, "DeepFM")
-    job = script("ray_train", str(path), "--predict", f"{launch_data}/test")
+    job = ray_command("train", str(path), "--predict", f"{launch_data}/test")
     assert job.wait() == 2
     assert job.text == "error: --predict: needs --out FOLDER, and goes without --evaluate\n"

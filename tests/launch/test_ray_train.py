@@ -18,7 +18,7 @@ import torch
 from faults.account import account, losses
 from faults.hosts import ROOT, Command
 from rechub_tests.ranks import RankPool
-from rechub_tests.ray_runs import ENVIRONMENT, TwoNodes, main_worker, script
+from rechub_tests.ray_runs import ENVIRONMENT, TwoNodes, main_worker, ray_command
 from rechub_tests.runs import output, run_file, train, write_data
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
@@ -49,7 +49,7 @@ def check_same(path: Path, reference: Path, tolerance: float = 1e-5) -> None:
 def test_a_killed_worker_of_two_nodes(two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
     options = ["--num-workers", "2", "--placement", "STRICT_SPREAD"]
-    run = script("ray_train", str(path), *options, address=two_nodes.address)
+    run = ray_command("train", str(path), *options, address=two_nodes.address)
     run.wait_for("step 20: saved")
     os.kill(main_worker(run), signal.SIGKILL)
     assert run.wait() == 0, run.text
@@ -68,7 +68,7 @@ def test_a_killed_worker_of_two_nodes(two_nodes: TwoNodes, launch_data: Path, re
 
 def test_a_mistake_in_the_run_file_is_one_line(launch_data: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, launch_data, "DeepFM")
-    run = script("ray_train", str(path), "--set", "train.epohcs=3")
+    run = ray_command("train", str(path), "--set", "train.epohcs=3")
     assert run.wait() == 2
     assert run.text == f"error: {path}: unknown key 'train.epohcs': did you mean 'epochs'?\n"
 
@@ -81,7 +81,7 @@ def test_a_mistake_that_a_rank_finds_is_not_tried_again(two_nodes: TwoNodes, tmp
     items = pa.array([999] * len(table))
     pq.write_table(table.set_column(table.column_names.index("item"), "item", items), bad, row_group_size=70)
     path = run_file(tmp_path, tmp_path / "data", "DeepFM", model=BIG)
-    run = script("ray_train", str(path), "--num-workers", "2", address=two_nodes.address)
+    run = ray_command("train", str(path), "--num-workers", "2", address=two_nodes.address)
     assert run.wait() == 2, run.text
     assert [line for line in run.text.splitlines() if line.startswith("error:")] == run.text.splitlines()[-1:]
     assert run.saw(r"^error: .*part-2.parquet.*'item'.*999"), run.text
@@ -119,7 +119,7 @@ def test_a_node_that_is_to_go_is_no_failure(
     path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
     third = two_nodes.cluster.add_node(num_cpus=1, resources={"third": 1})
     spread = ["--num-workers", "3", "--min-workers", "2", "--placement", "STRICT_SPREAD", "--max-failures", "0"]
-    run = script("ray_train", str(path), *spread, "--set", "train.eval_every=1", address=two_nodes.address)
+    run = ray_command("train", str(path), *spread, "--set", "train.eval_every=1", address=two_nodes.address)
     run.wait_for(r"3 rank\(s\)")
     run.wait_for("step 20: saved")
     drain = ["drain-node", "--address", two_nodes.address, "--node-id", third.node_id, "--reason-message", "spot"]
@@ -137,7 +137,7 @@ def test_a_node_that_comes_is_taken_in(two_nodes: TwoNodes, launch_data: Path, r
     path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
     elastic = ["--num-workers", "3", "--min-workers", "2", "--resize-seconds", "2"]
     slow = ["--set", "train.eval_every=3", "--set", "data.valid=train"]  # Ray takes ten seconds to see the node
-    run = script("ray_train", str(path), *elastic, *slow, address=two_nodes.address)
+    run = ray_command("train", str(path), *elastic, *slow, address=two_nodes.address)
     run.wait_for("step 10: saved")
     third = two_nodes.cluster.add_node(num_cpus=1)
     assert run.wait() == 0, run.text
@@ -152,21 +152,22 @@ def test_a_node_that_comes_is_taken_in(two_nodes: TwoNodes, launch_data: Path, r
 @pytest.mark.slow
 def test_the_package_is_shipped(two_nodes: TwoNodes) -> None:
     code = (
-        "import ray, sys; from ray_workers import Workers, connect; "
+        "import ray, sys; from rechub_dist.launch.ray_workers import Workers, connect; "
         f"connect({two_nodes.address!r}, Workers(1), ship=True, runtime_env=None); "
         "print(ray.get(ray.remote(lambda: __import__('sys').path).remote()))"
     )
-    run = Command([sys.executable, "-c", code], {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{ROOT / 'launch'}"})
+    run = Command([sys.executable, "-c", code], ENVIRONMENT)
     assert run.wait() == 0, run.text
     (folder,) = {path for path in re.findall(r"'([^']+)'", run.text) if "/py_modules_files/" in path}
-    assert (Path(folder) / "rechub_dist" / "trainer.py").read_text() == (ROOT / "rechub_dist/trainer.py").read_text()
+    for file in ("trainer.py", "launch/ray_ranks.py"):
+        assert (Path(folder) / "rechub_dist" / file).read_text() == (ROOT / "rechub_dist" / file).read_text()
 
 
 @pytest.mark.slow
 def test_an_evaluation_is_the_same(two_nodes: TwoNodes, launch_data: Path, reference: Path) -> None:
     out, data = output(reference), str(launch_data / "test")
     evaluate = ["--evaluate", data, "--json", "--num-workers", "2"]
-    run = script("ray_train", str(out / "config.yaml"), *evaluate, address=two_nodes.address)
+    run = ray_command("train", str(out / "config.yaml"), *evaluate, address=two_nodes.address)
     own = Command([sys.executable, "-m", "rechub_dist", "evaluate", str(out), "--data", data, "--json"])
     assert (run.wait(), own.wait()) == (0, 0), run.text + own.text
     found, wanted = (json.loads(re.findall(r"^\{.*\}$", c.text, re.MULTILINE)[0]) for c in (run, own))

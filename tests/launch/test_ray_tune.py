@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rechub_dist.config import load_run
-from rechub_tests.ray_runs import TwoNodes, script
+from rechub_tests.ray_runs import TwoNodes, ray_command
 from rechub_tests.runs import records, run_file
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
@@ -40,9 +40,10 @@ def evaluations(folder: Path, trial: str) -> list[int]:
     return [record["step"] for record in records(folder / "trials" / trial / "config.yaml", "valid")]
 
 
+@pytest.mark.slow
 def test_trials_side_by_side(two_nodes: TwoNodes, launch_data: Path, tmp_path: Path) -> None:
     arguments, out = write_search(tmp_path, launch_data, 3), tmp_path / "out"
-    run = script("ray_tune", *arguments, address=two_nodes.address)
+    run = ray_command("tune", *arguments, address=two_nodes.address)
     assert run.wait() == 0, run.text
     best, other = results(out)
     assert float(best["valid auc"]) > 0.9 > float(other["valid auc"])
@@ -60,16 +61,16 @@ def test_trials_side_by_side(two_nodes: TwoNodes, launch_data: Path, tmp_path: P
 def test_an_interrupted_search_of_sharded_trials_goes_on(launch_data: Path, tmp_path: Path) -> None:
     arguments, out = write_search(tmp_path, launch_data, 6), tmp_path / "out"
     options = ["--num-workers", "2", "--concurrent", "1"]
-    run = script("ray_tune", *arguments, *options)
+    run = ray_command("tune", *arguments, *options)
     run.wait_for("step 188 valid")
     run.signal(signal.SIGTERM)
     assert run.wait() == 0, run.text
     assert run.saw("stopped before the end, the same command goes on"), run.text
     assert len(results(out)) == 1
-    other = script("ray_tune", *arguments, *options, "--set", "seed=3")
+    other = ray_command("tune", *arguments, *options, "--set", "seed=3")
     assert other.wait() == 2
     assert other.saw(r"^error: output_dir: .* holds another search; .*run.seed 7 -> 3"), other.text
-    run = script("ray_tune", *arguments, *options)
+    run = ray_command("tune", *arguments, *options)
     assert run.wait() == 0, run.text
     assert run.saw(r"2 rank\(s\) on cpu.*resumed at step"), run.text
     best, other_trial = results(out)

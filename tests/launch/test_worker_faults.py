@@ -36,6 +36,7 @@ def wait_for_step(path: Path, step: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_told_and_the_run_goes_on(launch_data: Path, tmp_path: Path) -> None:
     sections = {"checkpoint": {"every_steps": 10}, "train": {"epochs": 1, "log_every": 1, "trace_rows": True}}
     path = run_file(tmp_path, launch_data, "DeepFM", model=BIG, **sections, distributed={"stall_seconds": 3})
@@ -51,6 +52,7 @@ def test_a_stopped_worker_is_told_and_the_run_goes_on(launch_data: Path, tmp_pat
     assert len(rows) == len(set(rows)) == 6000
 
 
+@pytest.mark.slow
 def test_sigterm_during_an_evaluation(pool: RankPool, tmp_path: Path) -> None:
     write_data(tmp_path / "data", 6000)
     sections = {"model": BIG, "train": {"epochs": 2, "log_every": 1}, "data": {"valid": "train"}}
@@ -71,6 +73,7 @@ def test_sigterm_during_an_evaluation(pool: RankPool, tmp_path: Path) -> None:
     assert saved_steps(output(path) / "checkpoints") == saved_steps(output(reference) / "checkpoints")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [False, True], ids=["while training", "after training"])
 def test_sigterm_while_a_checkpoint_is_written(launch_data: Path, tmp_path: Path, last: bool) -> None:
     users = {"user": {"kind": "sparse", "rows": 3_000_000}}  # 220 MB to save, so that it takes a while
@@ -92,7 +95,7 @@ def test_sigterm_while_a_checkpoint_is_written(launch_data: Path, tmp_path: Path
     run.signal(signal.SIGTERM)
     assert not (folder / "step-0000000010" / "manifest.json").exists(), "the save was over before the signal"
     assert run.wait() == 0, run.text
-    assert sorted(file.name for file in folder.iterdir()) == [f"step-{step:010d}" for step in saved_steps(folder)]
+    assert sorted(file.name for file in folder.glob("step-*")) == [f"step-{step:010d}" for step in saved_steps(folder)]
     step = saved_steps(folder)[-1]
     assert run.saw(f"finished at step {step}" if last else f"preempted at step {step}, resume with"), run.text
     read_checkpoint(folder / f"step-{step:010d}")  # compares with the checksums
@@ -113,6 +116,7 @@ def test_sigterm_before_training_ends_at_once(launch_data: Path, tmp_path: Path)
     assert "resume with the same command" in run.text
 
 
+@pytest.mark.slow
 def test_outer_restarts_after_the_agent_has_died(launch_data: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, launch_data, "DeepFM", model=BIG, checkpoint={"every_steps": 10})
     run = Command(train_command(path, "--nproc", "2", "--outer-restarts", "1"), {"RECHUB_OUTER_PAUSE": "0"})
@@ -129,6 +133,7 @@ def test_outer_restarts_after_the_agent_has_died(launch_data: Path, tmp_path: Pa
     assert run.wait() == 0, run.text
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait_for_a_worker_that_hangs(launch_data: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, launch_data, "DeepFM", model=BIG)
     run = command(path)

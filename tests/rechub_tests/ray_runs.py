@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, and the commands of launch/ray_*.py on it."""
+"""A Ray cluster of two nodes on this machine, and the commands of launch/ on it."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class TwoNodes:
         self.cluster.shutdown()
 
 
-def script(name: str, *arguments: str, address: str | None = None) -> Command:
-    """Start launch/<name>.py; None: in a cluster of its own."""
+def ray_command(name: str, *arguments: str, address: str | None = None) -> Command:
+    """Start `rechub-dist ray <name>`; None: in a cluster of its own."""
     where = [] if address is None else ["--address", address]
-    return Command([sys.executable, str(ROOT / "launch" / f"{name}.py"), *arguments, *where], ENVIRONMENT)
+    return Command([sys.executable, "-m", "rechub_dist", "ray", name, *arguments, *where], ENVIRONMENT)
 
 
 def main_worker(command: Command) -> int:

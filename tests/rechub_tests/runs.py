@@ -201,6 +201,11 @@ def config_of(path: Path) -> RunConfig:
     return load_run(path)
 
 
+def reported_by(config: RunConfig) -> dict[str, str]:
+    """The metrics that an evaluation of a run is to report, and what makes each better."""
+    return dict(build(config, device="cpu", world_size=1).step.objective.metrics(config.evaluation))
+
+
 def position(path: Path) -> tuple[int, str]:
     """The step at which a run would go on, and what it says meanwhile."""
     told = io.StringIO()

@@ -218,3 +218,18 @@ def test_a_file_that_cannot_be_counted_is_left_out(tmp_path: Path) -> None:
     manifest = Manifest.read(source, skip_bad=True)
     assert [skipped.reason for skipped in manifest.left_out] == ["corrupt"]
     assert manifest.counts == (kept(rows(40, 0)).num_rows,)
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize("where", [("x", ">", 0.5), ("a", "=", "p")])
+def test_strings_and_floats_of_any_type(tmp_path: Path, kind: pa.DataType, where: Any) -> None:
+    strings = pa.array(["p", "q", "p", None])
+    strings = strings.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else strings.cast(kind)
+    table = pa.table({"a": strings, "x": pa.array(np.array([1, 0.25, 0.75, 0.5], np.float16))})
+    pq.write_table(table, tmp_path / "p.parquet")
+    spec = BatchSpec((SparseFeature("a", Table("a", 50), hash=True),), (DenseFeature("x"),), collections={"c": ("a",)})
+    manifest = Manifest.read(Selection(path=str(tmp_path), where=(where,)))
+    reader = ParquetReader(manifest, spec, batch_size=4, shuffle=False, lanes=1)
+    [batch] = list(reader.batches(0))
+    assert batch.dense[:, 0].tolist() == [1.0, 0.75]
+    assert len(set(batch.feature("a").values().tolist())) == 1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rechub_dist.config import load_run, parse_run
+from rechub_dist.config import load_run, stored_run
 from rechub_dist.errors import UserError
 from rechub_dist.features import (
     CrossFeature,
@@ -48,7 +48,7 @@ def test_the_dump_loads_as_the_same_configuration(run_yaml: Path, tmp_path: Path
 def test_what_is_given_is_dumped_by_the_names_of_its_keys(run_yaml: Path) -> None:
     values = ["warm_start={from: runs/a, tables: ['1e3']}", "data.train={path: t, where: [[day, '=', '1E5']]}"]
     config = load_run(run_yaml, values)
-    assert parse_run(config.dump_given(), "run.yaml") == parse_run(config.dump(), "run.yaml") == config
+    assert stored_run(config.dump_given(), "run.yaml") == stored_run(config.dump(), "run.yaml") == config
     assert "batch_size" not in config.dump_given()
 
 
@@ -70,7 +70,7 @@ def test_it_is_frozen(run_yaml: Path) -> None:
         ("train.epoch=3", "unknown key 'train.epoch': did you mean 'epochs'?"),
         ("trian.epochs=3", "unknown key 'trian': did you mean 'train'?"),
         ("embedding.rules=[{tables: x, optimizer: {lrr: 3}}]", "'embedding.rules.0.optimizer.lrr': did you mean 'lr'?"),
-        ("objective={name: retrieval, topk: 3}", "did you mean 'top_k'?"),
+        ("evaluation={topk: 3}", "did you mean 'top_k'?"),
         ("objective={name: foo}", "'pointwise', 'entire_space', 'retrieval'"),
         ("train.epochs=1.5", "train.epochs: input should be a valid integer, got 1.5"),
         ("train.epochs=0", "train.epochs: input should be greater than 0"),

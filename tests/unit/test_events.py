@@ -309,3 +309,24 @@ def test_command_tells_how_it_is_used() -> None:
     text = command("--help").output
     assert "Example: rechub-dist data sequences ratings.csv" in text
     assert "leave-one-out" in text
+
+
+def test_string_views_are_strings(tmp_path: Path) -> None:
+    users, items, times = zip(*EVENTS, strict=True)
+    plain = pa.table({"user": [str(user) for user in users], "item": [str(item) for item in items], "time": times})
+    views = pa.table({name: plain[name].cast(pa.string_view()) for name in ("user", "item")} | {"time": plain["time"]})
+    for name, table in (("plain", plain), ("views", views)):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        prepare_events(tmp_path / f"{name}.parquet", tmp_path / name, COLUMNS, plan())
+    assert original(tmp_path / "views") == original(tmp_path / "plain")
+
+
+def test_the_events_are_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    path = write(tmp_path / "data" / "e.parquet", EVENTS)
+    before = path.read_bytes()
+    for out in (path, path.parent, tmp_path):
+        with pytest.raises(UserError, match="the input"):
+            prepare_events(path, out, COLUMNS, plan())
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["data", "e.parquet"]

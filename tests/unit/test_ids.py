@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rechub_dist.build import build, identity
+from rechub_dist.build import build
 from rechub_dist.config import RunConfig
 from rechub_dist.data.collate import assemble
-from rechub_dist.data.columns import check_schema, read_ids
+from rechub_dist.data.columns import read_ids
+from rechub_dist.data.fit import check_schema
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.negatives import Draw, hash_ids
 from rechub_dist.data.reader import ParquetReader
@@ -26,6 +27,7 @@ from rechub_dist.data.vocabulary import Vocabulary, read_vocabulary
 from rechub_dist.data.window import open_window
 from rechub_dist.errors import UserError
 from rechub_dist.features import SequenceFeature, SparseFeature, Table
+from rechub_dist.identity import identity
 from rechub_dist.schema import parse_schema
 
 ITEM = Table("item", 50)
@@ -323,7 +325,7 @@ def test_another_vocabulary_is_another_run(tmp_path: Path) -> None:
     known = []
     for ids in ([1, 2], [2, 1], [1, 2]):
         write_vocabulary(tmp_path / "data", ["a", "b"], ids)
-        known.append(identity(config, build(config, device="cpu", world_size=1), manifest))
+        known.append(identity(build(config, device="cpu", world_size=1), manifest.fingerprint()))
     assert known[0] == known[2] != known[1]
     assert [key for key in known[0]["data"] if known[0]["data"][key] != known[1]["data"][key]] == ["vocabularies"]
 

@@ -54,14 +54,32 @@ def test_features_need_the_standard_library_alone() -> None:
 def test_only_launch_imports_ray() -> None:
     files = [file for folder in ("rechub_dist", "benchmarks", "docker") for file in (ROOT / folder).rglob("*.py")]
     files.remove(ROOT / "benchmarks" / "reader_peers.py")  # it measures Ray's own loader
+    files = [file for file in files if (ROOT / "launch") not in file.resolve().parents]
     wrong = [str(file.relative_to(ROOT)) for file in files for name in imports(file) if within(name, "ray")]
     assert not wrong, f"only launch/ may import ray: {wrong}"
+
+
+def test_the_command_imports_nothing_slow() -> None:
+    slow = ("torch", "torchrec", "fbgemm_gpu", "ray", "pyarrow", "numpy")
+    code = f"import sys, rechub_dist.cli; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_notebook_needs_torch_alone() -> None:
     code = (
         "import sys; from rechub_dist.models import DeepFM; "
         "print([name for name in ('torchrec', 'fbgemm_gpu', 'ray', 'pydantic', 'pyarrow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_columns_become_ids_without_torch() -> None:
+    modules = ("columns", "cross", "strings", "vocabulary")
+    code = (
+        f"import sys, rechub_dist.data.{', rechub_dist.data.'.join(modules)}; "
+        "print([name for name in ('torch', 'torchrec', 'fbgemm_gpu', 'ray') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

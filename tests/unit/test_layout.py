@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from rechub_dist.config import EmbeddingConfig, TableOptimizerConfig, TableRule
-from rechub_dist.embedded import Lookup
+from rechub_dist.embedded import Jagged, Lookup
 from rechub_dist.embedding.layout import make_layout
+from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError
-from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature, Table
+from rechub_dist.features import CrossFeature, NegativeFeature, SequenceFeature, SparseFeature, Table
 
 USER, ITEM = Table("user", 100, dim=6), Table("item", 50, dim=8)
 user, item = SparseFeature("user", USER), SparseFeature("item", ITEM)
@@ -150,3 +152,61 @@ def test_what_is_allowed_on_cuda() -> None:
 def test_contradicting_lookups(other: Lookup, message: str) -> None:
     with pytest.raises(UserError, match=message):
         layout((*LOOKUPS, other))
+
+
+ODD = [
+    "type",
+    "items",
+    "keys",
+    "values",
+    "float",
+    "forward",
+    "training",
+    "pop",
+    "weight",
+    "1",
+    "a b",
+    "x.y",
+    "*",
+    "a\nb",
+]
+
+
+@pytest.mark.parametrize("replicate_below", [0, 1000])
+@pytest.mark.parametrize("pooling", ["sum", None])
+def test_tables_and_features_of_any_name(replicate_below: int, pooling: Any) -> None:
+    features = [SequenceFeature(name, Table(name, 10, dim=4), max_length=3) for name in ODD]
+    found = layout(
+        tuple(Lookup(f.name, f, f.table, pooling) for f in features), world=1, replicate_below=replicate_below
+    )
+    assert list(found.tables) == ODD  # as checkpoints name them
+    stage = EmbeddingStage(found, (), seed=0)
+    keys = [key for names in found.collections.values() for key in names]
+    assert keys == ODD
+    if replicate_below:
+        assert stage.replicated is not None
+        ids = {name: Jagged.single(torch.tensor([place % 10])) for place, name in enumerate(ODD)}
+        embedded = stage.replicated.local(ids)
+        for place, name in enumerate(ODD):
+            own = embedded.vectors[name] if pooling else embedded.sequences[name].values[:, 0]
+            assert torch.equal(own[0], stage.replicated.local.weight(name)[place % 10])
+
+
+def test_a_feature_named_like_another_ones_weights() -> None:
+    other = SparseFeature("user.linear", Table("user.linear", 10, dim=8))
+    lookups = (Lookup("user.linear", user, USER.linear, "sum"), Lookup("user.linear", other, other.table, "sum"))
+    for pair in (lookups, lookups[::-1]):
+        with pytest.raises(UserError, match=r"feature 'user.linear' has the name of the first-order weights of 'user'"):
+            layout(pair)
+
+
+def test_negatives_need_a_second_id() -> None:
+    drawn = NegativeFeature("negative", Table("single", 1, dim=4), like="user")
+    with pytest.raises(UserError, match="'negative': table 'single' has one id; for negatives there has to be another"):
+        layout((Lookup("negative", drawn, drawn.table, None),))
+
+
+@pytest.mark.parametrize("name", ["", "a/b"])
+def test_what_no_table_can_be_named(name: str) -> None:
+    with pytest.raises(ValueError, match=r"must be non-empty and without '/': declare the table under another name"):
+        Table(name, 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,73 @@ def test_addresses_that_cannot_be_served(address: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         Manifest.read(address, StorageConfig(region="us-east-1"))
     assert "\n" not in str(caught.value)
+
+
+def names(path: Path | str) -> list[str]:
+    return [file.name for file in Manifest.read(str(path)).files]
+
+
+def refused(path: Path | str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        Manifest.read(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_links_to_files_and_folders_elsewhere_are_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "day").symlink_to(folder / "date=2022-04-22")
+    (tmp_path / "linked" / "a.parquet").symlink_to(folder / "date=2022-04-23" / "hour=08" / "part-0.parquet")
+    expected = ["a.parquet", "day/hour=08/part-0.parquet", "day/hour=17/part-0.parquet"]
+    assert names(tmp_path / "linked") == expected
+    (tmp_path / "link").symlink_to("linked")
+    assert names(tmp_path / "link") == expected
+
+
+def test_a_link_to_a_folder_above_is_not_followed(folder: Path) -> None:
+    plain = names(folder)
+    (folder / "date=2022-04-22" / "again").symlink_to("..")
+    (folder / "self").symlink_to(".")
+    assert names(folder) == plain
+
+
+def test_a_file_that_links_show_twice_is_refused(folder: Path) -> None:
+    part = folder / "date=2022-04-22" / "hour=08"
+    (folder / "newest").symlink_to("date=2022-04-22/hour=08")
+    refused(folder, r"/newest/part-0.parquet: it is the same file as .*/hour=08/part-0.parquet, by a link; remove one")
+    assert len(names(f"{folder}/date=*")) == 8
+    (folder / "newest").unlink()
+    (part / "copy.parquet").symlink_to("part-0.parquet")
+    refused(folder, "is the same file as .*copy.parquet")
+
+
+def test_links_to_nothing_are_refused(folder: Path) -> None:
+    (folder / "gone").symlink_to("nowhere")  # no shard by its name
+    (folder / "_old.parquet").symlink_to("nowhere")
+    assert len(names(folder)) == 8
+    (folder / "x.parquet").symlink_to("nowhere")
+    refused(folder, r"x.parquet: it is a link that leads nowhere; remove it, or name the data by a pattern")
+    refused(f"{folder}/*.parquet", "leads nowhere")
+    assert len(names(f"{folder}/date=*")) == 8
+    (folder / "x.parquet").unlink()
+    (folder / "y.parquet").symlink_to("z.parquet")
+    (folder / "z.parquet").symlink_to("y.parquet")
+    refused(folder, r"y.parquet: it is a link that leads nowhere")
+
+
+def test_what_is_no_file_is_refused(folder: Path) -> None:
+    (folder / "x.parquet").mkdir()
+    refused(folder, r"x.parquet: it is a folder without a \*.parquet file in it")
+    (folder / "date=2022-04-22" / "hour=08" / "part-0.parquet").rename(folder / "x.parquet" / "part-0.parquet")
+    assert "x.parquet/part-0.parquet" in names(folder)  # as some writers have it
+    os.mkfifo(folder / "pipe.parquet")
+    refused(folder, "pipe.parquet: it is neither a file nor a folder, but a pipe")
+    refused(folder / "pipe.parquet", "neither a file nor a folder")
+
+
+def test_signs_of_patterns_in_names_that_are_there(folder: Path, tmp_path: Path) -> None:
+    moved = folder.rename(tmp_path / "set [v2] *?")
+    assert len(names(moved)) == 8
+    assert len(names(f"{moved}/date=2022-04-2[23]")) == 4
+    assert len(names(f"{moved}/*/hour=08")) == 4
+    assert len(names(f"file://{tmp_path}/set*")) == 8
+    refused(tmp_path / "set [v3]", "no file matches")

@@ -18,7 +18,6 @@ from rechub_dist.data.negatives import (
     name_salt,
     row_keys,
 )
-from rechub_dist.errors import UserError
 from rechub_dist.features import NegativeFeature, Table
 
 
@@ -122,14 +121,15 @@ def test_one_id_left_is_found() -> None:
     ]
 
 
-def test_no_id_left() -> None:
-    full = [[0, 1, 2], [1]]
-    with pytest.raises(
-        UserError, match=r"feature 'negative': a row holds all 3 ids of table 'item' in 'like'.*shorten"
-    ):
-        draw_negatives(feature(3, exclude=("like",)), flat(full)[1], [flat(full)], Draw(0, 0, 0))
-    # a row that wants no negative is no error
-    assert len(draw_negatives(feature(3, exclude=("like",)), np.array([0, 2]), [flat(full)], Draw(0, 0, 0))) == 2
+def test_a_row_that_holds_the_whole_table_is_drawn_from_all_of_it() -> None:
+    negative = feature(3, count=3000, exclude=("like",))
+    rows = [[1], [0, 1, 2], [2], [2, 1, 0, 0]]
+    drawn = draw_negatives(negative, np.array([1, 1, 0, 1]), [flat(rows)], Draw(0, 0, 0)).reshape(3, -1)
+    assert set(drawn[0]) == {0, 2}
+    for row in drawn[1:]:
+        assert np.abs(np.bincount(row, minlength=3) - 1000).max() < 150
+    alone = draw_negatives(negative, np.array([1]), [flat(rows[:1])], Draw(0, 0, 0))
+    assert drawn[0].tolist() == alone.tolist()  # the others' draws do not change
 
 
 def test_weighted_draws_follow_their_weights() -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rechub_dist.data.outputs import MARK
 from rechub_dist.data.prepare.writer import (
     ROW_GROUP,
     ShardWriter,
@@ -107,12 +108,14 @@ def test_failure_leaves_nothing_and_keeps_the_earlier(tmp_path: Path) -> None:
 
 
 def test_killed_preparation_is_cleared_by_the_next(tmp_path: Path) -> None:
-    debris = tmp_path / ".out.preparing" / "train"
-    debris.mkdir(parents=True)
-    (debris / "part-00099.parquet").touch()
     with prepared_folder(tmp_path / "out", "small") as folder:
         small(folder)
-    assert sorted(digest(tmp_path / "out")) == ["dataset.yaml", "train/part-00000.parquet"]
+    debris = tmp_path / ".out.writing"
+    (tmp_path / "out").rename(debris)
+    (debris / "train/part-00099.parquet").touch()
+    with prepared_folder(tmp_path / "out", "small") as folder:
+        small(folder)
+    assert sorted(digest(tmp_path / "out")) == [MARK, "dataset.yaml", "train/part-00000.parquet"]
 
 
 @pytest.mark.parametrize("files", [["notes.txt"], ["dataset.yaml", "notes.txt"], ["train"], ["dataset.yaml", "train"]])
@@ -121,7 +124,7 @@ def test_foreign_folder_is_refused(tmp_path: Path, files: list[str]) -> None:
     out.mkdir()
     for name in files:
         (out / name).write_text("name: smaller\n")
-    with pytest.raises(UserError, match="no earlier preparation"), prepared_folder(out, "small"):
+    with pytest.raises(UserError, match="is no output of ours"), prepared_folder(out, "small"):
         pass
     assert sorted(path.name for path in out.iterdir()) == sorted(files)
 

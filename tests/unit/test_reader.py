@@ -226,8 +226,10 @@ def test_only_the_needed_windows_and_columns_are_read(tmp_path: Path, monkeypatc
     manifest = write(tmp_path, [[50] * 8] * 4)
     reads: dict[tuple[int, int], list[str]] = {}
     plain = pq.ParquetFile.read_row_group
+    files = []  # kept: a file that is opened later must not get the same identity
 
     def spy(self: Any, group: int, columns: list[str], **arguments: Any) -> pa.Table:
+        files.append(self)
         reads.setdefault((id(self), group), []).extend(columns)
         assert arguments == {"use_threads": False}
         return plain(self, group, columns=columns, **arguments)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import rechub_dist.data.rechunk as module
 from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.outputs import MARK
 from rechub_dist.data.rechunk import rechunk
 from rechub_dist.errors import UserError
 
@@ -168,19 +169,19 @@ def test_partitions_stay_what_they_are(tmp_path: Path, shuffle: bool) -> None:
     # beside other folders they are folders like these
     write(tmp_path / "log" / "other", [[3]])
     rechunk(str(tmp_path / "log"), tmp_path / "one", row_group_rows=4)
-    assert [path.name for path in (tmp_path / "one").iterdir()] == ["part-00000.parquet"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [MARK, "part-00000.parquet"]
 
 
 def test_what_is_there_is_never_touched(tmp_path: Path) -> None:
     source = write(tmp_path / "source", [[5]])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("dear")
-    with pytest.raises(UserError, match=r"out is there and is not empty: name a new folder"):
+    with pytest.raises(UserError, match=r"out holds mine already: name a new folder"):
         rechunk(str(source), tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "dear"
     (tmp_path / "out" / "mine").unlink()
     assert rechunk(str(source), tmp_path / "out") == {"": 5}
-    with pytest.raises(UserError, match="source is there and is not empty"):
+    with pytest.raises(UserError, match="source is the input"):
         rechunk(str(source), source)
 
 
@@ -216,7 +217,7 @@ def test_nothing_appears_where_it_is_killed_and_the_next_one_succeeds(tmp_path: 
     arguments = ["data", "rechunk", str(source), "--out", str(tmp_path / "out"), "--row-group-rows", "50", "--shuffle"]
     command: list[Any] = [sys.executable, "-c", script, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    work = tmp_path / ".out.rechunking"
+    work = tmp_path / ".out.writing"
     while not list(work.glob("*.parquet")):
         assert process.poll() is None
         time.sleep(0.005)

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rechub_dist.data import row_group
-from rechub_dist.data.columns import column_uses
 from rechub_dist.data.files import OpenFiles
+from rechub_dist.data.fit import column_uses
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.row_group import RowGroup
 from rechub_dist.data.skips import BadFileError

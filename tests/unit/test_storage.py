@@ -118,7 +118,7 @@ def test_faults_while_the_footers_are_read(proxy: FaultyProxy, data: str) -> Non
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "cut", "hang", "slow"])
-@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("skip_bad", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_store_that_stays_broken_is_named_and_never_skipped(
     proxy: FaultyProxy, data: str, fault: Fault, skip_bad: bool
 ) -> None:

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rechub_dist.config import RunConfig, load_run
+from rechub_dist.config import RunConfig, changed, load_run
 from rechub_dist.errors import UserError
-from rechub_dist.tuning import note_trial, read_space, read_trials, show_trials, trial_config
+from rechub_dist.tuning import judged_by, note_trial, read_space, read_trials, show_trials, trial_config
 
 DATASET = {"features": {"user": {"kind": "sparse", "rows": 9}, "age": {"kind": "dense"}}, "labels": {"click": {}}}
 
@@ -82,10 +82,24 @@ def test_mistakes_in_a_space(run: RunConfig, tmp_path: Path, tree: Any, message:
 
 
 def test_each_trial_has_folders_of_its_own(run: RunConfig) -> None:
-    trial = trial_config(run, "t7", {"optimizer.lr": 0.5}, "log_loss", "min")
+    trial = trial_config(run, "t7", {"optimizer.lr": 0.5})
     assert trial.output_dir == run.output_dir / "trials" / "t7"
     assert trial.checkpoint.folder == "s3://bucket/search/t7"
-    assert (trial.optimizer.lr, trial.train.best_metric, trial.train.best_mode) == (0.5, "log_loss", "min")
+    assert trial.optimizer.lr == 0.5
+
+
+def test_trials_are_judged_by_what_an_evaluation_reports(run: RunConfig, tmp_path: Path) -> None:
+    assert judged_by(run, None, 1) == ("auc", "max")
+    assert judged_by(run, "log_loss", 1) == ("log_loss", "min")
+    assert judged_by(run, "calibration", 1) == ("calibration", "nearest_to_one")
+    overridden = changed(run, {"train.best_mode": "max", "train.best_metric": "log_loss"}, "test")
+    assert judged_by(overridden, None, 1) == ("log_loss", "max")
+    with pytest.raises(UserError, match=r"--metric: no metric 'logloss': did you mean 'log_loss'\?"):
+        judged_by(run, "logloss", 1)
+    other = changed(run, {"train.best_metric": "click/auc"}, "test")
+    space = space_file(tmp_path, {"optimizer.lr": {"choice": [0.1]}})
+    with pytest.raises(UserError, match=r"0.1 does not fit: train.best_metric: no metric 'click/auc'"):
+        read_space(space, other, ranks=1)
 
 
 def test_results_are_read_from_the_trials(tmp_path: Path) -> None:

@@ -136,3 +136,29 @@ def test_the_command(data: Path, tmp_path: Path) -> None:
     assert f"{len(kept)} of" in result.stdout
     assert f"{{rows: {len(kept) + 1}, vocabulary: _words/v.parquet, out_of_range: unknown}}" in result.stdout
     assert [value for value, _, _ in rows(out)] == [value for value, _ in kept]
+
+
+def test_nothing_but_an_earlier_vocabulary_is_written_over(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    part = data / "part-0.parquet"
+    pq.write_table(pa.table({"item": [1, 2, 2], "a/b": [3, 4, 4]}), part)
+    (tmp_path / "link.parquet").symlink_to(part)
+    before = part.read_bytes()
+    for out in (part, data / "new.parquet", data, tmp_path / "link.parquet"):
+        with pytest.raises(UserError, match="the input"):
+            build_vocabularies(str(data), ["item"], out)
+    theirs = tmp_path / "theirs.parquet"
+    theirs.write_bytes(before)
+    with pytest.raises(UserError, match="is there and is not a vocabulary that rechub-dist has written"):
+        build_vocabularies(str(data), ["item"], theirs)
+    with pytest.raises(UserError, match="is an address"):
+        build_vocabularies(str(data), ["item"], Path("s3://bucket/item.parquet"))
+    assert part.read_bytes() == theirs.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(
+        ["data", "part-0.parquet", "link.parquet", "theirs.parquet"]
+    )
+    for kept in (2, 1):
+        (found, slashed) = build_vocabularies(str(data), ["item", "a/b"], data / "_words", max_size=kept)
+        assert found.kept == kept
+    assert slashed.path == data / "_words" / "a%2Fb.parquet"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rechub_dist.data.columns import check_schema, column_names
+from rechub_dist.data.fit import check_schema, column_names
 from rechub_dist.data.negatives import hash_ids
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.window import open_window

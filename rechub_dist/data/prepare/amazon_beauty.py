@@ -48,5 +48,5 @@ def prepare(source: Path, out: Path) -> None:
     words = vocabulary(items)
     by_id = np.repeat(numpy(encode(users, vocabulary(users))), lengths)
     sequences = Sequences.group(by_id, numpy(encode(items, words)))
-    with prepared_folder(out, NAME) as folder:
+    with prepared_folder(out, NAME, [source]) as folder:
         write_sequences(folder, NAME, sequences, leave_one_out(sequences), items=len(words), max_length=MAX_LENGTH)

@@ -24,12 +24,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from rechub_dist.data.frequencies import Frequencies, count_values, frequent
 from rechub_dist.data.negatives import hash_ids
+from rechub_dist.data.pages import write_parquet
 from rechub_dist.data.prepare.writer import SPLITS, VOCABULARIES, ShardWriter, prepared_folder, write_schema
 from rechub_dist.data.strings import distinct, hash_strings, spread
 from rechub_dist.data.vocabulary import Vocabulary
@@ -64,7 +64,7 @@ def prepare(source: Path, out: Path, min_count: int = MIN_COUNT) -> None:
         raise UserError(f"min_count is {min_count}, must be at least 1")
     files = _find(source)
     bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True), transient=True)
-    with bar, prepared_folder(out, NAME) as folder:
+    with bar, prepared_folder(out, NAME, [source]) as folder:
         every = [path for paths in files.values() for path in paths]
         counted = [_count_rows(path) for path in bar.track(every, description="files: count rows")]
         rows = dict(zip(every, counted, strict=True))
@@ -83,7 +83,7 @@ def prepare(source: Path, out: Path, min_count: int = MIN_COUNT) -> None:
             if frequencies is not None:
                 kept = frequent(frequencies.sorted(), min_count)
                 path = folder / VOCABULARIES / f"{name}.parquet"
-                pq.write_table(kept, path, compression="zstd")
+                write_parquet(kept, path)
                 values, ids = (kept[column].combine_chunks() for column in ("value", "id"))
                 vocabularies[name] = Vocabulary.of(values, ids.to_numpy(), str(path))
 

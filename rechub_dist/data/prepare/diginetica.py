@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rechub_dist.data.pages import read_parquet
 from rechub_dist.data.prepare.sequences import Ints, Sequences, by_session, write_sequences
 from rechub_dist.data.prepare.source import array, encode, numpy, source_file, vocabulary
 from rechub_dist.data.prepare.writer import prepared_folder
@@ -53,7 +54,7 @@ def prepare(source: Path, out: Path) -> None:
     part = np.full(len(lengths), 2)
     part[: len(learned)] = 1
     part[: len(learned) - round(len(learned) * VALID_SHARE)] = 0
-    with prepared_folder(out, NAME) as folder:
+    with prepared_folder(out, NAME, [source]) as folder:
         write_sequences(folder, NAME, sequences, by_session(sequences, part), items=len(words), max_length=MAX_LENGTH)
 
 
@@ -73,7 +74,7 @@ def _columns(path: Path, names: list[str]) -> pa.Table:
     for name in names:
         if name not in present:
             raise UserError(f"{path} has no column {name!r}")
-    return pq.read_table(path, columns=names)
+    return read_parquet(path, names)
 
 
 def _test_sessions(path: Path) -> tuple[Ints, Ints]:

@@ -17,9 +17,11 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rechub_dist.data.pages import read_parquet, write_parquet
 from rechub_dist.data.prepare import sequences as cut
 from rechub_dist.data.prepare.source import array, encode, numpy, vocabulary
 from rechub_dist.data.prepare.writer import ITEMS_FILE, USERS_FILE, prepared_folder
+from rechub_dist.data.strings import is_string
 from rechub_dist.errors import UserError, nearest, one_line
 
 DATASET = "sequences"
@@ -106,11 +108,11 @@ def prepare_events(path: Path, out: Path, columns: Columns, plan: Plan) -> Count
     for name, split in splits.items():
         if not len(split.targets):
             raise UserError(f"{path}: the {name} split has no row: {_why_empty(plan, name)}")
-    with prepared_folder(out, DATASET) as folder:
+    with prepared_folder(out, DATASET, [path]) as folder:
         cut.write_sequences(folder, DATASET, sequences, splits, items=len(item_words), max_length=plan.max_length)
         for file, words in ((USERS_FILE, user_words), (ITEMS_FILE, item_words)):
             ids = pa.array(np.arange(len(words), dtype=np.int32))
-            pq.write_table(pa.table({"id": ids, "original": words}), folder / file, compression="zstd")
+            write_parquet(pa.table({"id": ids, "original": words}), folder / file)
     learned = np.unique(sequences.items[cut.covered(sequences, splits["train"].targets)])
     return Counts(len(kept), len(by_user), len(user_words), len(item_words), len(item_words) - len(learned))
 
@@ -158,7 +160,7 @@ def _read(path: Path, columns: Columns) -> pa.Table:
     try:
         if path.suffix == ".parquet":
             _check_present(path, chosen, pq.read_schema(path).names)
-            table = pq.read_table(path, columns=chosen)
+            table = read_parquet(path, chosen)
         elif path.suffix in delimiters:
             parsing = pcsv.ParseOptions(delimiter=delimiters[path.suffix], newlines_in_values=True)
             with pcsv.open_csv(path, parse_options=parsing) as reader:
@@ -185,6 +187,8 @@ def _read(path: Path, columns: Columns) -> pa.Table:
             raise UserError(f"{path}: column {name!r} is {values.type}: ids must be integers or strings")
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
+        if pa.types.is_string_view(values.type):  # of which Arrow makes no distinct values
+            values = values.cast(pa.large_string())
         table = table.set_column(place, name, values if path.suffix == ".parquet" else _whole_numbers(values))
     return table
 
@@ -205,10 +209,8 @@ def _check_no_nulls(values: Any, where: str) -> None:
         raise UserError(f"{where} has {number:,} missing value(s), the first in row {row} (from 0): drop such events")
 
 
-def _is_id(kind: Any) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _is_id(kind: pa.DataType) -> bool:
+    return is_string(kind) or pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def _whole_numbers(values: Any) -> Any:

@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 
+from rechub_dist.data.pages import read_parquet
 from rechub_dist.data.prepare.source import array, encode, numpy, source_file, vocabulary
 from rechub_dist.data.prepare.writer import prepared_folder, write_schema, write_split
 from rechub_dist.errors import UserError, one_line
@@ -74,7 +74,7 @@ def prepare(source: Path, out: Path) -> None:
     """Prepares the interactions, histories and features in the folder `source` into the folder `out`."""
     paths = {name: source_file(source, name, ORIGIN) for name in (INTERACTIONS, SEQUENCES, USERS, VIDEOS)}
     log_columns = ["user_id", "video_id", "time_ms", "tab", *LABELS.values()]
-    log = _columns(pq.read_table(paths[INTERACTIONS]), log_columns, paths[INTERACTIONS])
+    log = _columns(read_parquet(paths[INTERACTIONS]), log_columns, paths[INTERACTIONS])
     users = _columns(_read_csv(paths[USERS]), ["user_id", *USER_CATEGORIES, *USER_COUNTS], paths[USERS])
     videos = _columns(
         _read_csv(paths[VIDEOS]),
@@ -82,7 +82,7 @@ def prepare(source: Path, out: Path) -> None:
         paths[VIDEOS],
     )
     sequences = _columns(
-        pq.read_table(paths[SEQUENCES]), ["user_id", "last_time_ms", *HISTORIES.values()], paths[SEQUENCES]
+        read_parquet(paths[SEQUENCES]), ["user_id", "last_time_ms", *HISTORIES.values()], paths[SEQUENCES]
     )
     log = _impressions(log, sequences)
     columns, features = _features(log, users, videos, sequences)
@@ -90,7 +90,7 @@ def prepare(source: Path, out: Path) -> None:
         columns[name] = array(log[column].cast(pa.int8()))
     table = pa.table(columns)
     ends = [*np.searchsorted(numpy(log["time_ms"]), MIDNIGHTS).tolist(), log.num_rows]
-    with prepared_folder(out, NAME) as folder:
+    with prepared_folder(out, NAME, [source]) as folder:
         start = 0
         for split, end in zip(("train", "valid", "test"), ends, strict=True):
             write_split(folder, split, table.slice(start, end - start))

@@ -78,7 +78,7 @@ def prepare(source: Path, out: Path) -> None:
     order = np.random.default_rng(SEED).permutation(table.num_rows)
     tenth = table.num_rows // 10
     ends = {"train": table.num_rows - 2 * tenth, "valid": table.num_rows - tenth, "test": table.num_rows}
-    with prepared_folder(out, NAME) as folder:
+    with prepared_folder(out, NAME, [source]) as folder:
         start = 0
         for split, end in ends.items():
             write_split(folder, split, table.take(order[start:end]))

@@ -36,5 +36,5 @@ def prepare(source: Path, out: Path) -> None:
     item_words = vocabulary(table["item"])
     users = numpy(encode(table["user"], vocabulary(table["user"])))
     sequences = Sequences.group(users, numpy(encode(table["item"], item_words)))
-    with prepared_folder(out, NAME) as folder:
+    with prepared_folder(out, NAME, [source]) as folder:
         write_sequences(folder, NAME, sequences, leave_one_out(sequences), items=len(item_words), max_length=MAX_LENGTH)

@@ -12,13 +12,11 @@ Sequences have `train_prefixes/` besides, synthetic data `truth.json`, and a use
 `items.parquet` and `users.parquet`; Criteo has the values that its ids stand for in `_vocabularies/`.
 
 All is written into a hidden folder beside `out` that takes its place when everything is there, so a preparation that
-was killed leaves nothing that could be taken for a finished one.
+was killed leaves nothing that could be taken for a finished one. What is written is known by our mark (see `outputs`).
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -29,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from rechub_dist.errors import UserError
+from rechub_dist.data.outputs import refuse_overlap, whole_folder
+from rechub_dist.data.pages import parquet_writer
 from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Table
 
 SPLITS = ("train", "valid", "test")
@@ -44,55 +43,24 @@ SHARD_ROWS = 4 * ROW_GROUP
 
 
 @contextmanager
-def prepared_folder(out: Path, name: str) -> Iterator[Path]:
+def prepared_folder(out: Path, name: str, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """A folder to write into, which becomes `out` when the block ends well and is removed when it does not.
 
-    An earlier preparation of the data set `name` at `out` is replaced, and only then.
+    An earlier preparation of the data set `name` at `out` is replaced, if nobody has changed it, and only then.
+
+    Args:
+        out: the folder.
+        name: of the data set.
+        inputs: the files that are read, or the folders in which they are; they must lie elsewhere than in `out`.
 
     Raises:
-        UserError: where `out` is a file, or holds anything but an earlier preparation of the same data set.
+        UserError: where `out` is a file, holds anything but an earlier preparation of the same data set, or overlaps
+            an input.
     """
-    out = out.absolute()
-    _check_replaceable(out, name)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".{out.name}.preparing")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
+    folders_files = (file for path in inputs for file in (path.iterdir() if path.is_dir() else [path]))
+    refuse_overlap(str(out), (str(file) for file in folders_files if not file.is_dir()))
+    with whole_folder(out, f"prepared {name}", replace=True) as work:
         yield work
-        _check_replaceable(out, name)
-        if out.exists():
-            old = out.with_name(f".{out.name}.replaced")
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(out, old)
-            os.rename(work, out)
-            shutil.rmtree(old)
-        else:
-            os.rename(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _check_replaceable(out: Path, name: str) -> None:
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UserError(f"{out} is a file: name a folder to prepare into")
-    names = {entry.name for entry in out.iterdir()}
-    foreign = sorted(names - {*SPLITS, PREFIXES, SCHEMA_FILE, TRUTH_FILE, ITEMS_FILE, USERS_FILE, VOCABULARIES})
-    if not names:
-        return
-    if foreign:
-        why = f"{foreign[0]!r} in it is none of its files"
-    elif SCHEMA_FILE not in names:
-        why = f"it has no {SCHEMA_FILE}"
-    elif not (out / SCHEMA_FILE).read_text(encoding="utf-8").startswith(f"name: {name}\n"):
-        why = f"its {SCHEMA_FILE} is another's"
-    else:
-        return
-    raise UserError(
-        f"{out} is not empty and no earlier preparation of {name} ({why}): name a new folder or empty this one"
-    )
 
 
 class ShardWriter:
@@ -115,7 +83,7 @@ class ShardWriter:
         path = self._folder / f"part-{self._shard:05d}.parquet"
         self._shard += 1
         self._room = self._shard_rows
-        return pq.ParquetWriter(path, self._schema, compression="zstd")
+        return parquet_writer(path, self._schema)
 
     def write(self, table: pa.Table) -> None:
         """Appends rows."""

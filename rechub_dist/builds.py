@@ -1,0 +1,97 @@
+"""Which releases of torch, torchrec and fbgemm belong together, and what to say where they do not.
+
+fbgemm's operators are compiled for one release of torch, and torchrec is written for one of fbgemm. torchrec's metadata
+names the CUDA build of fbgemm, without a version: pip alone cannot put the matching three on to a CPU machine. Imports
+nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from rechub_dist.errors import UserError, one_line
+
+TORCH: Final = "2.13.0"  # what `make install` takes
+RELEASES: Final = {"2.11": "1.6", "2.12": "1.7", "2.13": "1.8", "2.14": "1.9"}  # torch -> torchrec and fbgemm
+_FBGEMM: Final = ("fbgemm-gpu-cpu", "fbgemm-gpu")
+_RAY: Final = "pip install 'ray[default,train]>=2.60'"
+
+
+def versions() -> dict[str, str]:
+    """What is installed of the three, by distribution."""
+    return {name: found for name in ("torch", "torchrec", *_FBGEMM) if (found := _version(name)) is not None}
+
+
+def require_builds() -> None:
+    """Check that torch, torchrec and fbgemm are there and belong together; reads metadata, imports none of them.
+
+    Raises:
+        UserError: one is missing, two builds of fbgemm overwrite each other, or their releases do not match.
+    """
+    found = versions()
+    torch = found.get("torch")
+    if torch is None:
+        if importlib.util.find_spec("torch") is not None:  # built by hand: its owner knows
+            return
+        raise UserError(f"torch is not installed: pip install torch=={TORCH}, and then {_install(TORCH)}")
+    wanted = RELEASES.get(_release(torch))
+    if wanted is None:
+        raise UserError(
+            f"torch {torch}: no releases of torchrec and fbgemm are known to go with it; install one of "
+            f"{', '.join(RELEASES)}: pip install torch=={TORCH}, and then {_install(TORCH)}"
+        )
+    if all(name in found for name in _FBGEMM):
+        raise UserError(
+            "fbgemm-gpu and fbgemm-gpu-cpu are both installed and overwrite each other's files: pip uninstall --yes "
+            f"{' '.join(_FBGEMM)}, and then {_install(torch)}"
+        )
+    missing = [] if "torchrec" in found or _is_importable("torchrec") else ["torchrec"]
+    if not any(name in found for name in _FBGEMM) and not _is_importable("fbgemm_gpu"):
+        missing.append("fbgemm")
+    if missing:
+        raise UserError(f"{' and '.join(missing)}: not installed; for torch {torch}: {_install(torch)}")
+    for name in ("torchrec", *_FBGEMM):
+        if name in found and _release(found[name]) != wanted:
+            raise UserError(
+                f"{name} {found[name]} does not go with torch {torch}, which needs {wanted}: {_install(torch)}"
+            )
+
+
+def what_is_missing(error: ImportError) -> UserError | None:
+    """The mistake behind an import that has failed; None if it is none of installation."""
+    package = (error.name or "").partition(".")[0]
+    if package == "ray":
+        return UserError(f"ray is not installed: {_RAY}")
+    if package in ("torch", "torchrec", "fbgemm_gpu"):
+        try:
+            require_builds()
+        except UserError as mistake:
+            return mistake
+        return UserError(f"{package} is installed, but cannot be imported ({one_line(error)}): install it anew")
+    return None
+
+
+def _install(torch: str) -> str:
+    """How to have what goes with a release of torch."""
+    wanted = RELEASES[_release(torch)]
+    return (
+        f"pip install 'fbgemm-gpu-cpu=={wanted}.*' && pip install --no-deps 'torchrec=={wanted}.*' (for GPUs instead: "
+        f"pip install 'fbgemm-gpu=={wanted}.*' 'torchrec=={wanted}.*')"
+    )
+
+
+def _release(found: str) -> str:
+    return ".".join(found.split(".")[:2])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _is_importable(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None

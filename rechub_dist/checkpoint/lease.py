@@ -1,0 +1,353 @@
+"""Who may write a run's folders: one attempt at a time holds a lease on them, and shows that it lives.
+
+A lease is a small file in `.lease/` of the folder, `<generation>.json`. Its holder writes it anew with a higher count
+again and again; who wants the folder watches the count by its own clock, so that no two clocks are compared. Whoever
+takes over creates the file of the next generation, which one alone can do, and removes the one before: by that its
+holder knows, before it publishes anything, that it holds the folder no more.
+
+On mounted file systems a file is created exclusively (O_EXCL, which NFS has, too). Arrow's clients of object stores
+have no conditional writes: there each one writes a file of a name of its own, lists, and withdraws if it finds another
+one of this generation. As lists show what was written before, of two at most one stays.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from typing import Final, NamedTuple, TypeVar
+
+from rechub_dist.checkpoint.folder import Folder
+from rechub_dist.checkpoint.holder import Holder, as_bytes, parsed, this_launch, this_process
+from rechub_dist.config import RunConfig, StorageConfig
+from rechub_dist.data.skips import BadFileError
+from rechub_dist.data.storage import join
+from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.errors import UserError, one_line
+from rechub_dist.monitoring.logs import LOGGER
+
+T = TypeVar("T")
+
+FOLDER: Final = ".lease"
+_NAME = re.compile(r"(\d{8})(-[0-9a-f]+)?\.json")
+_BEATS = 12  # signs of life within the time after which a silent lease is stale
+_LOOK_SECONDS = 0.5  # between two looks at another's lease
+
+
+class LostError(UserError):
+    """Another attempt holds the folder now."""
+
+
+class _Seen(NamedTuple):
+    """A lease of the newest generation, as it was read; `holder` is None where it cannot be understood."""
+
+    place: int
+    name: str
+    data: bytes
+    holder: Holder | None
+
+
+class Lease:
+    """The right to write a run's output folder and its folder of checkpoints.
+
+    It does nothing until `take`; then the main rank shows life from a thread until `release`.
+
+    Attributes:
+        stopping: tells whether this run was asked to stop; whoever wants its folders waits for it then.
+    """
+
+    stopping: Callable[[], bool]
+
+    def __init__(self, config: RunConfig, rt: Runtime, *, take_over: bool = False) -> None:
+        self._rt = rt
+        self.stopping = lambda: False
+        self._seconds = config.distributed.lease_seconds
+        self._take_over = take_over
+        self._wanted = (
+            ("output_dir", str(config.output_dir), StorageConfig()),
+            ("checkpoint.folder", config.checkpoint_folder, config.checkpoint_storage),
+        )
+        self._places: list[_Place] = []
+        self._own: Holder | None = None
+        self._ended: set[str] = set()  # tokens of those that are known to be gone
+        self._seen: list[_Seen] = []
+        self._looked = 0.0
+        self._watched: dict[tuple[int, str], tuple[bytes, float]] = {}
+        self._said: set[str] = set()
+        self._lost: LostError | None = None
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def take(self) -> None:
+        """Take the lease; wait where it cannot be told whether its holder lives. Nothing is written before. Collective.
+
+        It is free at once where its holder has let go of it, has ended on the host of one of these ranks, or is of the
+        same launch, which has ended its earlier attempt; else after its time without a sign of life.
+
+        Raises:
+            UserError: on all ranks: its holder lives, or a folder cannot be written.
+        """
+        self._rt.from_main(self._open)
+        while True:
+            self._seen = self._rt.from_main(self._look)
+            dead = [found.holder.token for found in self._seen if found.holder is not None and found.holder.is_dead()]
+            self._ended |= set(self._rt.gather_list(dead))
+            if self._rt.from_main(self._try):
+                break
+        if self._rt.is_main:
+            self._thread = threading.Thread(target=self._show_life, name="rechub-dist-lease", daemon=True)
+            self._thread.start()
+
+    def check(self) -> None:
+        """What the main rank is to ask before it does anything for others to see; elsewhere nothing.
+
+        Raises:
+            LostError: another attempt has taken over, or it was released.
+        """
+        try:
+            self.fence()
+        except LostError:
+            raise
+        except (OSError, UserError):
+            pass  # the store fails: whatever is published next asks again
+
+    def fence(self) -> None:
+        """As `check`, but it fails where the store does: nothing is published without an answer.
+
+        Raises:
+            LostError: as `check`.
+            UserError, OSError: the store fails.
+        """
+        if self._own is None:
+            return
+        with self._lock:
+            if self._lost is None:
+                try:
+                    for place in self._places:
+                        place.verify(self._own)
+                except LostError as error:
+                    self._lost = error
+            if self._lost is not None:
+                raise self._lost
+
+    def guard(self, items: Iterator[T]) -> Iterator[T]:
+        """The same items, on the main rank for as long as the lease is held.
+
+        Raises:
+            LostError: as `check`; the store is asked only where the items have stood still for long, as those of a
+                process that was stopped for a while have, else by the thread.
+        """
+        last = _now()
+        for item in items:
+            if self._lost is not None:
+                raise self._lost
+            if _now() - last > self._seconds / 2:
+                self.check()
+            last = _now()
+            yield item
+
+    def release(self) -> None:
+        """Let go of it, at the end of a run, also where `take` has failed. Not collective."""
+        self._end.set()
+        if self._thread is None or self._own is None:
+            return
+        self._thread.join(timeout=self._seconds)
+        with self._lock, suppress(OSError, UserError):
+            if self._lost is None:
+                self._lost = LostError(f"{self._wanted[0][0]}: the lease was released")
+                for place in self._places:
+                    place.write(replace(self._own, released=True))
+
+    def _open(self) -> None:
+        self._own = this_process(self._seconds)
+        found = {_known_as(address): _Place(what, address, settings) for what, address, settings in self._wanted}
+        self._places = list(found.values())
+
+    def _look(self) -> list[_Seen]:
+        """All leases of the newest generation, on the main rank."""
+        if self._looked:
+            time.sleep(_LOOK_SECONDS * random.uniform(0.5, 1.5))
+        self._looked = _now()
+        return [found for number, place in enumerate(self._places) for found in place.look(number)]
+
+    def _try(self) -> bool:
+        """Take the lease if nobody holds it; on the main rank.
+
+        Raises:
+            UserError: somebody does.
+        """
+        own, seen = self._own, self._seen
+        assert own is not None
+        if self._take_over:  # from those that are there now, not from whoever comes meanwhile
+            self._ended |= {found.holder.token if found.holder else found.name for found in seen}
+            self._take_over = False
+        free = [self._is_free(found) for found in seen]  # each is to be watched from the first look on
+        if not all(free):
+            return False
+        claimed: list[_Place] = []
+        try:
+            for number, place in enumerate(self._places):
+                if not place.claim(own, [found.name for found in seen if found.place == number]):
+                    return False  # somebody was faster
+                claimed.append(place)
+        finally:
+            if len(claimed) < len(self._places):
+                for place in claimed:
+                    place.write(replace(own, released=True))
+        return True
+
+    def _is_free(self, seen: _Seen) -> bool:
+        holder, place = seen.holder, self._places[seen.place]
+        token = holder.token if holder else seen.name
+        if token in self._ended or (holder and (holder.released or (holder.launch and holder.launch == this_launch()))):
+            return True
+        # From after the first look to before this one, lest a pause of this process counts as the other's silence.
+        before, since = self._watched.setdefault((seen.place, seen.name), (seen.data, _now()))
+        silent = self._looked - since
+        who = f"process {holder.pid} on {holder.host}, which has had it since {holder.since}" if holder else "somebody"
+        seconds = holder.seconds if holder else self._seconds
+        if seen.data != before and holder and holder.stopping:
+            self._watched[seen.place, seen.name] = (seen.data, _now())
+            self._say(
+                token, f"{place.what}: {place.address} is held by {who}, and about to save and end: waiting for it"
+            )
+            return False
+        if seen.data != before:
+            raise UserError(
+                f"{place.what}: {place.address} is in use by {who}, and lives (its lease is stale after {seconds:g} s "
+                f"without a sign of life); stop it, choose another {place.what}, or take the folder by --take-over"
+            )
+        if 1.5 * seconds / _BEATS < silent < seconds:
+            until = datetime.now().astimezone().timestamp() + seconds - silent
+            at = datetime.fromtimestamp(until).strftime("%H:%M:%S")
+            self._say(
+                token,
+                f"{place.what}: {place.address} is held by {who}, silent now; its lease is stale at {at}, after "
+                f"{seconds:g} s of silence, and this run begins then; --take-over ends the wait",
+            )
+        return silent >= seconds
+
+    def _say(self, token: str, message: str) -> None:
+        """A line about a holder, once."""
+        if token not in self._said:
+            self._said.add(token)
+            print(message, file=sys.stderr, flush=True)
+
+    def _show_life(self) -> None:
+        assert self._own is not None
+        while not self._end.wait(self._seconds / _BEATS):
+            try:
+                self.fence()
+                self._own = replace(self._own, beat=self._own.beat + 1, stopping=self.stopping())
+                for place in self._places:
+                    place.write(self._own)
+            except LostError:
+                return  # the next step, or save, tells
+            except Exception as error:
+                # Whatever the store's client raises: it costs nothing as long as nobody else wants the folder.
+                LOGGER.warning("no sign of life could be written: %s", one_line(error))
+
+
+class _Place:
+    """A folder to be held; `what` is the key of the run file that names it."""
+
+    def __init__(self, what: str, address: str, settings: StorageConfig) -> None:
+        self.what = what
+        self._folder = Folder(join(_known_as(address), FOLDER), settings)
+        self.address = address
+        self._name = ""
+
+    def look(self, number: int) -> list[_Seen]:
+        """The leases of the newest generation; several where two contend on an object store."""
+        try:
+            names = self._names()
+        except BadFileError:
+            names = []  # what is wrong with the folder is told when it is written
+        newest = max(map(_generation, names), default=0)
+        found = []
+        for name in names:
+            if _generation(name) == newest:
+                with suppress(UserError):  # it was removed since
+                    data = bytes(self._folder.read(name))
+                    found.append(_Seen(number, name, data, parsed(data)))
+        return found
+
+    def claim(self, holder: Holder, before: list[str]) -> bool:
+        """Take the folder after the leases `before`; False where another one was faster.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        generation = 1 + max(map(_generation, before), default=0)
+        name = f"{generation:08d}{'' if self._folder.local else f'-{holder.token}'}.json"
+        try:
+            if not self._folder.create(name, as_bytes(holder)):
+                return False
+            names = self._names()
+            if any(_generation(other) >= generation for other in names if other != name):
+                self._folder.delete(name)
+                return False
+            for other in names:
+                if other != name:
+                    self._folder.delete(other)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the store's client raises
+            reason = (isinstance(error, OSError) and error.strerror) or one_line(error)[:300] or type(error).__name__
+            raise UserError(f"{self.what}: {self.address} cannot be written: {reason}; choose another one") from error
+        self._name = name
+        return True
+
+    def verify(self, holder: Holder) -> None:
+        """Make sure that it is still held; a lease that was removed, with the folder perhaps, is taken anew.
+
+        Raises:
+            LostError: it is another one's.
+            UserError, OSError: the store fails.
+        """
+        names = self._names()
+        others = [name for name in names if name != self._name and _generation(name) >= _generation(self._name)]
+        if not others and self._is_there(names):
+            return
+        if not others and self.claim(holder, [*names, self._name]):
+            return
+        taken = next((found.holder for found in self.look(0) if found.name != self._name), None)
+        by = f"process {taken.pid} on {taken.host} since {taken.since}" if taken else "another process"
+        raise LostError(
+            f"{self.what}: {self.address} was taken over by {by}, as this run gave no sign of life or by --take-over; "
+            "it ends without saving, and the other goes on from the last checkpoint"
+        )
+
+    def write(self, holder: Holder) -> None:
+        """A sign of life, or of its end."""
+        self._folder.overwrite(self._name, as_bytes(holder))
+
+    def _is_there(self, names: list[str]) -> bool:
+        if not self._folder.local:
+            return self._name in names
+        # Opened rather than looked up: NFS asks its server for an open, while names may be remembered.
+        return self._folder.is_open_to_read(self._name)
+
+    def _names(self) -> list[str]:
+        return [name for name in self._folder.files() if _NAME.fullmatch(name)]
+
+
+def _known_as(address: str) -> str:
+    return address if "://" in address else os.path.realpath(address)
+
+
+def _generation(name: str) -> int:
+    return int(name[:8])
+
+
+def _now() -> float:
+    """Seconds that also pass while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

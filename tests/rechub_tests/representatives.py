@@ -1,0 +1,17 @@
+"""Which models stand for all in the tests that run at each change; the others are run with what is slow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rechub_dist.models import catalogue
+
+# plain features, a sequence and its target, several tasks and outputs in [0, 1], two towers, a sequence alone
+MODELS = ("DeepFM", "DIN", "ESMM", "DSSM", "SASRec")
+
+
+def each_model(*rest: Any) -> list[Any]:
+    """A parameter set for each model, `(model, *rest)`; slow, unless the model stands for others."""
+    return [pytest.param(model, *rest, marks=() if model in MODELS else pytest.mark.slow) for model in catalogue()]
