@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from rechub_dist.config.data import DataConfig, StorageConfig
 from rechub_dist.config.evaluation import EvaluationConfig, from_objective
-from rechub_dist.config.objectives import ObjectiveConfig
+from rechub_dist.config.objectives import ObjectiveConfig, RetrievalConfig
 from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import StrictLoader, dump_yaml, parse_yaml, read_yaml
@@ -101,8 +101,12 @@ class RunConfig(Section):
             files = tuple(item.model_copy(update={"file": path(item.file)}) for item in start.embeddings)
             other = None if start.from_ is None else path(start.from_)
             start = start.model_copy(update={"from_": other, "embeddings": files})
+        objective = self.objective
+        if isinstance(objective, RetrievalConfig) and objective.sampling.path is not None:
+            sampling = objective.sampling.model_copy(update={"path": folder / objective.sampling.path})
+            objective = objective.model_copy(update={"sampling": sampling})
         changed = {"output_dir": folder / self.output_dir, "data": data, "checkpoint": checkpoint, "warm_start": start}
-        return self.model_copy(update=changed)
+        return self.model_copy(update={**changed, "objective": objective})
 
     def dump(self) -> str:
         """The configuration as YAML that can be launched again."""

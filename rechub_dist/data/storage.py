@@ -157,8 +157,17 @@ def is_remote(address: str) -> bool:
 
 
 def local_path(address: str) -> str | None:
-    """The path on this host's own file system that a path or address (`file://...`) stands for; None for any other."""
-    return None if is_remote(address) else locate(address, StorageConfig())[1]
+    """The path, or pattern, on this host's own file system that a path or address (`file://...`) stands for, else None.
+
+    Raises:
+        UserError: an address that cannot be used.
+    """
+    if is_remote(address):
+        return None
+    if "://" not in address:
+        return address
+    pattern = address.replace("[", "%5B").replace("]", "%5D")  # which are not for URIs
+    return locate(pattern, StorageConfig())[1]
 
 
 def join(root: str, name: str) -> str:

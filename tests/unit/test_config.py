@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rechub_dist.config import load_run, stored_run
+from rechub_dist.data.places import places
 from rechub_dist.errors import UserError
 from rechub_dist.features import (
     CrossFeature,
@@ -50,6 +51,20 @@ def test_what_is_given_is_dumped_by_the_names_of_its_keys(run_yaml: Path) -> Non
     config = load_run(run_yaml, values)
     assert stored_run(config.dump_given(), "run.yaml") == stored_run(config.dump(), "run.yaml") == config
     assert "batch_size" not in config.dump_given()
+
+
+def test_anchored_for_processes_that_work_elsewhere(run_yaml: Path) -> None:
+    config = load_run(
+        run_yaml,
+        [
+            "objective={name: retrieval, sampling: {name: file, path: w.npy}}", "checkpoint.folder=c",
+            "warm_start={from: other, embeddings: [{table: a, file: a.npy}]}",
+        ],
+    ).anchored(Path("/base"))  # fmt: skip
+    assert {place.address for place in places(config)} == {
+        "/base/out", "/base/data", "/base/data/train", "/base/data/valid", "/base/data/test", "/base/data/items",
+        "/base/w.npy", "/base/other", "/base/a.npy", "/base/c",
+    }  # fmt: skip
 
 
 def test_partitions_are_one_pass(run_yaml: Path) -> None:

@@ -212,6 +212,7 @@ def test_an_answer_that_comes_too_late_is_nobodys() -> None:
         ("data/x", "data/x"),
         ("/data/x*", "/data/x*"),
         ("file:///data/a%20b", "/data/a b"),
+        ("file:///data/[ab]*", "/data/[ab]*"),
         ("local:///data/x", "/data/x"),
         ("s3://bucket/data", None),
         ("https://host/data", None),
