@@ -232,7 +232,7 @@ def test_evaluate_and_data_commands(pool: RankPool, data_root: Path, tmp_path: P
     assert '"rows": 70' in done.stdout
     done = command("evaluate", str(tmp_path), "--data", str(data_root / "test"))
     assert done.returncode == 2
-    assert "config.yaml" in done.stderr
+    assert "holds no checkpoint; name a run's output folder" in done.stderr
     done = command("data", "inspect", str(data_root / "train"))
     assert done.returncode == 0
     assert "530 rows" in done.stdout

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rechub_dist.build import build
 from rechub_dist.config import Selection
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.distributed.runtime import runtime
@@ -89,5 +90,6 @@ def seen_manifest(path: Path, chosen: bool) -> tuple[str, int]:
     """What a rank knows of the train split, or of the rows of it that meet conditions."""
     config = config_of(path)
     with runtime("cpu", 60) as rt:
-        manifest = read_manifest(config, rt, Selection(path="train", where=WHERE) if chosen else "train")
+        spec = build(config, device="cpu", world_size=1).spec
+        manifest = read_manifest(config, rt, Selection(path="train", where=WHERE) if chosen else "train", spec)
     return manifest.fingerprint(), manifest.rows

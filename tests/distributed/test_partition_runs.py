@@ -127,7 +127,7 @@ def test_a_folder_that_grows_while_two_ranks_train(pool: RankPool, days: Path, t
     process = start(path, 2)
     # the first day is done, evaluated and saved, and the ranks wait
     wait_for(process, lambda: saved_steps(output(path) / "checkpoints") == [4])
-    assert [record["step"] for record in records(path, "valid")] == [4]
+    wait_for(process, lambda: [record["step"] for record in records(path, "valid")] == [4])
     # the third day is complete before the second one, which comes in parts
     (grown / day(1)).mkdir()
     (later / day(2)).rename(grown / day(2))
