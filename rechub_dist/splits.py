@@ -15,6 +15,7 @@ from rechub_dist.config import MixSource, RunConfig, Selection, Source
 from rechub_dist.data.counts import count_positives
 from rechub_dist.data.extremes import check_extremes
 from rechub_dist.data.fit import check_schema
+from rechub_dist.data.kinds import agree
 from rechub_dist.data.layout_quality import layout_warning
 from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.mix import Mix
@@ -274,6 +275,21 @@ def optional_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) ->
     reader = open_reader(config, parts, rt, split)
     rt.together(lambda: check_extremes(reader.manifest.files[rt.rank :: rt.world_size], reader.spec))
     return reader
+
+
+def check_kinds(train: ParquetReader, other: ParquetReader, spec: BatchSpec) -> None:
+    """Make sure that what a split is evaluated on means what it means in train.
+
+    Raises:
+        UserError: a column holds numbers here and strings there, say, of which hashes and vocabularies make other ids.
+    """
+    trained = check_schema(train.manifest.schema, spec, train.manifest.path)
+    for column, kind in check_schema(other.manifest.schema, spec, other.manifest.path).items():
+        if not agree(kind, trained[column]):
+            raise UserError(
+                f"{other.manifest.path}: column {column!r} is {kind} here and {trained[column]} in "
+                f"{train.manifest.path}, so that its values would be others than those trained on; write it alike"
+            )
 
 
 def check_items(parts: Parts, rt: Runtime) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.passes import Pass, Passes
 from rechub_dist.report import Reporter
 from rechub_dist.seeds import seed_from
-from rechub_dist.splits import check_items, open_passes, optional_reader, warning_of, with_draws
+from rechub_dist.splits import check_items, check_kinds, open_passes, optional_reader, warning_of, with_draws
 from rechub_dist.summary import Summary
 from rechub_dist.validation import Validation
 
@@ -87,11 +88,16 @@ class Trainer:
         self.passes: Passes = open_passes(config, self.parts, rt)
         self.valid_reader = optional_reader(config, self.parts, rt, "valid")
         self.test_reader = optional_reader(config, self.parts, rt, "test")
+        for reader in (self.valid_reader, self.test_reader):
+            if reader is not None and self.passes.steps:
+                trained = self.passes.at(0).reader
+                rt.together(lambda seen=reader, trained=trained: check_kinds(trained, seen, self.parts.spec))  # type: ignore[misc]
         if self.valid_reader or self.test_reader:
             check_items(self.parts, rt)
         self._lease = lease or Lease(config, rt)
         self.checkpoints = open_checkpoints(config, rt, self._lease)
         self.checkpoints.check(self._differing)
+        rt.from_main(lambda: _refuse_foreign(config.output_dir))
         if lease is not None:
             lease.take()  # nothing is written before; and which checkpoint is the newest is known only now
         rt.together(lambda: _make_output(config, rt))
@@ -443,6 +449,28 @@ class Trainer:
                 self.report.say(f"warning: {warning}")
 
 
+_OURS = ("config.yaml", "metrics.jsonl")  # what a run overwrites, or cuts off, in its output folder
+_MARK = "# The configuration of the run in this folder, written by rechub_dist; it can be launched again."
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether these files are a run's: the mark says so; earlier versions wrote both of them, and checkpoints."""
+    config = folder / "config.yaml"
+    if config.exists() and config.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
+        return True
+    return all((folder / name).exists() for name in _OURS) or any((folder / "checkpoints").glob("step-*"))
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse to overwrite, in an output folder, what no run has written."""
+    there = next((folder / name for name in _OURS if (folder / name).exists()), None)
+    if there is not None and not _is_ours(folder):
+        raise UserError(
+            f"output_dir: {there} is there already, and not from a run: it would be overwritten; choose another "
+            f"folder, or move that file"
+        )
+
+
 def _make_output(config: RunConfig, rt: Runtime) -> None:
     """The output folder with config.yaml in it, and proof that this rank can write there."""
     try:
@@ -461,5 +489,5 @@ def _make_output(config: RunConfig, rt: Runtime) -> None:
 def _write_config(config: RunConfig) -> None:
     config.output_dir.mkdir(parents=True, exist_ok=True)
     temporary = config.output_dir / ".config.yaml.tmp"
-    temporary.write_text(config.dump(), encoding="utf-8")
+    temporary.write_text(f"{_MARK}\n{config.dump()}", encoding="utf-8")
     temporary.replace(config.output_dir / "config.yaml")

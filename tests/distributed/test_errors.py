@@ -223,6 +223,22 @@ def test_under_torchrun_the_worker_exits_with_2_and_the_main_rank_prints(own_dat
     assert "exitcode  : 2" in done.stderr
 
 
+def test_ids_of_another_kind_in_valid_are_told_before_training(pool: RankPool, tmp_path: Path) -> None:
+    """Under a hash, 7 and "7" are different ids."""
+    for split, values in (("train", range(40)), ("valid", [str(i) for i in range(40)])):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        table = pa.table({"shop": list(values), "click": [i % 2 for i in range(40)]})
+        pq.write_table(table, tmp_path / "data" / split / "0.parquet")
+    schema = {"name": "x", "features": {"shop": {"kind": "sparse", "rows": 50, "hash": True}}, "labels": {"click": {}}}
+    model = {"features": ["shop"], "hidden_units": [4], "embedding_dim": 4}
+    path = run_file(
+        tmp_path, tmp_path / "data", "DeepFM", model=model, data={"dataset": schema, "batch_size": 10, "test": None}
+    )
+    with pytest.raises(UserError, match=r"valid: column .shop. is string here and number in .*train"):
+        pool.run(2, train, path)
+    assert not output(path).exists()
+
+
 def test_evaluate_and_data_commands(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, data_root, "DeepFM", train={"epochs": 1})
     summary = pool.run(1, train, path)[0]

@@ -63,6 +63,23 @@ def test_a_refused_run_leaves_every_byte_as_it_was(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
+def test_files_of_others_in_an_output_folder_are_not_overwritten(
+    pool: RankPool, data_root: Path, tmp_path: Path, name: str
+) -> None:
+    path = run_file(tmp_path, data_root, "DeepFM", train={"epochs": 1, "max_steps": 2})
+    output(path).mkdir()
+    (output(path) / name).write_text("mine: 1\n")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=rf"output_dir: .*{name} is there already, and not from a run"):
+        pool.run(2, train, path)
+    assert contents(tmp_path) == before
+    (output(path) / name).unlink()
+    pool.run(2, train, path)
+    pool.run(1, train, output(path) / "config.yaml", ["train.max_steps=3"])  # what a run has written launches it again
+    assert records(path, "train")[-1]["step"] == 3
+
+
 def test_weights_are_used_with_the_configuration_they_were_trained_by(
     pool: RankPool, data_root: Path, tmp_path: Path
 ) -> None:
