@@ -112,7 +112,7 @@ class FooterCache:
     """
 
     def __init__(self, dataset: str) -> None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        base = _cache_folder()
         name = hashlib.blake2b(dataset.encode(), digest_size=_DIGEST).hexdigest()
         self._path = base / "rechub-dist" / "manifests" / f"{name}.arrow"
 
@@ -165,3 +165,11 @@ def _schemas(table: pa.Table) -> list[bytes]:
     """The serialised schemas, which stand in the table's metadata under their numbers."""
     stored = table.schema.metadata or {}
     return [stored[str(place).encode()] for place in range(len(stored))]
+
+
+def _cache_folder() -> Path:
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given) if given else Path("~/.cache").expanduser()
+    except RuntimeError:  # a container's user may have neither HOME nor an entry in the passwd file
+        return Path(tempfile.gettempdir()) / f"cache-of-user-{os.getuid()}"

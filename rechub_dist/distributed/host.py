@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from rechub_dist.errors import UserError
+
+_FILES = 64  # that a rank has open besides its connections
+_CONNECTIONS = 8  # to each other rank: of each process group, and of the exchange of ids
+_SHARED = 512 << 20  # bytes of shared memory below which NCCL may fail between the ranks of a host
 
 _PROC = Path("/proc/self/cgroup")
 _SYS = Path("/sys/fs/cgroup")
@@ -19,6 +27,54 @@ def host_memory(proc: Path = _PROC, sys: Path = _SYS) -> int:
     """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine, *_limits(proc, sys)])
+
+
+def allow_open_files(world_size: int) -> None:
+    """Let this rank open as many files as it may; Linux gives less at first.
+
+    Raises:
+        UserError: not enough for its connections to the other ranks.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    needed = _FILES + _CONNECTIONS * (world_size - 1)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"a process may open {hard} files here, and a rank of {world_size} needs {needed}: raise the limit "
+            f"(ulimit -Hn 65536, LimitNOFILE=, docker run --ulimit nofile=65536)"
+        )
+
+
+def warn_of_little_shared_memory(local_world_size: int, folder: str = "/dev/shm") -> None:
+    """Say so where NCCL has little room for what the ranks of a host exchange; a container has 64 MB unless told."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return
+    size = found.f_blocks * found.f_frsize
+    if local_world_size > 1 and size < _SHARED:
+        print(
+            f"warning: {folder} has {size >> 20} MB, by which NCCL moves data between the {local_world_size} ranks of "
+            f"this host; give the container more (docker --shm-size 1g, rechub-dist k8s render --shared-memory 1Gi)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def require_home() -> None:
+    """For libraries that keep files in the user's home, as Ray does.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise UserError(
+            f"user {os.getuid()} has no entry in the passwd file, and HOME is not set: set HOME to a folder that it "
+            f"can write"
+        ) from error
 
 
 def _limits(proc: Path, sys: Path) -> Iterator[int]:

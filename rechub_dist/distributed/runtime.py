@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from rechub_dist.distributed.collectives import all_rows
+from rechub_dist.distributed.host import allow_open_files, warn_of_little_shared_memory
 from rechub_dist.distributed.process import die_with_agent
 from rechub_dist.errors import UserError
 
@@ -147,15 +148,27 @@ def device_type(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"
 
 @contextmanager
 def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int | None = None) -> Iterator[Runtime]:
-    """Join the process group that the environment describes, or make one of this process alone."""
+    """Join the process group that the environment describes, or make one of this process alone.
+
+    Raises:
+        UserError: the environment, or this host, is none in which the rank could take part.
+    """
     rank, world, local_rank, local_world = environment()
     die_with_agent()
+    allow_open_files(world)
     if device == "cpu":
         keep_freed_memory()
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
     target = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {rank} is number {local_rank + 1} on this host, which has {torch.cuda.device_count()} GPU(s): "
+                f"start at most one rank a GPU (--nproc), or set device: cpu"
+            )
         torch.cuda.set_device(target)
+        if local_rank == 0:
+            warn_of_little_shared_memory(local_world)
     timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if device == "cuda" else "gloo"
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" in os.environ:

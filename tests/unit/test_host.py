@@ -1,12 +1,17 @@
-"""The memory that there is: the least that any control group of this process allows."""
+"""What a host gives: memory, open files, shared memory, a home."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from rechub_dist.distributed.host import host_memory
+from rechub_dist.data.footers import FooterCache
+from rechub_dist.distributed.host import host_memory, require_home, warn_of_little_shared_memory
+from rechub_dist.errors import UserError
 
 GB = 2**30
 
@@ -41,3 +46,41 @@ def test_a_container_that_sees_its_own_group_as_the_root(tmp_path: Path) -> None
 
 def test_no_control_groups(tmp_path: Path) -> None:
     assert host_memory(tmp_path / "none", tmp_path) > GB // 4
+
+
+@pytest.mark.parametrize(("limit", "ranks", "fits"), [(400, 30, True), (400, 60, False)])
+def test_open_files(limit: int, ranks: int, fits: bool) -> None:
+    code = (
+        "import resource; from rechub_dist.distributed.host import allow_open_files; "
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (100, {limit})); allow_open_files({ranks}); "
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if fits:
+        assert done.stdout == f"({limit}, {limit})\n"
+    else:
+        assert "a process may open 400 files here, and a rank of 60 needs 536: raise the limit" in done.stderr
+
+
+def test_little_shared_memory_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    warn_of_little_shared_memory(2, str(tmp_path / "none"))
+    warn_of_little_shared_memory(1, "/proc")  # a file system of 0 bytes
+    assert capsys.readouterr().err == ""
+    warn_of_little_shared_memory(2, "/proc")
+    assert capsys.readouterr().err.startswith("warning: /proc has 0 MB, by which NCCL moves data between the 2 ranks")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become a user without an entry in the passwd file")
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    child = os.fork()
+    if not child:
+        os.setuid(54321)
+        try:
+            require_home()
+        except UserError as error:
+            told = str(error).startswith("user 54321 has no entry in the passwd file, and HOME is not set: set HOME")
+            os._exit(0 if told and FooterCache("any").load() == {} else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
