@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from rechub_dist.config import RunConfig, load_run
+from rechub_dist.distributed.host import require_home
 from rechub_dist.errors import UserError
 
 _EACH, _CLUSTER = "What each rank gets", "The cluster"
@@ -43,8 +44,9 @@ def load_for_cluster(run_file: Path, overrides: Iterable[str], gpus: int) -> Run
     """The run with absolute paths, as its processes work elsewhere.
 
     Raises:
-        UserError: as `load_run`; CUDA without GPUs; output that would go with the working folder of a submitted job.
+        UserError: as `load_run`; a user without a home; CUDA without GPUs; output that would go with the working folder of a submitted job.
     """
+    require_home()  # Ray looks for it as it is imported
     config = load_run(run_file, overrides)
     if config.device == "cuda" and not gpus:
         raise UserError("device: cuda needs --gpus-per-worker 1")

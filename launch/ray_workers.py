@@ -25,7 +25,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import rechub_dist
 from rechub_dist.config import RunConfig, read_yaml
-from rechub_dist.distributed.host import require_home
 from rechub_dist.distributed.process import Stop
 from rechub_dist.errors import UserError, one_line
 from rechub_dist.launch.ray_ranks import Desk, OwnGroups, Work, work
@@ -99,9 +98,8 @@ def connect(address: str | None, workers: Workers, *, ship: bool, runtime_env: P
     further settings of that kind.
 
     Raises:
-        UserError: nothing answers there, Ray refuses the runtime environment, or this user has no home for its files.
+        UserError: nothing answers there, or Ray refuses the runtime environment.
     """
-    require_home()
     # Told to the controller: how soon it sees that workers have ended.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     environment: dict[str, Any] = {} if runtime_env is None else read_yaml(runtime_env)
