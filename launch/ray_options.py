@@ -44,7 +44,8 @@ def load_for_cluster(run_file: Path, overrides: Iterable[str], gpus: int) -> Run
     """The run with absolute paths, as its processes work elsewhere.
 
     Raises:
-        UserError: as `load_run`; a user without a home; CUDA without GPUs; output that would go with the working folder of a submitted job.
+        UserError: as `load_run`; a user without a home; CUDA without GPUs; output that would go with the working folder
+            of a submitted job.
     """
     require_home()  # Ray looks for it as it is imported
     config = load_run(run_file, overrides)
