@@ -18,7 +18,7 @@ import torch
 from faults.account import account, losses
 from faults.hosts import ROOT, Command
 from rechub_tests.ranks import RankPool
-from rechub_tests.ray_runs import ENVIRONMENT, TwoNodes, main_worker, ray_command
+from rechub_tests.ray_runs import ENVIRONMENT, TwoNodes, main_worker, ray_command, submit_job
 from rechub_tests.runs import output, run_file, train, write_data
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
@@ -98,8 +98,7 @@ def test_a_job_that_is_stopped_can_go_on(
     where = ["--address", two_nodes.jobs]
     entry = ["python", "launch/ray_train.py", str(path), "--num-workers", "2", "--set", "train.eval_every=1"]
     submit = [*ray, "submit", *where, "--submission-id", tmp_path.name, "--working-dir", str(ROOT), "--", *entry]
-    job = Command(submit, ENVIRONMENT)
-    job.wait_for("step 20: saved")
+    job = submit_job(submit, "step 20: saved")
     stop = Command([*ray, "stop", *where, tmp_path.name], ENVIRONMENT)
     assert stop.wait() == 0, stop.text
     assert stop.saw("was stopped"), stop.text

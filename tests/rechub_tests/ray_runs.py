@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,21 @@ def ray_command(name: str, *arguments: str, address: str | None = None) -> Comma
     """Start `rechub-dist ray <name>`; None: in a cluster of its own."""
     where = [] if address is None else ["--address", address]
     return Command([sys.executable, "-m", "rechub_dist", "ray", name, *arguments, *where], ENVIRONMENT)
+
+
+def submit_job(submit: list[str], until: str) -> Command:
+    """Submit a job and wait for a line of it; a cluster's agent for jobs may come some time after its nodes."""
+    for _ in range(12):
+        job = Command(submit, ENVIRONMENT)
+        try:
+            job.wait_for(until)
+        except RuntimeError as error:
+            if "No available agent to submit job" not in str(error):
+                raise
+            time.sleep(5)
+        else:
+            return job
+    raise TimeoutError(f"no agent took the job: {shlex.join(submit)}")
 
 
 def main_worker(command: Command) -> int:
