@@ -5,6 +5,7 @@
 #   make check                   style and types (also: make lint)
 #   make test-all                the tests, then those that are slow (make test-slow): faults, launchers, every model
 #   make install                 set up alone; ACCELERATOR=cuda for GPUs
+#   make gpu-check               on a machine with a GPU: its tests, measurements, and the table of docs/gpu.md
 #   make compat PYTHON=3.12      install, demo and unit tests under another Python, in an environment of their own
 #
 # pyproject.toml pins which builds of torch, torchrec and fbgemm belong together. On CPU torchrec goes in without its
@@ -17,6 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(ACCELERATOR)-$(EXTRAS)
 SOURCES := rechub_dist launch tests benchmarks
+GPU_OUT := runs/gpu-check
 DEMO_DATA := data/synthetic
 DEMO_OUT := runs/deepfm_synthetic
 DEMO_RUN := configs/runs/deepfm_synthetic.yaml
@@ -24,7 +26,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # the torchrec of the extra `cuda`
 TORCHREC = $(shell $(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*[need for need in extras["cuda"] if need.startswith("torchrec")])')
 
-.PHONY: install demo test test-slow test-all check lint compat clean
+.PHONY: install demo test test-slow test-all check lint gpu-check compat clean
 
 install: $(STAMP)
 
@@ -59,6 +61,15 @@ test-slow: $(STAMP)
 test-all:
 	$(MAKE) test
 	$(MAKE) test-slow
+
+# Both run, whatever the first finds; what failed makes it fail in the end, when the table is written.
+gpu-check:
+	@$(MAKE) --no-print-directory ACCELERATOR=cuda EXTRAS=$(EXTRAS) install
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "torch finds no CUDA device here: see what nvidia-smi says"; exit 2; }
+	mkdir -p $(GPU_OUT)
+	$(BIN)/python -m pytest -m gpu tests/gpu --junitxml=$(GPU_OUT)/pytest.xml $(PYTEST_ARGS); tests=$$?; \
+	$(BIN)/python benchmarks/gpu.py --out $(GPU_OUT); measured=$$?; \
+	$(BIN)/python benchmarks/gpu.py --out $(GPU_OUT) --docs docs/gpu.md && exit $$((tests | measured))
 
 # PYTHON is a version here: 3.12. Looked for as python3.12, then where pyenv has it.
 COMPAT_PYTHON = $(or $(shell python$(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/null),$(lastword $(wildcard $(HOME)/.pyenv/versions/$(PYTHON).*/bin/python)))

@@ -20,6 +20,7 @@ from rechub_dist.embedding.stage import split_dense
 from rechub_dist.evaluate import evaluate_run
 from rechub_dist.models import catalogue
 from rechub_dist.objectives import RetrievalObjective
+from rechub_tests.pipelined import pipelined_modules
 from rechub_tests.ranks import RankPool
 from rechub_tests.representatives import each_model
 from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, losses, run_file, train
@@ -219,22 +220,6 @@ def test_sparse_dist_pipeline_gives_the_same_losses(pool: RankPool, data_root: P
         pool.run(2, train, plain)
         pool.run(2, train, overlapped)
         torch.testing.assert_close(losses(overlapped), losses(plain), rtol=0, atol=1e-6)
-
-
-def pipelined_modules(path: Path) -> tuple[int, int]:
-    """How many sharded modules there are, and how many of them the pipeline has taken over."""
-    from rechub_dist.distributed.pipeline import Feed, make_pipeline  # noqa: PLC0415
-    from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
-    from rechub_dist.trainer import Trainer  # noqa: PLC0415
-
-    with runtime("cpu", 60) as rt:
-        trainer = Trainer(config_of(path), rt)
-        pipeline = make_pipeline("sparse_dist", trainer.module, trainer.optimizers, rt.device)
-        feed = Feed(iter(trainer.passes.at(0).reader.batches(0)), trainer.parts.step.objective, rt, lambda: False)
-        pipeline.progress(feed, 0)
-        stage = trainer.parts.step.stage
-        trainer.report.close()
-        return len(stage.pooled) + len(stage.unpooled), len(pipeline.inner._pipelined_modules)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,10 +13,9 @@ from rechub_dist.data.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.embedded import Jagged
 from rechub_dist.errors import UserError
+from rechub_tests.items import ITEMS, several_features, write_items
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import config_of, labels, last_weights, records, run_file, train, write_data
-
-ITEMS = 61
 
 
 @pytest.fixture
@@ -28,24 +25,6 @@ def items_root(tmp_path: Path) -> Path:
     write_data(root)
     write_items(root, np.random.default_rng(5).permutation(ITEMS))
     return root
-
-
-def write_items(root: Path, items: np.ndarray) -> None:
-    (root / "items").mkdir(exist_ok=True)
-    columns = {"item": items, "shop": items % 17, "age": (items / ITEMS).astype(np.float32)}
-    pq.write_table(pa.table(columns), root / "items" / "part-0.parquet", row_group_size=20)
-
-
-def several_features(folder: Path, root: Path) -> Path:
-    model = {
-        "user_features": ["user", "history", "profile"],
-        "item_features": ["item", "shop", "age"],
-        "hidden_units": [16],
-        "dropout_rates": 0.0,
-        "embedding_dim": 8,
-        "temperature": 0.1,
-    }
-    return run_file(folder, root, "DSSM", model=model, embedding={"sharding": "row_wise", "dim": 8})
 
 
 def ranked_by_hand(path: Path) -> float:

@@ -18,11 +18,11 @@ MAX_RANKS = 4
 class RankPool:
     """`run(world_size, function, *args)` calls `function` on that many ranks at once and returns their results."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: int = MAX_RANKS) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
-        for _ in range(MAX_RANKS):
+        for _ in range(ranks):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
             process.start()

@@ -1,0 +1,1 @@
+"""What `gpu.py` measures, and how it is written down."""
