@@ -214,6 +214,7 @@ def test_folders_of_others_beside_the_checkpoints_stay(pool: RankPool, data_root
     assert [file.name for file in (folder / "step-0000000002").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 def test_an_output_folder_that_is_removed_in_mid_run_is_begun_anew(data_root: Path, tmp_path: Path) -> None:
     model = {"hidden_units": [1024, 1024]}
     path = run_file(tmp_path, data_root, "DeepFM", model=model, train={"epochs": 40, "log_every": 1})

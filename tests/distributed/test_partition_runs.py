@@ -114,6 +114,7 @@ def test_killed_in_the_middle_of_a_day(pool: RankPool, days: Path, tmp_path: Pat
     equal_runs(path, reference)
 
 
+@pytest.mark.slow
 def test_a_folder_that_grows_while_two_ranks_train(pool: RankPool, days: Path, tmp_path: Path) -> None:
     reference = stream(tmp_path / "reference", days)
     pool.run(2, train, reference)

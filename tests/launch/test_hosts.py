@@ -57,6 +57,7 @@ def test_a_host_dies_and_the_other_goes_on(hosts: Hosts, launch_data: Path, tmp_
     assert len(rows) == len(set(rows)) == 6000
 
 
+@pytest.mark.slow
 def test_sigterm_on_one_of_two_hosts_that_must_both_be_there(hosts: Hosts, launch_data: Path, tmp_path: Path) -> None:
     path = slow_run(tmp_path, launch_data)
     # As in a pod: were the exit code 0, the one that was not signalled would be taken for done.

@@ -46,6 +46,7 @@ def check_same(path: Path, reference: Path, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(losses(output(path)), losses(output(reference)), rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_of_two_nodes(two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
     options = ["--num-workers", "2", "--placement", "STRICT_SPREAD"]
