@@ -80,22 +80,18 @@ def main_worker_stopped(scene: Scene) -> Times:
     return worker_stopped(scene, 0)
 
 
-def sigterm(scene: Scene) -> Times:
+def sigterm(scene: Scene, number: signal.Signals = signal.SIGTERM) -> Times:
     """SIGTERM while training."""
     run = scene.start()
     scene.reach(110, run)
     at = time.monotonic()
-    run.signal(signal.SIGTERM)
+    run.signal(number)
     return scene.again(run, at)
 
 
 def sighup(scene: Scene) -> Times:
     """SIGHUP while training, as when the terminal is closed."""
-    run = scene.start()
-    scene.reach(110, run)
-    at = time.monotonic()
-    run.signal(signal.SIGHUP)
-    return scene.again(run, at)
+    return sigterm(scene, signal.SIGHUP)
 
 
 def second_process(scene: Scene) -> Times:

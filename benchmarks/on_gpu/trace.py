@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rechub_dist.monitoring.step_times import union
+
 _WAITS = ("cudaStreamSync", "cudaDeviceSync", "cudaEventSync", "cudaMemcpyAsync", "cudaLaunchKernel", "aten::item")
 _SHOWN = 18
 
@@ -49,17 +51,6 @@ def summary(events: Iterable[Mapping[str, Any]], steps: int, seconds: float) -> 
         "ranges": {name[:60]: _ms(times, steps) for name, times in _longest(ranges)},
         "operators": {name: _ms(times, steps) for name, times in _longest(operators)},  # with those that they call
     }
-
-
-def union(spans: Iterable[Span]) -> list[Span]:
-    """The spans without what they have in common twice, in order."""
-    joined: list[Span] = []
-    for began, ended in sorted(spans):
-        if joined and began <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(ended, joined[-1][1]))
-        else:
-            joined.append((began, ended))
-    return joined
 
 
 def total(spans: Iterable[Span]) -> float:

@@ -12,24 +12,21 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from rechub_dist.checkpoint.tensors import Entry, Piece
+from rechub_dist.checkpoint.tensors import TABLE_STATES, Entry, Piece
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.sharding import sharded_weights
 from rechub_dist.embedding.layout import REPLICATED, Layout, PlacedTable
 from rechub_dist.embedding.local import module_key
 
-# The optimizer's states by canonical name: those of torch's optimizer, and of the fused kernel.
-_TORCH_STATES = {
-    "adagrad": {"sum": "sum"},
-    "rowwise_adagrad": {"rowwise_sum": "sum"},
-    "adam": {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "step": "step"},
-}
-# TorchRec calls the first of a table's states `momentum1`, and the others as the kernel does.
-_FUSED_STATES = {
-    "adagrad": {"sum": "momentum1"},
-    "rowwise_adagrad": {"rowwise_sum": "momentum1"},
-    "lazy_adam": {"exp_avg": "momentum1", "exp_avg_sq": "exp_avg_sq"},
-}
+
+def _torch_names(algorithm: str) -> dict[str, str]:
+    """What torch's optimizer calls a table's states, by canonical name."""
+    return {name: "sum" if name == "rowwise_sum" else name for name in TABLE_STATES[algorithm]}
+
+
+def _fused_names(algorithm: str) -> dict[str, str]:
+    """What TorchRec calls them: the first of a table's states `momentum1`, the others as the kernel does."""
+    return {name: name if place else "momentum1" for place, name in enumerate(TABLE_STATES[algorithm])}
 
 
 def weights_state(module: DistributedModelParallel, layout: Layout) -> dict[str, Entry]:
@@ -66,11 +63,11 @@ def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Op
         algorithm = placed.optimizer.name
         if placed.collection == REPLICATED:
             own: dict[str, Tensor] = next(iter(optimizers.replicated[name].state.values()), {})
-            found = {canonical: own[key] for canonical, key in _TORCH_STATES.get(algorithm, {}).items()}
+            found = {canonical: own[key] for canonical, key in _torch_names(algorithm).items()}
         else:
             # A table-wise table's states are known to its owner alone.
             here = bool(sharded[name].local_shards())
-            found = fused_states(fused, module_key(name), _FUSED_STATES.get(algorithm, {})) if here else {}
+            found = fused_states(fused, module_key(name), _fused_names(algorithm)) if here else {}
         for canonical, value in found.items():
             rowwise = canonical == "rowwise_sum" and not isinstance(value, ShardedTensor)
             state[f"tables/{name}/{canonical}"] = _table_entry(value.view(-1) if rowwise else value, placed)

@@ -68,17 +68,18 @@ def split(events: Any, seconds: float) -> dict[str, float]:
     On a GPU these are times of the host, which runs ahead: what kernels take shows where the host waits for them.
     """
     names = [(event.name, event.time_range.start, event.time_range.end) for event in events]
-    waiting = _union([(a, b) for name, a, b in names if name == WAITING_FOR_DATA])
-    computing = _union([(a, b) for name, a, b in names if _COMPUTE.match(name)])
-    transfer = _without(_union([(a, b) for name, a, b in names if _TRANSFER.match(name)]), computing)
+    waiting = union([(a, b) for name, a, b in names if name == WAITING_FOR_DATA])
+    computing = union([(a, b) for name, a, b in names if _COMPUTE.match(name)])
+    transfer = _without(union([(a, b) for name, a, b in names if _TRANSFER.match(name)]), computing)
     transfer = _without(transfer, waiting)
-    embedding = _union([(a, b) for name, a, b in names if _EMBEDDING.match(name)])
+    embedding = union([(a, b) for name, a, b in names if _EMBEDDING.match(name)])
     embedding = _without(_without(embedding, waiting), transfer)
     found = {"data": _total(waiting), "embedding": _total(embedding), "communication": _total(transfer)}
     return {**found, "dense": max(0.0, seconds - sum(found.values()))}
 
 
-def _union(spans: Spans) -> Spans:
+def union(spans: Spans) -> Spans:
+    """The spans without what they have in common twice, in order."""
     joined: Spans = []
     for start, end in sorted(spans):
         if joined and start <= joined[-1][1]:

@@ -1,23 +1,3 @@
-from __future__ import annotations
+from rechub_tests.fixtures import data_root, pool
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-from rechub_tests.ranks import RankPool
-from rechub_tests.runs import write_data
-
-
-@pytest.fixture(scope="session")
-def pool() -> Iterator[RankPool]:
-    found = RankPool()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="session")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    write_data(root)
-    return root
+__all__ = ["data_root", "pool"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from rechub_dist.errors import UserError
+from rechub_tests.fixtures import data_root
 from rechub_tests.ranks import RankPool
-from rechub_tests.runs import write_data
+
+__all__ = ["data_root"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -49,10 +50,3 @@ def pool() -> Iterator[RankPool]:
     found = OneRank()
     yield found
     found.close()
-
-
-@pytest.fixture(scope="session")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    write_data(root)
-    return root

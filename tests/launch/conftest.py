@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from faults.hosts import Hosts, possible
-from rechub_tests.ranks import RankPool
+from rechub_tests.fixtures import pool
 from rechub_tests.ray_runs import TwoNodes
 from rechub_tests.runs import write_data
+
+__all__ = ["pool"]
 
 
 @pytest.fixture(scope="session")
@@ -18,13 +20,6 @@ def launch_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("launch-data")
     write_data(root, 6000)
     return root
-
-
-@pytest.fixture(scope="session")
-def pool() -> Iterator[RankPool]:
-    found = RankPool()
-    yield found
-    found.close()
 
 
 @pytest.fixture
