@@ -72,6 +72,14 @@ def train(
     ] = False,
     max_restarts: Annotated[int, typer.Option(min=0, help="Times that failed workers are started again.")] = 3,
     grace: Annotated[int, typer.Option(min=1, help="Seconds from SIGTERM to SIGKILL.")] = 30,
+    join: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Seconds to wait for missing hosts (default: 600), and, if given, for the rendezvous and its name.",
+            rich_help_panel=_HOSTS,
+        ),
+    ] = None,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Take the folders from a run that holds them; that one ends.")
     ] = False,
@@ -91,7 +99,7 @@ def train(
     if (nproc is not None or rdzv is not None or nnodes != "1") and not _is_worker():
         from rechub_dist.distributed.launcher import Launch, launch  # noqa: PLC0415
 
-        wanted = Launch(nproc or 1, nnodes, rdzv, rdzv_id, rdzv_external, max_restarts, grace)
+        wanted = Launch(nproc or 1, nnodes, rdzv, rdzv_id, rdzv_external, max_restarts, grace, join)
         arguments = ["train", str(run_file), *_overrides(set_), *(["--take-over"] if take_over else [])]
         raise typer.Exit(launch(wanted, arguments, show=show_torchrun))
     from rechub_dist.summary import show_training  # noqa: PLC0415

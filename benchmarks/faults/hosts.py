@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+_KNOWN = Path("/etc/netns")  # what lies in /etc of each namespace, for `ip netns exec`
 _serial = itertools.count()
 
 
@@ -153,6 +155,8 @@ class Hosts:
             _ip("-n", name, "link", "set", "eth0", "up")
             _ip("-n", self._switch, "link", "set", f"p{host}", "master", "br0")
             self.heal(host)
+            (_KNOWN / name).mkdir(parents=True)
+            (_KNOWN / name / "hosts").write_text("127.0.0.1 localhost\n", encoding="ascii")
 
     def address(self, host: int) -> str:
         """Its address."""
@@ -163,6 +167,13 @@ class Hosts:
         command = Command(["ip", "netns", "exec", self._name(host), *arguments], environment)
         self._commands.append(command)
         return command
+
+    def name(self, name: str, host: int) -> None:
+        """From here on all hosts know a host by this name, too."""
+        for knowing in range(self.count):
+            table = _KNOWN / self._name(knowing) / "hosts"
+            with table.open("a", encoding="ascii") as file:
+                file.write(f"{self.address(host)} {name}\n")
 
     def kill(self, host: int) -> None:
         """End all that runs there, as when its power fails: nothing is said to anyone."""
@@ -187,6 +198,7 @@ class Hosts:
         for host in range(self.count):
             self.kill(host)
             _ip("netns", "del", self._name(host))
+            shutil.rmtree(_KNOWN / self._name(host))
         _ip("netns", "del", self._switch)
 
     def _name(self, host: int) -> str:

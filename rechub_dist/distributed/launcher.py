@@ -15,11 +15,19 @@ from torch.distributed.run import config_from_args, get_args_parser, parse_args
 
 from rechub_dist.distributed.agent import run_agent
 from rechub_dist.distributed.process import LAUNCH
-from rechub_dist.distributed.rendezvous import addresses, interface, is_here, listens, open_store, parse_address
+from rechub_dist.distributed.rendezvous import (
+    addresses,
+    await_rendezvous,
+    interface,
+    is_here,
+    listens,
+    open_store,
+    parse_address,
+)
 from rechub_dist.errors import UserError
 
 _LAST_CALL_SECONDS = 5  # how long to wait for more hosts, where their number may vary
-_JOIN_SECONDS = 600  # how long to wait for hosts that are missing
+_JOIN_SECONDS = 600  # how long to wait for hosts that are missing, unless it is said
 _MONITOR_SECONDS = 0.2  # between two looks at the workers
 # Without it (before torch 2.12) workers have torchrun's own 30 seconds to stop.
 _HAS_SHUTDOWN_TIMEOUT = "--shutdown-timeout" in get_args_parser().format_help()
@@ -37,6 +45,8 @@ class Launch:
         external_store: a `rechub-dist store` listens there, rather than the agent of that host.
         max_restarts: how often workers are started again after a failure.
         grace_seconds: from a request to stop to SIGKILL.
+        join_seconds: how long to wait for hosts that are missing. Where it is given, also for the rendezvous itself,
+            whose name may not be known yet; else that is a mistake.
 
     Raises:
         UserError: hosts that are no number or range, or several without a place to meet.
@@ -49,6 +59,7 @@ class Launch:
     external_store: bool = False
     max_restarts: int = 3
     grace_seconds: int = 30
+    join_seconds: int | None = None
 
     def __post_init__(self) -> None:
         low, _, high = self.nnodes.partition(":")
@@ -86,7 +97,7 @@ def environment(wanted: Launch) -> dict[str, str]:
 def torchrun_arguments(wanted: Launch, arguments: list[str]) -> list[str]:
     """The arguments with which torchrun starts `python -m rechub_dist ARGUMENTS`."""
     host, port = wanted.address
-    settings = f"last_call_timeout={_LAST_CALL_SECONDS},join_timeout={_JOIN_SECONDS}"
+    settings = f"last_call_timeout={_LAST_CALL_SECONDS},join_timeout={wanted.join_seconds or _JOIN_SECONDS}"
     if wanted.rendezvous is not None:
         there = listens(host, port)  # of another agent on this host, say
         # torchrun tells by names, which may not resolve
@@ -114,6 +125,8 @@ def launch(wanted: Launch, arguments: list[str], *, show: bool = False) -> int:
 
     The settings are torchrun's own, read by its own parser; `show` prints the command that has them.
     """
+    if wanted.rendezvous is not None and wanted.join_seconds is not None:
+        await_rendezvous(*wanted.address, wanted.join_seconds)
     extra = environment(wanted)
     os.environ.update(extra)
     os.environ.setdefault(LAUNCH, _name_of(wanted))

@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -22,7 +23,12 @@ from rechub_dist.errors import UserError
 PORT = 29400
 _DEFAULT_ROUTE = ("198.51.100.1", "2001:db8::1")  # addresses for documentation: nothing is sent there
 _CONNECT_SECONDS = 3.0
+_RETRY_SECONDS = 1.0  # between two looks for a rendezvous that is to come
 _ANSWER_SECONDS = 20.0  # for a rendezvous store to answer; another service may never do
+
+
+class UnknownHostError(UserError):
+    """A host's name stands for no address here."""
 
 
 def parse_address(rendezvous: str) -> tuple[str, int]:
@@ -45,12 +51,12 @@ def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
     """What a host's name stands for here: address family and address, in the order in which they are tried.
 
     Raises:
-        UserError: nothing.
+        UnknownHostError: nothing.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
-        raise UserError(f"--rdzv: the host {host!r} is not known here: {error.strerror}") from error
+        raise UnknownHostError(f"--rdzv: the host {host!r} is not known here: {error.strerror}") from error
     return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
 
 
@@ -83,6 +89,26 @@ def listens(host: str, port: int) -> bool:
             )
         return True
     return False
+
+
+def await_rendezvous(host: str, port: int, seconds: float) -> None:
+    """Wait until this host's part in the rendezvous is known: the name is its own, or a store listens there.
+
+    For hosts that start in any order under names that are known only once their host runs. Returns after `seconds`
+    whatever is there.
+
+    Raises:
+        UserError: what listens is no rendezvous store.
+    """
+    deadline, told = time.monotonic() + seconds, False
+    while time.monotonic() < deadline:
+        with suppress(UnknownHostError):
+            if is_here(host, port) or listens(host, port):
+                return
+        if not told:
+            print(f"waiting for the rendezvous at {host}:{port}", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(_RETRY_SECONDS)
 
 
 def _answers(connect: Callable[[], object]) -> bool:

@@ -1,6 +1,6 @@
 """Whether the ranks of this pod still get on: `python -m rechub_dist.kubernetes.alive FOLDER --seconds 600`.
 
-For a liveness probe, which cannot know the ranks that torchrun has given to its pod: they are read from the environment
+For a liveness probe, which cannot know the ranks that its pod has been given: they are read from the environment
 of the processes in the pod. A rank touches `rank-<n>` in FOLDER every five seconds while it gets on.
 """
 

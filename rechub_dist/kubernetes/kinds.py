@@ -8,6 +8,7 @@ from typing import Any, Final
 import yaml
 
 from rechub_dist.config import RunConfig
+from rechub_dist.distributed.process import MISTAKE, PREEMPTED
 from rechub_dist.kubernetes.pods import (
     Manifest,
     metadata,
@@ -17,7 +18,7 @@ from rechub_dist.kubernetes.pods import (
     ray_submitter,
     selector,
     tensorboard,
-    torchrun,
+    train,
     trainer,
 )
 from rechub_dist.kubernetes.settings import Settings
@@ -29,7 +30,7 @@ RAY_VERSION = "2.60.0"  # as in docker/requirements.txt
 def job(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A Job of Kubernetes' own (1.29 or newer), its pods numbered, and the headless Service that names them."""
     name = settings.name
-    template = pod(settings, trainer(settings, config, "trainer", torchrun(settings, f"{name}-0.{name}:{RENDEZVOUS}")))
+    template = pod(settings, trainer(settings, config, "trainer", train(settings, f"{name}-0.{name}:{RENDEZVOUS}")))
     template["spec"]["subdomain"] = name
     service = {
         "apiVersion": "v1",
@@ -60,7 +61,7 @@ def jobset(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A JobSet: a pod that fails has all of them started again."""
     name = settings.name
     endpoint = f"{name}-workers-0-0.{name}:{RENDEZVOUS}"
-    template = pod(settings, trainer(settings, config, "trainer", torchrun(settings, endpoint)))
+    template = pod(settings, trainer(settings, config, "trainer", train(settings, endpoint)))
     spec = {
         "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
         "failurePolicy": {"maxRestarts": settings.backoff_limit},
@@ -81,7 +82,7 @@ def pytorchjob(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A PyTorchJob of Kubeflow's training operator (v1), elastic, so that all pods are workers."""
     name = settings.name
     # The operator knows its container by this name, and has a Service for each pod.
-    container = trainer(settings, config, "pytorch", torchrun(settings, f"{name}-worker-0:{RENDEZVOUS}"))
+    container = trainer(settings, config, "pytorch", train(settings, f"{name}-worker-0:{RENDEZVOUS}"))
     container["ports"] = [{"name": "pytorchjob-port", "containerPort": RENDEZVOUS}, *container.get("ports", [])]
     template = pod(settings, container)
     del template["spec"]["restartPolicy"]  # the operator's own stands beside the template
@@ -106,8 +107,8 @@ def pytorchjob(settings: Settings, config: RunConfig) -> list[Manifest]:
 def trainjob(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A TrainJob of Kubeflow Trainer (v2), which says nodes and ranks, and the TrainingRuntime with its pods."""
     name = settings.name
-    # The trainer finds its container by this name, and says in the environment how many and where they are.
-    arguments = torchrun(settings, "$(PET_MASTER_ADDR):$(PET_MASTER_PORT)", size=False)
+    # The trainer finds its container by this name, and says in the environment where they are to meet.
+    arguments = train(settings, "$(PET_MASTER_ADDR):$(PET_MASTER_PORT)")
     template = pod(settings, trainer(settings, config, "node", arguments))
     node = {
         "name": "node",
@@ -218,11 +219,16 @@ def _indexed(settings: Settings) -> Manifest:
 
 
 def _failures() -> Manifest:
-    """Which ends of a pod count. A node that is drained is nobody's failure, and a mistake is not tried again."""
+    """Which ends of a pod count.
+
+    A node that is drained is nobody's failure, nor is that all ranks have saved for a pod that goes; those pods come
+    again. A mistake is not tried again.
+    """
     return {
         "rules": [
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-            {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}},
+            {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [MISTAKE]}},
+            {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [PREEMPTED]}},
         ]
     }
 

@@ -7,14 +7,14 @@ from types import MappingProxyType
 from typing import Any
 
 from rechub_dist.config import RunConfig
-from rechub_dist.distributed.process import LAUNCH
+from rechub_dist.distributed.process import LAUNCH, PREEMPTED
 from rechub_dist.kubernetes.run_file import metrics_ports
 from rechub_dist.kubernetes.settings import Settings, Size
 from rechub_dist.kubernetes.view import HOME, RAY_AGENT, RAY_DASHBOARD, RUN_FILE, RUNS, USER, mounts
 
 Manifest = dict[str, Any]
 
-PREEMPTED_EXIT_CODE = 75  # EX_TEMPFAIL
+_JOIN_SECONDS = 1800  # nodes may have to be started and images pulled
 _JOB_UID = "metadata.labels['batch.kubernetes.io/controller-uid']"
 _HARDENED: Manifest = {
     "allowPrivilegeEscalation": False,
@@ -39,44 +39,38 @@ def selector(settings: Settings, component: str) -> dict[str, str]:
     return {"app.kubernetes.io/instance": settings.name, "app.kubernetes.io/component": component}
 
 
-def torchrun(settings: Settings, endpoint: str, *, size: bool = True) -> list[str]:
-    """torchrun's arguments; `size` leaves nodes and ranks to what the cluster puts into the environment.
+def train(settings: Settings, rendezvous: str) -> list[str]:
+    """The arguments of `rechub-dist` in a pod that trains.
 
-    The pods meet through c10d at the first of them, so that a pod that has come anew is taken in and the others go on
-    with it from the checkpoint. They tell each other addresses rather than names.
+    The pods meet at the first of them. Our agent rather than torchrun's command, which exits with 1 whatever has
+    happened: the cluster is to tell a mistake and a pod that has saved as it was asked to from a failure.
     """
     return [
-        *([f"--nnodes={settings.workers}", f"--nproc-per-node={settings.nproc_per_node}"] if size else []),
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={endpoint}",
-        f"--rdzv-id={settings.name}",
-        "--rdzv-conf=join_timeout=1800",  # nodes may have to be started and images pulled
-        "--local-addr=$(POD_IP)",
-        f"--max-restarts={settings.max_restarts}",
-        f"--shutdown-timeout={settings.grace_seconds}",
-        "-m",
-        "rechub_dist",
         "train",
         RUN_FILE,
+        f"--nnodes={settings.workers}",
+        f"--nproc={settings.nproc_per_node}",
+        f"--rdzv={rendezvous}",
+        f"--rdzv-id={settings.name}",
+        f"--join={_JOIN_SECONDS}",
+        f"--max-restarts={settings.max_restarts}",
+        f"--grace={settings.grace_seconds}",
         *(["--take-over"] if settings.take_over else []),
     ]
 
 
 def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[str]) -> Manifest:
-    """The container whose one process is torchrun, without a shell that would keep its signals."""
+    """The container whose one process is the agent, without a shell that would keep its signals."""
     found = {
         **_container(settings, name, _of_ranks(settings), output_read_only=False),
-        "command": ["torchrun"],
+        "command": ["rechub-dist"],
         "args": arguments,
     }
     found["env"] += [
-        # Restarted workers would dial the store of the round before, at an address that is gone.
-        {"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"},
         # Ranks stop together when one pod is to go; those of the others have not done their work.
-        {"name": "RECHUB_PREEMPTED_EXIT_CODE", "value": str(PREEMPTED_EXIT_CODE)},
+        {"name": "RECHUB_PREEMPTED_EXIT_CODE", "value": str(PREEMPTED)},
         # Of a Job's pods alone: those that come anew go on at once with what the ones before them held.
         {"name": LAUNCH, "valueFrom": {"fieldRef": {"fieldPath": _JOB_UID}}},
-        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
     ]
     found |= metrics(settings, config)
     if settings.liveness_seconds is not None:
@@ -120,7 +114,7 @@ def pod(settings: Settings, container: Manifest, *, component: str = "trainer", 
     spec: Manifest = {
         "restartPolicy": restart,
         "terminationGracePeriodSeconds": settings.pod_grace_seconds,
-        # torchrun must not be process 1, which the kernel shields from SIGTERM until workers run: a pod that waits for
+        # The agent must not be process 1, which the kernel shields from SIGTERM until workers run: a pod that waits for
         # its peers would take all of the grace period to end.
         "shareProcessNamespace": True,
         "automountServiceAccountToken": False,

@@ -61,7 +61,7 @@ class Settings:
         node_selector: labels that nodes must have.
         spread: whether two pods may share a node when no other has room.
         grace_seconds: from a request to stop to the end of a rank, time for its checkpoint; the pod's is longer.
-        max_restarts: how often torchrun starts workers again before a pod fails.
+        max_restarts: how often workers are started again before a pod fails.
         backoff_limit: how often a failed pod, or the whole run where the kind knows no other way, is started again.
         ttl_seconds: after which a job that has ended is removed; None keeps it.
         liveness_seconds: after which a rank without a step has its pod restarted; None never does.
@@ -195,7 +195,7 @@ class Settings:
 
     @property
     def pod_grace_seconds(self) -> int:
-        """What the cluster waits for a pod: what its ranks have, and as long as it takes torchrun to end after them."""
+        """What the cluster waits for a pod: what its ranks have, and what the agent takes to end after them."""
         return self.grace_seconds + 30
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from torch.distributed.run import get_args_parser
+from typer.main import get_command
 
+from rechub_dist.cli import app
 from rechub_dist.config import read_run
 from rechub_tests.manifests import EXAMPLE, KINDS, ROOT, by_kind, pod_templates, render, run_render, trainer_pod
 
-TORCHRUN_KINDS = [kind for kind in KINDS if kind != "rayjob"]
+AGENT_KINDS = [kind for kind in KINDS if kind != "rayjob"]
 
 
 def container(template: dict[str, Any]) -> dict[str, Any]:
@@ -54,22 +55,20 @@ def test_a_schema_beside_the_run_file_comes_inline(tmp_path: Path) -> None:
     assert changed.stderr == "error: model.name: no model 'DeepFN': did you mean 'DeepFM'?\n"
 
 
-@pytest.mark.parametrize("kind", TORCHRUN_KINDS)
-def test_torchrun_itself_reads_its_arguments(kind: str) -> None:
+@pytest.mark.parametrize("kind", AGENT_KINDS)
+def test_the_agent_reads_its_arguments(kind: str) -> None:
     sizes = ("--workers", "3", "--nproc-per-node", "2", "--grace-seconds", "200", "--max-restarts", "4")
     template = trainer_pod(objects := render(kind, *sizes))
     found = container(template)
-    assert found["command"] == ["torchrun"]
-    arguments = get_args_parser().parse_args(found["args"])
+    assert found["command"] == ["rechub-dist"]
+    said = get_command(app).commands["train"].make_context("train", found["args"][1:]).params
+    assert (found["args"][0], said["run_file"]) == ("train", Path("/run/run.yaml"))
+    assert (said["nnodes"], said["nproc"], said["max_restarts"], said["grace"]) == ("3", 2, 4, 200)
+    assert said["join"] >= 600  # nodes and images take their time
     if kind == "trainjob":
         trainer = by_kind(objects, "TrainJob")["spec"]["trainer"]
         assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 2)
-    else:
-        assert (arguments.nnodes, arguments.nproc_per_node) == ("3", "2")
-    assert (arguments.rdzv_backend, arguments.max_restarts, arguments.module) == ("c10d", 4, True)
-    assert [arguments.training_script, *arguments.training_script_args] == ["rechub_dist", "train", "/run/run.yaml"]
-    # the cluster waits longer than torchrun, which waits as long as a checkpoint may take
-    assert arguments.shutdown_timeout == 200
+    # the cluster waits longer than the agent, which waits as long as a checkpoint may take
     assert template["spec"]["terminationGracePeriodSeconds"] > 200
 
 
@@ -85,7 +84,7 @@ def test_a_job_may_take_over(kind: str) -> None:
     assert not said()
 
 
-@pytest.mark.parametrize("kind", TORCHRUN_KINDS)
+@pytest.mark.parametrize("kind", AGENT_KINDS)
 def test_attempts_of_a_job_know_each_other(kind: str) -> None:
     environment = {item["name"]: item for item in container(trainer_pod(render(kind)))["env"]}
     label = "metadata.labels['batch.kubernetes.io/controller-uid']"
@@ -103,7 +102,7 @@ def test_the_pods_meet_at_the_first_of_them() -> None:
     (port,) = [port["port"] for port in service["spec"]["ports"]]
     # an indexed Job names its pods' hosts <job>-<index>
     host = f"{job['metadata']['name']}-0.{service['metadata']['name']}"
-    assert f"--rdzv-endpoint={host}:{port}" in container(template)["args"]
+    assert f"--rdzv={host}:{port}" in container(template)["args"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,8 +136,8 @@ def test_gpus(kind: str) -> None:
     if kind == "rayjob":
         entry = by_kind(objects, "RayJob")["spec"]["entrypoint"]
         assert entry.endswith("/run/run.yaml --num-workers 8 --cpus-per-worker 1 --gpus-per-worker 1 --max-failures 3")
-    elif kind != "trainjob":
-        assert "--nproc-per-node=4" in found["args"]
+    else:
+        assert "--nproc=4" in found["args"]
     assert "nvidia.com/gpu" not in container(trainer_pod(render(kind)))["resources"]["limits"]
 
 
@@ -167,12 +166,12 @@ def test_what_counts_as_a_failure() -> None:
     }  # fmt: skip
     assert by_kind(render("jobset", "--backoff-limit", "5"), "JobSet")["spec"]["failurePolicy"] == {"maxRestarts": 5}
     assert by_kind(render("rayjob", "--backoff-limit", "5"), "RayJob")["spec"]["backoffLimit"] == 5
-    for kind in TORCHRUN_KINDS:
+    for kind in AGENT_KINDS:
         environment = {item["name"]: item.get("value") for item in container(trainer_pod(render(kind)))["env"]}
         assert environment["RECHUB_PREEMPTED_EXIT_CODE"] not in {"0", "2"}
 
 
-@pytest.mark.parametrize("kind", TORCHRUN_KINDS)
+@pytest.mark.parametrize("kind", AGENT_KINDS)
 def test_liveness_is_asked_for(kind: str) -> None:
     assert "livenessProbe" not in container(trainer_pod(render(kind)))
     probe = container(trainer_pod(render(kind, "--liveness", "600")))["livenessProbe"]

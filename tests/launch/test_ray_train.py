@@ -150,6 +150,18 @@ def test_a_node_that_comes_is_taken_in(two_nodes: TwoNodes, launch_data: Path, r
 
 
 @pytest.mark.slow
+def test_nodes_of_unlike_size(two_nodes: TwoNodes, launch_data: Path, reference: Path, tmp_path: Path) -> None:
+    """Ray packs two ranks on to the larger one of three nodes."""
+    larger = two_nodes.cluster.add_node(num_cpus=2)
+    path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
+    run = ray_command("train", str(path), "--num-workers", "4", address=two_nodes.address)
+    assert run.wait() == 0, run.text
+    two_nodes.cluster.remove_node(larger)
+    assert run.saw(r"4 rank\(s\) on cpu"), run.text
+    check_same(path, reference, 1e-4)
+
+
+@pytest.mark.slow
 def test_the_package_is_shipped(two_nodes: TwoNodes) -> None:
     code = (
         "import ray, sys; from rechub_dist.launch.ray_workers import Workers, connect; "
