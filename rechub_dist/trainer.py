@@ -27,7 +27,7 @@ from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
 from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, environment, runtime
-from rechub_dist.distributed.sharding import shard_step
+from rechub_dist.distributed.sharding import draw_tables, shard_step
 from rechub_dist.distributed.state import placement, train_state, weights_state
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.errors import UserError
@@ -383,6 +383,8 @@ class Trainer:
     def _resume(self) -> Position:
         state = train_state(self.module, self.parts.layout, self.optimizers)
         position = self.checkpoints.load(state, self._differing)
+        if position is None:  # only then: what a checkpoint overwrites need not be drawn
+            draw_tables(self.module, self.parts.layout, self.config.seed)
         if position is None and self.config.warm_start is not None:
             self._begun_with = warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
         position = position or Position()

@@ -28,7 +28,7 @@ from rechub_dist.distributed.batchnorm import globalize
 from rechub_dist.distributed.cluster import Cluster, agreed_cluster
 from rechub_dist.distributed.optim import fused_optimizer, kernels
 from rechub_dist.distributed.runtime import Runtime
-from rechub_dist.embedding.init import init_table
+from rechub_dist.embedding.init import Part, clear_padding, init_tables
 from rechub_dist.embedding.layout import REPLICATED, Layout, PlacedTable
 from rechub_dist.embedding.local import module_key
 from rechub_dist.errors import UserError
@@ -112,9 +112,8 @@ def shard(
     plan: ShardingPlan | None,
     group: dist.ProcessGroup,
     device: torch.device,
-    seed: int,
 ) -> DistributedModelParallel:
-    """Shard the step's collections, put DDP around the rest, and fill the tables with their initial weights."""
+    """Shard the step's collections and put DDP around the rest. The tables' weights are whatever was in memory."""
     module = DistributedModelParallel(
         step,
         env=ShardingEnv.from_process_group(group),
@@ -123,11 +122,21 @@ def shard(
         sharders=_sharders(),
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
     )
-    for name, shards in table_shards(module, layout).items():
-        for part in shards:
-            row, column = part.metadata.shard_offsets
-            init_table(part.tensor, layout.tables[name].table, seed, row, column)
+    clear_padding(_parts(module, layout))
     return module
+
+
+def draw_tables(module: DistributedModelParallel, layout: Layout, seed: int) -> None:
+    """Fill this rank's parts of the sharded tables with their initial weights."""
+    init_tables(_parts(module, layout), seed)
+
+
+def _parts(module: DistributedModelParallel, layout: Layout) -> list[Part]:
+    return [
+        Part(shard.tensor, layout.tables[name].table, *shard.metadata.shard_offsets)
+        for name, shards in table_shards(module, layout).items()
+        for shard in shards
+    ]
 
 
 def table_shards(module: DistributedModelParallel, layout: Layout) -> dict[str, list[Shard]]:
@@ -171,6 +180,7 @@ def _constraint(placed: PlacedTable, world_size: int) -> ParameterConstraints:
 def shard_step(parts: Parts, rt: Runtime) -> DistributedModelParallel:
     """Plan and shard a run's tables, make batch normalisation global, and put DDP around the rest. Collective.
 
+    The tables are to be loaded then, or drawn (`draw_tables`); until then their weights are whatever was in memory.
     The plan is the main rank's: one that each rank made for itself would be another on another host.
 
     Raises:
@@ -181,4 +191,4 @@ def shard_step(parts: Parts, rt: Runtime) -> DistributedModelParallel:
     mark_optimizers(parts.step, parts.layout)
     plan = rt.from_main(lambda: make_plan(parts.step, parts.layout, cluster, config.data.batch_size))
     globalize(parts.step.model)
-    return shard(parts.step, parts.layout, plan, rt.group, rt.device, config.seed)
+    return shard(parts.step, parts.layout, plan, rt.group, rt.device)
