@@ -233,13 +233,13 @@ class _Chosen:
 class PrefetchPipeline:
     """TorchRec's with one more stage: while a batch is computed, the rows of the next one are fetched into the caches.
 
-    For kernels that keep tables in the host's memory and lock what they have fetched until the backward pass that
-    follows; so it cannot leave one out.
+    For kernels that keep tables in the host's memory. They lock what they have fetched until the backward pass that
+    follows, so this cannot leave one out; and an evaluation, which has none, must not lock.
     """
 
     def __init__(self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device) -> None:
         self.inner = PrefetchTrainPipelineSparseDist(module, optimizers, device, execute_all_batches=True)
-        self._kernels = kernels(module)
+        self._caching = [kernel for kernel in kernels(module) if kernel.prefetch_pipeline]
         self._device = device
         self._released = True
 
@@ -252,17 +252,19 @@ class PrefetchPipeline:
 
     def _begin(self) -> None:
         """Take the modules over, with no batch in flight."""
-        for kernel in self._kernels:
-            # An evaluation's lookups lock rows too, and have no backward pass.
-            kernel.lxu_cache_locking_counter.zero_()
+        for kernel in self._caching:
+            kernel.lxu_cache_locking_counter.zero_()  # of lookups before the first step
+            kernel.lock_cache_line = True
         if self.inner._prefetch_stream is not None:
             # What changed tables and caches meanwhile (an evaluation, a save, a load) is on this stream.
             self.inner._prefetch_stream.wait_stream(torch.cuda.current_stream(self._device))
         self.inner.attach()
 
     def release(self) -> None:
-        """Put the sharded modules' own forward back."""
+        """Put the sharded modules' own forward back, and have rows evicted as lookups want."""
         self.inner.detach()
+        for kernel in self._caching:
+            kernel.lock_cache_line = False
         self._released = True
 
 

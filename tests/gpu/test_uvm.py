@@ -13,7 +13,7 @@ import yaml
 from rechub_dist.config import load_run
 from rechub_dist.data.prepare.synthetic import synthesize
 from rechub_dist.distributed.optim import kernels
-from rechub_dist.distributed.pipeline import PrefetchPipeline, make_pipeline
+from rechub_dist.distributed.pipeline import make_pipeline
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.distributed.sharding import table_shards
 from rechub_dist.distributed.state import weights_state
@@ -108,15 +108,14 @@ def test_tables_beyond_memory_per_rank_gb(pool: RankPool, large: Path, tmp_path:
 
 
 def caches(path: Path) -> tuple[int, list[int], str, int]:
-    """Train with evaluations; rows of the tables, slots of the caches, the pipeline, and locks when it begins anew."""
+    """Train, then look rows up; the tables' rows, the caches' slots, the pipeline, and how many slots are locked."""
     config = load_run(path)
     with runtime("cuda", 60) as rt:
         trainer = Trainer(config, rt)
         trainer.fit()
+        looked_up(trainer)
         held = kernels(trainer.module)
         pipeline = make_pipeline(config.distributed.pipeline, trainer.module, trainer.optimizers, rt.device)
-        if isinstance(pipeline, PrefetchPipeline):
-            pipeline._begin()
         locks = sum(int(kernel.lxu_cache_locking_counter.sum()) for kernel in held)
         rows = sum(placed.table.rows for placed in trainer.parts.layout.tables.values())
         trainer.checkpoints.close(60)
