@@ -86,7 +86,7 @@ def load_best(config: RunConfig, parts: Parts, rt: Runtime) -> int:
         UserError: the run has no checkpoint, or was trained with other vocabularies.
     """
     checkpoints = open_checkpoints(config, rt)
-    module = shard_step(parts, rt)
+    module = shard_step(parts, rt, trains=False)
     return checkpoints.load_best(weights_state(module, parts.layout), rt.together(lambda: vocabularies_of(parts)))
 
 

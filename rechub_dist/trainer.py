@@ -27,7 +27,7 @@ from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
 from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, environment, runtime
-from rechub_dist.distributed.sharding import shard_step
+from rechub_dist.distributed.sharding import draw_tables, shard_step
 from rechub_dist.distributed.state import placement, train_state, weights_state
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.errors import UserError
@@ -102,12 +102,12 @@ class Trainer:
             lease.take()  # nothing is written before; and which checkpoint is the newest is known only now
         rt.together(lambda: _make_output(config, rt))
         log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
-        self.module = shard_step(self.parts, rt)
+        self._begun_with: list[str] = []
+        self.module = shard_step(self.parts, rt, notes=self._begun_with)
         self.optimizers = rt.together(
             lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
         )
         self.checkpoints.prepare()
-        self._begun_with: list[str] = []
         self.position = self._resume()
         self.report = self._reporter(hosted)
         self._times = StepTimes(config.monitor.profile_every)
@@ -383,8 +383,10 @@ class Trainer:
     def _resume(self) -> Position:
         state = train_state(self.module, self.parts.layout, self.optimizers)
         position = self.checkpoints.load(state, self._differing)
+        if position is None:  # only then: what a checkpoint overwrites need not be drawn
+            draw_tables(self.module, self.parts.layout, self.config.seed)
         if position is None and self.config.warm_start is not None:
-            self._begun_with = warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
+            self._begun_with += warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
         position = position or Position()
         metric, direction = self._best_by
         if position.best_step is None or position.best_mode == direction:

@@ -44,6 +44,7 @@ class TableRule(Section):
     tables: str = Field(description="glob pattern of table names, `*.linear` for instance")
     sharding: Sharding | None = None
     kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] | None = None
+    cache_load_factor: float | None = Field(None, gt=0, lt=1, description="in place of embedding.cache_load_factor")
     optimizer: TableOptimizerConfig | None = None
     init_std: float | None = Field(None, ge=0, description="in place of the schema's or the model's")
 
@@ -63,11 +64,17 @@ class EmbeddingConfig(Section):
     kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] = Field(
         "fused", description="compute kernel of sharded tables; the UVM kernels need CUDA"
     )
+    cache_load_factor: float = Field(
+        0.2, gt=0, lt=1, description="of tables with kernel fused_uvm_caching: the part of rows that the GPU caches"
+    )
     optimizer: TableOptimizerConfig = TableOptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     rules: tuple[TableRule, ...] = ()
     memory_per_rank_gb: float | None = Field(
-        None, gt=0, description="memory a rank may give to sharded tables; default: its share of this host's"
+        None,
+        gt=0,
+        description="memory a rank may give to sharded tables, of its GPU if it has one; default: four fifths of the "
+        "GPU's, less what the rank's own parameters take, or of its share of this host's",
     )
 
 

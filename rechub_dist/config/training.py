@@ -75,5 +75,7 @@ class DistributedConfig(Section):
     )
     threads: int | None = Field(None, gt=0, description="torch threads a rank; default: cores / local ranks")
     pipeline: Literal["auto", "base", "sparse_dist"] = Field(
-        "auto", description="auto: sparse_dist on CUDA (overlaps id exchange with compute), base on CPU"
+        "auto",
+        description="auto: base on CPU; on CUDA sparse_dist, which overlaps id exchange with compute, and where tables "
+        "have kernel fused_uvm_caching, fetches their rows into the cache meanwhile (unless on_non_finite: skip)",
     )

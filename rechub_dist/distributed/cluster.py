@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from rechub_dist import __version__
 from rechub_dist.build import Parts
@@ -17,6 +18,8 @@ from rechub_dist.distributed.host import host_memory
 from rechub_dist.distributed.runtime import Runtime, environment
 from rechub_dist.errors import UserError
 
+_SHARE = 0.8  # of memory, for sharded tables
+_COPIES = 5  # of a parameter that each rank holds: itself, its gradient, that in DDP's buckets, and Adam's two moments
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
 
 
@@ -26,13 +29,17 @@ class Cluster:
 
     Attributes:
         local_world_size: ranks a host; None where hosts have unlike numbers of them.
-        memory: bytes that each rank may give to sharded tables.
+        memory: bytes that each rank may give to sharded tables, of its GPU where it has one.
+        host_memory: bytes of its host that a rank with a GPU may give to tables which lie there.
+        assumed: where `memory` comes from.
     """
 
     world_size: int
     local_world_size: int | None
     device: Literal["cpu", "cuda"]
     memory: int
+    host_memory: int = 0
+    assumed: str = ""
 
 
 def agreed_cluster(parts: Parts, rt: Runtime) -> Cluster:
@@ -45,11 +52,13 @@ def agreed_cluster(parts: Parts, rt: Runtime) -> Cluster:
             parameters of other shapes. Training would go on, each rank with its own mathematics.
     """
     rank, world, local_rank, local_world = environment()
-    given = parts.config.embedding.memory_per_rank_gb
+    memory, assumed = _memory(parts, rt)
     own: dict[str, Any] = {
         "host": socket.gethostname(),
         "place": (rank, local_rank, local_world),
-        "memory": _default_memory(rt) if given is None else int(given * 1024**3),
+        "memory": memory,
+        "assumed": assumed,
+        "host_memory": memory_for_tables(host_memory(), rt.local_world_size),
         "facts": _facts(parts),
     }
     ranks = rt.gather_list([own])
@@ -57,7 +66,15 @@ def agreed_cluster(parts: Parts, rt: Runtime) -> Cluster:
     regular = all(found["place"] == (number, number % local_world, local_world) for number, found in enumerate(ranks))
     uniform = regular and world % local_world == 0
     device: Literal["cpu", "cuda"] = "cuda" if rt.device.type == "cuda" else "cpu"
-    return Cluster(world, local_world if uniform else None, device, min(found["memory"] for found in ranks))
+    least = min(ranks, key=lambda found: found["memory"])
+    return Cluster(
+        world,
+        local_world if uniform else None,
+        device,
+        least["memory"],
+        host_memory=min(found["host_memory"] for found in ranks),
+        assumed=least["assumed"],
+    )
 
 
 def _facts(parts: Parts) -> dict[str, str]:
@@ -102,13 +119,27 @@ def _refuse_unlike(ranks: list[dict[str, Any]]) -> None:
 def memory_for_tables(total: int, ranks: int = 1) -> int:
     """The bytes that each of so many ranks gives to sharded tables where there are `total` for all of them.
 
-    A fifth is left for everything else.
+    A fifth is left for everything else: activations, batches in flight, what libraries keep.
     """
-    return int(0.8 * total / ranks)
+    return int(_SHARE * total / ranks)
 
 
-def _default_memory(rt: Runtime) -> int:
-    """Of this rank's device, or of an equal share of this host's memory."""
-    if rt.device.type == "cuda":
-        return memory_for_tables(torch.cuda.get_device_properties(rt.device).total_memory)
-    return memory_for_tables(host_memory(), rt.local_world_size)
+def _memory(parts: Parts, rt: Runtime) -> tuple[int, str]:
+    """What this rank may give to sharded tables, and why so much: of its device, or an equal share of its host."""
+    given = parts.config.embedding.memory_per_rank_gb
+    if given is not None:
+        return int(given * 1024**3), "embedding.memory_per_rank_gb"
+    if rt.device.type != "cuda":
+        return memory_for_tables(host_memory(), rt.local_world_size), ""
+    total = torch.cuda.get_device_properties(rt.device).total_memory
+    rest = _COPIES * unsharded_bytes(parts.step)
+    assumed = f"{_SHARE:.0%} of its {total / 1024**3:.3g} GB"
+    if rest:
+        assumed += f" less {rest / 1024**3:.2g} GB for what each rank holds: dense parameters, replicated tables"
+    return max(0, memory_for_tables(total) - rest), assumed
+
+
+def unsharded_bytes(step: nn.Module) -> int:
+    """Of the parameters that each rank holds whole."""
+    sharded = ("stage.pooled.", "stage.unpooled.")
+    return sum(p.numel() * p.element_size() for name, p in step.named_parameters() if not name.startswith(sharded))

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.skips import Skipped, Tally
-from rechub_dist.distributed.optim import Optimizers
+from rechub_dist.data.spec import WEIGHTED
+from rechub_dist.distributed.optim import Optimizers, kernels
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.distributed.watchdog import WAITING, Watchdog
+from rechub_dist.embedding.layout import CACHED, POOLED, REPLICATED, Layout
 from rechub_dist.errors import UserError
 from rechub_dist.losses import LossCheck
 from rechub_dist.monitoring.step_times import WAITING_FOR_DATA
@@ -228,16 +230,75 @@ class _Chosen:
             self._optimizers.step()
 
 
+class PrefetchPipeline:
+    """TorchRec's with one more stage: while a batch is computed, the rows of the next one are fetched into the caches.
+
+    For kernels that keep tables in the host's memory. They lock what they have fetched until the backward pass that
+    follows, so this cannot leave one out; and an evaluation, which has none, must not lock.
+    """
+
+    def __init__(self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device) -> None:
+        self.inner = PrefetchTrainPipelineSparseDist(module, optimizers, device, execute_all_batches=True)
+        self._caching = [kernel for kernel in kernels(module) if kernel.prefetch_pipeline]
+        self._device = device
+        self._released = True
+
+    def progress(self, batches: Iterator[Batch], step: int, /) -> Tensor | None:  # noqa: ARG002
+        """Train on the oldest batch in flight, and send for another."""
+        if self._released:
+            self._begin()
+            self._released = False
+        return self.inner.progress(batches)
+
+    def _begin(self) -> None:
+        """Take the modules over, with no batch in flight."""
+        for kernel in self._caching:
+            kernel.lxu_cache_locking_counter.zero_()  # of lookups before the first step
+            kernel.lock_cache_line = True
+        if self.inner._prefetch_stream is not None:
+            # What changed tables and caches meanwhile (an evaluation, a save, a load) is on this stream.
+            self.inner._prefetch_stream.wait_stream(torch.cuda.current_stream(self._device))
+        self.inner.attach()
+
+    def release(self) -> None:
+        """Put the sharded modules' own forward back, and have rows evicted as lookups want."""
+        self.inner.detach()
+        for kernel in self._caching:
+            kernel.lock_cache_line = False
+        self._released = True
+
+
+Kind = Literal["base", "sparse_dist", "prefetch"]
+
+
+def kind_of(setting: Literal["auto", "base", "sparse_dist"], layout: Layout, device: str, *, skips: bool) -> Kind:
+    """The pipeline that `distributed.pipeline` means; the same on all ranks, and for the kernels, which it is made for.
+
+    A model without sharded tables has no id exchange to hide: `base`.
+
+    Args:
+        skips: whether a step may be left out (`train.on_non_finite: skip`).
+    """
+    sharded = [placed for placed in layout.tables.values() if placed.collection != REPLICATED]
+    if not sharded or setting == "base" or (setting == "auto" and device != "cuda"):
+        return "base"
+    cached = [placed for placed in sharded if placed.kernel == CACHED]
+    # TorchRec prefetches for all tables of an unpooled collection, or for none.
+    unpooled = {placed.collection for placed in cached} - {POOLED, WEIGHTED}
+    mixed = any(placed.collection in unpooled and placed.kernel != CACHED for placed in sharded)
+    return "prefetch" if setting == "auto" and cached and not mixed and not skips else "sparse_dist"
+
+
 def make_pipeline(
-    kind: Literal["auto", "base", "sparse_dist"],
+    setting: Literal["auto", "base", "sparse_dist"],
     module: DistributedModelParallel,
     optimizers: Optimizers,
     device: torch.device,
     losses: LossCheck | None = None,
 ) -> Pipeline:
-    """The pipeline for this device. A model without sharded tables has no id exchange to hide: the plain one."""
-    stage = module.module.stage
-    sharded = len(stage.pooled) + len(stage.unpooled) > 0
-    if sharded and (kind == "sparse_dist" or (kind == "auto" and device.type == "cuda")):
-        return SparseDistPipeline(module, optimizers, device, losses)
-    return PlainPipeline(module, optimizers, device, losses)
+    """The pipeline for this device; see `kind_of`."""
+    skips = losses is not None and losses.skips
+    kind = kind_of(setting, module.module.stage.layout, device.type, skips=skips)
+    if kind == "prefetch":
+        return PrefetchPipeline(module, optimizers, device)
+    return (SparseDistPipeline if kind == "sparse_dist" else PlainPipeline)(module, optimizers, device, losses)

@@ -1,6 +1,11 @@
-"""Initial weights of a table: a pure function of (seed, table, row), whatever part of it a rank holds."""
+"""Initial weights of tables: a pure function of (seed, table, row), whatever part of it a rank holds."""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,27 +14,125 @@ from rechub_dist.features import Table
 from rechub_dist.seeds import seed_from
 
 BLOCK = 4096  # rows that are drawn from one generator
+_STAGED = 2  # blocks of a thread that are on their way to a device
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `row ...` and columns `column ...` of a table, and the tensor [rows, columns] that holds them."""
+
+    out: Tensor
+    table: Table
+    row: int = 0
+    column: int = 0
+
+    @property
+    def used(self) -> int:
+        """How many of the columns are the table's own; the others are storage padding."""
+        return max(0, min(self.out.shape[1], (self.table.dim or 0) - self.column))
+
+
+def init_table(out: Tensor, table: Table, seed: int, first_row: int = 0, first_column: int = 0) -> None:
+    """Fill `out` [r, c] with rows `first_row ...` and columns `first_column ...` of the table's initial weights."""
+    init_tables([Part(out, table, first_row, first_column)], seed)
 
 
 @torch.no_grad()
-def init_table(out: Tensor, table: Table, seed: int, first_row: int = 0, first_column: int = 0) -> None:
-    """Fill `out` [r, c] with rows `first_row ...` and columns `first_column ...` of the table's initial weights.
+def init_tables(parts: Iterable[Part], seed: int) -> None:
+    """Fill parts of tables with their initial weights, in as many threads as torch has.
 
     Entries are N(0, init_std^2); columns beyond the table's width (storage padding) are zero. The draws are by blocks
     of rows, each with a generator of its own, so that any sharding of the table starts from the same weights.
     """
-    rows, columns = out.shape
-    width = table.dim or 0
-    used = max(0, min(first_column + columns, width) - first_column)
-    out.zero_()
-    if table.init_std == 0 or used == 0:
+    parts = list(parts)
+    clear_padding(parts)
+    drawn = [part for part in parts if part.used and part.table.init_std]
+    for part in parts:
+        if part.used and not part.table.init_std:
+            part.out.zero_()
+    blocks = ((part, block) for part in drawn for block in _blocks(part))
+    lock = threading.Lock()
+
+    def following() -> Iterator[tuple[Part, int]]:
+        while True:
+            with lock:  # of the generator, which no two threads may be in
+                found = next(blocks, None)
+            if found is None:
+                return
+            yield found
+
+    def work() -> None:
+        staging: dict[tuple[int, torch.device], _Staging] = {}
+        for part, block in following():
+            key = (part.table.dim or 0, part.out.device)
+            if key not in staging:
+                staging[key] = _Staging(*key)
+            _draw(part, block, seed, staging[key])
+
+    threads = min(torch.get_num_threads(), sum(len(_blocks(part)) for part in drawn))
+    if threads <= 1:
+        work()
         return
+    with ThreadPoolExecutor(threads, thread_name_prefix="init") as pool:
+        for done in [pool.submit(work) for _ in range(threads)]:
+            done.result()
+
+
+@torch.no_grad()
+def clear_padding(parts: Iterable[Part]) -> None:
+    """Set the columns beyond the tables' widths to zero; a checkpoint has none of them."""
+    for part in parts:
+        if part.used < part.out.shape[1]:
+            part.out[:, part.used :].zero_()
+
+
+class _Staging:
+    """Blocks in host memory, of tables of one width, that are copied to where the table lies.
+
+    To a GPU they travel from pinned memory while the thread draws the next one, on the device's current stream, so
+    that whatever is launched later finds them.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._device = device
+        cuda = device.type == "cuda"
+        self._blocks = [torch.empty(BLOCK, width, pin_memory=cuda) for _ in range(_STAGED if cuda else 1)]
+        self._copied: list[torch.cuda.Event | None] = [None] * len(self._blocks)
+        self._next = 0
+
+    def block(self) -> Tensor:
+        """A block to draw into, whose last copy is done; float32 [BLOCK, width]."""
+        copied = self._copied[self._next]
+        if copied is not None:
+            copied.synchronize()
+        return self._blocks[self._next]
+
+    def copy(self, values: Tensor, out: Tensor) -> None:
+        """Send a view of the last `block` on its way; the next one may be asked for at once."""
+        if self._device.type == "cuda":
+            with torch.cuda.device(self._device):  # which is each thread's own
+                out.copy_(values, non_blocking=True)
+                event = self._copied[self._next] = torch.cuda.Event()
+                event.record()
+        else:
+            out.copy_(values)
+        self._next = (self._next + 1) % len(self._blocks)
+
+
+def _blocks(part: Part) -> range:
+    """The blocks of the table that some of the part's rows are in."""
+    return range(part.row // BLOCK, -(-(part.row + part.out.shape[0]) // BLOCK))
+
+
+def _draw(part: Part, block: int, seed: int, staging: _Staging) -> None:
     generator = torch.Generator()
-    for block in range(first_row // BLOCK, -(-(first_row + rows) // BLOCK)):
-        generator.manual_seed(seed_from(f"{seed}/{table.name}/{block}"))
-        values = torch.randn(BLOCK, width, generator=generator).mul_(table.init_std)
-        start = block * BLOCK
-        lo, hi = max(start, first_row), min(start + BLOCK, first_row + rows)
-        out[lo - first_row : hi - first_row, :used] = values[
-            lo - start : hi - start, first_column : first_column + used
-        ].to(out)
+    generator.manual_seed(seed_from(f"{seed}/{part.table.name}/{block}"))
+    start = block * BLOCK
+    lo, hi = max(start, part.row), min(start + BLOCK, part.row + part.out.shape[0])
+    out = part.out[lo - part.row : hi - part.row, : part.used]
+    whole = out.shape == (BLOCK, part.table.dim) and out.is_contiguous()
+    # The draws are the same wherever they land, and in place they cost no copy.
+    values = out if whole and out.device.type == "cpu" else staging.block()
+    values.normal_(0.0, part.table.init_std, generator=generator)
+    if values is not out:
+        staging.copy(values[lo - start : hi - start, part.column : part.column + part.used], out)

@@ -16,6 +16,7 @@ from rechub_dist.features import CrossFeature, NegativeFeature, SparseFeature, T
 
 REPLICATED: Final = "replicated"
 POOLED: Final = "pooled"
+CACHED: Final = "fused_uvm_caching"  # the kernel whose tables lie in the host's memory, with a cache on the GPU
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class PlacedTable:
             for tables of which some feature has some) or `d<width>` (the EmbeddingCollection of that stored width, for
             tables of which some lookup wants single vectors).
         features: names of the features that read it, in lookup order.
+        cache_load_factor: the part of its rows that the cache on the GPU has room for; None where it has no cache.
     """
 
     table: Table
@@ -35,6 +37,7 @@ class PlacedTable:
     kernel: str
     optimizer: TableOptimizerConfig
     features: tuple[str, ...]
+    cache_load_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,13 +145,21 @@ def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> 
     else:
         weighted = any(isinstance(lk.feature, SparseFeature) and lk.feature.weights for lk in readers)
         collection = WEIGHTED if weighted else POOLED
+    kernel = (rule and rule.kernel) or config.kernel
+    factor = rule.cache_load_factor if rule else None
+    if factor is not None and (kernel != CACHED or sharding == REPLICATED):
+        raise UserError(
+            f"embedding.rules: cache_load_factor of table {table.name!r}, which has no cache: it needs "
+            f"kernel: {CACHED} and a sharding other than replicated"
+        )
     return PlacedTable(
         table=table,
         collection=collection,
         sharding=sharding,
-        kernel=(rule and rule.kernel) or config.kernel,
+        kernel=kernel,
         optimizer=(rule and rule.optimizer) or config.optimizer,
         features=tuple(dict.fromkeys(lookup.feature.name for lookup in readers)),
+        cache_load_factor=(factor or config.cache_load_factor) if kernel == CACHED else None,
     )
 
 

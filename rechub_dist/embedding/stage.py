@@ -47,6 +47,7 @@ class EmbeddingStage(nn.Module):
                     embedding_dim=p.table.stored_dim,
                     num_embeddings=p.table.rows,
                     feature_names=list(p.features),
+                    init_fn=_leave,
                     **({"pooling": PoolingType.SUM} if bag else {}),
                 )
                 for p in placed
@@ -71,6 +72,10 @@ class EmbeddingStage(nn.Module):
         unpooled = {name: collection(batch.jagged[name]) for name, collection in self.unpooled.items()}
         replicated = None if self.replicated is None else self.replicated(batch)
         return self.assemble(batch, pooled, unpooled, replicated)
+
+
+def _leave(weight: Tensor) -> None:
+    """TorchRec draws no initial weights: `distributed.sharding` draws others."""
 
 
 class Replicated(nn.Module):

@@ -12,6 +12,8 @@ from rechub_dist.errors import UserError
 from rechub_dist.kubernetes.rules import CONFIG_MAP_BYTES, PORTS
 from rechub_dist.kubernetes.view import DATA, RUN_FILE, RUNS, PodView
 
+_UNKNOWN = 1 << 60  # bytes of a GPU of which nothing is known: as many as there may have to be
+
 
 def run_for_pods(path: Path, overrides: Iterable[str], pod: PodView) -> RunConfig:
     """The run that the pods are to train, as its ranks will read it.
@@ -121,15 +123,16 @@ def _check_parts(config: RunConfig, pod: PodView) -> None:
     """What a rank does before it exchanges anything: build the model and plan where its tables lie."""
     from rechub_dist.build import build  # noqa: PLC0415 - torch takes seconds to import
     from rechub_dist.distributed.cluster import Cluster, memory_for_tables  # noqa: PLC0415
-    from rechub_dist.distributed.sharding import make_plan, mark_optimizers  # noqa: PLC0415
+    from rechub_dist.distributed.pipeline import kind_of  # noqa: PLC0415
+    from rechub_dist.distributed.planning import make_plan  # noqa: PLC0415
+    from rechub_dist.distributed.sharding import mark_optimizers  # noqa: PLC0415
 
     world = pod.pods * pod.ranks
     parts = build(config, device=pod.device, world_size=world)
     given = config.embedding.memory_per_rank_gb
+    share = memory_for_tables(pod.memory, pod.ranks)
     if given is None:
-        if pod.device == "cuda":
-            return  # how large the devices are is not known here
-        memory = memory_for_tables(pod.memory, pod.ranks)
+        memory = share if pod.device == "cpu" else _UNKNOWN
     else:
         memory = int(given * 1024**3)
         if pod.device == "cpu" and memory * pod.ranks > pod.memory:
@@ -138,4 +141,7 @@ def _check_parts(config: RunConfig, pod: PodView) -> None:
                 f"({pod.memory / 1024**3:.3g} GiB); raise --memory"
             )
     mark_optimizers(parts.step, parts.layout)
-    make_plan(parts.step, parts.layout, Cluster(world, pod.ranks, pod.device, memory), config.data.batch_size)
+    skips = config.train.on_non_finite == "skip"
+    kind = kind_of(config.distributed.pipeline, parts.layout, pod.device, skips=skips)
+    cluster = Cluster(world, pod.ranks, pod.device, memory, host_memory=share)
+    make_plan(parts.step, parts.layout, cluster, config.data.batch_size, kind)

@@ -10,12 +10,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import yaml
+from torchrec.distributed.model_parallel import DistributedModelParallel
 
+import rechub_dist.trainer as trainer_module
+from rechub_dist.build import Parts
 from rechub_dist.checkpoint import saved_steps
+from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.distributed.sharding import draw_tables, shard_step, table_shards
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import (
@@ -128,6 +135,41 @@ def test_another_world_size_goes_on_with_the_same_curve(pool: RankPool, data_roo
     for ranks, steps in ((3, 5), (1, 11), (4, STEPS)):
         pool.run(ranks, train, path, [f"train.max_steps={steps}"])
     torch.testing.assert_close(losses(path), losses(reference), rtol=0, atol=1e-4)
+
+
+def train_over_garbage(path: Path) -> int:
+    """Train with tables that hold nothing of use when they have been sharded; how often initial weights were drawn."""
+    drawn = 0
+
+    def spoiled(parts: Parts, rt: Runtime, **more: Any) -> DistributedModelParallel:
+        module = shard_step(parts, rt, **more)
+        for name, shards in table_shards(module, parts.layout).items():
+            for shard in shards:
+                shard.tensor[:, : parts.layout.tables[name].table.dim] = torch.nan
+        return module
+
+    def counted(*args: Any) -> None:
+        nonlocal drawn
+        drawn += 1
+        draw_tables(*args)
+
+    with (
+        mock.patch.object(trainer_module, "shard_step", spoiled),
+        mock.patch.object(trainer_module, "draw_tables", counted),
+    ):
+        train(path)
+    return drawn
+
+
+def test_a_resumed_run_draws_no_initial_weights(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    more = {"checkpoint": {"every_steps": 3}}
+    reference = run_file(tmp_path / "reference", data_root, "DeepFM", train={"epochs": 1}, **more)
+    pool.run(1, train, reference)
+    path = run_file(tmp_path / "resumed", data_root, "DeepFM", train={"epochs": 1, "max_steps": 4}, **more)
+    assert pool.run(1, train_over_garbage, path) == [1]
+    path = run_file(tmp_path / "resumed", data_root, "DeepFM", train={"epochs": 1}, **more)
+    assert pool.run(1, train_over_garbage, path) == [0]
+    equal_runs(path, reference)
 
 
 def test_another_run_is_refused_by_the_differing_keys(pool: RankPool, data_root: Path, tmp_path: Path) -> None:

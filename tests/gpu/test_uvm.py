@@ -12,6 +12,8 @@ import yaml
 
 from rechub_dist.config import load_run
 from rechub_dist.data.prepare.synthetic import synthesize
+from rechub_dist.distributed.optim import kernels
+from rechub_dist.distributed.pipeline import make_pipeline
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.distributed.sharding import table_shards
 from rechub_dist.distributed.state import weights_state
@@ -31,14 +33,25 @@ def run_of(folder: Path, root: Path, kernel: str, device: str = "cuda", **sectio
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching"])
-def test_losses_and_checkpoints_as_without(pool: RankPool, data_root: Path, tmp_path: Path, kernel: str) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "pipeline"),
+    [
+        ("fused_uvm", "auto"),
+        ("fused_uvm_caching", "base"),
+        ("fused_uvm_caching", "sparse_dist"),
+        ("fused_uvm_caching", "auto"),  # which prefetches
+    ],
+)
+def test_losses_and_checkpoints_as_without(
+    pool: RankPool, data_root: Path, tmp_path: Path, kernel: str, pipeline: str
+) -> None:
     """Evaluations and saves lie in between, so a row that is not written back, or too late, would show."""
-    steps = {"epochs": 4, "max_steps": 30, "eval_every": 8}
-    runs = [
-        run_of(tmp_path / name, data_root, name, train=steps, checkpoint={"every_steps": 5})
-        for name in ("fused", kernel)
-    ]
+    more = {
+        "train": {"epochs": 4, "max_steps": 30, "eval_every": 8},
+        "checkpoint": {"every_steps": 5},
+        "distributed": {"pipeline": pipeline},
+    }
+    runs = [run_of(tmp_path / name, data_root, name, **more) for name in ("fused", kernel)]
     tests = [pool.run(1, train, path)[0].test for path in runs]
     torch.testing.assert_close(losses(runs[1]), losses(runs[0]), rtol=0, atol=1e-5)
     expected, found = (last_checkpoint(path) for path in runs)
@@ -92,6 +105,37 @@ def test_tables_beyond_memory_per_rank_gb(pool: RankPool, large: Path, tmp_path:
     [(peak, step)] = pool.run(1, peak_and_step, large_run(tmp_path / "uvm", large, "fused_uvm_caching"))
     assert step == 15
     assert peak < 0.9 * TABLES * ROWS * WIDTH * 4 / 2**30  # less than the tables alone would take
+
+
+def caches(path: Path) -> tuple[int, list[int], str, int]:
+    """Train, then look rows up; the tables' rows, the caches' slots, the pipeline, and how many slots are locked."""
+    config = load_run(path)
+    with runtime("cuda", 60) as rt:
+        trainer = Trainer(config, rt)
+        trainer.fit()
+        looked_up(trainer)
+        held = kernels(trainer.module)
+        pipeline = make_pipeline(config.distributed.pipeline, trainer.module, trainer.optimizers, rt.device)
+        locks = sum(int(kernel.lxu_cache_locking_counter.sum()) for kernel in held)
+        rows = sum(placed.table.rows for placed in trainer.parts.layout.tables.values())
+        trainer.checkpoints.close(60)
+        trainer.report.close()
+        return rows, [kernel.lxu_cache_state.numel() for kernel in held], type(pipeline).__name__, locks
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("factor", [0.05, 0.5])
+@pytest.mark.parametrize("setting", ["auto", "sparse_dist"])
+def test_caches_have_their_share_of_rows(
+    pool: RankPool, large: Path, tmp_path: Path, factor: float, setting: str
+) -> None:
+    path = large_run(tmp_path / "run", large, "fused_uvm_caching")
+    tree = yaml.safe_load(path.read_text())
+    tree["embedding"] |= {"cache_load_factor": factor, "memory_per_rank_gb": None}
+    path.write_text(yaml.safe_dump(tree | {"distributed": {"pipeline": setting}}))
+    [(rows, slots, pipeline, locks)] = pool.run(1, caches, path)
+    assert sum(slots) == pytest.approx(factor * rows, rel=0.01)
+    assert (pipeline, locks) == ("PrefetchPipeline" if setting == "auto" else "SparseDistPipeline", 0)
 
 
 def looked_up(trainer: Trainer) -> float:

@@ -187,6 +187,10 @@ def test_tables_that_do_not_fit_the_pods(run_yaml: Path) -> None:
     assert for_pods(run_yaml, large, settings=replace(SETTINGS, workers=8))
     assert for_pods(run_yaml, large, settings=replace(SETTINGS, memory="64Gi"))
     assert for_pods(run_yaml, large, settings=replace(SETTINGS, gpus=1))  # of a size that is not known here
+    in_host = "embedding.kernel=fused_uvm"  # of which the size is known
+    with pytest.raises(UserError, match=r"embedding\.kernel: .* do not fit 1 ranks of 6\.4 GB of host memory"):
+        for_pods(run_yaml, large, in_host, settings=replace(SETTINGS, gpus=1))
+    assert for_pods(run_yaml, large, in_host, settings=replace(SETTINGS, gpus=1, memory="64Gi"))
     with pytest.raises(UserError, match=r"do not fit 1 ranks of 4 GB"):
         for_pods(run_yaml, large, "embedding.memory_per_rank_gb=4", settings=replace(SETTINGS, gpus=1))
     with pytest.raises(UserError, match=r"memory_per_rank_gb: 5 GiB for each of 2 rank\(s\) is more than the pod has"):

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from rechub_dist.config import ScheduleConfig
 from rechub_dist.distributed.optim import schedule_factor
 from rechub_dist.embedded import Jagged, Lookup
-from rechub_dist.embedding.init import BLOCK, init_table
+from rechub_dist.embedding.init import BLOCK, Part, init_table, init_tables
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.errors import UserError
 from rechub_dist.features import SequenceFeature, SparseFeature, Table
+from rechub_dist.seeds import seed_from
 
 ITEM = Table("item", 11, dim=6)
 tags = SparseFeature("tags", ITEM)
@@ -95,6 +96,47 @@ def test_any_shard_starts_from_the_same_weights(rows: int, first: int, column: i
     part = torch.full((rows, 8 - column), math.nan)
     init_table(part, table, seed, first, column)
     assert torch.equal(part, whole[first : first + rows, column:])
+
+
+def drawn(table: Table, seed: int) -> torch.Tensor:
+    """What tables have started from since the first version, in so many words."""
+    if not table.init_std:
+        return torch.zeros(table.rows, table.dim or 0)
+    blocks = []
+    for block in range(-(-table.rows // BLOCK)):
+        generator = torch.Generator().manual_seed(seed_from(f"{seed}/{table.name}/{block}"))
+        blocks.append(torch.randn(BLOCK, table.dim or 0, generator=generator).mul_(table.init_std))
+    return torch.cat(blocks)[: table.rows]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_initial_weights_are_those_of_all_versions(threads: int) -> None:
+    """Bit for bit, in any number of threads and whatever a rank holds of a table."""
+    tables = [
+        Table("a", 3 * BLOCK + 17, dim=8, init_std=1 / 3),  # in place
+        Table("b", 2 * BLOCK, dim=5),  # by way of a block, as padding lies between its rows
+        Table("c", 30, dim=16, init_std=2.7),
+        Table("zero", 2 * BLOCK, dim=4, init_std=0.0),
+    ]
+    parts = [Part(torch.full((table.rows, table.stored_dim), math.nan), table) for table in tables]
+    parts.append(Part(torch.full((BLOCK + 3, 4), math.nan), tables[0], 2 * BLOCK - 5, 4))  # of two blocks and a half
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        init_tables(parts, seed=7)
+    finally:
+        torch.set_num_threads(before)
+    for part in parts[:-1]:
+        width = part.table.dim or 0
+        assert torch.equal(part.out[:, :width].view(torch.int32), drawn(part.table, 7).view(torch.int32))
+        assert not part.out[:, width:].any()
+    assert torch.equal(parts[-1].out, parts[0].out[2 * BLOCK - 5 : 3 * BLOCK - 2, 4:])
+
+
+def test_a_fault_of_one_thread_is_told() -> None:
+    integers = Part(torch.zeros(2 * BLOCK, 4, dtype=torch.int64), Table("t", 2 * BLOCK, dim=4))
+    with pytest.raises(NotImplementedError):
+        init_tables([integers], seed=1)
 
 
 def test_initial_weights() -> None:
