@@ -40,6 +40,7 @@ from rechub_dist.monitoring.metrics import Metrics
 from rechub_dist.monitoring.step_times import StepTimes
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.passes import Pass, Passes
+from rechub_dist.precision import check_precision, tf32_products
 from rechub_dist.report import Reporter
 from rechub_dist.seeds import seed_from
 from rechub_dist.splits import check_items, check_kinds, open_passes, optional_reader, warning_of, with_draws
@@ -81,6 +82,7 @@ class Trainer:
     ) -> None:
         self.config = config
         self.rt = rt
+        rt.together(lambda: check_precision(config.train, rt.device))
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         self.parts: Parts = with_draws(parts, rt)
         reported = self.parts.step.objective.metrics(config.evaluation)
@@ -198,7 +200,8 @@ class Trainer:
                     self._watchdog,
                 )
                 for end in self._boundaries(here):
-                    self._segment(pipeline, feed, end, here, stored)
+                    with tf32_products(self.config.train.tf32):
+                        self._segment(pipeline, feed, end, here, stored)
                     if feed.stopped:
                         if self.position != self._saved:  # it may have come while that was saved
                             self._save()

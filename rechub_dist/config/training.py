@@ -30,6 +30,15 @@ class TrainConfig(Section):
     on_non_finite: Literal["stop", "skip"] = Field(
         "stop", description="a step whose loss is not finite: end the run, or leave weights as they are and go on"
     )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of the model's matrix products in training; bf16: by autocast, while weights, tables, losses and "
+        "evaluation stay in fp32",
+    )
+    tf32: bool = Field(False, description="fp32 matrix products in training as TF32; needs a GPU, Ampere or newer")
+    compile: bool = Field(
+        False, description="compile the model for training by torch.compile: minutes at first; needs a C++ compiler"
+    )
     max_loss: float | None = Field(None, gt=0, description="a loss beyond it is treated like one that is not finite")
     trace_rows: bool = Field(False, description="write which stored rows each step trained on, below output_dir/rows")
     histograms: bool = Field(True, description="histograms of predictions and table norms in TensorBoard")
