@@ -22,6 +22,7 @@ from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
 from rechub_dist.data.stored import StoredRows, Trace
+from rechub_dist.distributed.flight import record_to
 from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
@@ -34,6 +35,7 @@ from rechub_dist.errors import UserError
 from rechub_dist.identity import identity, other_than
 from rechub_dist.losses import LossCheck
 from rechub_dist.metrics.direction import watched_metric
+from rechub_dist.monitoring.device_memory import peak_memory
 from rechub_dist.monitoring.health import Health
 from rechub_dist.monitoring.logs import log_to
 from rechub_dist.monitoring.metrics import Metrics
@@ -58,6 +60,8 @@ def run(config: RunConfig, hosted: Hosted | None = None, *, take_over: bool = Fa
         UserError: on all ranks together, whichever rank has found the fault.
     """
     device = device_type(config.device)
+    if device == "cuda":
+        record_to(config.output_dir / "logs")
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
         lease = Lease(config, rt, take_over=take_over)
         try:
@@ -285,6 +289,7 @@ class Trainer:
                 mark, marked, losses = now, step, []
                 self._tell_saves()
                 if step % config.train.log_every == 0:
+                    values |= peak_memory(self.rt.device)
                     self.report.record("train", step, self.passes.at(step - 1).number, values)
                 self._note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
                 if padded is not None:

@@ -83,6 +83,9 @@ class DistributedConfig(Section):
         60.0, ge=1, description="silence after which whoever holds output_dir and checkpoint.folder counts as gone"
     )
     threads: int | None = Field(None, gt=0, description="torch threads a rank; default: cores / local ranks")
+    bucket_mb: int = Field(
+        25, gt=0, description="dense gradients, in MB, that ranks exchange at once while backward computes the others"
+    )
     pipeline: Literal["auto", "base", "sparse_dist"] = Field(
         "auto", description="auto: sparse_dist on CUDA (overlaps id exchange with compute), base on CPU"
     )

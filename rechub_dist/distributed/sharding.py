@@ -113,6 +113,7 @@ def shard(
     group: dist.ProcessGroup,
     device: torch.device,
     seed: int,
+    bucket_mb: int,
 ) -> DistributedModelParallel:
     """Shard the step's collections, put DDP around the rest, and fill the tables with their initial weights."""
     module = DistributedModelParallel(
@@ -121,7 +122,7 @@ def shard(
         device=device,
         plan=plan or ShardingPlan({}),
         sharders=_sharders(),
-        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
+        data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=bucket_mb, static_graph=False),
     )
     for name, shards in table_shards(module, layout).items():
         for part in shards:
@@ -181,4 +182,4 @@ def shard_step(parts: Parts, rt: Runtime) -> DistributedModelParallel:
     mark_optimizers(parts.step, parts.layout)
     plan = rt.from_main(lambda: make_plan(parts.step, parts.layout, cluster, config.data.batch_size))
     globalize(parts.step.model)
-    return shard(parts.step, parts.layout, plan, rt.group, rt.device, config.seed)
+    return shard(parts.step, parts.layout, plan, rt.group, rt.device, config.seed, config.distributed.bucket_mb)
