@@ -19,8 +19,9 @@ def curves(pool: RankPool, root: Path, folder: Path, model: str, ranks: int, **s
     """The training losses of two epochs, without `settings` of `train` and with them."""
     found = []
     for number, more in enumerate(({}, settings)):
-        path = run_file(folder / str(number), root, model, train={"epochs": 2, **more}, **ADAM)
-        pool.run(ranks, train, path, timeout=600)
+        patient = {"timeout_seconds": 600}  # a rank may compile for longer than the other
+        path = run_file(folder / str(number), root, model, train={"epochs": 2, **more}, distributed=patient, **ADAM)
+        pool.run(ranks, train, path, timeout=1200)
         found.append(losses(path))
     return found
 
