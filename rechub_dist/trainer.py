@@ -22,7 +22,7 @@ from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
 from rechub_dist.data.stored import StoredRows, Trace
-from rechub_dist.distributed.flight import record_to
+from rechub_dist.distributed.flight import dump_to
 from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
@@ -61,7 +61,7 @@ def run(config: RunConfig, hosted: Hosted | None = None, *, take_over: bool = Fa
     """
     device = device_type(config.device)
     if device == "cuda":
-        record_to(config.output_dir / "logs")
+        dump_to(config.output_dir / "logs")
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
         lease = Lease(config, rt, take_over=take_over)
         try:

@@ -11,22 +11,18 @@ from typing import Any
 
 import torch
 
-# In torch's words; those of before 2.9 beside them, which later ones read as well.
-_SIZE = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
-_FILE = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
+_FILE = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")  # the older name means the same
 _DUMPS = {"nccl": "_dump_nccl_trace", "gloo": "_dump_fr_trace"}  # each is there where torch is built with it
-_KEPT = 2000  # exchanges
 _TOLD = 5
 
 
-def record_to(folder: Path) -> None:
-    """Have exchanges recorded, and written to `folder/nccl-rank-<r>` where one under NCCL takes too long.
+def dump_to(folder: Path) -> None:
+    """Have NCCL's watchdog write its record to `folder/nccl-rank-<r>` where an exchange takes too long.
 
-    Before process groups are made. What the environment says already stands.
+    Called before process groups are made. What the environment says already stands.
     """
-    for names, value in ((_SIZE, str(_KEPT)), (_FILE, str(folder.absolute() / "nccl-rank-"))):
-        if not any(name in os.environ for name in names):
-            os.environ.update(dict.fromkeys(names, value))
+    if not any(name in os.environ for name in _FILE):
+        os.environ[_FILE[0]] = str(folder.absolute() / "nccl-rank-")
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rechub_dist.errors import UserError
+from rechub_tests.pipelined import pipelined_modules
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import losses, output, run_file, train
 
@@ -36,6 +37,18 @@ def test_the_losses_of_bf16_are_near_those_of_fp32(
     np.testing.assert_allclose(found, expected, rtol=0.05)  # step by step
     assert np.mean(found[9:]) == pytest.approx(np.mean(expected[9:]), rel=0.005)  # of the second epoch
     assert np.mean(found[9:]) < np.mean(found[:9])
+
+
+def test_bf16_under_the_pipeline(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    found = []
+    for pipeline in ("base", "sparse_dist"):
+        sections = {"train": {"precision": "bf16", "max_steps": 12}, "distributed": {"pipeline": pipeline}}
+        path = run_file(tmp_path / pipeline, data_root, "DIN", **sections, **ADAM)
+        [sharded, pipelined] = pool.run(1, pipelined_modules, path)[0]
+        assert sharded == pipelined > 0
+        pool.run(2, train, path)
+        found.append(losses(path))
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
