@@ -20,6 +20,7 @@ from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import Feature, FeatureSchema, Label, with_width
 from rechub_dist.models import Model, RecallModel, catalogue
 from rechub_dist.objectives import EntireSpaceObjective, Objective, PointwiseObjective, RetrievalObjective
+from rechub_dist.precision import set_training
 from rechub_dist.schema import parse_schema
 
 DEFAULT_DIM = 16  # of tables to which schema, model and run give no width
@@ -82,6 +83,7 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
     assert isinstance(config.data.dataset, dict), "the schema is inlined when a run is loaded"
     schema = parse_schema(config.data.dataset, config.data.root)
     model = build_model(config, schema)
+    set_training(model, config.train, device)
     labels = _labels(config, schema)
     if isinstance(model, RecallModel) and config.data.labels is None and not model.num_tasks:
         labels = ()  # whatever the schema has

@@ -36,6 +36,7 @@ from rechub_dist.report import Reporter
 from rechub_dist.splits import evaluation_reader, items_spec, read_manifest
 
 CATALOGUE_CHUNK = 8192  # items embedded at a time, over all ranks
+_FETCHED = 16 << 20  # numbers that are fetched from the device at once
 
 
 @dataclass(frozen=True)
@@ -153,20 +154,60 @@ def agreed_batches(
 
 
 def on_device(batches: Iterator[Batch], runtime: Runtime) -> Iterator[Batch]:
-    """The batches, on this rank's device."""
+    """The batches, on this rank's device; on a GPU the next one is copied while the one before is computed."""
+    if runtime.device.type == "cpu":
+        yield from batches
+        return
+    side = torch.cuda.Stream(runtime.device)
+    ahead: Batch | None = None
     for batch in batches:
-        yield batch if runtime.device.type == "cpu" else batch.to(runtime.device)
+        with torch.cuda.stream(side):
+            copied = batch.to(runtime.device, non_blocking=True)
+        if ahead is not None:
+            yield ahead
+        here = torch.cuda.current_stream(runtime.device)
+        here.wait_stream(side)
+        copied.record_stream(here)
+        ahead = copied
+    if ahead is not None:
+        yield ahead
+
+
+class _Fetched:
+    """What is found of the batches, brought to the host many batches at a time: a fetch waits for the device."""
+
+    def __init__(self) -> None:
+        self._there: list[Tensor] = []
+        self._here: list[Tensor] = []
+
+    def add(self, found: Tensor) -> None:
+        """Keep the rows of a batch."""
+        self._there.append(found)
+        if sum(rows.numel() for rows in self._there) >= _FETCHED:
+            self._fetch()
+
+    def all(self) -> list[Tensor]:
+        """Those of all batches, in host memory."""
+        self._fetch()
+        return self._here
+
+    def _fetch(self) -> None:
+        if self._there:
+            self._here.append(torch.cat(self._there).cpu())
+            self._there = []
 
 
 def _tasks(step: TrainStep, objective: TaskObjective, batches: Iterator[Batch], runtime: Runtime) -> Evaluation:
-    found = [_scores(objective, step.model(step.stage(batch)), batch) for batch in batches]
-    return _measure(objective, found, runtime)
+    found = _Fetched()
+    for batch in batches:
+        found.add(_scores(objective, step.model(step.stage(batch)), batch))
+    return _measure(objective, found.all(), runtime)
 
 
 def _scores(objective: TaskObjective, output: Output, batch: Batch) -> Tensor:
-    """Predictions, targets and weights of each row and name, float [B, names, 3]."""
+    """Predictions, targets and weights of each row and name, float [B, names, 3], on the device."""
     scores = objective.scores(output, batch)
-    return torch.stack([torch.stack(scores[name], dim=1) for name in objective.scored], dim=1).cpu()
+    return torch.stack([torch.stack(scores[name], dim=1) for name in objective.scored], dim=1)
 
 
 def _measure(objective: TaskObjective, found: list[Tensor], runtime: Runtime) -> Evaluation:
@@ -194,12 +235,12 @@ def _ranking(
     assert isinstance(model, RecallModel)
     catalogue = catalogue_of(step, objective, parts, runtime)
     found: dict[str, list[Tensor]] = {"": [], SAMPLED: []}
-    tasks: list[Tensor] = []
+    tasks = _Fetched()
     for batch in batches:
         embedded = step.stage(batch)
         user, mask = model.user(embedded)
         if objective.tasks is not None:
-            tasks.append(_scores(objective.tasks, model(embedded), batch))
+            tasks.add(_scores(objective.tasks, model(embedded), batch))
         target = batch.feature(objective.item.feature.name).values()
         seen = seen_items(objective, batch)
         rows = [runtime.gather(rows) for rows in (user, mask, target)]
@@ -215,7 +256,7 @@ def _ranking(
         if prefix == "" or config.sampled_items is not None:
             values = ranking_metrics(torch.cat(ranks).cpu() if ranks else torch.empty(0), config.top_k)
             metrics.update({f"{prefix}{name}": value for name, value in values.items()})
-    of_tasks = Evaluation({}, 0, {}) if objective.tasks is None else _measure(objective.tasks, tasks, runtime)
+    of_tasks = Evaluation({}, 0, {}) if objective.tasks is None else _measure(objective.tasks, tasks.all(), runtime)
     return Evaluation(metrics | of_tasks.metrics, sum(len(ranks) for ranks in found[""]), of_tasks.predictions)
 
 

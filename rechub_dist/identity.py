@@ -111,6 +111,7 @@ def _resolved(found: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
             "order": data.order,
             **facts,
         },
+        "train": {"precision": config.train.precision, "tf32": config.train.tf32},
         "optimizer": config.optimizer.model_dump(mode="json"),
         "embedding": {
             "schedule": config.embedding.schedule.model_dump(mode="json"),

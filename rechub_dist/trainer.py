@@ -22,6 +22,7 @@ from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
 from rechub_dist.data.stored import StoredRows, Trace
+from rechub_dist.distributed.flight import dump_to
 from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.distributed.optim import Optimizers
 from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
@@ -34,12 +35,14 @@ from rechub_dist.errors import UserError
 from rechub_dist.identity import identity, other_than
 from rechub_dist.losses import LossCheck
 from rechub_dist.metrics.direction import watched_metric
+from rechub_dist.monitoring.device_memory import peak_memory
 from rechub_dist.monitoring.health import Health
 from rechub_dist.monitoring.logs import log_to
 from rechub_dist.monitoring.metrics import Metrics
 from rechub_dist.monitoring.step_times import StepTimes
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.passes import Pass, Passes
+from rechub_dist.precision import check_precision, tf32_products
 from rechub_dist.report import Reporter
 from rechub_dist.seeds import seed_from
 from rechub_dist.splits import check_items, check_kinds, open_passes, optional_reader, warning_of, with_draws
@@ -57,6 +60,8 @@ def run(config: RunConfig, hosted: Hosted | None = None, *, take_over: bool = Fa
         UserError: on all ranks together, whichever rank has found the fault.
     """
     device = device_type(config.device)
+    if device == "cuda":
+        dump_to(config.output_dir / "logs")
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
         lease = Lease(config, rt, take_over=take_over)
         try:
@@ -81,6 +86,7 @@ class Trainer:
     ) -> None:
         self.config = config
         self.rt = rt
+        rt.together(lambda: check_precision(config.train, rt.device))
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         self.parts: Parts = with_draws(parts, rt)
         reported = self.parts.step.objective.metrics(config.evaluation)
@@ -198,7 +204,8 @@ class Trainer:
                     self._watchdog,
                 )
                 for end in self._boundaries(here):
-                    self._segment(pipeline, feed, end, here, stored)
+                    with tf32_products(self.config.train.tf32):
+                        self._segment(pipeline, feed, end, here, stored)
                     if feed.stopped:
                         if self.position != self._saved:  # it may have come while that was saved
                             self._save()
@@ -282,6 +289,7 @@ class Trainer:
                 mark, marked, losses = now, step, []
                 self._tell_saves()
                 if step % config.train.log_every == 0:
+                    values |= peak_memory(self.rt.device)
                     self.report.record("train", step, self.passes.at(step - 1).number, values)
                 self._note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
                 if padded is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,17 +64,57 @@ def plan_file(entries: Tensors, rank: int, world_size: int, name: str) -> RankFi
 
 def stage(file: RankFile, buffer: Tensor | None) -> Tensor:
     """Copy the tensors to host memory as they will lie in the file: uint8 [bytes]; `buffer` is used where it fits."""
-    cuda = any(piece.is_cuda for piece in file.pieces)
     if buffer is None or len(buffer) != file.bytes:
-        buffer = torch.empty(file.bytes, dtype=torch.uint8, pin_memory=cuda)
+        buffer = torch.empty(file.bytes, dtype=torch.uint8)
+    if any(piece.is_cuda for piece in file.pieces):
+        _stage_by_blocks(file, buffer, pinned=True)
+        return buffer
     offset = 0
     for piece in file.pieces:
         size = piece.numel() * piece.dtype.itemsize
-        buffer[offset : offset + size].view(piece.dtype).view(piece.shape).copy_(piece, non_blocking=True)
+        buffer[offset : offset + size].view(piece.dtype).view(piece.shape).copy_(piece)
         offset += size
-    if cuda:
-        torch.cuda.current_stream().synchronize()
     return buffer
+
+
+def _stage_by_blocks(file: RankFile, buffer: Tensor, *, pinned: bool) -> None:
+    """Copy by way of two small buffers: one is filled by the device while the other is emptied by the host.
+
+    A copy from the device is fast into pinned memory alone, and of that a host has little to give away for long.
+    """
+    largest = max((block.numel() * block.dtype.itemsize for block in _blocks(file)), default=0)
+    halves = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+    under_way: deque[tuple[Tensor, Tensor, torch.cuda.Event | None]] = deque()
+
+    def settle() -> None:
+        target, half, copied = under_way.popleft()
+        if copied is not None:
+            copied.synchronize()
+        target.copy_(half)
+
+    offset = 0
+    for number, block in enumerate(_blocks(file)):
+        if len(under_way) == len(halves):
+            settle()
+        size = block.numel() * block.dtype.itemsize
+        half = halves[number % 2][:size]
+        half.view(block.dtype).view(block.shape).copy_(block, non_blocking=True)
+        copied = None
+        if block.is_cuda:
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(block.device))
+        under_way.append((buffer[offset : offset + size], half, copied))
+        offset += size
+    while under_way:
+        settle()
+
+
+def _blocks(file: RankFile) -> Iterator[Tensor]:
+    """The live tensors, rows after rows, each of `CHUNK` bytes at most unless a single row is longer."""
+    for piece in file.pieces:
+        rows = max(1, CHUNK // max(1, piece.shape[1] * piece.dtype.itemsize))
+        for start in range(0, len(piece), rows):
+            yield piece[start : start + rows]
 
 
 def chunks_of(file: RankFile, staged: Tensor | None) -> Iterator[memoryview]:
@@ -83,11 +124,8 @@ def chunks_of(file: RankFile, staged: Tensor | None) -> Iterator[memoryview]:
         for start in range(0, len(staged), CHUNK):
             yield staged[start : start + CHUNK].numpy().data
         return
-    for piece in file.pieces:
-        rows = max(1, CHUNK // max(1, piece.shape[1] * piece.dtype.itemsize))
-        for start in range(0, len(piece), rows):
-            block = piece[start : start + rows].contiguous().cpu()
-            yield block.view(-1).view(torch.uint8).numpy().data
+    for block in _blocks(file):
+        yield block.contiguous().cpu().view(-1).view(torch.uint8).numpy().data
 
 
 def merge(parts: list[dict[str, SavedTensor]]) -> dict[str, SavedTensor]:

@@ -30,6 +30,15 @@ class TrainConfig(Section):
     on_non_finite: Literal["stop", "skip"] = Field(
         "stop", description="a step whose loss is not finite: end the run, or leave weights as they are and go on"
     )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of the model's matrix products in training; bf16: by autocast, while weights, tables, losses and "
+        "evaluation stay in fp32",
+    )
+    tf32: bool = Field(False, description="fp32 matrix products in training as TF32; needs a GPU, Ampere or newer")
+    compile: bool = Field(
+        False, description="compile the model for training by torch.compile: minutes at first; needs a C++ compiler"
+    )
     max_loss: float | None = Field(None, gt=0, description="a loss beyond it is treated like one that is not finite")
     trace_rows: bool = Field(False, description="write which stored rows each step trained on, below output_dir/rows")
     histograms: bool = Field(True, description="histograms of predictions and table norms in TensorBoard")
@@ -74,6 +83,9 @@ class DistributedConfig(Section):
         60.0, ge=1, description="silence after which whoever holds output_dir and checkpoint.folder counts as gone"
     )
     threads: int | None = Field(None, gt=0, description="torch threads a rank; default: cores / local ranks")
+    bucket_mb: int = Field(
+        25, gt=0, description="dense gradients, in MB, that ranks exchange at once while backward computes the others"
+    )
     pipeline: Literal["auto", "base", "sparse_dist"] = Field(
         "auto",
         description="auto: base on CPU; on CUDA sparse_dist, which overlaps id exchange with compute, and where tables "

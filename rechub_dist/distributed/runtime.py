@@ -171,11 +171,13 @@ def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int
             warn_of_little_shared_memory(local_world)
     timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if device == "cuda" else "gloo"
+    # Bound to its GPU a rank connects here, where it is told which one does not, rather than within the first exchange.
+    bound = target if device == "cuda" else None
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, timeout=timeout, device_id=bound)
     else:
         store = dist.HashStore()
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout, device_id=bound)
     try:
         group = dist.group.WORLD
         assert group is not None

@@ -40,6 +40,7 @@ def shard(
     plan: ShardingPlan | None,
     group: dist.ProcessGroup,
     device: torch.device,
+    bucket_mb: int,
 ) -> DistributedModelParallel:
     """Shard the step's collections and put DDP around the rest. The tables' weights are whatever was in memory."""
     module = DistributedModelParallel(
@@ -48,7 +49,7 @@ def shard(
         device=device,
         plan=plan or ShardingPlan({}),
         sharders=sharders(),
-        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
+        data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=bucket_mb, static_graph=False),
     )
     clear_padding(_parts(module, layout))
     return module
@@ -110,4 +111,5 @@ def shard_step(
     if notes is not None and plan is not None and plan.note:
         notes.append(plan.note)
     globalize(parts.step.model)
-    return shard(parts.step, layout, None if plan is None else plan.sharding, rt.group, rt.device)
+    sharding = None if plan is None else plan.sharding
+    return shard(parts.step, layout, sharding, rt.group, rt.device, config.distributed.bucket_mb)

@@ -16,6 +16,7 @@ from typing import NamedTuple, Self, TypeVar
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
+from rechub_dist.distributed.flight import exchanges, unfinished
 from rechub_dist.distributed.process import STALLED
 from rechub_dist.distributed.runtime import Runtime
 
@@ -39,7 +40,8 @@ class Watchdog:
 
     The training thread says by `mark` what it goes on to do. Where it has said nothing for `stall_seconds` (ten times
     as long for what may take long), the process tells which rank hangs, doing what, and which ranks are behind; writes
-    the stacks of all threads to stderr and to `folder`; and exits with `process.STALLED`. A process that was itself
+    the stacks of all threads to stderr and to `folder`, and there the exchanges that have not ended, NCCL's and Gloo's;
+    and exits with `process.STALLED`. A process that was itself
     stopped for a while (Ctrl-Z, a frozen container) starts to count anew.
 
     Marks are made at the same points on all ranks, and told to the others through the process group's store; so those
@@ -117,16 +119,28 @@ class Watchdog:
         with suppress(Exception):
             print(f"watchdog: {text}", file=sys.stderr, flush=True)
             faulthandler.dump_traceback(sys.stderr)
-        _in_time(self._write, text)
+        path = self._folder / f"stalled-rank-{self._rt.rank}-step-{self._step}.txt"
+        _in_time(lambda where: self._write(where, text), path)
+        _in_time(self._tell_exchanges, path)  # last, as it may wait for a device that hangs
         os._exit(STALLED)
 
-    def _write(self, text: str) -> str:
+    def _write(self, path: Path, text: str) -> str:
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"stalled-rank-{self._rt.rank}-step-{self._step}.txt"
         with path.open("w", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n\n")
             file.flush()
             faulthandler.dump_traceback(file)
+        return ""
+
+    def _tell_exchanges(self, path: Path) -> str:
+        """Add to `path`, and tell, in which exchange this rank is; the whole records go to files beside it."""
+        for backend, dump in exchanges():
+            if lines := unfinished(dump):
+                (self._folder / f"exchanges-{backend}-rank-{self._rt.rank}").write_bytes(dump)
+                text = "".join(f"{backend}: {line}\n" for line in lines)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(f"\n{text}")
+                print(text, end="", file=sys.stderr, flush=True)
         return ""
 
     def _behind(self, own: int) -> str:

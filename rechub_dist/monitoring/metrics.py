@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
 
 from rechub_dist.errors import UserError
+from rechub_dist.monitoring.device_memory import ALLOCATED, RESERVED
 from rechub_dist.monitoring.step_times import PARTS
 
 
@@ -33,6 +34,9 @@ class Metrics:
         self._loss = self._gauge("rechub_loss", "Mean loss over all ranks since the record before")
         self._rate = self._gauge("rechub_samples_per_second", "Training rows a second over all ranks")
         self._learning_rate = self._gauge("rechub_learning_rate", "Learning rate of the dense parameters")
+        self._memory = self._gauge(
+            "rechub_gpu_memory_peak_bytes", "Peak since the record before, of tensors and of what torch reserves", "of"
+        )
         self._saved = 0.0
         age = self._gauge("rechub_checkpoint_age_seconds", "Time since the last checkpoint, or since the start")
         began = time.time()
@@ -63,6 +67,9 @@ class Metrics:
             ):
                 if name in values:
                     gauge.labels(self._rank).set(values[name])
+            for of, name in (("tensors", ALLOCATED), ("reserved", RESERVED)):
+                if name in values:
+                    self._memory.labels(self._rank, of).set(values[name])
         elif split == "time":
             for part in PARTS:
                 self._parts.labels(self._rank, part).set(values[part])

@@ -54,6 +54,8 @@ def test_a_record_of_any_model_resolves_to_the_identity_of_its_run(root: Path, t
         ("embedding.schedule.warmup_steps=3", "embedding.schedule.warmup_steps 0 -> 3"),
         ("embedding.rules=[{tables: user, init_std: 0.5}]", "embedding.init_std.user 0.3 -> 0.5"),
         ("model.embedding_dim=8", "model.embedding_dim 6 -> 8"),
+        ("train.precision=bf16", 'train.precision "fp32" -> "bf16"'),
+        ("train.tf32=true", "train.tf32 false -> true"),
         ("optimizer.betas=[0.9, 0.99]", "optimizer.betas [0.9, 0.999] -> [0.9, 0.99]"),
     ],
 )
@@ -71,6 +73,8 @@ def test_what_the_mathematics_depends_on_makes_another_run(
     [
         "output_dir=elsewhere",
         "train={epochs: 9, patience: 2, max_loss: 5, on_non_finite: skip}",
+        "train.compile=true",
+        "distributed.bucket_mb=3",
         "embedding.sharding=row_wise",
         "embedding.replicate_below=50",
         "evaluation={top_k: [1], sampled_items: 3}",
