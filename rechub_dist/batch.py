@@ -26,7 +26,10 @@ class Batch(Pipelineable):
         labels: float32 [rows, T].
         weights: float32 [rows], or None where every row weighs 1.
         id_weights: by name of a weighted feature, float32, one for each of its ids.
+        longest: by feature the most ids that a row has, where the host knows it: to ask a GPU would be to wait for it.
         weight_sums: float64 [K] over all ranks, the objective's normalisers; set by the trainer, None before that.
+        candidates: how many distinct items each rank brings as candidates for all, where the objective has counted
+            them in host memory (`Objective.prepare`); of this rank alone until the trainer has asked the others.
         skipped: rows of this rank's share that are left out, because their files are bad.
         notices: what this batch is the first of the rank's to leave out.
     """
@@ -37,7 +40,9 @@ class Batch(Pipelineable):
     labels: Tensor
     weights: Tensor | None = None
     id_weights: dict[str, Tensor] = field(default_factory=dict)
+    longest: dict[str, int] = field(default_factory=dict)
     weight_sums: Tensor | None = None
+    candidates: tuple[int, ...] | None = None
     skipped: int = 0
     notices: tuple[Skipped, ...] = ()
 

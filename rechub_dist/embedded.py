@@ -42,12 +42,14 @@ class Lookup:
 class Jagged(NamedTuple):
     """Ids of a feature for B rows: `values` int64 [sum of lengths], row after row, and `lengths` int [B].
 
-    `weights` float [sum of lengths] belong to a feature with weights, one an id.
+    `weights` float [sum of lengths] belong to a feature with weights, one an id. `longest` is the largest length, if
+    it is known without a look at the tensor, which may lie on a GPU that is busy.
     """
 
     values: Tensor
     lengths: Tensor
     weights: Tensor | None = None
+    longest: int | None = None
 
     @staticmethod
     def single(ids: Tensor) -> Jagged:
@@ -65,11 +67,12 @@ class Sequence(NamedTuple):
     """Right-padded vectors [B, L, D] with the rows' lengths int64 [B], 0 <= lengths <= L and L >= 1.
 
     L is the longest length in this batch, not a constant. Values beyond a row's length are zero, but no model may
-    rely on it: use `mask`.
+    rely on it: use `mask`. `total` is the sum of the lengths, if it is known without a look at them.
     """
 
     values: Tensor
     lengths: Tensor
+    total: int | None = None
 
     @property
     def mask(self) -> Tensor:

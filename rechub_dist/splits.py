@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from rechub_dist.batch import Batch
 from rechub_dist.build import Parts
 from rechub_dist.config import MixSource, RunConfig, Selection, Source
 from rechub_dist.data.counts import count_positives
@@ -22,6 +24,7 @@ from rechub_dist.data.mix import Mix
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.storage import exists, is_remote, join
+from rechub_dist.distributed.pipeline import looks_ahead
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError
 from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature
@@ -260,7 +263,22 @@ def _reader(
         mix=mix,
         # In evaluation the order is free, and a lane a rank lets each open its own row groups only.
         lanes=None if training else rt.world_size,
+        finish=_for_device(parts, training=training) if looks_ahead(rt.device) else None,
     )
+
+
+def _for_device(parts: Parts, *, training: bool) -> Callable[[Batch], Batch]:
+    """What the thread that reads does with batches for a device: from page-locked memory a copy there blocks no one.
+
+    Torch keeps such memory, and gives it out again when the copies from it are done.
+    """
+
+    def finish(batch: Batch) -> Batch:
+        if training:
+            parts.step.objective.prepare(batch)
+        return batch.pin_memory()
+
+    return finish
 
 
 def optional_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) -> ParquetReader | None:

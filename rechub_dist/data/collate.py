@@ -62,15 +62,19 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
     _draw(spec, ids, ragged, draw, n)
 
     jagged: dict[str, KeyedJaggedTensor] = {}
+    longest: dict[str, int] = {}
     for collection, keys in spec.collections.items():
         first = place.get(keys[0], 0)
         if flat[first : first + len(keys)] == tuple(keys):
-            lengths = _one_each(len(keys), n, stride)
+            lengths, per_key = _one_each(len(keys), n, stride), [n] * len(keys)
+            longest.update(dict.fromkeys(keys, min(n, 1)))
             values = block[first : first + len(keys)].reshape(-1)  # a view: the keys are neighbours in the block
         else:
             lengths = np.zeros((len(keys), stride), np.int32)
             for row, key in zip(lengths, keys, strict=True):
                 row[:n] = ids(key).lengths
+                longest[key] = int(row.max(initial=0))
+            per_key = [sum(map(len, ids(key).values)) for key in keys]
             values = _joined([piece for key in keys for piece in ids(key).values], np.dtype(np.int64))
         jagged[collection] = KeyedJaggedTensor(
             keys=list(keys),
@@ -78,6 +82,7 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
             lengths=torch.from_numpy(lengths.reshape(-1)),
             weights=_key_weights(keys, weights, ids) if collection == WEIGHTED else None,
             stride=stride,
+            length_per_key=per_key,  # or TorchRec adds the lengths up, on a GPU where it has to wait for the sums
         )
 
     D = sum(dense.dim for dense in spec.dense)
@@ -90,6 +95,7 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
         labels=torch.from_numpy(np.ascontiguousarray(floats[D : D + T].T)),
         weights=torch.from_numpy(floats[-1]) if spec.weight else None,
         id_weights={name: torch.from_numpy(values) for name, values in weights.items()},
+        longest=longest,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ class ParquetReader:
         drop_last: leave out the last batch of an epoch where it is short.
         mix: the manifest's row groups are those of several sources, of which each batch has a fixed share. Not with
             `lanes`.
+        finish: what becomes of each batch in the thread that reads it, before it is handed on.
 
     Raises:
         UserError: where a column of `spec` is missing or of a wrong type.
@@ -73,6 +74,7 @@ class ParquetReader:
         lanes: int | None = None,
         drop_last: bool = False,
         mix: Mix | None = None,
+        finish: Callable[[Batch], Batch] | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside a world of {world_size}")
@@ -89,6 +91,7 @@ class ParquetReader:
         self.rank = rank
         self.world_size = world_size
         self.prefetch = prefetch
+        self.finish = finish
         self.order: RowOrder | MixOrder
         if mix is None:
             self.order = RowOrder(
@@ -224,7 +227,7 @@ class _Source:
                     if window is not None and window.memory is not None:
                         self._finished.append(window)
                     del window  # what Arrow has read is free for the next row group
-                yield batch
+                yield batch if reader.finish is None else reader.finish(batch)
         finally:
             self._windows.clear()
             self._files.close()

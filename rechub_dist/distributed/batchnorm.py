@@ -16,7 +16,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """Normalise [N, C]; N may differ between ranks and be 0."""
         if not self.training:
             return super().forward(input)
-        stats = torch.cat([input.sum(0), input.square().sum(0), input.new_tensor([float(len(input))])])
+        stats = torch.cat([input.sum(0), input.square().sum(0), input.new_full((1,), len(input))])
         stats = _AllReduceSum.apply(stats)
         count = stats[-1].detach().clamp(min=1)
         mean = stats[: self.num_features] / count
@@ -36,7 +36,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(enough)
-        momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.clamp(min=1)
         weight = momentum * enough
         self.running_mean.lerp_(mean, weight)
         self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), weight)

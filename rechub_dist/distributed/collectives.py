@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,15 +10,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def all_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, list[int]]:
+def all_rows(
+    rows: Tensor, group: dist.ProcessGroup | None = None, sizes: Sequence[int] | None = None
+) -> tuple[Tensor, Sequence[int]]:
     """All ranks' rows [n_r, ...] in rank order, the same on every rank: [sum of n_r, ...], and each n_r.
 
-    Called on every rank; the ranks' numbers of rows may differ and be 0. No gradient passes.
+    Called on every rank; the ranks' numbers of rows may differ and be 0. Where `sizes`, each n_r, is not given, the
+    ranks tell each other, and the host waits for their answers. No gradient passes.
     """
-    size = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(counts, size, group=group)
-    sizes = [int(n) for n in counts]
+    if sizes is None:
+        size = torch.tensor([len(rows)], device=rows.device)
+        counts = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(counts, size, group=group)
+        sizes = torch.cat(counts).tolist()
     padded = rows.new_zeros(max(sizes), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in sizes]
@@ -25,26 +30,26 @@ def all_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tens
     return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)]), sizes
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """The rows of `all_rows`, for a loss: a rank's rows get the sum of all ranks' gradients, which all depend on them.
 
     Without a process group there is one rank, and nothing changes.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    gathered: Tensor = _GatherRows.apply(rows)
+    gathered: Tensor = _GatherRows.apply(rows, sizes)
     return gathered
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered, ctx.sizes = all_rows(rows)
+    def forward(ctx: Any, rows: Tensor, sizes: Sequence[int] | None) -> Tensor:
+        gathered, ctx.sizes = all_rows(rows, sizes=sizes)
         return gathered
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         total = grads[0].contiguous().clone()
         dist.all_reduce(total)
         start = sum(ctx.sizes[: dist.get_rank()])
-        return total[start : start + ctx.sizes[dist.get_rank()]]
+        return total[start : start + ctx.sizes[dist.get_rank()]], None

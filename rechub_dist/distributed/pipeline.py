@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,20 @@ from rechub_dist.monitoring.step_times import WAITING_FOR_DATA
 from rechub_dist.objectives import Objective
 
 
+def looks_ahead(device: torch.device) -> bool:
+    """Whether batches are got ready one ahead: where another one than the host computes, which has time for it."""
+    return device.type != "cpu"
+
+
+class _Asked(NamedTuple):
+    """A batch that the ranks are about to agree on."""
+
+    batch: Batch | None  # None: it cannot be read, or there is none
+    message: str | None
+    control: Tensor
+    answer: torch.distributed.Work | None  # None: no rank has a batch left
+
+
 class Feed:
     """This rank's batches, with the ranks' agreement on each before anyone starts on it.
 
@@ -31,6 +45,10 @@ class Feed:
     part, was asked to stop, or saw a loss that is bad; so no rank waits in a collective for one that has failed.
     It counts the rows, too: `tally` has those of all ranks, and `new_skips` the pieces of files left out since it was
     last emptied.
+
+    On a device other than the host the all-reduce for a batch begins when the one before it is handed out, and goes on
+    under that one's step. All ranks do so at the same place between their other exchanges. What a rank says of a
+    batch, that it was asked to stop for one, is then known one step later.
 
     `sequences` names the features that the model computes as padded sequences, for `padded_share`.
     """
@@ -50,9 +68,11 @@ class Feed:
         self._runtime = runtime
         self._stop = stop
         self._sequences = sequences
-        self._positions = torch.zeros(2, dtype=torch.float64)  # real and computed, over all ranks
+        self._real = self._computed = 0.0  # positions over all ranks
         self._losses = losses
         self._mark = watchdog.mark if watchdog is not None else _unwatched
+        self._ahead = looks_ahead(runtime.device)
+        self._asked: _Asked | None = None
         self.stopped = False
         self.tally = Tally()
         self.new_skips: list[Skipped] = []
@@ -69,6 +89,15 @@ class Feed:
         """
         if self.stopped:
             raise StopIteration
+        asked, self._asked = self._asked or self._ask(), None
+        batch = self._agree(asked)
+        if self._ahead:
+            self._asked = self._ask()
+            self._mark("computing a step")
+        return batch
+
+    def _ask(self) -> _Asked:
+        """Read a batch, and begin to tell the other ranks."""
         self._mark("waiting for a batch")
         batch, message = None, None
         try:
@@ -76,50 +105,59 @@ class Feed:
                 batch = next(self._batches, None)
         except UserError as error:
             message = str(error)
+        terms, ranks = self._objective.terms, self._runtime.world_size if self._ahead else 0
+        control = torch.zeros(8 + terms + ranks, dtype=torch.float64, pin_memory=self._runtime.device.type == "cuda")
         if batch is None and message is None:
-            raise StopIteration
-        control = torch.zeros(8 + self._objective.terms, dtype=torch.float64)
+            return _Asked(None, None, control, None)
         control[0] = message is not None
         control[1] = self._stop()
         control[2] = self._losses.sent() if self._losses is not None else 0
         if batch is not None:
-            control[3:5] = self._count(batch)
-            control[5:8] = torch.tensor([batch.rows, batch.skipped, len(batch.notices)])
-            control[8:] = self._objective.weight_sums(batch)
+            control[3:8] = torch.tensor([*self._count(batch), batch.rows, batch.skipped, len(batch.notices)])
+            control[8 : 8 + terms] = self._objective.weight_sums(batch)
+            if batch.candidates is not None:
+                [control[8 + terms + self._runtime.rank]] = batch.candidates
+        answer = torch.distributed.all_reduce(control, group=self._runtime.control, async_op=True)
+        return _Asked(batch, message, control, answer)
+
+    def _agree(self, asked: _Asked) -> Batch:
+        """The batch, when all ranks have told; raises as `__next__`."""
+        if asked.answer is None:
+            raise StopIteration
         self._mark(WAITING)
-        torch.distributed.all_reduce(control, group=self._runtime.control)
+        asked.answer.wait()
         self._mark("computing a step")
-        if control[0] > 0:
-            self._runtime.raise_together(message)
+        failed, stop, loss, real, computed, rows, skipped, notices, *others = asked.control.tolist()
+        if failed:
+            self._runtime.raise_together(asked.message)
         if self._losses is not None:
-            self._losses.received(float(control[2]))
-        if control[1] > 0:
+            self._losses.received(loss)
+        if stop:
             self.stopped = True
             raise StopIteration
+        batch = asked.batch
         assert batch is not None
-        self._positions += control[3:5]
-        self.tally.add(int(control[5]), int(control[6]))
-        if control[7] > 0:
+        self._real, self._computed = self._real + real, self._computed + computed
+        self.tally.add(int(rows), int(skipped))
+        if notices:
             self.new_skips += self.tally.note(self._runtime.gather_list(batch.notices))
-        batch.weight_sums = control[8:]
+        batch.weight_sums = asked.control[8 : 8 + self._objective.terms]
+        if batch.candidates is not None:
+            batch.candidates = tuple(int(n) for n in others[self._objective.terms :])
         if self._losses is not None:
             self._losses.keep(batch)
         return batch
 
     def padded_share(self) -> float | None:
         """The share of padding in the sequences of the batches since the last call; None where there are none."""
-        real, computed = self._positions.tolist()
-        self._positions.zero_()
+        real, computed = self._real, self._computed
+        self._real = self._computed = 0.0
         return 1 - real / computed if computed else None
 
-    def _count(self, batch: Batch) -> Tensor:
-        """The real and the computed positions of this rank's sequences, float64 [2]."""
-        found = torch.zeros(2, dtype=torch.float64)
-        for name in self._sequences:
-            lengths = batch.feature(name).lengths()[: batch.rows]
-            if len(lengths):
-                found += torch.stack([lengths.sum(), len(lengths) * lengths.max().clamp(min=1)])
-        return found
+    def _count(self, batch: Batch) -> tuple[int, int]:
+        """The real and the computed positions of this rank's sequences."""
+        real = sum(len(batch.feature(name).values()) for name in self._sequences)
+        return real, sum(batch.rows * max(1, batch.longest[name]) for name in self._sequences)
 
 
 def _unwatched(doing: str, *, slow: bool = False) -> None:
@@ -140,33 +178,62 @@ class Pipeline(Protocol):
 
 
 class PlainPipeline:
-    """Forward, backward, step; one batch at a time."""
+    """Forward, backward, step; one batch at a time. The next one is copied to another device meanwhile."""
 
     def __init__(
         self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device, losses: LossCheck | None
     ) -> None:
         self._module = module
         self._optimizers = optimizers
-        self._device = device
+        self._copies = _Copies(device) if looks_ahead(device) else None
         self._losses = losses if losses is not None and losses.skips else None
 
     def progress(self, batches: Iterator[Batch], step: int, /) -> Tensor | None:
         """Train on the next batch."""
-        batch = next(batches)
-        if self._device.type != "cpu":
-            batch = batch.to(self._device, non_blocking=True)
+        batch = next(batches) if self._copies is None else self._copies.take(batches)
         self._optimizers.zero_grad()
         if self._losses is not None:
             self._losses.before()
         loss, local = self._module(batch)
-        if self._losses is not None and not self._losses.accepts(step, local):
-            return None
-        loss.backward()
-        self._optimizers.step()
-        return local
+        accepted = self._losses is None or self._losses.accepts(step, local)
+        if accepted:
+            loss.backward()
+            self._optimizers.step()
+        if self._copies is not None:
+            self._copies.send_for(batches)
+        return local if accepted else None
 
     def release(self) -> None:
         """Nothing is held."""
+
+
+class _Copies:
+    """Copies batches to a device on a stream of their own, so that a copy goes on under the step before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self._next: Batch | None = None
+
+    def send_for(self, batches: Iterator[Batch]) -> None:
+        """Begin to copy the next batch, if there is one."""
+        batch = next(batches, None)
+        if batch is not None:
+            with torch.cuda.stream(self._stream):
+                self._next = batch.to(self._device, non_blocking=True)
+
+    def take(self, batches: Iterator[Batch]) -> Batch:
+        """The batch that was sent for, else the next one; raises StopIteration where there is none."""
+        if self._next is None:
+            self.send_for(batches)
+        batch, self._next = self._next, None
+        if batch is None:
+            raise StopIteration
+        if self._stream is not None:
+            here = torch.cuda.current_stream(self._device)
+            here.wait_stream(self._stream)
+            batch.record_stream(here)  # its memory is the other stream's, which must not use it again too soon
+        return batch
 
 
 class SparseDistPipeline:

@@ -60,7 +60,7 @@ class LocalTables(nn.Module):
             weight = self.weight(lookup.table.name)
             if lookup.pooling is None:
                 vectors = F.embedding(jagged.values, weight)[:, : lookup.dim]
-                embedded.sequences[lookup.name] = to_padded(vectors, jagged.lengths)
+                embedded.sequences[lookup.name] = to_padded(vectors, jagged.lengths, jagged.longest)
             else:
                 lengths = jagged.lengths.long()
                 start = lengths.cumsum(0) - lengths
@@ -131,15 +131,20 @@ def rows_of(lengths: Tensor, total: int) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths, output_size=total)
 
 
-def to_padded(values: Tensor, lengths: Tensor) -> Sequence:
-    """Jagged vectors [sum of lengths, D] as a right-padded `Sequence` [B, max length (at least 1), D]."""
-    longest = max(1, int(lengths.max())) if len(lengths) else 1
+def to_padded(values: Tensor, lengths: Tensor, longest: int | None = None) -> Sequence:
+    """Jagged vectors [sum of lengths, D] as a right-padded `Sequence` [B, max length (at least 1), D].
+
+    Where the largest length is not given it is looked up, for which the host waits for a GPU.
+    """
+    if longest is None:
+        longest = int(lengths.max()) if len(lengths) else 0
+    longest = max(1, longest)
     row = rows_of(lengths, len(values))
     lengths = lengths.long()
     start = lengths.cumsum(0) - lengths
     position = torch.arange(len(values), device=values.device) - start[row]
     padded = values.new_zeros(len(lengths) * longest, values.shape[1]).index_copy(0, row * longest + position, values)
-    return Sequence(padded.view(len(lengths), longest, values.shape[1]), lengths)
+    return Sequence(padded.view(len(lengths), longest, values.shape[1]), lengths, len(values))
 
 
 def pool(total: Tensor, lengths: Tensor, weights: Tensor | None, pooling: Pooling) -> Tensor:
@@ -152,4 +157,4 @@ def pool(total: Tensor, lengths: Tensor, weights: Tensor | None, pooling: Poolin
     if weights is None:
         return total / lengths.clamp(min=1)[:, None].to(total.dtype)
     divisor = total.new_zeros(len(lengths)).index_add(0, rows_of(lengths, len(weights)), weights.to(total.dtype))
-    return total / divisor.where(divisor > 0, 1)[:, None]
+    return total / divisor.masked_fill(~(divisor > 0), 1)[:, None]

@@ -92,7 +92,8 @@ class Replicated(nn.Module):
         ids = {}
         for name in self.features:
             values = jagged[name]
-            ids[name] = Jagged(values.values(), values.lengths()[: batch.rows], batch.id_weights.get(name))
+            lengths = values.lengths()[: batch.rows]
+            ids[name] = Jagged(values.values(), lengths, batch.id_weights.get(name), batch.longest.get(name))
         with record_function(REPLICATED_LOOKUP):
             return self.local(ids)
 
@@ -131,7 +132,7 @@ class Assemble(nn.Module):
             else:
                 values = vectors[collection][key].values()[:, : lookup.dim]
                 if lookup.pooling is None:
-                    embedded.sequences[lookup.name] = to_padded(values, lengths)
+                    embedded.sequences[lookup.name] = to_padded(values, lengths, batch.longest.get(lookup.feature.name))
                     continue
                 scaled = values if weights is None else values * weights[:, None]
                 total = values.new_zeros(batch.rows, lookup.dim).index_add(0, rows_of(lengths, len(values)), scaled)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rechub_dist.layers.masking import places
 from rechub_dist.layers.mlp import MLP
 
 
@@ -25,16 +26,19 @@ class ActivationUnit(nn.Module):
         super().__init__()
         self.mlp = MLP(4 * width, hidden_units, activation=activation, out_dim=1)
 
-    def forward(self, behaviors: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """Weights [B, L], 0 where padded, from behaviours [B, L, D], target [B, D] and mask, bool [B, L]."""
+    def forward(self, behaviors: Tensor, target: Tensor, mask: Tensor, total: int | None = None) -> Tensor:
+        """Weights [B, L], 0 where padded, from behaviours [B, L, D], target [B, D] and mask, bool [B, L].
+
+        `total` is the number of real positions, if it is known.
+        """
         if not self.training:
             v = target[:, None].expand_as(behaviors)
             weights = self._of_pairs(behaviors.flatten(0, 1), v.flatten(0, 1))  # [B * L]
             return weights.view(mask.shape).masked_fill(~mask, 0.0)
-        place = mask.flatten().nonzero().squeeze(1)  # [P], P real positions among B * L
+        place = places(mask, total)  # [P], P real positions among B * L
         e = behaviors.flatten(0, 1).index_select(0, place)
         weights = self._of_pairs(e, target.index_select(0, place // mask.shape[1]))
-        return weights.new_zeros(mask.shape).masked_scatter(mask, weights)
+        return weights.new_zeros(mask.numel()).index_copy(0, place, weights).view(mask.shape)
 
     def _of_pairs(self, e: Tensor, v: Tensor) -> Tensor:
         """Weights [N] of behaviours [N, D] for targets [N, D]."""

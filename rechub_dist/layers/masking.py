@@ -11,6 +11,16 @@ def zero_padding(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask[..., None], 0.0)
 
 
+def places(mask: Tensor, total: int | None) -> Tensor:
+    """Where `mask` is True among all its places, row after row: int64 [total].
+
+    `total` is how often it is. Where that is None it is counted, for which the host waits for a GPU.
+    """
+    flat = mask.flatten()
+    found = flat.nonzero() if total is None else flat.nonzero_static(size=total)
+    return found[:, 0]
+
+
 def last(values: Tensor, lengths: Tensor) -> Tensor:
     """The value at the last real position of each row, zeros for a row of length 0: [B, L, D] -> [B, D]."""
     index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, values.shape[2])

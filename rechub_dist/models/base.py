@@ -51,7 +51,7 @@ class RecallModel(Model):
     """A model that scores by the inner product of user and item vectors.
 
     `forward` is for training: each real one of the user's vectors [B, Q, D] has its item in the same place of
-    [B, Q, D]. Models that learn at every position of a history have Q = L, the others Q = 1.
+    [B, Q, D]. Models that learn at every position of a history have Q = L and its mask, the others Q = 1 and all real.
 
     `user` and `item` are what serving, evaluation and export use; a user's score for an item is the largest over the
     user's vectors. They may be scaled otherwise than in training, but they rank items as the model does.

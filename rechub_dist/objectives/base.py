@@ -39,6 +39,9 @@ class Objective(nn.Module):
         """This rank's part of the normalisers, float64 [K], known before the forward pass."""
         raise NotImplementedError
 
+    def prepare(self, batch: Batch) -> None:
+        """Note in a batch in host memory what `forward` would otherwise have to ask a GPU for, and to wait for."""
+
     def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:
         """This rank's part of the global loss, a scalar: the loss is its sum over ranks."""
         raise NotImplementedError

@@ -46,14 +46,14 @@ def bpr_max(positive: Tensor, negative: Tensor, mask: Tensor, *, regularization:
     log_weights = _log_softmax(negative, mask)
     better = torch.logsumexp(log_weights + F.logsigmoid(positive[:, None] - negative), dim=1)
     penalty = (log_weights.exp() * negative.square()).sum(dim=1)
-    return torch.where(mask.any(dim=1), regularization * penalty - better, 0.0)
+    return _kept(regularization * penalty - better, mask.any(dim=1))
 
 
 def top1_max(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
     """sum_j w_j (s(r_j - r+) + s(r_j^2)), w = softmax of the negatives' scores (the same paper, equation 8)."""
     terms = torch.sigmoid(negative - positive[:, None]) + torch.sigmoid(negative.square())
     loss = (_log_softmax(negative, mask).exp() * terms).sum(dim=1)
-    return torch.where(mask.any(dim=1), loss, 0.0)
+    return _kept(loss, mask.any(dim=1))
 
 
 def hinge(positive: Tensor, negative: Tensor, mask: Tensor, *, margin: float) -> Tensor:

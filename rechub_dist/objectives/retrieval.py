@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,7 +19,7 @@ from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output, Sequen
 from rechub_dist.embedding.local import to_padded
 from rechub_dist.errors import UserError
 from rechub_dist.features import CatalogueFeature, Label, NegativeFeature
-from rechub_dist.layers.masking import following
+from rechub_dist.layers.masking import following, places
 from rechub_dist.metrics.direction import Direction
 from rechub_dist.metrics.ranking import ranking_directions
 from rechub_dist.models.base import RecallModel
@@ -74,7 +75,8 @@ class RetrievalObjective(Objective):
             )
         self.shared = self.source != "sampled" or config.share_negatives
         self.draws = self.source in ("sampled", "in_batch_and_sampled")
-        self.log_q = (self.loss == "softmax" and self.source in ("in_batch", "in_batch_and_sampled")) or (
+        self.in_batch = self.source in ("in_batch", "in_batch_and_sampled")
+        self.log_q = (self.loss == "softmax" and self.in_batch) or (
             self.shared and self.draws and config.sampling.name != "uniform"
         )
         if config.log_q is not None:
@@ -84,6 +86,7 @@ class RetrievalObjective(Objective):
         self.uniform = config.sampling.name == "uniform"
         self.positive_share: Tensor | None = None
         self.draw_share: Tensor | None = None
+        self._brought = tuple(lookup.name for lookup in self.lookups())  # candidates besides positives
 
     @property
     def ids_alone(self) -> bool:
@@ -137,7 +140,7 @@ class RetrievalObjective(Objective):
             return None
         if sampling.name == "popularity":
             assert self.positive_share is not None
-            weights = self.positive_share.numpy() ** sampling.power
+            weights = self.positive_share.cpu().numpy() ** sampling.power
         else:
             weights = _read_weights(str(sampling.path), rows)
         self.draw_share = torch.from_numpy(weights / weights.sum())
@@ -153,15 +156,15 @@ class RetrievalObjective(Objective):
         assert output.user is not None and output.item is not None  # noqa: PT018
         assert output.user_mask is not None
         assert batch.weight_sums is not None
-        mask = output.user_mask
-        user, positive = output.user[mask], output.item[mask]  # [M, D]
-        ids = self._positive_ids(batch, mask)  # [M]
+        place = places(output.user_mask, self._total(batch))  # [M]
+        user, positive = (side.flatten(0, 1).index_select(0, place) for side in (output.user, output.item))  # [M, D]
+        ids = self._positive_ids(batch)  # [M]
         if self.shared:
             loss = self._shared_loss(user, positive, ids, embedded, batch)
         else:
             scores, counts = self._own_scores(user, ids, embedded, batch)
             loss = self._of_scores((user * positive).sum(dim=1), scores, counts)
-        weights = row_weights(batch)[:, None].expand(mask.shape)[mask]
+        weights = row_weights(batch).index_select(0, place // output.user_mask.shape[1])
         total = (loss * weights).sum() / _at_least_tiny(batch.weight_sums[0], loss)
         if self.tasks is not None:
             tasks = (self.tasks.losses(output, batch.labels) * row_weights(batch)).sum()
@@ -176,14 +179,19 @@ class RetrievalObjective(Objective):
             return torch.ones(batch.rows, device=batch.labels.device)
         return batch.feature(self.learned_history.name).lengths()[: batch.rows]
 
-    def _positive_ids(self, batch: Batch, mask: Tensor) -> Tensor:
+    def _total(self, batch: Batch) -> int:
+        """The number of positions, M, which follows from shapes."""
+        return batch.rows if self.learned_history is None else len(batch.feature(self.learned_history.name).values())
+
+    def _positive_ids(self, batch: Batch) -> Tensor:
         """The positives' ids, int64 [M]."""
         last = batch.feature(self.item.feature.name).values()
         if self.learned_history is None:
             return last
-        history = batch.feature(self.learned_history.name)
-        ids = to_padded(history.values()[:, None], history.lengths()[: batch.rows])
-        return following(ids.values, ids.lengths, last[:, None])[..., 0][mask]
+        history, longest = batch.feature(self.learned_history.name), batch.longest.get(self.learned_history.name)
+        ids = to_padded(history.values()[:, None], history.lengths()[: batch.rows], longest)
+        next_ids = following(ids.values, ids.lengths, last[:, None])
+        return next_ids.flatten().index_select(0, places(ids.mask, ids.total))
 
     # candidates
 
@@ -191,38 +199,56 @@ class RetrievalObjective(Objective):
         """Scores of each position's own drawn items, and which of them count: [M, K] each."""
         count = self.config.num_negatives
         drawn = embedded.sequences[NEGATIVES]  # [B, positions * K, D], a position's draws side by side
-        vectors = self._items(drawn.values[drawn.mask]).view(len(user), count, user.shape[1])
+        vectors = self._items(_real(drawn)).view(len(user), count, user.shape[1])
         drawn_ids = batch.feature(NEGATIVES).values().view(len(user), count)
         return torch.einsum("md,mkd->mk", user, vectors), drawn_ids != ids[:, None]
 
     def _shared_loss(self, user: Tensor, positive: Tensor, ids: Tensor, embedded: Embedded, batch: Batch) -> Tensor:
         """The loss of each position, [M], against the global batch's candidates."""
-        vectors, candidates = self._candidates(positive, ids, embedded, batch)  # [C, D], [C] ascending
+        vectors, candidates, repeated = self._candidates(positive, ids, embedded, batch)  # [C, D], [C] ascending
         scores = user @ vectors.T  # [M, C]
         if self.log_q:
             scores = scores - self._log_q(candidates, batch).to(scores.dtype)
         if self.loss == "softmax" and self.source != "sampled":  # the positives are among the candidates
+            if repeated is not None:
+                scores = scores.masked_fill(repeated, -torch.inf)
             return F.cross_entropy(scores, torch.searchsorted(candidates, ids), reduction="none")
         own = (user * positive).sum(dim=1)
         if self.log_q:
             own = own - self._log_q(ids, batch).to(own.dtype)
-        return self._of_scores(own, scores, candidates != ids[:, None])
+        counts = candidates != ids[:, None]
+        return self._of_scores(own, scores, counts if repeated is None else counts & ~repeated)
 
-    def _candidates(self, positive: Tensor, ids: Tensor, embedded: Embedded, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The vectors [C, D] of the distinct items that the ranks bring, and their ids, ascending."""
-        vectors, own = [], []
-        if self.source in ("in_batch", "in_batch_and_sampled"):
-            vectors.append(positive)
-            own.append(ids)
-        for name in (NEGATIVES, CATALOGUE):
-            if name in embedded.sequences:
-                drawn: Sequence = embedded.sequences[name]
-                vectors.append(self._items(drawn.values[drawn.mask]))
-                own.append(batch.feature(name).values())
-        local, first = _distinct(torch.cat(own))
-        gathered = gather_rows(torch.cat(vectors)[first])
-        found, first = _distinct(gather_rows(local))
-        return gathered[first], found
+    def _candidates(
+        self, positive: Tensor, ids: Tensor, embedded: Embedded, batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The vectors [C, D] of the distinct items that the ranks bring, and their ids, ascending.
+
+        How many distinct ones several ranks bring together only a GPU would know. Rather than to wait for it, an item
+        that two of them bring stands there twice: then the last is bool [C], True at what is there already.
+        """
+        vectors = [positive] if self.in_batch else []
+        vectors += [self._items(_real(embedded.sequences[name])) for name in self._brought]
+        sizes = batch.candidates
+        local, first = _distinct(self._own_candidates(ids, batch), None if sizes is None else sizes[_rank()])
+        gathered = gather_rows(torch.cat(vectors)[first], sizes)
+        together = gather_rows(local, sizes)
+        if sizes is None or len(sizes) == 1 or self.source == "full":  # of a catalogue each rank has its own part
+            found, first = _distinct(together, None if sizes is None else sum(sizes))
+            return gathered[first], found, None
+        found, place = together.sort(stable=True)
+        return gathered[place], found, ~_new(found)
+
+    def _own_candidates(self, positives: Tensor, batch: Batch) -> Tensor:
+        """The ids of this rank's candidates, int64 [n], of which some may stand there several times."""
+        own = [positives] if self.in_batch else []
+        return torch.cat([*own, *(batch.feature(name).values() for name in self._brought)])
+
+    def prepare(self, batch: Batch) -> None:
+        """Count the distinct candidates."""
+        if self.shared:
+            positives = self._positive_ids(batch) if self.in_batch else torch.empty(0, dtype=torch.int64)
+            batch.candidates = (len(np.unique(self._own_candidates(positives, batch).numpy())),)
 
     def _items(self, vectors: Tensor) -> Tensor:
         """Item vectors of raw embeddings, [n, D] each."""
@@ -233,12 +259,14 @@ class RetrievalObjective(Objective):
         assert self.positive_share is not None and self.draw_share is not None  # noqa: PT018
         assert batch.weight_sums is not None
         log_absent = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
-        positions = float(batch.weight_sums[2])
-        if self.source in ("in_batch", "in_batch_and_sampled"):
-            share = self.positive_share.to(ids.device)[ids]
+        positions = batch.weight_sums[2]
+        # moved to the device once
+        self.positive_share, self.draw_share = self.positive_share.to(ids.device), self.draw_share.to(ids.device)
+        if self.in_batch:
+            share = self.positive_share[ids]
             log_absent = log_absent + positions * torch.log1p(-share.clamp(max=1 - 1e-12))
         if self.draws:
-            share = self.draw_share.to(ids.device)[ids]
+            share = self.draw_share[ids]
             log_absent = log_absent + positions * self.config.num_negatives * torch.log1p(-share.clamp(max=1 - 1e-12))
         # Every candidate has a chance above 0; the bound is for rounding.
         return torch.log(-torch.expm1(log_absent).clamp(max=-1e-12))
@@ -256,8 +284,29 @@ class RetrievalObjective(Objective):
         return of_loss[self.loss](positive, negative, counts)
 
 
-def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct ids, ascending, and where each stands first."""
+def _real(sequence: Sequence) -> Tensor:
+    """The vectors at real positions, row after row."""
+    return sequence.values.flatten(0, 1).index_select(0, places(sequence.mask, sequence.total))
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _new(ordered: Tensor) -> Tensor:
+    """Which of some ids in order are another one than that before them."""
+    return F.pad(ordered[1:] != ordered[:-1], (1, 0), value=True)[: len(ordered)]
+
+
+def _distinct(ids: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
+    """The distinct ids, ascending, and where each stands first.
+
+    `count` is how many there are; where that is None they are counted, for which the host waits for a GPU.
+    """
+    if count is not None:
+        ordered, place = ids.sort(stable=True)
+        start = places(_new(ordered), count)
+        return ordered[start], place[start]
     found, inverse = torch.unique(ids, return_inverse=True)
     place = torch.arange(len(ids), device=ids.device)
     first = torch.full_like(found, len(ids)).scatter_reduce(0, inverse, place, "amin")

@@ -117,7 +117,7 @@ def test_every_position_reaches_the_logit() -> None:
     model = variant("indices").eval()
     embedded = cases.make_batch(model, 1, lengths=[5])
     before = model(embedded).logits
-    values, lengths = embedded.sequences["history"]
+    values, lengths, _ = embedded.sequences["history"]
     for t in range(5):
         changed = values.detach().clone()
         changed[0, t] += torch.tensor([1.0, -2.0, 0.5, 3.0])
@@ -131,7 +131,7 @@ def test_order_matters_through_positions_and_slots_alone() -> None:
 
     def slots(shuffled: bool) -> Tensor:
         embedded = cases.make_batch(model, 1, lengths=[4])
-        for key, (values, lengths) in embedded.sequences.items():
+        for key, (values, lengths, _) in embedded.sequences.items():
             embedded.sequences[key] = Sequence(values[:, order] if shuffled else values, lengths)
         found = []
         handle = model.mlp.register_forward_hook(lambda _, inputs, __: found.append(inputs[0]))
@@ -160,7 +160,7 @@ def test_of_a_longer_history_the_newest_count() -> None:
     model = variant("indices").eval()
     embedded = cases.make_batch(model, 1, lengths=[5])
     expected = model(embedded).logits
-    for key, (values, lengths) in embedded.sequences.items():
+    for key, (values, lengths, _) in embedded.sequences.items():
         older = torch.randn(1, 2, values.shape[2], dtype=torch.float64)
         embedded.sequences[key] = Sequence(torch.cat([older, values], dim=1), lengths + 2)
     torch.testing.assert_close(model(embedded).logits, expected)

@@ -151,7 +151,7 @@ def test_padding_changes_nothing(model: Model, training: bool, more: int) -> Non
     loss_of(actual).backward()
     for (name, parameter), twin in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(twin.grad, parameter.grad, msg=lambda text, name=name: f"{name}: {text}")
-    for name, (values, lengths) in garbage.sequences.items():
+    for name, (values, lengths, _) in garbage.sequences.items():
         assert not values.grad[torch.arange(values.shape[1]) >= lengths[:, None]].any(), f"{name}: padding is trained"
     torch.testing.assert_close(dict(other.named_buffers()), dict(model.named_buffers()))
 

@@ -81,7 +81,7 @@ def test_attention_is_not_constant_not_normalised_and_skips_padding() -> None:
 def test_every_item_and_their_order_matter() -> None:
     model = cases.build(NARM)
     embedded = cases.make_batch(model, 1, lengths=[4])
-    values, lengths = embedded.sequences["history"]
+    values, lengths, _ = embedded.sequences["history"]
     before = model.user(embedded)[0]
     for t in range(4):
         changed = values.detach().clone()

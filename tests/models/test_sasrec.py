@@ -90,7 +90,7 @@ def test_training_and_serving_agree_on_every_prefix() -> None:
 def test_order_matters() -> None:
     model = cases.build(SASRec).eval()
     embedded = cases.make_batch(model, 1, lengths=[4])
-    values, lengths = embedded.sequences["history"]
+    values, lengths, _ = embedded.sequences["history"]
     order = torch.tensor([2, 0, 1, 3])
     other = Embedded(embedded.vectors, {"history": Sequence(values[:, order], lengths)})
     assert (model.user(other)[0] - model.user(embedded)[0]).abs().max() > 1e-6

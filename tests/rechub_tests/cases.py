@@ -191,7 +191,7 @@ def make_batch(model: Model, rows: int, *, lengths: list[int] | None = None, see
 def pad_with(embedded: Embedded, fill: float, more: int = 0) -> Embedded:
     """The same rows with `fill` in all padded places, and `more` of these."""
     sequences = {}
-    for name, (values, lengths) in embedded.sequences.items():
+    for name, (values, lengths, _) in embedded.sequences.items():
         longer = torch.cat([values.detach(), values.new_zeros(len(values), more, values.shape[2])], dim=1)
         longer[torch.arange(longer.shape[1]) >= lengths[:, None]] = fill
         sequences[name] = Sequence(longer.requires_grad_(), lengths)
@@ -201,7 +201,7 @@ def pad_with(embedded: Embedded, fill: float, more: int = 0) -> Embedded:
 def row_of(embedded: Embedded, row: int) -> Embedded:
     """One row as a batch of its own, as long as it is."""
     sequences = {}
-    for name, (values, lengths) in embedded.sequences.items():
+    for name, (values, lengths, _) in embedded.sequences.items():
         longest = max(1, int(lengths[row]))
         sequences[name] = Sequence(values[row : row + 1, :longest], lengths[row : row + 1])
     return Embedded(

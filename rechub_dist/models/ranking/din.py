@@ -79,6 +79,6 @@ class DIN(Model):
         mask = sequences[0].mask
         behaviors = zero_padding(torch.cat([sequence.values for sequence in sequences], dim=2), mask)  # [B, L, D]
         target = embedded.concat(self.target_names, [])  # [B, D]
-        weights = self.attention(behaviors, target, mask)  # [B, L]
+        weights = self.attention(behaviors, target, mask, sequences[0].total)  # [B, L]
         interest = (weights[..., None] * behaviors).sum(dim=1)  # [B, D]
         return Output(logits=self.mlp(torch.cat([self.fields.concat(embedded), interest], dim=1)))

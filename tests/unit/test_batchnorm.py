@@ -1,0 +1,33 @@
+"""Global batch normalisation on one rank is torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from rechub_dist.distributed.batchnorm import globalize
+
+
+@pytest.fixture(autouse=True)
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])  # None: the mean of all batches so far
+def test_the_running_statistics(momentum: float | None) -> None:
+    torch.manual_seed(0)
+    found, wanted = (nn.Sequential(nn.BatchNorm1d(3, momentum=momentum).double()).train() for _ in range(2))
+    globalize(found)
+    found(torch.randn(1, 3, dtype=torch.float64))  # one row, which torch refuses, changes nothing
+    for rows in (5, 2, 9):
+        x = torch.randn(rows, 3, dtype=torch.float64)
+        torch.testing.assert_close(found(x), wanted(x))
+    for name, value in wanted.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, msg=name)
