@@ -4,38 +4,45 @@
 #   make test                    run the tests; some minutes
 #   make check                   style and types (also: make lint)
 #   make test-all                the tests, then those that are slow (make test-slow): faults, launchers, every model
-#   make install                 set up alone; ACCELERATOR=cuda for GPUs
+#   make install                 set up alone; ACCELERATOR=cuda for GPUs; TORCH=2.14 for another release of torch
 #   make gpu-check               on a machine with a GPU: its tests, measurements, and the table of docs/gpu.md
+#   make compat                  models, parity, resume and resharding under the oldest, usual and latest torch that
+#                                are known, each in an environment of its own; TORCH=2.12 for one alone
 #   make compat PYTHON=3.12      install, demo and unit tests under another Python, in an environment of their own
 #
-# pyproject.toml pins which builds of torch, torchrec and fbgemm belong together. On CPU torchrec goes in without its
-# declared needs, which name the CUDA build of fbgemm.
+# ACCELERATOR and TORCH go with every command that uses what they have set up: `make demo TORCH=2.14`.
+#
+# pyproject.toml pins the torch, torchrec and fbgemm that are usual, and rechub_dist/builds.py knows which of other
+# releases belong together. torchrec goes in without its declared needs, which name the CUDA build of fbgemm.
 
 PYTHON ?= python3
 ACCELERATOR ?= cpu
 EXTRAS ?= dev,ray
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(ACCELERATOR)-$(EXTRAS)
+# the release of torch that is asked for, or the one that pyproject.toml pins
+RELEASE := $(or $(TORCH),$(shell sed -n 's/.*"torch==\([0-9]*\.[0-9]*\)\..*/\1/p' pyproject.toml))
+STAMP := $(VENV)/.installed-$(RELEASE)-$(ACCELERATOR)-$(EXTRAS)
+NEEDS := $(VENV)/requirements.txt
 SOURCES := rechub_dist launch tests benchmarks
 GPU_OUT := runs/gpu-check
 DEMO_DATA := data/synthetic
 DEMO_OUT := runs/deepfm_synthetic
 DEMO_RUN := configs/runs/deepfm_synthetic.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# the torchrec of the extra `cuda`
-TORCHREC = $(shell $(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*[need for need in extras["cuda"] if need.startswith("torchrec")])')
 
 .PHONY: install demo test test-slow test-all check lint gpu-check compat clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml Makefile
+$(STAMP): pyproject.toml Makefile rechub_dist/builds.py
 	@test "$(ACCELERATOR)" = cpu -o "$(ACCELERATOR)" = cuda || { echo "ACCELERATOR is cpu or cuda, not $(ACCELERATOR)"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 2; }
+	@mkdir -p $(VENV)
+	@$(PYTHON) -m rechub_dist.builds $(RELEASE) $(ACCELERATOR),$(EXTRAS) >$(NEEDS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable ".[$(ACCELERATOR),$(EXTRAS)]"
-	$(PIP) --no-deps $(TORCHREC)
+	grep -v ^torchrec $(NEEDS) | $(PIP) --no-warn-conflicts -r /dev/stdin
+	$(PIP) --no-deps "$$(grep ^torchrec $(NEEDS))" --editable .
 	@rm -f $(VENV)/.installed-*; touch $@
 
 $(DEMO_DATA)/dataset.yaml: | $(STAMP)
@@ -71,13 +78,25 @@ gpu-check:
 	$(BIN)/python benchmarks/gpu.py --out $(GPU_OUT); measured=$$?; \
 	$(BIN)/python benchmarks/gpu.py --out $(GPU_OUT) --docs docs/gpu.md && exit $$((tests | measured))
 
-# PYTHON is a version here: 3.12. Looked for as python3.12, then where pyenv has it.
+# PYTHON may be a version here: 3.12. Looked for as python3.12, then where pyenv has it.
 COMPAT_PYTHON = $(or $(shell python$(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/null),$(lastword $(wildcard $(HOME)/.pyenv/versions/$(PYTHON).*/bin/python)))
+# What torch, torchrec and fbgemm can break: the models' mathematics, the sharded run's, and what a checkpoint holds.
+CORE := tests/models $(addprefix tests/distributed/test_,parity.py resume.py resharding.py)
 
+ifneq ($(filter 3.%,$(PYTHON)),)
 compat:
 	@test -n "$(COMPAT_PYTHON)" || { echo "python$(PYTHON) is not installed: make compat PYTHON=3.12"; exit 2; }
 	$(MAKE) PYTHON=$(COMPAT_PYTHON) VENV=.venv-$(PYTHON) DEMO_DATA=data/compat-$(PYTHON) DEMO_OUT=runs/compat-$(PYTHON) demo
 	$(MAKE) PYTHON=$(COMPAT_PYTHON) VENV=.venv-$(PYTHON) PYTEST_ARGS="tests/unit tests/models" test
+else
+compat:
+	@$(MAKE) --no-print-directory --keep-going $(addprefix compat-torch-,$(or $(TORCH),2.11 2.13 2.14))
+
+compat-torch-%:
+	@$(MAKE) --no-print-directory TORCH=$* VENV=.venv-torch-$* EXTRAS=dev install
+	.venv-torch-$*/bin/rechub-dist --version
+	@$(MAKE) --no-print-directory TORCH=$* VENV=.venv-torch-$* EXTRAS=dev PYTEST_ARGS="$(CORE)" test
+endif
 
 clean:
 	rm -rf $(VENV) .venv-* data/synthetic data/compat-* runs/deepfm_synthetic runs/compat-*

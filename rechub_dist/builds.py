@@ -8,12 +8,15 @@ nothing heavy.
 from __future__ import annotations
 
 import importlib.util
+import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Final
 
-from rechub_dist.errors import UserError, one_line
+from rechub_dist.errors import UserError, nearest, one_line
 
-TORCH: Final = "2.13.0"  # what `make install` takes
+TORCH: Final = "2.13.0"  # what `make install` takes, and pip by itself
 RELEASES: Final = {"2.11": "1.6", "2.12": "1.7", "2.13": "1.8", "2.14": "1.9"}  # torch -> torchrec and fbgemm
 _FBGEMM: Final = ("fbgemm-gpu-cpu", "fbgemm-gpu")
 _RAY: Final = "pip install 'ray[default,train]>=2.60'"
@@ -73,6 +76,33 @@ def what_is_missing(error: ImportError) -> UserError | None:
     return None
 
 
+def requirements(pyproject: Path, release: str, extras: list[str]) -> list[str]:
+    """What pip is to be asked for, so that the project runs under a release of torch, `2.14` say.
+
+    These are the needs and extras that pyproject.toml lists, and torchrec, which goes in with `--no-deps`. A pin there
+    that is of this release's three stays; one of another gives way to the latest of its own.
+
+    Raises:
+        UserError: there is no such release in the table, or no such extra.
+    """
+    if release not in RELEASES:
+        raise UserError(f"TORCH={release}: no such release is known, write one of {', '.join(RELEASES)}")
+    project = tomllib.loads(pyproject.read_text())["project"]
+    optional = project["optional-dependencies"]
+    for extra in extras:
+        if extra not in optional:
+            raise UserError(f"{extra}: no such extra, {nearest(extra, optional)}")
+    chosen = [*project["dependencies"], *(need for extra in extras for need in optional[extra])]
+    torchrec = [need for need in optional["cuda"] if need.startswith("torchrec==")]
+    wanted = {"torch": release, **dict.fromkeys(("torchrec", *_FBGEMM), RELEASES[release])}
+    found = []
+    for need in dict.fromkeys(chosen + torchrec):
+        name, _, pin = need.partition("==")
+        other = name in wanted and _release(pin) != wanted[name]
+        found.append(f"{name}=={wanted[name]}.*" if other else need)
+    return found
+
+
 def _install(torch: str) -> str:
     """How to have what goes with a release of torch."""
     wanted = RELEASES[_release(torch)]
@@ -95,3 +125,11 @@ def _version(name: str) -> str | None:
 
 def _is_importable(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
+
+
+if __name__ == "__main__":  # in a checkout, before anything is installed: RELEASE EXTRA,EXTRA
+    try:
+        print("\n".join(requirements(Path("pyproject.toml"), sys.argv[1], sys.argv[2].split(","))))
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)

@@ -49,16 +49,14 @@ class Agent(LocalElasticAgent):
     - workers that were asked to stop have not failed: they go on with the hosts that are left or have come, where the
       number of hosts may vary, else the command is done;
     - a second signal that comes with the first is part of it, and a later one ends the workers at once, hung ones too.
+
+    Workers have `grace_seconds` from a request to stop to SIGKILL.
     """
 
-    def __init__(self, spec: WorkerSpec, config: LaunchConfig) -> None:
+    def __init__(self, spec: WorkerSpec, config: LaunchConfig, grace_seconds: int) -> None:
         assert config.logs_specs is not None
-        super().__init__(
-            spec,
-            config.logs_specs,
-            exit_barrier_timeout=_EXIT_BARRIER_SECONDS,
-            shutdown_timeout=config.shutdown_timeout or 30,
-        )
+        super().__init__(spec, config.logs_specs, exit_barrier_timeout=_EXIT_BARRIER_SECONDS)
+        self._shutdown_timeout = grace_seconds  # which the base class of torch 2.11 does not take
         self._hosts = (config.min_nodes, config.max_nodes)
         self._requests = Requests()
         self._signals = stop_signals()
@@ -111,7 +109,12 @@ class Agent(LocalElasticAgent):
         return started
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002
-        self._shutdown(timeout=self._shutdown_timeout)
+        self._shutdown()
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int | None = None) -> None:
+        if self._pcontext is not None:
+            self._pcontext.close(death_sig, self._shutdown_timeout if timeout is None else timeout)
+        super()._shutdown(death_sig)  # what is left: torch 2.11 would give all workers 30 seconds
 
     def _exit_barrier(self) -> None:
         if not self.preempted:  # the other agents have been signalled, and do not come
@@ -170,7 +173,7 @@ class Agent(LocalElasticAgent):
         return RunResult(WorkerState.SUCCEEDED, return_values=dict.fromkeys(ranks))
 
 
-def run_agent(config: LaunchConfig, entrypoint: str, arguments: list[str]) -> int:
+def run_agent(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_seconds: int) -> int:
     """Run an agent to the end of the run, or to a signal; returns the command's exit code.
 
     That is 0 for a run that is done, `preempted_exit_code()` for one that has stopped as it was asked to, 2 for a
@@ -207,7 +210,7 @@ def run_agent(config: LaunchConfig, entrypoint: str, arguments: list[str]) -> in
         monitor_interval=config.monitor_interval,
         local_addr=config.local_addr,
     )
-    agent = Agent(spec, config)
+    agent = Agent(spec, config, grace_seconds)
     try:
         agent.listen()
         result = agent.run()

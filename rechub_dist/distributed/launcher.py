@@ -29,7 +29,7 @@ from rechub_dist.errors import UserError
 _LAST_CALL_SECONDS = 5  # how long to wait for more hosts, where their number may vary
 _JOIN_SECONDS = 600  # how long to wait for hosts that are missing, unless it is said
 _MONITOR_SECONDS = 0.2  # between two looks at the workers
-# Without it (before torch 2.12) workers have torchrun's own 30 seconds to stop.
+# torchrun has it from torch 2.12 on; our own agent is told in any case
 _HAS_SHUTDOWN_TIMEOUT = "--shutdown-timeout" in get_args_parser().format_help()
 
 
@@ -136,7 +136,7 @@ def launch(wanted: Launch, arguments: list[str], *, show: bool = False) -> int:
         print(shlex.join([*before, "torchrun", *options]), file=sys.stderr, flush=True)
     config, command, command_arguments = config_from_args(parse_args(options))
     assert isinstance(command, str)
-    return run_agent(config, command, command_arguments)
+    return run_agent(config, command, command_arguments, wanted.grace_seconds)
 
 
 def _name_of(wanted: Launch) -> str:

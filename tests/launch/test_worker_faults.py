@@ -149,6 +149,20 @@ def test_a_second_signal_does_not_wait_for_a_worker_that_hangs(launch_data: Path
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
 
 
+@pytest.mark.slow
+def test_a_worker_that_does_not_stop_has_the_grace_period_and_no_more(launch_data: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, launch_data, "DeepFM", model=BIG)
+    run = command(path, "--grace", "3")
+    wait_for_step(path, 12)
+    workers = run.workers()
+    os.kill(workers[1], signal.SIGSTOP)
+    began = time.monotonic()
+    run.signal(signal.SIGTERM)
+    assert run.wait(25) == 128 + signal.SIGTERM, run.text  # torchrun's own grace period is 30 s
+    assert time.monotonic() - began > 2.5
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
+
+
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Path:
     """Data with one dense value that no loss survives: in row 30 of the first file."""

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rechub_dist.builds import RELEASES, TORCH
+from rechub_dist.builds import RELEASES, TORCH, requirements
+from rechub_dist.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RELEASE = RELEASES[".".join(TORCH.split(".")[:2])]
@@ -114,3 +115,53 @@ def test_a_matching_torchrec_is_asked_for() -> None:
     extras = project["optional-dependencies"]
     assert extras["cpu"] == [f"fbgemm-gpu-cpu=={RELEASE}.0"]
     assert extras["cuda"] == [f"fbgemm-gpu=={RELEASE}.0", f"torchrec=={RELEASE}.0"]
+
+
+def of_the_three(extra: str, release: str) -> list[str]:
+    wanted = requirements(ROOT / "pyproject.toml", release, [extra, "dev"])
+    assert {"torchmetrics==1.0.3", "pytest>=8"} <= set(wanted)
+    return sorted(need for need in wanted if re.match(r"torch(rec)?\b|fbgemm", need))
+
+
+def test_make_takes_another_release_with_what_belongs_to_it() -> None:
+    assert of_the_three("cpu", "2.13") == [f"fbgemm-gpu-cpu=={RELEASE}.0", f"torch=={TORCH}", f"torchrec=={RELEASE}.0"]
+    assert of_the_three("cuda", "2.13") == [f"fbgemm-gpu=={RELEASE}.0", f"torch=={TORCH}", f"torchrec=={RELEASE}.0"]
+    assert of_the_three("cpu", "2.14") == ["fbgemm-gpu-cpu==1.9.*", "torch==2.14.*", "torchrec==1.9.*"]
+    assert of_the_three("cuda", "2.11") == ["fbgemm-gpu==1.6.*", "torch==2.11.*", "torchrec==1.6.*"]
+    with pytest.raises(UserError, match="cpuu: no such extra, did you mean 'cpu'"):
+        requirements(ROOT / "pyproject.toml", "2.13", ["cpuu"])
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make here, without what the make that runs the tests was given."""
+    given = ("MAKE", "MFLAGS", "TORCH", "ACCELERATOR", "EXTRAS", "VENV", "PYTHON")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(given)}
+    line = ["make", f"PYTHON={sys.executable}", *arguments]  # of two, the last counts
+    return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+
+
+def test_make_refuses_a_release_that_it_does_not_know(tmp_path: Path) -> None:
+    done = make("install", "TORCH=2.9", f"VENV={tmp_path / 'venv'}")
+    assert done.returncode == 2
+    told, of_make = done.stderr.splitlines()
+    assert told == "error: TORCH=2.9: no such release is known, write one of 2.11, 2.12, 2.13, 2.14"
+    assert of_make.startswith("make: ***")
+
+
+def test_an_environment_is_of_one_release(tmp_path: Path) -> None:
+    """Another one sets it up anew; the usual one, named or not, is the same."""
+    (tmp_path / f".installed-{TORCH.rpartition('.')[0]}-cpu-dev,ray").touch()
+    for named, up_to_date in (("", True), ("TORCH=2.13", True), ("TORCH=2.14", False), ("ACCELERATOR=cuda", False)):
+        done = make("--question", "install", f"VENV={tmp_path}", *([named] if named else []))
+        assert (done.returncode == 0) is up_to_date, (named, done.stderr)
+
+
+def test_make_compat_is_for_each_release_or_for_one() -> None:
+    def environments(*arguments: str) -> list[str]:
+        found = re.findall(r"(\.venv-\S+)/bin/python -m pytest", make("--dry-run", "compat", *arguments).stdout)
+        return list(dict.fromkeys(found))
+
+    assert environments() == [".venv-torch-2.11", ".venv-torch-2.13", ".venv-torch-2.14"]
+    assert environments("TORCH=2.12") == [".venv-torch-2.12"]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert environments(f"PYTHON={version}") == [f".venv-{version}"]
