@@ -64,6 +64,7 @@ class Desk:
     def __init__(self) -> None:
         self._asked = asyncio.Event()
         self._training = False
+        self._begun = False
         self._mistake: str | None = None
 
     async def ask_to_stop(self) -> bool:
@@ -77,8 +78,12 @@ class Desk:
 
     async def begin(self, training: bool) -> str | None:
         """A rank: it begins, unless a mistake of the user's, which is returned, has ended the attempt before."""
-        self._training = training
+        self._training, self._begun = training, True
         return self._mistake
+
+    async def begun(self) -> bool:
+        """The driver: whether a rank has begun."""
+        return self._begun
 
     async def tell(self, mistake: str) -> None:
         """A rank: a user's mistake, which no restart mends."""

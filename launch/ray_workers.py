@@ -6,6 +6,7 @@ ranks and counts them; process groups, data and checkpoints are ours.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import sys
@@ -31,6 +32,13 @@ from rechub_dist.launch.ray_ranks import Desk, OwnGroups, Work, work
 
 PLACEMENTS: Final = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 _LOOK_SECONDS = 0.1  # between two looks whether to stop
+_SILENT_SECONDS = 30.0  # without a rank that has begun, until that is told
+
+
+_WAITING: Final = (
+    "waiting for Ray to start ranks: it has no room for them yet, or keeps it for a run that was killed, which takes up "
+    "to three minutes"
+)
 
 
 class FailedError(Exception):
@@ -178,9 +186,13 @@ def _attempt(trainer: Any, desk: Any, stop: Stop) -> Any:
     # In a thread: in the main one Ray takes Ctrl-C for its own, and ends ranks that have not saved.
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    told = False
+    told, silent_until = False, time.monotonic() + _SILENT_SECONDS
     while thread.is_alive():
         thread.join(_LOOK_SECONDS)
+        if time.monotonic() > silent_until:
+            silent_until = math.inf
+            if not ray.get(desk.begun.remote()):
+                print(_WAITING, file=sys.stderr, flush=True)
         if stop.asked() and not told:
             told = True
             if not ray.get(desk.ask_to_stop.remote()):

@@ -98,7 +98,10 @@ def test_a_job_that_is_stopped_can_go_on(
     ray = [str(Path(sys.executable).parent / "ray"), "job"]
     where = ["--address", two_nodes.jobs]
     entry = ["python", "launch/ray_train.py", str(path), "--num-workers", "2", "--set", "train.eval_every=1"]
-    submit = [*ray, "submit", *where, "--submission-id", tmp_path.name, "--working-dir", str(ROOT), "--", *entry]
+    # killed, it would leave to Ray what it had asked for, for three minutes
+    time_to_end = ["--runtime-env-json", '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}']
+    named = ["--submission-id", tmp_path.name, "--working-dir", str(ROOT)]
+    submit = [*ray, "submit", *where, *named, *time_to_end, "--", *entry]
     job = submit_job(submit, "step 20: saved")
     stop = Command([*ray, "stop", *where, tmp_path.name], ENVIRONMENT)
     assert stop.wait() == 0, stop.text
