@@ -22,12 +22,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
+from rechub_dist.assembly.parts import Parts, build
 from rechub_dist.batch import Batch
-from rechub_dist.build import Parts, build
 from rechub_dist.config import load_run
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.storage import join
 from rechub_dist.data.reader import ParquetReader
-from rechub_dist.data.storage import join
 from rechub_dist.metrics.binary import binary_metrics
 from rechub_dist.objectives import EntireSpaceObjective
 

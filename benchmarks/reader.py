@@ -35,9 +35,9 @@ import typer
 from rich.console import Console
 from rich.table import Table as Screen
 
-from rechub_dist.data.fit import column_names
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.pages import parquet_writer
+from rechub_dist.data.columns.fit import column_names
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.pages import parquet_writer
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.distributed.runtime import keep_freed_memory

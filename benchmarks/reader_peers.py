@@ -36,8 +36,8 @@ from rich.table import Table
 from torch.utils.data import DataLoader, IterableDataset
 
 from reader import BATCH, FLAT_GROUP, flat
-from rechub_dist.data.fit import column_names
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.columns.fit import column_names
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.distributed.runtime import keep_freed_memory

@@ -25,11 +25,11 @@ from rechub_dist.config import RunConfig
 from rechub_dist.distributed.hosted import Hosted, hosted
 from rechub_dist.distributed.process import LAUNCH, quiet_libraries
 from rechub_dist.errors import UserError
+from rechub_dist.launching.search import evaluations
 from rechub_dist.metrics.direction import Direction, goodness
-from rechub_dist.tuning import evaluations
 
 if TYPE_CHECKING:  # it takes seconds
-    from rechub_dist.predict import Prediction
+    from rechub_dist.inference.predict import Prediction
 
 GOODNESS = "goodness"  # a name that no metric has: those are `<split>/...`
 _WORST = -1e30  # a number, as Ray Tune compares no others
@@ -97,9 +97,9 @@ class Desk:
 def work(job: dict[str, Any]) -> Any:
     """What each worker does, in a thread of its own."""
     quiet_libraries()
-    from rechub_dist.evaluate import evaluate_run  # noqa: PLC0415 - takes seconds
-    from rechub_dist.predict import predict_run  # noqa: PLC0415 - takes seconds
-    from rechub_dist.trainer import run  # noqa: PLC0415 - takes seconds, and a driver can do without
+    from rechub_dist.evaluation.evaluate import evaluate_run  # noqa: PLC0415 - takes seconds
+    from rechub_dist.inference.predict import predict_run  # noqa: PLC0415 - takes seconds
+    from rechub_dist.training.loop import run  # noqa: PLC0415 - takes seconds, and a driver can do without
 
     task, desk, host = job["work"], job["desk"], hosted()
     if ray.get(desk.begin.remote(task.training)) is not None:
@@ -226,7 +226,7 @@ def _free_address() -> tuple[str, int]:
 
 def _prepare(address: str, port: int) -> None:
     """In the main thread of each worker, before the training."""
-    from rechub_dist.distributed.launcher import Launch, environment  # noqa: PLC0415 - imports torch
+    from rechub_dist.launching.launcher import Launch, environment  # noqa: PLC0415 - imports torch
 
     context = ray.train.get_context()
     world, local_world = context.get_world_size(), context.get_local_world_size()

@@ -20,8 +20,8 @@ from rechub_dist.distributed.process import stop_signals
 from rechub_dist.errors import UserError
 from rechub_dist.launch.ray_ranks import GOODNESS, Work
 from rechub_dist.launch.ray_workers import Workers, fit
+from rechub_dist.launching.search import Draw, note_trial, trial_config
 from rechub_dist.metrics.direction import Direction
-from rechub_dist.tuning import Draw, note_trial, trial_config
 
 _LONGEST = 10**6  # evaluations; ASHA wants to know an end
 

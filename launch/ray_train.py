@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from rechub_dist.builds import require_builds
+from rechub_dist.cli.entry import Overrides, run_app
 from rechub_dist.distributed.process import preempted_exit_code
-from rechub_dist.entry import Overrides, run_app
 from rechub_dist.errors import UserError
 from rechub_dist.launch.ray_options import (
     Address,
@@ -23,7 +23,7 @@ from rechub_dist.launch.ray_options import (
     Ship,
     load_for_cluster,
 )
-from rechub_dist.strict_json import dumps
+from rechub_dist.reporting.strict_json import dumps
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -92,8 +92,8 @@ def main(
         config = trained.model_copy(update={"device": config.device, "distributed": config.distributed})
     from rechub_dist.launch.ray_ranks import Work  # noqa: PLC0415 - slow to import; --help is not
     from rechub_dist.launch.ray_workers import FailedError, Workers, connect, fit  # noqa: PLC0415
-    from rechub_dist.report import show_summary  # noqa: PLC0415
-    from rechub_dist.summary import show_training  # noqa: PLC0415
+    from rechub_dist.reporting.reporter import show_summary  # noqa: PLC0415
+    from rechub_dist.reporting.summary import show_training  # noqa: PLC0415
 
     workers = Workers(
         num_workers, min_workers, cpus_per_worker, gpus_per_worker, placement, max_failures, resize_seconds
@@ -101,7 +101,7 @@ def main(
     connect(address, workers, ship=ship, runtime_env=runtime_env)
     task = Work(config, evaluate and _absolute(evaluate), take_over=take_over)
     if predict is not None and out is not None:
-        from rechub_dist.predict import Prediction  # noqa: PLC0415 - imports torch
+        from rechub_dist.inference.predict import Prediction  # noqa: PLC0415 - imports torch
 
         task = task._replace(predict=Prediction(_absolute(predict), _absolute(out), tuple(keep or ()), top_k))
     try:

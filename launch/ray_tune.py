@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from rechub_dist.builds import require_builds
-from rechub_dist.entry import Overrides, run_app
+from rechub_dist.cli.entry import Overrides, run_app
 from rechub_dist.errors import UserError
 from rechub_dist.launch.ray_options import (
     Address,
@@ -74,7 +74,7 @@ def main(
         raise UserError("data.valid: trials are compared on the valid split; do not leave it out")
     from rechub_dist.launch.ray_search import Search, search  # noqa: PLC0415 - slow to import; --help is not
     from rechub_dist.launch.ray_workers import Workers, connect  # noqa: PLC0415
-    from rechub_dist.tuning import judged_by, read_space, read_trials, show_trials  # noqa: PLC0415
+    from rechub_dist.launching.search import judged_by, read_space, read_trials, show_trials  # noqa: PLC0415
 
     metric, mode = judged_by(config, metric, num_workers)
     config = config.model_copy(update={"train": config.train.model_copy(update={"best_metric": metric})})

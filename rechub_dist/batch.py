@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from rechub_dist.data.skips import Skipped
+from rechub_dist.skips import Skipped
 
 
 @dataclass

@@ -16,13 +16,13 @@ import torch
 import yaml
 from torch.profiler import ProfilerActivity
 
-import rechub_dist.trainer as trainer_module
+import rechub_dist.training.loop as trainer_module
 from on_gpu.common import DENSE, DENSE_LR, DIM, HIDDEN, SPARSE, TABLE_LR, Sampler, Setting
 from on_gpu.trace import summary
 from rechub_dist.config import load_run
-from rechub_dist.distributed.pipeline import Feed, make_pipeline
 from rechub_dist.distributed.runtime import runtime
-from rechub_dist.trainer import Trainer
+from rechub_dist.training.loop import Trainer
+from rechub_dist.training.pipeline import Feed, make_pipeline
 
 CASES = [  # the most telling first: the time may be short
     ("DeepFM", 32768, "auto"),

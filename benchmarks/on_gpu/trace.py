@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rechub_dist.monitoring.step_times import union
+from rechub_dist.reporting.step_times import union
 
 _WAITS = ("cudaStreamSync", "cudaDeviceSync", "cudaEventSync", "cudaMemcpyAsync", "cudaLaunchKernel", "aten::item")
 _SHOWN = 18

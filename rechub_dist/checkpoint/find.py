@@ -11,7 +11,7 @@ from rechub_dist.checkpoint.folder import Folder, step_of, steps_in
 from rechub_dist.checkpoint.load import read_manifest
 from rechub_dist.checkpoint.manifest import Manifest
 from rechub_dist.config import StorageConfig, parse_yaml
-from rechub_dist.data.storage import join, read_text
+from rechub_dist.data.parquet.storage import join, read_text
 from rechub_dist.errors import UserError, one_line
 
 

@@ -16,8 +16,8 @@ import pyarrow.fs as pafs
 
 from rechub_dist.checkpoint.manifest import MANIFEST, BlockChecksums, DamagedError, FileRecord
 from rechub_dist.config import StorageConfig
-from rechub_dist.data.skips import BadFileError
-from rechub_dist.data.storage import join, locate
+from rechub_dist.data.parquet.storage import join, locate
+from rechub_dist.skips import BadFileError
 
 _STEP = re.compile(r"step-(\d{10})")
 

@@ -27,11 +27,11 @@ from typing import Final, NamedTuple, TypeVar
 from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.holder import Holder, as_bytes, parsed, this_launch, this_process
 from rechub_dist.config import RunConfig, StorageConfig
-from rechub_dist.data.skips import BadFileError
-from rechub_dist.data.storage import join
+from rechub_dist.data.parquet.storage import join
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, one_line
-from rechub_dist.monitoring.logs import LOGGER
+from rechub_dist.reporting.logs import LOGGER
+from rechub_dist.skips import BadFileError
 
 T = TypeVar("T")
 

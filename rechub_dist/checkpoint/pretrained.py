@@ -13,8 +13,8 @@ import torch
 from rechub_dist.checkpoint.load import READ
 from rechub_dist.checkpoint.tensors import Entry
 from rechub_dist.config import PretrainedConfig, StorageConfig
-from rechub_dist.data.pages import open_parquet
-from rechub_dist.data.storage import locate
+from rechub_dist.data.parquet.pages import open_parquet
+from rechub_dist.data.parquet.storage import locate
 from rechub_dist.errors import UserError, nearest, one_line
 
 T = TypeVar("T")

@@ -14,9 +14,9 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from rechub_dist.batch import Batch
+from rechub_dist.data.columns.window import Floats, Ints, Rows, Window
 from rechub_dist.data.negatives import Draw, catalogue_share, draw_ids
 from rechub_dist.data.spec import WEIGHTED, BatchSpec
-from rechub_dist.data.window import Floats, Ints, Rows, Window
 
 
 class Pieces(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from rechub_dist.config import RetrievalConfig, RunConfig, Selection
-from rechub_dist.data.storage import join
+from rechub_dist.data.parquet.storage import join
 
 
 class Place(NamedTuple):

@@ -14,18 +14,18 @@ import pyarrow as pa
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.collate import assemble
-from rechub_dist.data.files import DataFile, OpenFiles
-from rechub_dist.data.fit import check_schema, column_uses
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.mix import Mix, MixEpoch, MixOrder
+from rechub_dist.data.columns.fit import check_schema, column_uses
+from rechub_dist.data.columns.window import Window, open_window
 from rechub_dist.data.negatives import Draw
-from rechub_dist.data.order import MAX_LANES, SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
-from rechub_dist.data.order import Window as Place
-from rechub_dist.data.row_group import RowGroup
-from rechub_dist.data.skips import BadFileError, Skipped
+from rechub_dist.data.order.epoch import MAX_LANES, SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
+from rechub_dist.data.order.epoch import Window as Place
+from rechub_dist.data.order.mix import Mix, MixEpoch, MixOrder
+from rechub_dist.data.parquet.files import DataFile, OpenFiles
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.row_group import RowGroup
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.data.window import Window, open_window
 from rechub_dist.errors import UserError
+from rechub_dist.skips import BadFileError, Skipped
 
 _AT_ONCE = 4  # row groups that are read at once where several are needed: at the start, and after a restart
 _FAREWELL = 5.0  # seconds for the thread to end; one that waits for a store ends by itself, at the deadline

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rechub_dist.data.files import OpenFiles
-from rechub_dist.data.mix import MixEpoch
-from rechub_dist.data.order import EpochOrder, IntArray
+from rechub_dist.data.order.epoch import EpochOrder, IntArray
+from rechub_dist.data.order.mix import MixEpoch
+from rechub_dist.data.parquet.files import OpenFiles
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.errors import UserError
 

@@ -17,7 +17,7 @@ from rechub_dist.embedded import Embedded, Jagged
 from rechub_dist.embedding.layout import POOLED, REPLICATED, Layout
 from rechub_dist.embedding.local import LocalTables, module_key, pool, rows_of, to_padded
 from rechub_dist.features import DenseFeature
-from rechub_dist.monitoring.step_times import REPLICATED_LOOKUP
+from rechub_dist.reporting.step_times import REPLICATED_LOOKUP
 
 
 class EmbeddingStage(nn.Module):

@@ -15,8 +15,8 @@ import pytest
 
 from rechub_dist.checkpoint.folder import Folder, steps_in
 from rechub_dist.config import StorageConfig
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.storage import exists, locate
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.storage import exists, locate
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import losses, run_file, train

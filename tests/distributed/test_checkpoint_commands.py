@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from rechub_dist.checkpoint.manifest import MANIFEST, parse, render
-from rechub_dist.cli import app
+from rechub_dist.cli.main import app
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import last_checkpoint, output, parameters, run_file, train

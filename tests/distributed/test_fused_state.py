@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rechub_dist.distributed.state import fused_states
+from rechub_dist.checkpoint.state import fused_states
 from rechub_tests.runs import run_file
 
 ADAM = """
@@ -23,10 +23,10 @@ import torch
 
 import rechub_dist.embedding.layout as layout
 from rechub_dist.config import load_run
-from rechub_dist.distributed.optim import kernels
+from rechub_dist.embedding.optim import kernels
 from rechub_dist.distributed.runtime import runtime
-from rechub_dist.distributed.state import train_state
-from rechub_dist.trainer import Trainer
+from rechub_dist.checkpoint.state import train_state
+from rechub_dist.training.loop import Trainer
 
 refuse = layout._refuse
 layout._refuse = lambda placed, device: refuse(placed, "cuda")

@@ -83,7 +83,7 @@ def test_what_a_run_tells(training: tuple[Path, int, subprocess.Popen[str]]) -> 
 
     folder = output(path) / "health"
     wait_for(process, lambda: (folder / "rank-0").exists() and (folder / "rank-1").exists())
-    probe = [sys.executable, "-m", "rechub_dist.kubernetes.alive", str(folder), "--seconds", "6"]
+    probe = [sys.executable, "-m", "rechub_dist.launching.kubernetes.alive", str(folder), "--seconds", "6"]
     assert subprocess.run(probe, check=False).returncode == 0
 
     process.send_signal(signal.SIGTERM)
@@ -108,7 +108,7 @@ def test_a_frozen_rank_shows_no_life(training: tuple[Path, int, subprocess.Popen
         child for child in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes() + b"\0"
     )
     os.kill(int(frozen), signal.SIGSTOP)
-    probe = [sys.executable, "-m", "rechub_dist.kubernetes.alive", str(folder), "--seconds", "6"]
+    probe = [sys.executable, "-m", "rechub_dist.launching.kubernetes.alive", str(folder), "--seconds", "6"]
     deadline = time.monotonic() + 60
     while not (found := subprocess.run(probe, capture_output=True, text=True, check=False)).returncode:
         assert time.monotonic() < deadline

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from rechub_dist.build import build
+from rechub_dist.assembly.parts import build
+from rechub_dist.assembly.readers import read_manifest
 from rechub_dist.config import Selection
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.errors import UserError
-from rechub_dist.splits import read_manifest
 from rechub_tests.object_store import BUCKET, KEYS, Fault, FaultyProxy, s3_server, upload
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import config_of, losses, records, run_file, train

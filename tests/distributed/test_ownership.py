@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from rechub_dist.checkpoint import saved_steps
-from rechub_dist.cli import app
+from rechub_dist.cli.main import app
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import done_steps, output, records, run_file, start, train, wait_for, write_data

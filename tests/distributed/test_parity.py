@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from rechub_dist.build import build
+from rechub_dist.assembly.parts import build
 from rechub_dist.config import TableOptimizerConfig
 from rechub_dist.data.counts import count_positives
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.embedded import Embedded, Jagged
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.embedding.stage import split_dense
-from rechub_dist.evaluate import evaluate_run
+from rechub_dist.evaluation.evaluate import evaluate_run
 from rechub_dist.models import catalogue
 from rechub_dist.objectives import RetrievalObjective
 from rechub_tests.pipelined import pipelined_modules

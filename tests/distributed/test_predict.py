@@ -13,17 +13,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from rechub_dist.assembly.parts import Parts
 from rechub_dist.batch import Batch
-from rechub_dist.build import Parts
-from rechub_dist.cli import app
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.outputs import claim
+from rechub_dist.cli.main import app
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.outputs import claim
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.embedded import Embedded, Jagged
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.errors import UserError
+from rechub_dist.inference.predict import Prediction, predict_run
 from rechub_dist.models import RecallModel
-from rechub_dist.predict import Prediction, predict_run
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import config_of, labels, last_weights, output, run_file, train, write_data
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rechub_dist.build import build
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.assembly.parts import build
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.embedded import Jagged
 from rechub_dist.errors import UserError

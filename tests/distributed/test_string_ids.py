@@ -12,7 +12,7 @@ import pytest
 
 from rechub_dist.config import load_run
 from rechub_dist.errors import UserError
-from rechub_dist.evaluate import evaluate_run
+from rechub_dist.evaluation.evaluate import evaluate_run
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import losses, run_file, train, write_data
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rechub_dist.distributed import cluster
+from rechub_dist.assembly import cluster
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import losses, run_file, train

@@ -35,7 +35,7 @@ def initial(path: Path, folder: Path) -> Path:
     from rechub_dist.checkpoint.folder import Folder  # noqa: PLC0415
     from rechub_dist.config import CheckpointConfig, StorageConfig  # noqa: PLC0415
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
-    from rechub_dist.trainer import Trainer  # noqa: PLC0415
+    from rechub_dist.training.loop import Trainer  # noqa: PLC0415
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 
-from rechub_dist.distributed import optim
+from rechub_dist.embedding import optim
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import last_checkpoint, losses, run_file, train
 

@@ -110,6 +110,6 @@ def test_whose_call_it_is() -> None:
     engine = FrameSummary(str(torch_file), 1, "_engine_run_backward")
     other = FrameSummary("/somewhere/else.py", 1, "work")
     assert caller([loop, dist_data, item]) == "torchrec/distributed/dist_data.py:_wait_impl"
-    assert caller([dist_data, loop, item]) == "rechub_dist/trainer.py:_segment"
-    assert caller([loop, engine]) == "backward of rechub_dist/trainer.py:_segment"
+    assert caller([dist_data, loop, item]) == "rechub_dist/training/loop.py:_segment"
+    assert caller([loop, engine]) == "backward of rechub_dist/training/loop.py:_segment"
     assert caller([other]) == "/somewhere/else.py:work"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rechub_dist.monitoring.device_memory import ALLOCATED, RESERVED
+from rechub_dist.reporting.device_memory import ALLOCATED, RESERVED
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import losses, records, run_file, train
 

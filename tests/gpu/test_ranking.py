@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rechub_dist.config import load_run
-from rechub_dist.evaluate import evaluate_run
-from rechub_dist.predict import Prediction, predict_run
+from rechub_dist.evaluation.evaluate import evaluate_run
+from rechub_dist.inference.predict import Prediction, predict_run
 from rechub_tests.items import ITEMS, several_features, write_items
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import run_file, train, write_data

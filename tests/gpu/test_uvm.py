@@ -10,16 +10,16 @@ import pytest
 import torch
 import yaml
 
+from rechub_dist.checkpoint.state import weights_state
 from rechub_dist.config import load_run
 from rechub_dist.data.prepare.synthetic import synthesize
-from rechub_dist.distributed.optim import kernels
-from rechub_dist.distributed.pipeline import make_pipeline
 from rechub_dist.distributed.runtime import runtime
-from rechub_dist.distributed.sharding import table_shards
-from rechub_dist.distributed.state import weights_state
+from rechub_dist.embedding.optim import kernels
+from rechub_dist.embedding.sharding import table_shards
 from rechub_dist.errors import UserError
-from rechub_dist.evaluate import evaluate_run
-from rechub_dist.trainer import Trainer
+from rechub_dist.evaluation.evaluate import evaluate_run
+from rechub_dist.training.loop import Trainer
+from rechub_dist.training.pipeline import make_pipeline
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import last_checkpoint, losses, records, run_file, train
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from rechub_dist.kubernetes.kinds import RAY_VERSION
+from rechub_dist.launching.kubernetes.kinds import RAY_VERSION
 from rechub_tests.manifests import ROOT, render, trainer_pod
 
 DOCKER = ROOT / "docker"

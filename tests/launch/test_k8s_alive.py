@@ -26,7 +26,7 @@ def rank() -> Iterator[None]:
 
 
 def probe(folder: Path, seconds: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "rechub_dist.kubernetes.alive", str(folder), "--seconds", seconds]
+    line = [sys.executable, "-m", "rechub_dist.launching.kubernetes.alive", str(folder), "--seconds", seconds]
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
 

@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from rechub_dist.config import RunConfig, Selection, load_run, stored_run
 from rechub_dist.errors import UserError
-from rechub_dist.kubernetes.kinds import KINDS, render
-from rechub_dist.kubernetes.run_file import run_for_pods
-from rechub_dist.kubernetes.settings import Settings, Size
-from rechub_dist.kubernetes.view import pod_view
+from rechub_dist.launching.kubernetes.kinds import KINDS, render
+from rechub_dist.launching.kubernetes.run_file import run_for_pods
+from rechub_dist.launching.kubernetes.settings import Settings, Size
+from rechub_dist.launching.kubernetes.view import pod_view
 from rechub_tests.manifests import by_kind, pod_templates, trainer_pod
 
 SCHEMA = "{features: {a: {kind: sparse, rows: 100}, b: {kind: dense}}, labels: {click: {}}}"

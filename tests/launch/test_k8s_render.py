@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from rechub_dist.cli import app
+from rechub_dist.cli.main import app
 from rechub_dist.config import read_run
 from rechub_tests.manifests import EXAMPLE, KINDS, ROOT, by_kind, pod_templates, render, run_render, trainer_pod
 
@@ -177,7 +177,7 @@ def test_liveness_is_asked_for(kind: str) -> None:
     probe = container(trainer_pod(render(kind, "--liveness", "600")))["livenessProbe"]
     assert probe["exec"]["command"][1:] == [
         "-m",
-        "rechub_dist.kubernetes.alive",
+        "rechub_dist.launching.kubernetes.alive",
         "/runs/deepfm/health",
         "--seconds",
         "600",

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from rechub_dist.kubernetes.rules import is_image, is_label_key, is_label_value, is_object_name, quantity
+from rechub_dist.launching.kubernetes.rules import is_image, is_label_key, is_label_value, is_object_name, quantity
 
 DIGEST = "@sha256:" + "0123456789abcdef" * 4
 

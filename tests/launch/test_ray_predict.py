@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rechub_dist.predict import Prediction, predict_run
+from rechub_dist.inference.predict import Prediction, predict_run
 from rechub_tests.ranks import RankPool
 from rechub_tests.ray_runs import TwoNodes, ray_command
 from rechub_tests.runs import config_of, output, run_file, train

@@ -16,7 +16,7 @@ import torch
 from faults.account import account, losses
 from faults.hosts import Command, train_command
 from rechub_dist.checkpoint import saved_steps
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.stored import StoredRows
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
@@ -229,7 +229,7 @@ def test_stored_rows_are_those_of_the_batches(pool: RankPool, launch_data: Path,
 def stored_and_read(path: Path) -> int:
     """Compare, for each batch of an epoch, the users at the traced places with those that the batch has."""
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
-    from rechub_dist.trainer import Trainer  # noqa: PLC0415
+    from rechub_dist.training.loop import Trainer  # noqa: PLC0415
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)

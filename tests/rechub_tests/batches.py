@@ -9,9 +9,9 @@ import torch
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.collate import assemble
+from rechub_dist.data.columns.window import open_window
 from rechub_dist.data.negatives import Draw
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.data.window import open_window
 from rechub_dist.features import Table
 
 ITEM, USER = Table("item", 10), Table("user", 20)

@@ -16,11 +16,11 @@ import torch
 import torchrec
 
 import rechub_dist
-import rechub_dist.trainer as trainer_module
+import rechub_dist.training.loop as trainer_module
 from rechub_dist.batch import Batch
-from rechub_dist.distributed.pipeline import Feed, Pipeline, make_pipeline
 from rechub_dist.distributed.runtime import device_type, runtime
-from rechub_dist.trainer import Trainer
+from rechub_dist.training.loop import Trainer
+from rechub_dist.training.pipeline import Feed, Pipeline, make_pipeline
 from rechub_tests.runs import config_of, train
 
 SYNC = "called a synchronizing CUDA operation"  # torch's words

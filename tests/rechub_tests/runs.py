@@ -20,15 +20,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from rechub_dist.build import Parts, build
+from rechub_dist.assembly.examples import example_parameters
+from rechub_dist.assembly.parts import Parts, build
 from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_rows, verify
 from rechub_dist.config import RunConfig, StorageConfig, load_run
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.embedding.local import LocalTables
-from rechub_dist.examples import example_parameters
 from rechub_dist.models import catalogue, family
-from rechub_dist.trainer import Summary, Trainer, run
+from rechub_dist.training.loop import Summary, Trainer, run
 
 ROWS = 530  # not a multiple of any batch size here
 SCHEMA = {

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rechub_dist.data.collate import assemble
+from rechub_dist.data.columns.window import open_window
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.data.window import open_window
 from rechub_dist.features import DenseFeature, Label, NegativeFeature, SequenceFeature, SparseFeature
 from rechub_tests.batches import ITEM, NOWHERE, USER, batch_of, lists
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rechub_dist.data.columns import read_dense, read_label, read_time_gaps, read_weight
-from rechub_dist.data.extremes import check_extremes
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.columns.extremes import check_extremes
+from rechub_dist.data.columns.values import read_dense, read_label, read_time_gaps, read_weight
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, Label, SequenceFeature, SparseFeature, Table, TimeGapFeature

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from rechub_dist.batch import Batch
 from rechub_dist.config import Selection
-from rechub_dist.data.conditions import Conditions
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.parquet.conditions import Conditions
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.scan import scan
 from rechub_dist.data.reader import ParquetReader
-from rechub_dist.data.scan import scan
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.data.stored import StoredRows
 from rechub_dist.errors import UserError
@@ -137,7 +137,7 @@ def test_a_scan_sees_the_same_rows(tmp_path: Path) -> None:
 
 def test_rows_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("rechub_dist.data.footers._SETTLED", -60.0)
+    monkeypatch.setattr("rechub_dist.data.parquet.footers._SETTLED", -60.0)
     first, _, _ = write(tmp_path, [[40, 30], [50]])
     reads: list[list[str]] = []
     plain = pq.ParquetFile.read_row_group

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rechub_dist.data.deal import Deal, longest_lag
-from rechub_dist.data.order import RowOrder
+from rechub_dist.data.order.deal import Deal, longest_lag
+from rechub_dist.data.order.epoch import RowOrder
 
 
 def played(deal: Deal) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from rechub_dist.build import DEFAULT_DIM
+from rechub_dist.assembly.parts import DEFAULT_DIM
 from rechub_dist.config import RunConfig, default_objective, load_run, stored_run, versions
 from rechub_dist.errors import UserError
 from rechub_dist.features import Label, Table

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rechub_dist.config import ScheduleConfig
-from rechub_dist.distributed.optim import schedule_factor
 from rechub_dist.embedded import Jagged, Lookup
 from rechub_dist.embedding.init import BLOCK, Part, init_table, init_tables
 from rechub_dist.embedding.local import LocalTables
+from rechub_dist.embedding.optim import schedule_factor
 from rechub_dist.errors import UserError
 from rechub_dist.features import SequenceFeature, SparseFeature, Table
 from rechub_dist.seeds import seed_from

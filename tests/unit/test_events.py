@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rechub_dist.cli import app
+from rechub_dist.cli.main import app
 from rechub_dist.data.prepare.events import Columns, Counts, Plan, k_core, prepare_events
 from rechub_dist.errors import UserError
 

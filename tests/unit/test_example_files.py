@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rechub_dist.cli.example_files import copy_examples, list_examples, read_example
 from rechub_dist.errors import UserError
-from rechub_dist.example_files import copy_examples, list_examples, read_example
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rechub_dist.data.fit import check_schema
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.columns.fit import check_schema
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError

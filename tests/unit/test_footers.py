@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from rechub_dist.config import StorageConfig
-from rechub_dist.data import manifest as module
-from rechub_dist.data.footers import read_footer
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.storage import Store
+from rechub_dist.data.parquet import manifest as module
+from rechub_dist.data.parquet.footers import read_footer
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.storage import Store
 
 LONG_AGO = 1_500_000_000
 

@@ -18,15 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rechub_dist.cli import app
-from rechub_dist.data import guess as guessing
-from rechub_dist.data.guess import collisions, guess_schema
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.cli.main import app
+from rechub_dist.data.columns.strings import hash_strings
+from rechub_dist.data.columns.vocabulary import read_vocabulary, vocabulary_of
 from rechub_dist.data.negatives import hash_ids
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.data.strings import hash_strings
-from rechub_dist.data.vocabulary import read_vocabulary, vocabulary_of
+from rechub_dist.data.tools import guess as guessing
+from rechub_dist.data.tools.guess import collisions, guess_schema
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table
 from rechub_dist.schema import parse_schema

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rechub_dist.data.footers import FooterCache
+from rechub_dist.data.parquet.footers import FooterCache
 from rechub_dist.distributed.host import host_memory, require_home, warn_of_little_shared_memory
 from rechub_dist.errors import UserError
 

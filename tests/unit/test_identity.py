@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from rechub_dist.build import build
+from rechub_dist.assembly.identity import identity, other_than, recorded
+from rechub_dist.assembly.parts import build
 from rechub_dist.config import load_run
 from rechub_dist.errors import UserError
-from rechub_dist.identity import identity, other_than, recorded
 from rechub_dist.models import catalogue
 from rechub_dist.objectives import RetrievalObjective
 from rechub_tests.runs import SCHEMA, run_file

@@ -13,21 +13,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rechub_dist.build import build
+from rechub_dist.assembly.identity import identity
+from rechub_dist.assembly.parts import build
 from rechub_dist.config import RunConfig
 from rechub_dist.data.collate import assemble
-from rechub_dist.data.columns import read_ids
-from rechub_dist.data.fit import check_schema
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.columns.fit import check_schema
+from rechub_dist.data.columns.strings import distinct, hash_strings, spread
+from rechub_dist.data.columns.values import read_ids
+from rechub_dist.data.columns.vocabulary import Vocabulary, read_vocabulary
+from rechub_dist.data.columns.window import open_window
 from rechub_dist.data.negatives import Draw, hash_ids
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.data.strings import distinct, hash_strings, spread
-from rechub_dist.data.vocabulary import Vocabulary, read_vocabulary
-from rechub_dist.data.window import open_window
 from rechub_dist.errors import UserError
 from rechub_dist.features import SequenceFeature, SparseFeature, Table
-from rechub_dist.identity import identity
 from rechub_dist.schema import parse_schema
 
 ITEM = Table("item", 50)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rechub_dist.data.layout_quality import layout_quality, layout_warning
-from rechub_dist.data.order import RowOrder
+from rechub_dist.data.order.epoch import RowOrder
+from rechub_dist.data.order.quality import layout_quality, layout_warning
 
 
 def test_what_a_rank_decodes_is_what_its_shares_take() -> None:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rechub_dist.config import Selection, StorageConfig, load_run
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.storage import exists, join, locate, read_text
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.storage import exists, join, locate, read_text
 from rechub_dist.errors import UserError
 
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from rechub_dist.data.commands import data_app
-from rechub_dist.data.manifest import Manifest, describe, prepared_splits
+from rechub_dist.cli.data import data_app
+from rechub_dist.data.parquet.manifest import Manifest, describe, prepared_splits
 from rechub_dist.errors import UserError
 
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_reader import SPEC, Row, rows_of, write
 
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.mix import Mix, MixOrder, quotas
+from rechub_dist.data.order.mix import Mix, MixOrder, quotas
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 
 Layout = list[list[int]]  # of each source, the row groups' sizes

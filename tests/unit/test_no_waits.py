@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from rechub_dist.assembly.parts import build
 from rechub_dist.batch import Batch
-from rechub_dist.build import build
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.distributed.batchnorm import globalize
 from rechub_dist.models import catalogue

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rechub_dist.data.order import EpochOrder, RowOrder, lane_count, permutation
+from rechub_dist.data.order.epoch import EpochOrder, RowOrder, lane_count, permutation
 
 WORLDS = (1, 2, 3, 4, 7)
 layouts = st.lists(st.integers(0, 40), min_size=1, max_size=12)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from rechub_dist.config import StorageConfig
-from rechub_dist.data import outputs
-from rechub_dist.data.outputs import MARK, claim, refuse_overlap, whole_file, whole_folder
-from rechub_dist.data.storage import locate
+from rechub_dist.data.parquet import outputs
+from rechub_dist.data.parquet.outputs import MARK, claim, refuse_overlap, whole_file, whole_folder
+from rechub_dist.data.parquet.storage import locate
 from rechub_dist.errors import UserError
 
 SETTINGS = StorageConfig()
@@ -206,7 +206,7 @@ def test_a_folder_of_the_hidden_names_that_is_not_ours_stays(tmp_path: Path, nam
 _WRITING = """
 import sys, time
 from pathlib import Path
-from rechub_dist.data.outputs import whole_folder
+from rechub_dist.data.parquet.outputs import whole_folder
 with whole_folder(Path(sys.argv[1]), "rows") as work:
     (work / "part-0").write_text("half")
     print("ready", flush=True)

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rechub_dist.data.frequencies import build_vocabularies
-from rechub_dist.data.manifest import Manifest, describe
-from rechub_dist.data.pages import open_parquet, parquet_writer, read_parquet
+from rechub_dist.data.columns.frequencies import build_vocabularies
+from rechub_dist.data.parquet.manifest import Manifest, describe
+from rechub_dist.data.parquet.pages import open_parquet, parquet_writer, read_parquet
 from rechub_dist.data.prepare.writer import write_split
 from rechub_dist.data.reader import ParquetReader
-from rechub_dist.data.rechunk import rechunk
-from rechub_dist.data.skips import BadFileError
 from rechub_dist.data.spec import BatchSpec
+from rechub_dist.data.tools.rechunk import rechunk
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature
+from rechub_dist.skips import BadFileError
 
 ROWS = 4000
 SPEC = BatchSpec((), (DenseFeature("x"), DenseFeature("few")), (), collections={})

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.partitions import new_partitions
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.partitions import new_partitions
+from rechub_dist.data.passes import Epochs, Partitions
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.distributed.runtime import Runtime, runtime
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature
-from rechub_dist.passes import Epochs, Partitions
 
 SPEC = BatchSpec(dense=(DenseFeature("row"),))
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rechub_dist.data.outputs import MARK
+from rechub_dist.data.parquet.outputs import MARK
 from rechub_dist.data.prepare.writer import (
     ROW_GROUP,
     ShardWriter,

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rechub_dist.batch import Batch
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader, _Source
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
@@ -343,7 +343,7 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
 
 
 def test_many_files_stay_within_the_limit_of_open_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rechub_dist.data.files._OPEN_FILES", 2)
+    monkeypatch.setattr("rechub_dist.data.parquet.files._OPEN_FILES", 2)
     manifest = write(tmp_path, [[4]] * 6)
     assert sorted(row[0] for batch in read(manifest, batch_size=5) for row in batch) == list(range(24))
 

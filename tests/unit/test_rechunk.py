@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import rechub_dist.data.rechunk as module
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.outputs import MARK
-from rechub_dist.data.rechunk import rechunk
+import rechub_dist.data.tools.rechunk as module
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.outputs import MARK
+from rechub_dist.data.tools.rechunk import rechunk
 from rechub_dist.errors import UserError
 
 
@@ -116,7 +116,7 @@ def test_memory_is_bounded_whatever_the_size_of_row_groups(tmp_path: Path) -> No
     columns = {f"x{i}": np.random.default_rng(i).random(1_500_000) for i in range(20)}  # 240 MB
     pq.write_table(pa.table(columns), tmp_path / "one.parquet", row_group_size=1_500_000, use_dictionary=False)
     script = (
-        "import resource, sys; from pathlib import Path; import rechub_dist.data.rechunk as module;"
+        "import resource, sys; from pathlib import Path; import rechub_dist.data.tools.rechunk as module;"
         "module._BUCKET_BYTES = 8 << 20; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "before = peak(); module.rechunk(sys.argv[1], Path(sys.argv[2]), shuffle=sys.argv[3] == 'True');"
         "print(peak() - before)"
@@ -213,7 +213,7 @@ def test_rows_that_appear_or_vanish_meanwhile_are_noticed(tmp_path: Path) -> Non
 
 def test_nothing_appears_where_it_is_killed_and_the_next_one_succeeds(tmp_path: Path) -> None:
     source = write(tmp_path / "source", [[20_000] * 10])
-    script = "from rechub_dist.cli import main; main()"
+    script = "from rechub_dist.cli.main import main; main()"
     arguments = ["data", "rechunk", str(source), "--out", str(tmp_path / "out"), "--row-group-rows", "50", "--shuffle"]
     command: list[Any] = [sys.executable, "-c", script, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -9,11 +9,11 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from rechub_dist.distributed import rendezvous
-from rechub_dist.distributed.launcher import Launch, torchrun_arguments
-from rechub_dist.distributed.rendezvous import interface, is_here, listens, open_store, parse_address
 from rechub_dist.distributed.runtime import environment
 from rechub_dist.errors import UserError
+from rechub_dist.launching import rendezvous
+from rechub_dist.launching.launcher import Launch, torchrun_arguments
+from rechub_dist.launching.rendezvous import interface, is_here, listens, open_store, parse_address
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ _RUN = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from rechub_dist.report import Reporter
+from rechub_dist.reporting.reporter import Reporter
 
 report = Reporter(Path(sys.argv[1]), quiet=False)
 for step in range(1, 41):

@@ -14,7 +14,7 @@ import torch
 
 from rechub_dist.config import RetrievalConfig, SamplingConfig
 from rechub_dist.data.counts import count_positives
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.distributed.collectives import gather_rows
 from rechub_dist.errors import UserError
 from rechub_dist.features import Label, SequenceFeature, SparseFeature, Table

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rechub_dist.data import row_group
-from rechub_dist.data.files import OpenFiles
-from rechub_dist.data.fit import column_uses
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.row_group import RowGroup
-from rechub_dist.data.skips import BadFileError
+from rechub_dist.data.columns.fit import column_uses
+from rechub_dist.data.columns.window import open_window
+from rechub_dist.data.parquet import row_group
+from rechub_dist.data.parquet.files import OpenFiles
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.row_group import RowGroup
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.data.window import open_window
 from rechub_dist.features import DenseFeature, Label, SequenceFeature, SparseFeature, Table, TimeGapFeature
+from rechub_dist.skips import BadFileError
 from rechub_tests.damage import spoil_pages
 
 ROWS = 60

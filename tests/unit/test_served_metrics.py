@@ -7,8 +7,8 @@ import urllib.request
 
 import torch
 
-from rechub_dist.monitoring.device_memory import peak_memory
-from rechub_dist.monitoring.metrics import Metrics
+from rechub_dist.reporting.device_memory import peak_memory
+from rechub_dist.reporting.metrics import Metrics
 
 
 def test_the_memory_of_a_gpu_is_served_by_rank() -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from rechub_dist.batch import Batch
-from rechub_dist.data.manifest import Manifest
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
-from rechub_dist.data.skips import Tally
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 from rechub_dist.features import CatalogueFeature, DenseFeature, NegativeFeature, SparseFeature, Table
+from rechub_dist.skips import Tally
 from rechub_tests.damage import spoil_footer, spoil_pages
 
 FILES, GROUPS, ROWS = 3, 4, 25

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from rechub_dist.monitoring.step_times import PARTS, REPLICATED_LOOKUP, WAITING_FOR_DATA, StepTimes, split
+from rechub_dist.reporting.step_times import PARTS, REPLICATED_LOOKUP, WAITING_FOR_DATA, StepTimes, split
 
 
 @dataclass

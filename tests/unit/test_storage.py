@@ -15,12 +15,12 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from rechub_dist.config import StorageConfig
-from rechub_dist.data.files import OpenFiles
-from rechub_dist.data.footers import read_footer
-from rechub_dist.data.manifest import Manifest
-from rechub_dist.data.skips import BadFileError
-from rechub_dist.data.storage import Store, exists, is_remote, join, local_path, read_text
+from rechub_dist.data.parquet.files import OpenFiles
+from rechub_dist.data.parquet.footers import read_footer
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.storage import Store, exists, is_remote, join, local_path, read_text
 from rechub_dist.errors import UserError
+from rechub_dist.skips import BadFileError
 from rechub_tests.damage import spoil_pages
 from rechub_tests.object_store import BUCKET, KEYS, Fault, FaultyProxy, filesystem, s3_server, upload
 

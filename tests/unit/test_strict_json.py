@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from rechub_dist.strict_json import dumps
+from rechub_dist.reporting.strict_json import dumps
 
 
 def test_numbers_that_are_not_finite_are_null_wherever_they_are() -> None:

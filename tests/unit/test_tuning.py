@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rechub_dist.config import RunConfig, changed, load_run
 from rechub_dist.errors import UserError
-from rechub_dist.tuning import judged_by, note_trial, read_space, read_trials, show_trials, trial_config
+from rechub_dist.launching.search import judged_by, note_trial, read_space, read_trials, show_trials, trial_config
 
 DATASET = {"features": {"user": {"kind": "sparse", "rows": 9}, "age": {"kind": "dense"}}, "labels": {"click": {}}}
 

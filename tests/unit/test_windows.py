@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rechub_dist.data.fit import check_schema, column_names
+from rechub_dist.data.columns.fit import check_schema, column_names
+from rechub_dist.data.columns.window import open_window
 from rechub_dist.data.negatives import hash_ids
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.data.window import open_window
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, Label, NegativeFeature, SequenceFeature, SparseFeature, Table
 from rechub_tests.batches import ITEM, USER, batch_of, lists

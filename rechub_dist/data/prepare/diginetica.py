@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rechub_dist.data.pages import read_parquet
+from rechub_dist.data.parquet.pages import read_parquet
 from rechub_dist.data.prepare.sequences import Ints, Sequences, by_session, write_sequences
 from rechub_dist.data.prepare.source import array, encode, numpy, source_file, vocabulary
 from rechub_dist.data.prepare.writer import prepared_folder

@@ -17,11 +17,11 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rechub_dist.data.pages import read_parquet, write_parquet
+from rechub_dist.data.columns.strings import is_string
+from rechub_dist.data.parquet.pages import read_parquet, write_parquet
 from rechub_dist.data.prepare import sequences as cut
 from rechub_dist.data.prepare.source import array, encode, numpy, vocabulary
 from rechub_dist.data.prepare.writer import ITEMS_FILE, USERS_FILE, prepared_folder
-from rechub_dist.data.strings import is_string
 from rechub_dist.errors import UserError, nearest, one_line
 
 DATASET = "sequences"

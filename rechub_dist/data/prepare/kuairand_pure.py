@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
-from rechub_dist.data.pages import read_parquet
+from rechub_dist.data.parquet.pages import read_parquet
 from rechub_dist.data.prepare.source import array, encode, numpy, source_file, vocabulary
 from rechub_dist.data.prepare.writer import prepared_folder, write_schema, write_split
 from rechub_dist.errors import UserError, one_line

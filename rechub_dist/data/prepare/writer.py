@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from rechub_dist.data.outputs import refuse_overlap, whole_folder
-from rechub_dist.data.pages import parquet_writer
+from rechub_dist.data.parquet.outputs import refuse_overlap, whole_folder
+from rechub_dist.data.parquet.pages import parquet_writer
 from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Table
 
 SPLITS = ("train", "valid", "test")

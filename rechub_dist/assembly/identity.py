@@ -1,0 +1,191 @@
+"""What makes two runs the same run: what the mathematics of training depends on, compared as resolved.
+
+Ranks, sharding, kernels, device, paths, cadence, logging, evaluation settings and a longer duration do not; nor does
+what acts at single steps alone: `warm_start` at the first, `train.on_non_finite` and `max_loss` at those that fail.
+
+A checkpoint is compared by its own configuration, resolved by the very code that resolves today's, so that it does not
+matter which keys were written out, nor in what form older versions recorded an identity. Only what does not follow
+from a configuration is taken from that record: which data, vocabularies and weights the run has trained with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from rechub_dist.assembly.parts import Parts, Plan, plan
+from rechub_dist.checkpoint.checkpoints import differences
+from rechub_dist.config import RetrievalConfig, stored_run
+from rechub_dist.data.columns.vocabulary import vocabulary_of
+from rechub_dist.data.order.epoch import ORDER_VERSION
+from rechub_dist.embedded import LookupFeature
+from rechub_dist.errors import UserError
+from rechub_dist.features import (
+    CatalogueFeature,
+    CrossFeature,
+    DenseFeature,
+    NegativeFeature,
+    SequenceFeature,
+    SparseFeature,
+)
+from rechub_dist.models import catalogue
+from rechub_dist.objectives import RetrievalObjective
+from rechub_dist.objectives.retrieval import NEGATIVES
+
+_FACTS = ("train", "order_version", "vocabularies", "sampling_weights")
+
+
+def vocabularies_of(parts: Parts) -> dict[str, str]:
+    """What identifies the vocabulary of each feature that has one: which value has which id."""
+    found = {feature.name: vocabulary_of(feature) for feature in parts.spec.stored}
+    return {name: vocabulary.fingerprint() for name, vocabulary in found.items() if vocabulary is not None}
+
+
+def identity(parts: Parts, train: Any) -> dict[str, Any]:
+    """A run's identity, in the types of JSON; `train` identifies the data that it has trained on so far."""
+    facts: dict[str, Any] = {"train": train, "order_version": ORDER_VERSION}
+    if vocabularies := vocabularies_of(parts):
+        facts["vocabularies"] = vocabularies
+    if _weights_file(parts.plan) is not None and NEGATIVES in parts.spec.cumulative:
+        weights = parts.spec.cumulative[NEGATIVES].tobytes()
+        facts["sampling_weights"] = hashlib.blake2b(weights, digest_size=8).hexdigest()
+    return _resolved(parts.plan, facts)
+
+
+def other_than(run: Mapping[str, Any], wanted: dict[str, Any], where: str) -> list[str]:
+    """The keys in which the run that a checkpoint, `where`, has recorded differs from the identity `wanted`.
+
+    Raises:
+        UserError: its configuration is of another version and means nothing here.
+    """
+    saved = recorded(run, where)
+    known = "sampling_weights" in saved["data"] and "sampling_weights" in wanted["data"]
+    return differences(_one_source_of_weights(saved, known), _one_source_of_weights(wanted, known))
+
+
+def recorded(run: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The identity of the run that a checkpoint, `where`, has recorded, as `identity` gives it.
+
+    Raises:
+        UserError: its configuration is of another version and means nothing here.
+    """
+    config = stored_run(run["config"], where)
+    try:
+        with torch.random.fork_rng(devices=[]):  # of the model, which is asked what it looks up, no weights are kept
+            # On a GPU and one rank any placement can be had: where the run lay is of no matter here.
+            found = plan(config, device="cuda", world_size=1)
+    except UserError as error:
+        raise UserError(
+            f"{where}: its configuration means nothing to this version ({error}); go on with the rechub_dist that "
+            f"wrote it ({run.get('versions', {}).get('rechub_dist', 'version unknown')}), or choose another output_dir"
+        ) from error
+    data = run["identity"]["data"]
+    return _resolved(found, {key: data[key] for key in _FACTS if key in data})
+
+
+def _resolved(found: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
+    config, tables = found.config, found.layout.tables
+    data, spec = config.data, found.spec
+    tree = {
+        "seed": config.seed,
+        "model": {"name": config.model.name, **_parameters(found)},
+        "objective": _objective(found),
+        "data": {
+            # those that are drawn follow from the objective
+            "features": {
+                feature.name: _feature(feature) for feature in (*spec.features, *spec.dense) if _read(feature)
+            },
+            "labels": [asdict(replace(label, column=label.source)) for label in spec.labels],
+            "weight": spec.weight,
+            "batch_size": data.batch_size,
+            "shuffle": data.shuffle,
+            "shuffle_rows": data.shuffle_rows,
+            "max_lanes": data.max_lanes,
+            "drop_last": data.drop_last,
+            "order": data.order,
+            **facts,
+        },
+        "train": {"precision": config.train.precision, "tf32": config.train.tf32},
+        "optimizer": config.optimizer.model_dump(mode="json"),
+        "embedding": {
+            "schedule": config.embedding.schedule.model_dump(mode="json"),
+            "optimizers": {name: placed.optimizer.model_dump(mode="json") for name, placed in tables.items()},
+            "widths": {name: placed.table.dim for name, placed in tables.items()},
+            "init_std": {name: placed.table.init_std for name, placed in tables.items()},
+        },
+    }
+    found_tree: dict[str, Any] = json.loads(json.dumps(tree, default=str))
+    return found_tree
+
+
+def _parameters(found: Plan) -> dict[str, Any]:
+    """The model's parameters by name, its constructor's defaults written out."""
+    signature = inspect.signature(catalogue()[found.config.model.name].__init__).parameters
+    defaults = {name: parameter.default for name, parameter in signature.items() if name != "self"}
+    known = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
+    parameters = {**known, **found.config.model.parameters}
+    if "item_num" in defaults and "item_num" not in parameters:
+        history = found.schema[parameters["history"]]
+        assert isinstance(history, SequenceFeature)
+        parameters["item_num"] = history.table.rows
+    return parameters
+
+
+def _objective(found: Plan) -> dict[str, Any]:
+    """The objective's settings, what they leave to the model written out."""
+    chosen, objective = found.chosen, found.objective
+    weights = {label.name: chosen.task_weights.get(label.name, 1.0) for label in found.labels}
+    tree = {**chosen.model_dump(mode="json"), "task_weights": weights}
+    if isinstance(objective, RetrievalObjective):
+        tree |= {
+            "loss": objective.loss,
+            "negatives": objective.source,
+            "log_q": objective.log_q,
+            "margin": objective.margin,
+        }
+    return tree
+
+
+def _read(feature: LookupFeature | DenseFeature) -> bool:
+    return not isinstance(feature, NegativeFeature | CatalogueFeature)
+
+
+def _feature(feature: LookupFeature | DenseFeature) -> dict[str, Any]:
+    """What a feature is, but for where its vocabulary lies; of its table the name and the rows."""
+    if isinstance(feature, CrossFeature):
+        return {**_plain(feature), "inputs": [_feature(source) for source in feature.inputs]}
+    if isinstance(feature, SparseFeature | SequenceFeature):
+        return _plain(replace(feature, column=feature.source, vocabulary=None))
+    if isinstance(feature, DenseFeature):
+        return _plain(replace(feature, column=feature.source))
+    return _plain(feature)
+
+
+def _plain(feature: LookupFeature | DenseFeature) -> dict[str, Any]:
+    tree = {key: value for key, value in asdict(feature).items() if key not in ("dim", "init_std", "vocabulary")}
+    if isinstance(feature, DenseFeature):
+        tree["dim"] = feature.dim
+    elif "table" in tree:
+        tree["table"] = {key: tree["table"][key] for key in ("name", "rows")}
+    return tree
+
+
+def _weights_file(found: Plan) -> str | None:
+    """The file of weights that negatives are drawn by."""
+    chosen = found.chosen
+    return str(chosen.sampling.path) if isinstance(chosen, RetrievalConfig) and chosen.sampling.path else None
+
+
+def _one_source_of_weights(tree: dict[str, Any], known: bool) -> dict[str, Any]:
+    """Drawing weights told by what they are, where that is known of both runs, else by the name of their file."""
+    objective, data = tree["objective"], tree["data"]
+    if known:
+        sampling = {key: value for key, value in objective["sampling"].items() if key != "path"}
+        return {**tree, "objective": {**objective, "sampling": sampling}}
+    return {**tree, "data": {key: value for key, value in data.items() if key != "sampling_weights"}}

@@ -1,0 +1,115 @@
+"""The live state of a run under canonical names, whatever the sharding: what a checkpoint saves and loads in place.
+
+`tables/<table>/weight`, `tables/<table>/{sum, rowwise_sum, exp_avg, exp_avg_sq, step}`, `dense/<name>`,
+`dense_optim/<name>/<state>`. Tables have their logical width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from rechub_dist.checkpoint.tensors import TABLE_STATES, Entry, Piece
+from rechub_dist.embedding.layout import REPLICATED, Layout, PlacedTable
+from rechub_dist.embedding.local import module_key
+from rechub_dist.embedding.optim import Optimizers
+from rechub_dist.embedding.sharding import sharded_weights
+
+
+def _torch_names(algorithm: str) -> dict[str, str]:
+    """What torch's optimizer calls a table's states, by canonical name."""
+    return {name: "sum" if name == "rowwise_sum" else name for name in TABLE_STATES[algorithm]}
+
+
+def _fused_names(algorithm: str) -> dict[str, str]:
+    """What TorchRec calls them: the first of a table's states `momentum1`, the others as the kernel does."""
+    return {name: name if place else "momentum1" for place, name in enumerate(TABLE_STATES[algorithm])}
+
+
+def weights_state(module: DistributedModelParallel, layout: Layout) -> dict[str, Entry]:
+    """Tables, and the dense parameters and buffers; live ones."""
+    return _weights_state(module, layout, sharded_weights(module, layout))
+
+
+def _weights_state(
+    module: DistributedModelParallel, layout: Layout, sharded: dict[str, ShardedTensor]
+) -> dict[str, Entry]:
+    step = module.module
+    state: dict[str, Entry] = {}
+    for name, placed in layout.tables.items():
+        replicated = placed.collection == REPLICATED
+        weight = step.stage.replicated.local.weight(name).detach() if replicated else sharded[name]
+        state[f"tables/{name}/weight"] = _table_entry(weight, placed)
+    for name, value in step.model.state_dict().items():
+        state[f"dense/{name}"] = Entry.whole(value.detach())
+    return state
+
+
+def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Optimizers) -> dict[str, Entry]:
+    """`weights_state` and the states of all optimizers."""
+    sharded = sharded_weights(module, layout)
+    state = _weights_state(module, layout, sharded)
+    if optimizers.dense is not None:
+        for name, parameter in optimizers.parameters.items():
+            for key, value in optimizers.dense.state[parameter].items():
+                state[f"dense_optim/{name}/{key}"] = Entry.whole(value)
+    fused: dict[str, Any] = {}
+    for states in optimizers.fused.state_dict()["state"].values():
+        fused.update(states)
+    for name, placed in layout.tables.items():
+        algorithm = placed.optimizer.name
+        if placed.collection == REPLICATED:
+            own: dict[str, Tensor] = next(iter(optimizers.replicated[name].state.values()), {})
+            found = {canonical: own[key] for canonical, key in _torch_names(algorithm).items()}
+        else:
+            # A table-wise table's states are known to its owner alone.
+            here = bool(sharded[name].local_shards())
+            found = fused_states(fused, module_key(name), _fused_names(algorithm)) if here else {}
+        for canonical, value in found.items():
+            rowwise = canonical == "rowwise_sum" and not isinstance(value, ShardedTensor)
+            state[f"tables/{name}/{canonical}"] = _table_entry(value.view(-1) if rowwise else value, placed)
+    return state
+
+
+def fused_states(fused: dict[str, Any], table: str, names: dict[str, str]) -> dict[str, Any]:
+    """A table's optimizer states by canonical name, from those of all tables.
+
+    Raises:
+        RuntimeError: the kernel has other states than `names` says, so that a checkpoint would lose one.
+    """
+    there = {key.removeprefix(f"{table}."): value for key, value in fused.items() if key.rpartition(".")[0] == table}
+    if set(there) != set(names.values()):
+        raise RuntimeError(
+            f"table {table!r}: its kernel keeps the states {sorted(there)}, but {sorted(names.values())} are known"
+        )
+    return {canonical: there[key] for canonical, key in names.items()}
+
+
+def placement(layout: Layout) -> dict[str, dict[str, Any]]:
+    """How the tables lie, for the record."""
+    return {
+        name: {
+            "rows": placed.table.rows,
+            "dim": placed.table.dim,
+            "sharding": placed.sharding,
+            "optimizer": placed.optimizer.name,
+        }
+        for name, placed in layout.tables.items()
+    }
+
+
+def _table_entry(value: Any, placed: PlacedTable) -> Entry:
+    """A table's weights or optimizer state, cut to the logical width; a row-wise state is [rows]."""
+    width = placed.table.dim or 0
+    if not isinstance(value, ShardedTensor):
+        return Entry.whole(value[:, :width] if value.dim() == 2 else value)
+    size = tuple(value.metadata().size)
+    pieces = []
+    for shard in value.local_shards():
+        row, *column = shard.metadata.shard_offsets
+        tensor = shard.tensor[:, : width - column[0]] if column else shard.tensor.view(-1, 1)
+        pieces.append(Piece(row, column[0] if column else 0, tensor))
+    return Entry((size[0], width) if len(size) == 2 else size, value.dtype, tuple(pieces), replicated=False)

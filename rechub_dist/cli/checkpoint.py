@@ -1,0 +1,234 @@
+"""The commands `rechub-dist checkpoint ...`; one process, bounded memory, no torchrec."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from rechub_dist.errors import UserError
+from rechub_dist.reporting.strict_json import dumps
+
+if TYPE_CHECKING:
+    from rechub_dist.checkpoint.folder import Folder
+    from rechub_dist.checkpoint.manifest import Manifest
+    from rechub_dist.config import StorageConfig
+
+checkpoint_app = typer.Typer(no_args_is_help=True, help="Look into checkpoints, verify, compare and convert them.")
+
+Address = Annotated[
+    str, typer.Argument(help="A run's output folder, its folder of checkpoints, or one checkpoint; path or address.")
+]
+Step = Annotated[str, typer.Option(help="Which of a run's checkpoints: best, newest or a number of steps.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Storage = Annotated[
+    str | None,
+    typer.Option(metavar="YAML", help="As checkpoint.storage has it: '{endpoint: \"http://minio:9000\"}'."),
+]
+
+
+@checkpoint_app.command(name="list")
+def list_(address: Address, as_json: Json = False, storage: Storage = None) -> None:
+    """List a run's checkpoints.
+
+    Example: rechub-dist checkpoint list runs/deepfm
+    """
+    from rechub_dist.checkpoint.find import find_folder  # noqa: PLC0415 - torch is slow to import
+    from rechub_dist.checkpoint.inspect import list_checkpoints  # noqa: PLC0415
+
+    folder, _ = find_folder(address, _settings(storage))
+    lines = list_checkpoints(folder)
+    if as_json:
+        print(dumps({"folder": folder.address, "checkpoints": lines}))
+        return
+    table = _table(folder.address, "step", "", "MB", "ranks", "saved at", "")
+    for line in lines:
+        unread = next((key for key in ("damage", "newer") if key in line), None)
+        if unread is not None:
+            table.add_row(f"{line['step']:,}", "damaged" if unread == "damage" else unread, "", "", "", line[unread])
+            continue
+        metrics = ", ".join(f"{name} {value:.5g}" for name, value in line["metrics"].items())
+        size, ranks = f"{line['bytes'] / 1e6:,.1f}", str(line["world_size"])
+        table.add_row(f"{line['step']:,}", "best" if line["best"] else "", size, ranks, line["saved_at"], metrics)
+    Console().print(table)
+
+
+@checkpoint_app.command()
+def inspect(address: Address, step: Step = "best", as_json: Json = False, storage: Storage = None) -> None:
+    """Show what a checkpoint holds: tensors, shapes, norms, position and how the tables lay.
+
+    Example: rechub-dist checkpoint inspect runs/deepfm --step newest
+    """
+    from rechub_dist.checkpoint.inspect import inspect_checkpoint  # noqa: PLC0415
+
+    found = inspect_checkpoint(*_find(address, step, storage))
+    if as_json:
+        print(dumps(found))
+        return
+    console = Console()
+    facts = _table(found["path"], "", "")
+    position = found["position"]
+    for name, value in {
+        "model": found["model"],
+        "step": f"{found['step']:,}",
+        "best step": position["best_step"],
+        "best metrics": ", ".join(f"{k} {v:.5g}" for k, v in position["best_metrics"].items()),
+        "data": ", ".join(f"{k} {v}" for k, v in found["data"].items()),
+        "seed": found["seed"],
+        "saved": f"{found['saved_at']} by {found['world_size']} rank(s), {found['bytes'] / 1e6:,.1f} MB",
+        "versions": ", ".join(f"{k} {v}" for k, v in found["versions"].items()),
+    }.items():
+        facts.add_row(name, str(value))
+    console.print(facts)
+    table = _table("", "tensor", "type", "shape", "sharding", "pieces", "norm")
+    for tensor in found["tensors"]:
+        shape = " x ".join(f"{n:,}" for n in tensor["shape"]) or "1"
+        pieces, norm = str(tensor["pieces"]), f"{tensor['norm']:.5g}"
+        table.add_row(tensor["name"], tensor["dtype"], shape, tensor["sharding"] or "", pieces, norm)
+    console.print(table)
+
+
+@checkpoint_app.command()
+def verify(address: Address, step: Step = "best", as_json: Json = False, storage: Storage = None) -> None:
+    """Compare all bytes of a checkpoint with their checksums, and prove that no part of a table is missing or there
+    twice; exit code 2 if it is damaged.
+
+    Example: rechub-dist checkpoint verify runs/deepfm --step newest
+    """
+    from rechub_dist.checkpoint.coverage import check_coverage  # noqa: PLC0415
+    from rechub_dist.checkpoint.folder import step_folder  # noqa: PLC0415
+    from rechub_dist.checkpoint.load import blocks_of  # noqa: PLC0415
+    from rechub_dist.checkpoint.load import verify as verify_blocks  # noqa: PLC0415
+
+    folder, manifest = _find(address, step, storage)
+    check_coverage(manifest, folder.path(step_folder(manifest.step)))
+    with _progress() as progress:
+        task = progress.add_task("verifying", total=manifest.bytes)
+        for size in verify_blocks(folder, manifest, blocks_of(manifest)):
+            progress.advance(task, size)
+    path = folder.path(step_folder(manifest.step))
+    if as_json:
+        print(dumps({"path": path, "step": manifest.step, "files": len(manifest.files), "bytes": manifest.bytes}))
+    else:
+        print(f"{path} is good: {len(manifest.files)} file(s), {manifest.bytes:,} bytes")
+
+
+@checkpoint_app.command()
+def consolidate(
+    address: Address,
+    out: Annotated[str, typer.Option(help="A .safetensors file to write; new, or a consolidated checkpoint.")],
+    step: Step = "best",
+    optimizer: Annotated[bool, typer.Option("--optimizer", help="The optimizers' states, too.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Write one plain state dict, which a single process loads without torchrec.
+
+    Example: rechub-dist checkpoint consolidate runs/deepfm --out deepfm.safetensors
+    """
+    from rechub_dist.checkpoint.consolidate import check_target  # noqa: PLC0415
+    from rechub_dist.checkpoint.consolidate import consolidate as write  # noqa: PLC0415
+    from rechub_dist.checkpoint.load import blocks_of, consume  # noqa: PLC0415
+    from rechub_dist.checkpoint.load import verify as verify_blocks  # noqa: PLC0415
+
+    if "://" in out:
+        raise UserError(f"--out: {out} is an address; name a local file, and copy that there")
+    folder, manifest = _find(address, step, storage)
+    check_target(folder, manifest, Path(out))
+    consume(verify_blocks(folder, manifest, blocks_of(manifest)))
+    with _progress() as progress:
+        task = progress.add_task("writing", total=None)
+        for size in write(folder, manifest, Path(out), optimizer=optimizer):
+            progress.advance(task, size)
+    print(f"{out}: step {manifest.step}, {Path(out).stat().st_size:,} bytes")
+
+
+@checkpoint_app.command()
+def diff(
+    first: Address,
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    step: Annotated[str, typer.Option(help="Of the first: best, newest or a number of steps.")] = "best",
+    second_step: Annotated[str, typer.Option(help="Of the second.")] = "best",
+    as_json: Json = False,
+    storage: Storage = None,
+) -> None:
+    """Compare two checkpoints tensor by tensor and by the configuration that makes them the same run.
+
+    Example: rechub-dist checkpoint diff runs/a runs/b
+    """
+    from rechub_dist.checkpoint.checkpoints import differences  # noqa: PLC0415
+    from rechub_dist.checkpoint.inspect import diff_checkpoints  # noqa: PLC0415
+
+    one, other = _find(first, step, storage), _find(second, second_step, storage)
+    tensors = diff_checkpoints(one, other)
+    identity = differences(_identity(*one), _identity(*other))
+    if as_json:
+        print(dumps({"steps": [one[1].step, other[1].step], "tensors": tensors, "identity": identity}))
+        return
+    for line in identity:
+        print(line)
+    if not tensors:
+        print("all tensors are equal, bit by bit")
+        return
+    table = _table(f"{len(tensors)} tensors differ", "tensor", "difference", "elements", "largest")
+    for found in tensors:
+        largest = f"{found['largest']:.5g}" if "largest" in found else ""
+        table.add_row(found["name"], found["difference"], f"{found['elements']:,}" if largest else "", largest)
+    Console().print(table)
+
+
+def _identity(folder: Folder, manifest: Manifest) -> dict[str, Any]:
+    """The identity of a checkpoint's run; as it was recorded, where torchrec is not there to resolve it."""
+    from rechub_dist.checkpoint.folder import step_folder  # noqa: PLC0415
+
+    try:
+        from rechub_dist.assembly.identity import recorded  # noqa: PLC0415
+    except ImportError:
+        found: dict[str, Any] = manifest.run["identity"]
+        return found
+    return recorded(manifest.run, folder.path(step_folder(manifest.step)))
+
+
+def _find(address: str, step: str, storage: str | None) -> tuple[Folder, Manifest]:
+    from rechub_dist.checkpoint.find import find_checkpoint  # noqa: PLC0415
+
+    if step in ("best", "newest"):
+        return find_checkpoint(address, _settings(storage), "best" if step == "best" else "newest")
+    if not step.isdecimal():
+        raise UserError(f"--step {step}: write best, newest or a number of steps")
+    return find_checkpoint(address, _settings(storage), int(step))
+
+
+def _settings(text: str | None) -> StorageConfig | None:
+    if text is None:
+        return None  # as the run's config.yaml has them
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from rechub_dist.config import StorageConfig  # noqa: PLC0415
+
+    try:
+        return StorageConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise UserError(
+            f"--storage {text}: is not what checkpoint.storage may hold: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", show_header=any(columns))
+    for name in columns:
+        table.add_column(name, overflow="fold", justify="right" if name in _NUMBERS else "left")
+    return table
+
+
+_NUMBERS = ("step", "MB", "ranks", "pieces", "norm", "elements", "largest")
+
+
+def _progress() -> Progress:
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,201 @@
+"""The commands `rechub-dist k8s ...`."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rechub_dist.distributed.process import quiet_libraries
+from rechub_dist.errors import UserError
+from rechub_dist.launching.kubernetes.settings import HEAD, SUBMITTER, TENSORBOARD, Settings, Size
+
+k8s_app = typer.Typer(no_args_is_help=True, help="Train on Kubernetes.")
+
+
+class Kind(StrEnum):
+    """What a run can be on a cluster."""
+
+    JOB = "job"
+    JOBSET = "jobset"
+    PYTORCHJOB = "pytorchjob"
+    TRAINJOB = "trainjob"
+    RAYJOB = "rayjob"
+
+
+_PODS, _BESIDE, _STORAGE, _FAILURES = "Pods", "Containers that do not train: requests and limits", "Storage", "Failures"
+
+
+@k8s_app.callback()
+def k8s() -> None:
+    """Train on Kubernetes."""
+
+
+@k8s_app.command()
+def render(
+    context: typer.Context,
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
+    kind: Annotated[Kind, typer.Option(help="Job of Kubernetes, or another controller's.")],
+    image: Annotated[str, typer.Option(help="Training image (docker/Dockerfile).")],
+    name: Annotated[str | None, typer.Option(help="Of the job; default: the run file's.")] = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="Of all objects; default: that of whoever applies them.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the run file; may be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; default: stdout.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Pods that train.", rich_help_panel=_PODS)] = 1,
+    nproc_per_node: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks a pod; default: its GPUs, else 1.", rich_help_panel=_PODS),
+    ] = None,
+    gpus_per_worker: Annotated[int, typer.Option(min=0, help="NVIDIA GPUs a pod.", rich_help_panel=_PODS)] = 0,
+    cpu: Annotated[str, typer.Option(help="Cores a pod.", rich_help_panel=_PODS)] = "2",
+    memory: Annotated[str, typer.Option(help="Memory a pod.", rich_help_panel=_PODS)] = "8Gi",
+    shared_memory: Annotated[
+        str | None,
+        typer.Option(help="Of the pod's memory, what /dev/shm may take; default: 1Gi, or half.", rich_help_panel=_PODS),
+    ] = None,
+    node_selector: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL=VALUE", help="Of nodes to use; may be repeated.", rich_help_panel=_PODS),
+    ] = None,
+    spread: Annotated[
+        str, typer.Option(help="A node a pod: preferred or required.", rich_help_panel=_PODS)
+    ] = "preferred",
+    service_account: Annotated[str | None, typer.Option(help="Of the pods.", rich_help_panel=_PODS)] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Show the curves that lie in the output claim.", rich_help_panel=_PODS)
+    ] = False,
+    head_cpu: Annotated[str, typer.Option(help="Of Ray's head, for rayjob.", rich_help_panel=_BESIDE)] = HEAD.cpu,
+    head_memory: Annotated[str, typer.Option(rich_help_panel=_BESIDE)] = HEAD.memory,
+    submitter_cpu: Annotated[
+        str, typer.Option(help="Of what hands the job to Ray, for rayjob.", rich_help_panel=_BESIDE)
+    ] = SUBMITTER.cpu,
+    submitter_memory: Annotated[str, typer.Option(rich_help_panel=_BESIDE)] = SUBMITTER.memory,
+    tensorboard_cpu: Annotated[str, typer.Option(help="Of --tensorboard.", rich_help_panel=_BESIDE)] = TENSORBOARD.cpu,
+    tensorboard_memory: Annotated[str, typer.Option(rich_help_panel=_BESIDE)] = TENSORBOARD.memory,
+    output_claim: Annotated[
+        str | None,
+        typer.Option(metavar="PVC", help="Mounted at /runs; ReadWriteMany for several pods.", rich_help_panel=_STORAGE),
+    ] = None,
+    data_claim: Annotated[
+        str | None, typer.Option(metavar="PVC", help="Mounted at /data, read-only.", rich_help_panel=_STORAGE)
+    ] = None,
+    env_secret: Annotated[
+        str | None,
+        typer.Option(metavar="SECRET", help="Environment variables: a store's credentials.", rich_help_panel=_STORAGE),
+    ] = None,
+    grace_seconds: Annotated[
+        int, typer.Option(min=1, help="For a checkpoint before a pod ends.", rich_help_panel=_FAILURES)
+    ] = 120,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Of the ranks, before a pod fails.", rich_help_panel=_FAILURES)
+    ] = 3,
+    backoff_limit: Annotated[
+        int, typer.Option(min=0, help="Times that a failed pod is started again.", rich_help_panel=_FAILURES)
+    ] = 3,
+    liveness: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SECONDS", min=60, help="Without a step, end the pod; default: never.", rich_help_panel=_FAILURES
+        ),
+    ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="Take the folders from a run that holds them; that one ends.", rich_help_panel=_FAILURES
+        ),
+    ] = False,
+    ttl_seconds: Annotated[
+        int | None,
+        typer.Option(min=0, help="After which an ended job is removed.", rich_help_panel=_FAILURES),
+    ] = None,
+) -> None:
+    """Write the manifest of a training job: RUN.yaml in a ConfigMap, and a job of the chosen kind.
+
+    Example: rechub-dist k8s render run.yaml --kind job --workers 4 --image registry.example/rechub-dist:cpu
+    --output-claim runs --set output_dir=/runs/deepfm --set data.root=s3://bucket/criteo | kubectl apply -f -
+    """
+    from rechub_dist.launching.kubernetes.kinds import render as rendered  # noqa: PLC0415 - pydantic's models take time to import
+    from rechub_dist.launching.kubernetes.run_file import run_for_pods  # noqa: PLC0415
+    from rechub_dist.launching.kubernetes.view import pod_view  # noqa: PLC0415
+
+    if kind is Kind.RAYJOB and liveness is not None:
+        raise UserError("--liveness: Ray watches its workers itself; leave it out for --kind rayjob")
+    for part, there in (
+        ("head", kind is Kind.RAYJOB),
+        ("submitter", kind is Kind.RAYJOB),
+        ("tensorboard", tensorboard),
+    ):
+        for option in (f"{part}_cpu", f"{part}_memory"):
+            source = context.get_parameter_source(option)
+            if not there and source is not None and source.name == "COMMANDLINE":
+                needs = "--tensorboard" if part == "tensorboard" else "--kind rayjob"
+                raise UserError(f"--{option.replace('_', '-')}: goes with {needs}")
+    settings = Settings(
+        name=_name_of(run_file) if name is None else name,
+        image=image,
+        workers=workers,
+        nproc_per_node=nproc_per_node or gpus_per_worker or 1,
+        namespace=namespace,
+        cpu=cpu,
+        memory=memory,
+        gpus=gpus_per_worker,
+        shared_memory=shared_memory,
+        output_claim=output_claim,
+        data_claim=data_claim,
+        env_secret=env_secret,
+        service_account=service_account,
+        node_selector=_selector(node_selector or []),
+        spread=_spread(spread),
+        grace_seconds=grace_seconds,
+        max_restarts=max_restarts,
+        backoff_limit=backoff_limit,
+        ttl_seconds=ttl_seconds,
+        liveness_seconds=liveness,
+        take_over=take_over,
+        tensorboard=tensorboard,
+        head=Size(head_cpu, head_memory),
+        submitter=Size(submitter_cpu, submitter_memory),
+        board=Size(tensorboard_cpu, tensorboard_memory),
+    )
+    quiet_libraries()
+    config = run_for_pods(run_file, set_ or [], pod_view(kind.value, settings))
+    text = rendered(kind.value, settings, config)
+    if out is None:
+        print(text, end="")
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from error
+
+
+def _name_of(run_file: Path) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", run_file.stem.lower()).strip("-")
+
+
+def _selector(items: list[str]) -> dict[str, str]:
+    found = {}
+    for item in items:
+        label, equals, value = item.partition("=")
+        if not equals or not label:
+            raise UserError(f"--node-selector {item}: write LABEL=VALUE")
+        if label in found:
+            raise UserError(f"--node-selector {item}: {label} stands there twice, and a node has one value of it")
+        found[label] = value
+    return found
+
+
+def _spread(value: str) -> Literal["preferred", "required"]:
+    match value:
+        case "preferred" | "required":
+            return value
+        case _:
+            raise UserError(f"--spread {value}: preferred or required")

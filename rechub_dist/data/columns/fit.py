@@ -1,0 +1,125 @@
+"""Whether columns fit what is read from them: by their types, and by what footers say of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from rechub_dist.data.columns.strings import is_string
+from rechub_dist.data.columns.vocabulary import vocabulary_of
+from rechub_dist.data.parquet.kinds import is_integer, is_list, is_number, is_time, values_family
+from rechub_dist.data.spec import BatchSpec
+from rechub_dist.errors import UserError, nearest
+from rechub_dist.features import SequenceFeature, SparseFeature, StoredFeature
+
+
+def column_uses(spec: BatchSpec) -> list[str]:
+    """The columns that `spec` reads, in the order in which a window is made of them, each as often as it is used."""
+    names: list[str | None] = []
+    for feature in spec.in_key_order:
+        names += [feature.source, feature.weights if isinstance(feature, SparseFeature) else None]
+    for gap in spec.time_gaps:
+        names += [gap.times, gap.now]
+    names += [dense.source for dense in spec.dense]
+    names += [label.source for label in spec.labels]
+    return [name for name in (*names, spec.weight) if name is not None]
+
+
+def column_names(spec: BatchSpec) -> list[str]:
+    """The columns that `spec` reads, each once."""
+    return list(dict.fromkeys(column_uses(spec)))
+
+
+def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> dict[str, str]:
+    """Check that every column that `spec` reads is there and of a fitting type.
+
+    Files of one data set agree where this returns the same for them: each converts, and to the same ids and times.
+
+    Returns:
+        What the values of each column are: `number`, `string`, `timestamp`; `null` for a column without any, which
+        fits wherever values may be missing.
+
+    Raises:
+        UserError: naming `where`, the column, and what would fit.
+    """
+    types: dict[str, pa.DataType] = dict(zip(schema.names, schema.types, strict=True))
+    names = column_names(spec)
+    for name in names:
+        if name not in types:
+            raise UserError(f"{where}: there is no column {name!r}; {nearest(name, types)}")
+        if schema.names.count(name) > 1:
+            raise UserError(f"{where}: column {name!r} is there {schema.names.count(name)} times; rename one")
+
+    for column, kind, fits, user, wanted in _needs(types, spec):
+        if not fits:
+            raise UserError(f"{where}: column {column!r} is {kind}, but {user} needs {wanted}")
+    return {name: values_family(types[name]) for name in names}
+
+
+def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str, pa.DataType, bool, str, str]]:
+    """For each use of a column: the column, its type, whether it fits, who uses it, and what would fit."""
+    for feature in spec.stored:
+        kind = types[feature.source]
+        fits, one, several = _fits_ids(_values(kind), feature)
+        if isinstance(feature, SequenceFeature):
+            user, wanted = f"sequence feature {feature.name!r}", f"a list of {several}"
+            fits = fits and _holds_lists(kind)
+        else:
+            user, wanted = f"sparse feature {feature.name!r}", f"{one} or a list of {several}"
+        yield feature.source, kind, fits, user, wanted
+        if isinstance(feature, SparseFeature) and feature.weights:
+            of, kind = kind, types[feature.weights]
+            fits = (_holds_lists(kind) if is_list(of) else not is_list(kind)) and _are_numbers(_values(kind))
+            wanted = "a list of numbers" if is_list(of) else "a number"
+            yield feature.weights, kind, fits, f"the weight column of feature {feature.name!r}", wanted
+    for gap in spec.time_gaps:
+        kind, now = types[gap.times], types[gap.now]
+        user, then = f"time gap feature {gap.name!r}", _values(kind)
+        fits = _holds_lists(kind) and (is_time(then) or pa.types.is_null(then))
+        yield gap.times, kind, fits, user, "a list of numbers or timestamps"
+        fits = (is_time(now) and values_family(now) == values_family(then)) or pa.types.is_null(now)
+        fits = fits or (is_time(now) and pa.types.is_null(then))
+        yield gap.now, now, fits, user, f"what the elements of column {gap.times!r} are, {then}"
+    for dense in spec.dense:
+        kind = types[dense.source]
+        if dense.dim == 1:
+            fits = not is_list(kind) and _are_numbers(kind)
+        else:
+            fits = _holds_lists(kind) and _are_numbers(_values(kind))
+            fits = fits and not (pa.types.is_fixed_size_list(kind) and kind.list_size != dense.dim)
+        wanted = "a number" if dense.dim == 1 else f"a list of {dense.dim} numbers"
+        yield dense.source, kind, fits, f"dense feature {dense.name!r}", wanted
+    for label in spec.labels:
+        kind = types[label.source]
+        yield label.source, kind, _are_numbers(kind), f"label {label.name!r}", "a number or a boolean"
+    if spec.weight:
+        kind = types[spec.weight]
+        yield spec.weight, kind, _are_numbers(kind), "the row weight", "a number"
+
+
+def _fits_ids(kind: pa.DataType, feature: StoredFeature) -> tuple[bool, str, str]:
+    """Whether a feature's ids may be of this type; what one id, and what several of them would have to be."""
+    vocabulary, null = vocabulary_of(feature), pa.types.is_null(kind)
+    if vocabulary is not None:
+        what = "a string" if vocabulary.strings else "an integer"
+        fits = is_string(kind) if vocabulary.strings else is_integer(kind)
+        return fits or null, f"{what} as in its vocabulary {vocabulary.path}", f"{what.split()[1]}s"
+    if feature.hash:
+        return is_integer(kind) or is_string(kind) or null, "an integer, a string", "integers or strings"
+    hint = "; for strings, set hash: true or name a vocabulary" if is_string(kind) else ""
+    return is_integer(kind) or null, "an integer", f"integers{hint}"
+
+
+def _values(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, or of its lists' elements."""
+    return kind.value_type if is_list(kind) else kind
+
+
+def _holds_lists(kind: pa.DataType) -> bool:
+    """Whether a column holds lists, or nothing at all."""
+    return is_list(kind) or bool(pa.types.is_null(kind))
+
+
+def _are_numbers(kind: pa.DataType) -> bool:
+    return is_number(kind) or bool(pa.types.is_null(kind))

@@ -1,0 +1,158 @@
+"""Vocabularies: a Parquet file with the columns `value` and `id`, and the lookup of whole arrays in it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rechub_dist.data.columns.strings import distinct, hash_strings, is_string, spread
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.scan import scan
+from rechub_dist.errors import UserError
+from rechub_dist.features import StoredFeature
+
+Ids = NDArray[np.int64]
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Values and their ids, ready to be searched.
+
+    Attributes:
+        path: the file, for messages.
+        values: integers or strings, Arrow [n], in the order of `words`.
+        words: int64 [n], ascending: the integers themselves (of those from 2^63 on, their bits), the strings' hashes.
+        ids: int64 [n].
+    """
+
+    path: str
+    values: pa.Array
+    words: Ids
+    ids: Ids
+
+    @classmethod
+    def of(cls, values: pa.Array, ids: Ids, path: str) -> Vocabulary:
+        """A vocabulary of these values, each once and none null, and their ids.
+
+        Raises:
+            UserError: for a value that is there twice or null, and values that are neither integers nor strings.
+        """
+        if not (is_string(values.type) or pa.types.is_integer(values.type)):
+            raise UserError(f"{path}: column 'value' is {values.type}; a vocabulary's values are integers or strings")
+        if values.null_count:
+            raise UserError(f"{path}: column 'value' has {values.null_count} missing value(s); remove these rows")
+        if is_string(values.type):
+            values = values.cast(pa.large_string())
+            words = hash_strings(values)
+        else:
+            words = _bits(values.to_numpy())
+        order = np.argsort(words, kind="stable")
+        words, values, ids = words[order], values.take(pa.array(order)), ids[order]
+        if (twice := np.flatnonzero(words[1:] == words[:-1])).size:
+            first, second = (values[int(twice[0]) + i].as_py() for i in (0, 1))
+            what = f"value {first!r} is there twice" if first == second else f"{first!r} and {second!r} hash alike"
+            raise UserError(f"{path}: column 'value': {what}; remove one of the two rows")
+        return cls(path, values, words, ids)
+
+    @property
+    def strings(self) -> bool:
+        """Whether the values are strings, not integers."""
+        return is_string(self.values.type)
+
+    @cached_property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest id; zeros where there is none."""
+        return (int(self.ids.min()), int(self.ids.max())) if len(self.ids) else (0, 0)
+
+    def find(self, array: pa.Array) -> Ids:
+        """The id of each value, int64 [n]; -1 for one that is not in the vocabulary, and for a null.
+
+        Strings are found by their hash and then compared, so that none is taken for another.
+        """
+        if self.strings:
+            strings, codes = distinct(array)
+            strings = strings.cast(pa.large_string())
+            places, there = self._places(hash_strings(strings))
+            candidates = self.values.take(pa.array(places[there]))
+            there[there] = pc.equal(candidates, strings.filter(pa.array(there))).to_numpy(zero_copy_only=False)
+            return spread(np.where(there, self._id_at(places), UNKNOWN), codes, UNKNOWN)
+        numbers = (pc.fill_null(array, 0) if array.null_count else array).to_numpy(zero_copy_only=False)
+        places, there = self._places(_bits(numbers))
+        # NumPy compares int64 with uint64 exactly: 2^64 - 1 has the bits of -1, and is not it
+        there[there] = self.values.to_numpy()[places[there]] == numbers[there]
+        found = np.where(there, self._id_at(places), UNKNOWN)
+        return np.where(array.is_valid().to_numpy(zero_copy_only=False), found, UNKNOWN) if array.null_count else found
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify which value has which id."""
+        digest = hashlib.blake2b(self.words.tobytes(), digest_size=8)
+        digest.update(self.ids.tobytes())
+        return digest.hexdigest()
+
+    def _places(self, words: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Where each word stands, and whether it does."""
+        places = np.minimum(np.searchsorted(self.words, words), max(len(self.words) - 1, 0))
+        there = self.words[places] == words if len(self.words) else np.zeros(len(words), np.bool_)
+        return places, there
+
+    def _id_at(self, places: NDArray[np.intp]) -> Any:
+        return self.ids[places] if len(self.ids) else UNKNOWN
+
+
+def vocabulary_of(feature: StoredFeature) -> Vocabulary | None:
+    """The vocabulary that a feature names, read once a process; None for a feature without.
+
+    Raises:
+        UserError: where the file is not there or is none, or its ids do not fit the feature's table.
+    """
+    if feature.vocabulary is None:
+        return None
+    found = read_vocabulary(feature.vocabulary)
+    low, high = found.limits
+    rows = feature.table.rows
+    if low < 0 or high >= rows:
+        raise UserError(
+            f"{found.path}: column 'id': id {low if low < 0 else high} is outside table {feature.table.name!r} of "
+            f"{rows} rows (feature {feature.name!r}); "
+            + ("build the vocabulary again" if low < 0 else f"set the table's rows to {high + 1}")
+        )
+    return found
+
+
+@cache
+def read_vocabulary(path: str) -> Vocabulary:
+    """The vocabulary in a Parquet file (or several, in a folder) with the columns `value` and `id`.
+
+    Raises:
+        UserError: where it cannot be read, or is no vocabulary.
+    """
+    manifest = Manifest.read(path)
+    for name in ("value", "id"):
+        if name not in manifest.schema.names:
+            raise UserError(
+                f"{path}: there is no column {name!r}; a vocabulary has the columns 'value' and 'id' "
+                "(rechub-dist data vocabulary writes one)"
+            )
+    # the order of the row groups does not matter: values are sorted anyway
+    table = pa.concat_tables(piece for _, piece in scan(manifest, ["value", "id"], lambda piece: piece))
+    ids, values = table["id"].combine_chunks(), table["value"]
+    if not pa.types.is_integer(ids.type) or ids.null_count:
+        raise UserError(f"{path}: column 'id' is {ids.type} with {ids.null_count} missing; give each value an integer")
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if is_string(values.type):
+        values = values.cast(pa.large_string())  # in one piece, they may exceed 2 GB
+    return Vocabulary.of(values.combine_chunks(), ids.cast(pa.int64()).to_numpy(), path)
+
+
+def _bits(numbers: NDArray[np.integer]) -> Ids:
+    """Integers of any width as int64; those from 2^63 on by their bits."""
+    return numbers.view(np.int64) if numbers.dtype == np.uint64 else numbers.astype(np.int64, copy=False)

@@ -1,0 +1,358 @@
+"""Which row comes when: pure arithmetic over the sizes of row groups, without I/O.
+
+The row groups, permuted by (seed, epoch), form one virtual stream, which is cut into L contiguous *lanes* of
+`N // L + (l < N % L)` rows. Rows are dealt from them to the global batches like cards (see `Deal`). A lane's *windows*
+are the pieces of row groups that it holds, whole row groups but for those that a lane's boundary cuts; the rows of a
+window are permuted by (seed, epoch, window). Within a global batch the rows stand in lane order, and a rank takes a
+contiguous slice of it.
+
+Row groups of equal size can make all lanes come to their next windows at once, which would hold twice the memory for
+that step, and leave the reader nothing to do between. Where this happens the lanes are *turned*: each begins at
+another part of a row group, and reads what lies before it at its end.
+
+L and the permutations never depend on the world size, so neither do the rows of a global batch nor their order. All
+permutations come from the raw 64-bit stream of PCG64, seeded by SeedSequence, both of which numpy guarantees to stay
+the same over versions and platforms (`Generator.permutation` has no such guarantee).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rechub_dist.data.order.deal import FIRST_LANES, Deal, longest_lag
+
+IntArray = NDArray[np.int64]
+
+# Of the order of rows, which checkpoints hold a position in, and of the draws and hashes that go with it: raise it with
+# every change of those. Golden hashes stand beside it (tests/golden/order-<version>.json).
+ORDER_VERSION = 4
+
+MAX_LANES = 64
+SHUFFLE_ROWS = 8_000_000
+_MANY_GROUPS = 32  # a lane: then another one to decode is of no matter
+_GROUPS, _ROWS = 0, 1  # what a permutation is for: the last word but one of its seed
+
+
+class Window(NamedTuple):
+    """A piece of one row group, the unit that is read, permuted and kept open.
+
+    Attributes:
+        group: index of the row group in the manifest's order.
+        start, stop: its rows within the row group.
+        lane: the lane that it belongs to.
+        first_step, last_step: the steps whose global batches take its first and its last row.
+    """
+
+    group: int
+    start: int
+    stop: int
+    lane: int
+    first_step: int
+    last_step: int
+
+
+class Windows(NamedTuple):
+    """All windows of an epoch, each field as in `Window`: int64 [windows]."""
+
+    group: IntArray
+    start: IntArray
+    stop: IntArray
+    lane: IntArray
+    first_step: IntArray
+    last_step: IntArray
+
+
+class Slice(NamedTuple):
+    """Rows `start` .. `stop - 1` of window `window`, counted after the window's permutation."""
+
+    window: int
+    start: int
+    stop: int
+
+
+class Share(NamedTuple):
+    """One rank's share of a global batch.
+
+    Attributes:
+        slices: the rank's rows in order; empty for a rank without rows.
+        rows: how many they are.
+        stride: ceil(n / W), the number of rows to pad to, equal on all ranks.
+        position: the position in the epoch of the rank's first row: step * batch_size + its index in the batch.
+        first: that index.
+        total: n, the rows of the global batch.
+    """
+
+    slices: list[Slice]
+    rows: int
+    stride: int
+    position: int
+    first: int
+    total: int
+
+
+def check_share(step: int, steps: int, rank: int, world_size: int) -> None:
+    """Raise IndexError where a step or rank is outside its range."""
+    if not 0 <= step < steps:
+        raise IndexError(f"step {step} is outside 0..{steps - 1}")
+    if not 0 <= rank < world_size:
+        raise IndexError(f"rank {rank} is outside a world of {world_size}")
+
+
+def rank_rows(n: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The first of rank `rank`'s rows among n, and how many it has: sizes differ by one at most."""
+    return rank * (n // world_size) + min(rank, n % world_size), n // world_size + (rank < n % world_size)
+
+
+def permutation(n: int, *seed: int) -> IntArray:
+    """A random order of 0 .. n - 1, int64 [n], the same for the same `seed` (non-negative integers) everywhere."""
+    bits = max(1, int(n - 1).bit_length())
+    words = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(n)
+    # the index rides in the low bits: one plain sort, and no ties whose order would depend on the sorting algorithm
+    mask = np.uint64((1 << bits) - 1)
+    words &= ~mask
+    words |= np.arange(n, dtype=np.uint64)
+    words.sort()
+    words &= mask
+    return words.view(np.int64)
+
+
+def lane_count(counts: Sequence[int], shuffle_rows: int = SHUFFLE_ROWS, max_lanes: int = MAX_LANES) -> int:
+    """The number of lanes: the largest power of two within all of these, and `shuffle_rows` // largest row group."""
+    sizes = [count for count in counts if count]
+    most = min(max_lanes, len(sizes), shuffle_rows // max(sizes, default=1))
+    return int(1 << (most.bit_length() - 1)) if most > 0 else 1
+
+
+class RowOrder:
+    """The order of the rows of a data set in global batches of `batch_size`.
+
+    Args:
+        counts: rows of each row group, in the manifest's order; empty row groups are fine.
+        batch_size: rows of a global batch; the last one of an epoch holds what is left.
+        shuffle: False keeps the stored order (with one lane).
+        seed: of the permutations.
+        shuffle_rows: bound on the rows that stand in open windows over all ranks.
+        max_lanes: bound on the number of lanes. More ranks than lanes share them, and what they decode.
+        lanes: overrides the number of lanes. For an unshuffled pass where the order of rows is of no matter, a
+            multiple of the world size lets each rank read its own row groups instead of a part of every one.
+        drop_last: leave out the last batch of an epoch where it is short. Which rows these are differs from epoch to
+            epoch, if they are shuffled.
+
+    Attributes:
+        total: rows of the data set.
+        rows: rows of an epoch's batches.
+        steps: an epoch's batches.
+
+    Raises:
+        ValueError: for a batch size or number of lanes below 1, or a negative seed.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int],
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        shuffle_rows: int = SHUFFLE_ROWS,
+        max_lanes: int = MAX_LANES,
+        lanes: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, must be at least 1")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}, must not be negative")
+        if lanes is not None and lanes < 1:
+            raise ValueError(f"lanes is {lanes}, must be at least 1")
+        self.counts: IntArray = np.asarray(counts, dtype=np.int64).reshape(-1)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.total = int(self.counts.sum())
+        self.steps = self.total // batch_size if drop_last else -(-self.total // batch_size)
+        self.rows = min(self.total, self.steps * batch_size)
+        self.lanes = lanes or (lane_count(self.counts.tolist(), shuffle_rows, max_lanes) if shuffle else 1)
+        self.deal = Deal(self.total, self.lanes, self._lag() if shuffle else 0)
+        # Whether lanes that come to their next windows at once are turned: where they would hold more than the bound
+        # and its quarter, or can well afford it.
+        self.turns = shuffle and (
+            2 * self.lanes * int(self.counts.max(initial=0)) > shuffle_rows + shuffle_rows // 4
+            or np.count_nonzero(self.counts) >= _MANY_GROUPS * self.lanes
+        )
+
+    def _lag(self) -> int:
+        """Rounds after which more lanes join: time enough to open their row groups.
+
+        Lanes join between two batches where that can be, so that ranks need not share them.
+        """
+        even = -(-self.batch_size // FIRST_LANES)
+        lag = min(self.batch_size, longest_lag(self.total, self.lanes))
+        return lag // even * even or lag
+
+    def batch_rows(self, step: int) -> int:
+        """Rows of global batch `step`."""
+        return min(self.batch_size, self.rows - step * self.batch_size)
+
+    def rows_before(self, epoch: int, step: int) -> int:
+        """Rows of all global batches before `step` of `epoch`."""
+        return epoch * self.rows + min(self.rows, step * self.batch_size)
+
+    def epoch(self, epoch: int) -> EpochOrder:
+        """The order of one epoch. Raises ValueError for a negative one."""
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}, must not be negative")
+        return EpochOrder(self, epoch)
+
+
+class EpochOrder:
+    """The order of one epoch: its windows, and each rank's share of each global batch."""
+
+    def __init__(self, order: RowOrder, epoch: int) -> None:
+        self.order = order
+        self.epoch = epoch
+        groups = np.flatnonzero(order.counts)
+        if order.shuffle:
+            groups = groups[permutation(len(groups), order.seed, _GROUPS, epoch)]
+        self._lane_sizes = order.deal.sizes
+        self._lane_starts = np.cumsum(self._lane_sizes) - self._lane_sizes
+        bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(order.counts[groups])])
+        self._lay_out(groups, bounds, np.zeros(order.lanes, np.int64))
+        if order.turns and self._crowded():
+            self._lay_out(groups, bounds, self._turns(bounds))
+
+    def _lay_out(self, groups: IntArray, bounds: IntArray, turns: IntArray) -> None:
+        """Cut the virtual stream of `groups`, which begin at `bounds`, into windows, in the order of reading.
+
+        Lane l begins with its row `turns[l]`; it goes on with its first row after its last one.
+        """
+        N, lane_starts = self.order.total, self._lane_starts
+        # windows by their place in the stream: cut at every row group's and every lane's boundary, and at the turns
+        cuts = np.unique(np.concatenate([bounds, lane_starts, lane_starts + turns]))
+        starts = cuts[:-1]
+        # lanes without rows share their start with the next one: side="right" gives the last, which holds the rows
+        # (unless it starts at N, beyond every window)
+        lane = np.searchsorted(lane_starts, starts, side="right") - 1
+        # and by their place in the order of reading, where a lane's rows have the same places, turned
+        read = lane_starts[lane] + (starts - lane_starts[lane] - turns[lane]) % self._lane_sizes[lane]
+        by_reading = np.argsort(read)
+        starts, self._lane, read = starts[by_reading], lane[by_reading], read[by_reading]
+        self._cuts = np.append(read, N)
+        place = np.searchsorted(bounds, starts, side="right") - 1
+        self._group = groups[place] if N else groups
+        self._offset = starts - bounds[place]
+        first, last = read - lane_starts[self._lane], self._cuts[1:] - 1 - lane_starts[self._lane]
+        self._first_step = self.order.deal.place(self._lane, first) // self.order.batch_size
+        self._last_step = self.order.deal.place(self._lane, last) // self.order.batch_size
+        beginnings = np.flatnonzero(first == 0)
+        self._beginnings = beginnings[np.argsort(self._first_step[beginnings], kind="stable")]
+
+    def _crowded(self) -> bool:
+        """Whether more than a quarter of the lanes, and one, change windows in an eighth of the time of a window."""
+        later = np.delete(self._first_step, self._beginnings)
+        span = max(1, int(self._last_step.max(initial=0)) * self.order.lanes // max(1, self.windows) // 8)
+        return len(later) > 0 and int(np.bincount(later // span).max()) > self.order.lanes // 4 + 1
+
+    def _turns(self, bounds: IntArray) -> IntArray:
+        """Where each lane begins, so that lanes change windows at different times, int64 [L].
+
+        That is within the lane's first whole row group; the fractions of it that are left are multiples of the golden
+        ratio, of which any run of neighbours is spread well: a rank reads neighbouring lanes.
+        """
+        ends = self._lane_starts + self._lane_sizes
+        first = np.minimum(np.searchsorted(bounds, self._lane_starts), len(bounds) - 2)
+        begin, size = bounds[first], bounds[first + 1] - bounds[first]
+        golden = np.arange(self.order.lanes, dtype=np.int64) * 40503 % 65536  # 65536 / 1.618
+        left = (golden * (size - 1) // 65536 - self.order.deal.begins) % np.maximum(size, 1)
+        turned = begin - self._lane_starts + size - 1 - left
+        # a lane that is no more than that row group never changes windows
+        return np.where((begin >= self._lane_starts) & (begin + size <= ends) & (size < self._lane_sizes), turned, 0)
+
+    @property
+    def windows(self) -> int:
+        """How many windows the epoch has."""
+        return len(self._cuts) - 1
+
+    def all_windows(self) -> Windows:
+        """The windows, in the order of their indices."""
+        stop = self._offset + np.diff(self._cuts)
+        return Windows(self._group, self._offset, stop, self._lane, self._first_step, self._last_step)
+
+    def following(self, index: int) -> int | None:
+        """The window that window `index`'s lane goes on with; None where no batch needs another."""
+        after = index + 1
+        if after == self.windows or self._lane[after] != self._lane[index]:
+            return None
+        return after if self._first_step[after] < self.order.steps else None
+
+    def joining(self, step: int) -> list[int]:
+        """The first windows of the lanes that join after `step`, soonest first."""
+        later = np.searchsorted(self._first_step[self._beginnings], step, side="right")
+        return [int(index) for index in self._beginnings[later:] if self._first_step[index] < self.order.steps]
+
+    def window(self, index: int) -> Window:
+        """Window `index`; those of a lane are numbered consecutively, in the order of use."""
+        start = int(self._offset[index])
+        return Window(
+            group=int(self._group[index]),
+            start=start,
+            stop=start + int(self._cuts[index + 1] - self._cuts[index]),
+            lane=int(self._lane[index]),
+            first_step=int(self._first_step[index]),
+            last_step=int(self._last_step[index]),
+        )
+
+    def permutation(self, index: int) -> IntArray | None:
+        """The order in which window `index` gives its rows, int64 [rows of the window]; None for the stored one."""
+        if not self.order.shuffle:
+            return None
+        rows = int(self._cuts[index + 1] - self._cuts[index])
+        return permutation(rows, self.order.seed, _ROWS, self.epoch, index)
+
+    def share(self, step: int, rank: int = 0, world_size: int = 1) -> Share:
+        """The rows of rank `rank` of `world_size` in global batch `step`.
+
+        Rank r gets n // W + (r < n % W) of the n rows, so that sizes differ by one at most.
+
+        Raises:
+            IndexError: where `step` or `rank` is outside its range.
+        """
+        order = self.order
+        check_share(step, order.steps, rank, world_size)
+        n = order.batch_rows(step)
+        low, rows = rank_rows(n, rank, world_size)
+        slices = self.slices(step, low, low + rows) if rows else []
+        return Share(slices, rows, -(-n // world_size), step * order.batch_size + low, low, n)
+
+    def slices(self, step: int, low: int, high: int) -> list[Slice]:
+        """Rows low .. high - 1, at least one, of global batch `step`."""
+        begin, n = step * self.order.batch_size, self.order.batch_rows(step)
+        if self.order.lanes == 1:
+            return self._pieces(begin + low, begin + high)
+        given = self.order.deal.given(begin)
+        takes = self.order.deal.given(begin + n) - given
+        ends = np.cumsum(takes)
+        lanes = slice(np.searchsorted(ends, low, side="right"), np.searchsorted(ends, high, side="left") + 1)
+        ends, begins = ends[lanes], (ends - takes)[lanes]
+        base = self._lane_starts[lanes] + given[lanes] - begins
+        start, stop = base + np.maximum(begins, low), base + np.minimum(ends, high)
+        first = np.searchsorted(self._cuts, start, side="right") - 1
+        if ((stop <= self._cuts[first + 1]) & (start < stop)).all():  # the usual case: no lane changes windows
+            cuts = self._cuts[first]
+            return list(map(Slice, first.tolist(), (start - cuts).tolist(), (stop - cuts).tolist()))
+        places = zip(start.tolist(), stop.tolist(), strict=True)
+        return [piece for a, b in places if a < b for piece in self._pieces(a, b)]
+
+    def _pieces(self, start: int, stop: int) -> list[Slice]:
+        """Rows start .. stop - 1, at least one, of the order of reading."""
+        first = int(self._cuts.searchsorted(start, side="right")) - 1
+        last = int(self._cuts.searchsorted(stop, side="left")) - 1
+        pieces = []
+        for window in range(first, last + 1):
+            cut, end = int(self._cuts[window]), int(self._cuts[window + 1])
+            pieces.append(Slice(window, max(start, cut) - cut, min(stop, end) - cut))
+        return pieces

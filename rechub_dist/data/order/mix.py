@@ -1,0 +1,201 @@
+"""The order of rows where several sources are mixed: pure arithmetic, as in `order`.
+
+A global batch has a fixed number of rows of each source, those of the first source first, and each source has its own
+order of rows. So source s gives its batch number `g % S` of its pass `g // S` to the run's batch g, where S are the
+steps of its pass. An epoch is a pass over the source whose pass is shortest, of those that are not repeated; the
+others go on in the next epoch where they are. The rows of a batch depend on the world size as little as without a mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from rechub_dist.data.order.epoch import (
+    MAX_LANES,
+    SHUFFLE_ROWS,
+    EpochOrder,
+    IntArray,
+    RowOrder,
+    Share,
+    Slice,
+    Window,
+    check_share,
+    rank_rows,
+)
+
+_SEEDS = 1 << 40  # between the seeds of two sources
+
+
+class Mix(NamedTuple):
+    """How the row groups of a manifest are mixed.
+
+    Attributes:
+        groups: row groups of each source, in the manifest's order.
+        weights: of each source, for its share of a batch.
+        repeat: whether a source begins anew as often as needed, instead of limiting the epoch.
+    """
+
+    groups: tuple[int, ...]
+    weights: tuple[float, ...]
+    repeat: tuple[bool, ...]
+
+
+def quotas(batch_size: int, weights: Sequence[float]) -> list[int]:
+    """The rows of each source in a batch, in proportion to the weights by largest remainders."""
+    exact = [batch_size * weight / sum(weights) for weight in weights]
+    found = [int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda s: (found[s] - exact[s], s))
+    for source in by_remainder[: batch_size - sum(found)]:
+        found[source] += 1
+    return found
+
+
+class MixOrder:
+    """The order of the rows of several sources in global batches; to be used as a `RowOrder` is.
+
+    Args:
+        counts: rows of each row group of all sources.
+        batch_size: rows of a global batch. It has fewer where a source is at the last batch of its pass.
+        mix: the sources.
+        shuffle, seed, shuffle_rows, max_lanes, drop_last: as of `RowOrder`; a source gets its share of `shuffle_rows`.
+
+    Attributes:
+        sources: the order of each source.
+        rows: rows of the first epoch's batches; those of others may differ, see `rows_before`.
+        steps: an epoch's batches.
+        lanes: of all sources.
+
+    Raises:
+        ValueError: for impossible sizes; a source with so little weight that a batch has no row of it, or with fewer
+            rows than a batch of `drop_last` needs; or if all are repeated.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int],
+        batch_size: int,
+        mix: Mix,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        shuffle_rows: int = SHUFFLE_ROWS,
+        max_lanes: int = MAX_LANES,
+        drop_last: bool = False,
+    ) -> None:
+        self.batch_size = batch_size
+        self.seed = seed
+        self.first_groups = [sum(mix.groups[:s]) for s in range(len(mix.groups))]
+        self.sources = []
+        for number, quota in enumerate(quotas(batch_size, mix.weights)):
+            if not quota:
+                raise ValueError(f"the weight {mix.weights[number]} of source {number} gives it no row of a batch")
+            order = RowOrder(
+                counts[self.first_groups[number] :][: mix.groups[number]],
+                quota,
+                shuffle=shuffle,
+                seed=seed + number * _SEEDS,
+                shuffle_rows=max(1, shuffle_rows * quota // batch_size),
+                max_lanes=max_lanes,
+                drop_last=drop_last,
+            )
+            if not order.steps:
+                raise ValueError(f"source {number} has {order.total} rows, but gives {quota} to a batch")
+            self.sources.append(order)
+        passes = [order.steps for order, repeated in zip(self.sources, mix.repeat, strict=True) if not repeated]
+        if not passes:
+            raise ValueError("all sources are repeated: an epoch would have no end")
+        self.steps = min(passes)
+        self.lanes = sum(order.lanes for order in self.sources)
+        self.rows = self.rows_before(1, 0)
+
+    def rows_before(self, epoch: int, step: int) -> int:
+        """Rows of all global batches before `step` of `epoch`."""
+        batches = epoch * self.steps + step
+        return sum(order.rows_before(*divmod(batches, order.steps)) for order in self.sources)
+
+    def epoch(self, epoch: int) -> MixEpoch:
+        """The order of one epoch. Raises ValueError for a negative one."""
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}, must not be negative")
+        return MixEpoch(self, epoch)
+
+
+class MixEpoch:
+    """The order of one epoch of a mix; to be used as an `EpochOrder` is.
+
+    The index of a window tells the source, its pass, and the index of the window in that.
+    """
+
+    def __init__(self, order: MixOrder, epoch: int) -> None:
+        self.order = order
+        self.epoch = epoch
+        self._begin = epoch * order.steps  # the run's batches before this epoch
+        self._stride = max(len(source.counts) + 2 * source.lanes + 1 for source in order.sources)
+        # of each source the pass that it is in, and one that ends or begins
+        self._pass = lru_cache(2 * len(order.sources))(lambda source, number: order.sources[source].epoch(number))
+
+    def share(self, step: int, rank: int = 0, world_size: int = 1) -> Share:
+        """The rows of rank `rank` of `world_size` in global batch `step`, as `EpochOrder.share`.
+
+        Raises:
+            IndexError: where `step` or `rank` is outside its range.
+        """
+        order = self.order
+        check_share(step, order.steps, rank, world_size)
+        places = [divmod(self._begin + step, source.steps) for source in order.sources]
+        sizes = [source.batch_rows(at) for source, (_, at) in zip(order.sources, places, strict=True)]
+        n = sum(sizes)
+        low, rows = rank_rows(n, rank, world_size)
+        slices: list[Slice] = []
+        first = 0
+        for source, ((number, at), size) in enumerate(zip(places, sizes, strict=True)):
+            begin, end = max(low, first) - first, min(low + rows, first + size) - first
+            if begin < end:
+                base = (number * len(order.sources) + source) * self._stride
+                found = self._pass(source, number).slices(at, begin, end)
+                slices += [piece._replace(window=base + piece.window) for piece in found]
+            first += size
+        return Share(slices, rows, -(-n // world_size), step * order.batch_size + low, low, n)
+
+    def window(self, index: int) -> Window:
+        """Window `index`; its steps may lie outside the epoch, as a source's pass does."""
+        source, number, within, one = self._find(index)
+        begin = number * self.order.sources[source].steps - self._begin
+        window = one.window(within)
+        return window._replace(
+            group=self.order.first_groups[source] + window.group,
+            first_step=begin + window.first_step,
+            last_step=begin + window.last_step,
+        )
+
+    def permutation(self, index: int) -> IntArray | None:
+        """The order in which window `index` gives its rows, as `EpochOrder.permutation`."""
+        _, _, within, one = self._find(index)
+        return one.permutation(within)
+
+    def following(self, index: int) -> int | None:
+        """The window that window `index`'s lane goes on with; None where this epoch and pass need no other."""
+        _, _, within, one = self._find(index)
+        after = one.following(within)
+        if after is None:
+            return None
+        after += index - within
+        return after if self.window(after).first_step < self.order.steps else None
+
+    def joining(self, step: int) -> list[int]:
+        """The first windows of the lanes that join after `step`, in this epoch and the sources' passes."""
+        order = self.order
+        found = []
+        for source, one in enumerate(order.sources):
+            number, at = divmod(self._begin + step, one.steps)
+            base = (number * len(order.sources) + source) * self._stride
+            found += [base + index for index in self._pass(source, number).joining(at)]
+        return [index for index in found if self.window(index).first_step < order.steps]
+
+    def _find(self, index: int) -> tuple[int, int, int, EpochOrder]:
+        """The source of a window, its pass, the index in it, and the order of it."""
+        place, within = divmod(index, self._stride)
+        number, source = divmod(place, len(self.order.sources))
+        return source, number, within, self._pass(source, number)

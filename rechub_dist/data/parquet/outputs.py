@@ -1,0 +1,373 @@
+"""Outputs that never cost a user anything: our mark, what may be replaced, and inputs that must not be written over.
+
+A folder that we write holds `_rechub_dist.json`: what kind of output it is, and the files of which it consists. Only
+these are ever removed, and only for an output of the same kind; whatever else is there is somebody else's, and the
+folder is refused. Names that begin with `_` are no data, so the mark is never read as such.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import posixpath
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TextIO
+from urllib.parse import urlsplit
+
+import pyarrow.fs as pafs
+
+from rechub_dist.config import StorageConfig
+from rechub_dist.data.parquet.storage import is_remote, locate
+from rechub_dist.errors import UserError
+
+MARK = "_rechub_dist.json"
+_WRITER = "rechub_dist"
+_HEAD = 1 << 20  # bytes of a file by which a change is told
+_GLOB = re.compile(r"[*?\[]")
+_SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # schemes of one store
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What `_rechub_dist.json` says.
+
+    Attributes:
+        kind: what the folder holds: `predictions`, say.
+        files: the files below it, by their paths with `/`, and how each is known: its size and a digest, or None where
+            that was not yet known when the mark was written.
+    """
+
+    kind: str
+    files: dict[str, str | None]
+
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps({"writer": _WRITER, "kind": self.kind, "files": self.files}, indent=1) + "\n"
+
+    @classmethod
+    def of(cls, text: bytes) -> Mark | None:
+        """The mark that a file holds; None where it holds none of ours."""
+        try:
+            found = json.loads(text)
+            if found["writer"] != _WRITER:
+                return None
+            return cls(str(found["kind"]), dict(found["files"]))
+        except (ValueError, TypeError, KeyError):
+            return None
+
+
+def refuse_overlap(out: str, inputs: Iterable[str], *, option: str = "--out") -> None:
+    """Refuse an output that is an input, holds one, or would be read as part of one. Writes nothing.
+
+    Links, bind mounts and the several spellings of an address are seen through. Below an input, a name that begins with
+    `_` or `.` is fine, as it is not taken for data.
+
+    Args:
+        out: file, folder or address.
+        inputs: files, folders, patterns or addresses. Give the files that were found as well as the pattern or folder:
+            each may be a link to somewhere else.
+        option: how the user named the output, for the error.
+
+    Raises:
+        UserError: they overlap.
+    """
+    target = _Place.of(out)
+    for source in dict.fromkeys(inputs):
+        if (how := _overlap(target, source)) is not None:
+            raise UserError(
+                f"{option}: {out} {how} the input {source}: nothing that is read may be written over; name another "
+                "place for the output"
+            )
+
+
+def claim(
+    folder: str, kind: str, files: Iterable[str], settings: StorageConfig | None = None, *, option: str = "--out"
+) -> None:
+    """Make a folder ours for the files that will be written into it, one process for all; local or an address.
+
+    It may be new, empty, or hold what an output of the same kind has left whose files are all known to its mark: those
+    are removed. Nothing else is, ever. The mark is there before any file is.
+
+    Args:
+        folder: path or address.
+        kind: what will be in it, for people to read: `predictions`.
+        files: the names (without folders) of all files that may be written and may be removed by the next `claim`. A
+            file that shows that the output is whole (`_SUCCESS`) is better left out: then a finished output is refused.
+        settings: of the store.
+        option: how the user named the folder, for the error.
+
+    Raises:
+        UserError: the folder holds something else, is a file, or cannot be written.
+    """
+    store, inside = locate(folder, settings or StorageConfig())
+    filesystem, inside = store.filesystem, inside.rstrip("/") or "/"
+    try:
+        info = filesystem.get_file_info(inside)
+        if info.type not in (pafs.FileType.NotFound, pafs.FileType.Directory):
+            raise UserError(f"{option}: {folder} is a file: name a folder")
+        there = filesystem.get_file_info(pafs.FileSelector(inside, allow_not_found=True))
+        mark = None
+        if any(entry.base_name == MARK for entry in there):
+            with filesystem.open_input_file(posixpath.join(inside, MARK)) as source:
+                mark = Mark.of(source.read())
+        for entry in there:
+            name = entry.base_name
+            known = mark is not None and mark.kind == kind and (name == MARK or name in mark.files)
+            if not known or entry.type != pafs.FileType.File:
+                raise _foreign(folder, name, kind, option)
+        for entry in there:
+            if entry.base_name != MARK:  # which stays until it is replaced: what is left would be nobody's
+                filesystem.delete_file(entry.path)
+        filesystem.create_dir(inside, recursive=True)
+        with filesystem.open_output_stream(posixpath.join(inside, MARK)) as sink:
+            sink.write(Mark(kind, dict.fromkeys(files)).text().encode())
+    except OSError as error:
+        raise UserError(f"{option}: {folder} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def whole_folder(out: Path, kind: str, *, replace: bool = False, option: str = "--out") -> Iterator[Path]:
+    """A folder to write into, which becomes `out` when the block ends well, and is removed when it does not.
+
+    Meanwhile it is hidden beside `out`, so that what was killed leaves nothing that could be taken for whole.
+
+    Args:
+        out: a local folder: new, or empty, or (`replace`) an earlier output of the same kind, of which no file has
+            changed and to which none was added; it is then replaced, and only at the end.
+        kind: what will be in it; outputs of another kind are not replaced.
+        replace: whether an earlier output may be.
+        option: how the user named the folder, for the error.
+
+    Raises:
+        UserError: `out` is a file, holds anything else, or cannot be written.
+    """
+    out = _real(out, option)
+    work, old = out.with_name(f".{out.name}.writing"), out.with_name(f".{out.name}.replaced")
+    with ExitStack() as stack:
+        try:
+            _remove_marked(work, option)  # of a process that was killed
+            if not out.exists() and _marked(old):  # of one that was killed between the two renames below
+                os.rename(old, out)
+            _remove_marked(old, option)
+            check_replaceable(out, kind, replace=replace, option=option)
+            work.mkdir(parents=True)
+            mark = stack.enter_context((work / MARK).open("x"))
+            undo = stack.enter_context(ExitStack())
+            undo.callback(shutil.rmtree, work, ignore_errors=True)
+            _lock(mark, work, option)
+            _rewrite(mark, Mark(kind, {}))
+            yield work
+            check_replaceable(out, kind, replace=replace, option=option)
+            _rewrite(mark, Mark(kind, _contents(work)))
+            if out.exists() and any(out.iterdir()):
+                os.rename(out, old)
+            os.rename(work, out)  # over an empty folder, too
+            undo.pop_all()
+            _remove_marked(old, option)
+        except OSError as error:
+            raise _failed(out, error, option) from error
+
+
+@contextmanager
+def whole_file(
+    path: Path, ours: Callable[[Path], bool], what: str = "one of ours", *, option: str = "--out"
+) -> Iterator[Path]:
+    """A file to write, which becomes `path` when the block ends well, and is removed when it does not.
+
+    Args:
+        path: new, or a file that is `ours`; its folder is made.
+        ours: whether a file that is there carries our mark, wherever its format keeps one.
+        what: what it would have to be, for the error: `a vocabulary of rechub-dist`.
+        option: how the user named the file, for the error.
+
+    Raises:
+        UserError: `path` is a folder or somebody else's file, or cannot be written.
+    """
+    path = _real(path, option)
+    check_file(path, ours, what, option=option)
+    # a name that nobody else can have
+    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work.open("xb").close()
+        yield work
+        check_file(path, ours, what, option=option)
+        os.replace(work, path)
+    except OSError as error:
+        raise _failed(path, error, option) from error
+    finally:
+        with suppress(OSError):
+            work.unlink(missing_ok=True)
+
+
+def check_file(path: Path, ours: Callable[[Path], bool], what: str = "one of ours", *, option: str = "--out") -> None:
+    """Raise a UserError where a file may not be written by `whole_file`; before the work, which may be long."""
+    if path.is_dir():
+        raise UserError(f"{option}: {path} is a folder: name a file")
+    if path.exists() and not ours(path):
+        raise UserError(f"{option}: {path} is there and is not {what}: name another file, or remove it yourself")
+
+
+def check_replaceable(out: Path, kind: str, *, replace: bool, option: str = "--out") -> None:
+    """Raise a UserError where a folder may not be written by `whole_folder`; before the work, which may be long."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{option}: {out} is a file: name a folder")
+    try:
+        names = sorted(entry.name for entry in out.iterdir())
+        if not names:
+            return
+        mark = Mark.of((out / MARK).read_bytes()) if MARK in names else None
+        if not replace or mark is None or mark.kind != kind:
+            raise _foreign(out, next((name for name in names if name != MARK), MARK), kind if replace else None, option)
+        for name, stamp in _contents(out).items():
+            if mark.files.get(name) != stamp:
+                how = "has changed" if name in mark.files else "was put there"
+                raise UserError(
+                    f"{option}: {out} is an earlier output, but {name} {how} since: name a new folder, or remove this "
+                    "one yourself"
+                )
+    except OSError as error:
+        raise _failed(out, error, option) from error
+
+
+def _real(path: Path, option: str) -> Path:
+    """Where a path leads; an address is none."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise UserError(f"{option}: {path} is an address, but this is written to local disks only: name a local path")
+    return Path(os.path.realpath(path))
+
+
+class _Place:
+    """Where a path or address leads, comparable with others.
+
+    Attributes:
+        store: '' for the local disks, else the kind of the store.
+        path: without links, `.` and `..`.
+        lineage: what identifies it and each folder above it: `[0]` is its own.
+    """
+
+    def __init__(self, store: str, path: str) -> None:
+        self.store, self.path = store, path
+        folders = [path]
+        while (above := posixpath.dirname(folders[-1])) != folders[-1]:
+            folders.append(above)
+        self.lineage = [_identity(folder) if not store else folder for folder in folders]
+
+    @classmethod
+    def of(cls, where: str) -> _Place:
+        if is_remote(where):
+            parts = urlsplit(where.partition("?")[0])
+            container = parts.username or parts.netloc
+            path = posixpath.normpath(f"/{container}/{parts.path}")
+            return cls(_SAME.get(parts.scheme, parts.scheme), path)
+        return cls("", os.path.realpath(where.removeprefix("file://").partition("?")[0] if "://" in where else where))
+
+    def holds(self, other: _Place) -> bool:
+        """Whether the other is this place, or below it."""
+        return self.store == other.store and self.lineage[0] in other.lineage
+
+    def below(self, other: _Place) -> list[str]:
+        """The names that lead from this place to one that it holds."""
+        steps = other.lineage.index(self.lineage[0])
+        return other.path.split("/")[-steps:] if steps else []
+
+
+def _identity(path: str) -> object:
+    """What two names of one folder have in common."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return path
+    return found.st_dev, found.st_ino
+
+
+def _overlap(out: _Place, source: str) -> str | None:
+    """How an output and an input overlap; None where they do not."""
+    pattern: list[str] = []
+    if _GLOB.search(source) and not (not is_remote(source) and os.path.exists(source)):
+        parts = (source.partition("?")[0] if is_remote(source) else source).split("/")
+        fixed = next((i for i, part in enumerate(parts) if _GLOB.search(part)), len(parts))
+        source, pattern = "/".join(parts[:fixed]) or ("/" if source.startswith("/") else "."), parts[fixed:]
+    place = _Place.of(source)
+    if place.holds(out):
+        names = place.below(out)
+        if not names and not pattern:
+            return "is"
+        if any(name.startswith(("_", ".")) for name in names):
+            return None
+        matched = all(part == "**" or fnmatchcase(name, part) for name, part in zip(names, pattern, strict=False))
+        return ("lies in" if len(names) >= len(pattern) else "may hold") if "**" in pattern or matched else None
+    return "holds" if out.holds(place) else None
+
+
+def _contents(folder: Path) -> dict[str, str | None]:
+    """The files below a folder but for its mark, and how each is known: size, and a digest of its first megabyte."""
+    found: dict[str, str | None] = {}
+    for above, folders, names in os.walk(folder):
+        for name in [*names, *(name for name in folders if os.path.islink(os.path.join(above, name)))]:
+            path = Path(above, name)
+            relative = path.relative_to(folder).as_posix()
+            if relative != MARK:
+                found[relative] = _stamp(path)
+    return dict(sorted(found.items()))
+
+
+def _stamp(path: Path) -> str:
+    if path.is_symlink() or not path.is_file():
+        return "no file"  # we write files alone
+    with path.open("rb") as file:
+        digest = hashlib.blake2b(file.read(_HEAD), digest_size=8).hexdigest()
+    return f"{path.stat().st_size} {digest}"
+
+
+def _remove_marked(folder: Path, option: str) -> None:
+    """Remove a folder of a name that only we use, if it carries our mark and nobody writes to it."""
+    if not os.path.lexists(folder):
+        return
+    if not _marked(folder):
+        raise UserError(f"{option}: {folder} is in the way and is not ours: remove it yourself")
+    with (folder / MARK).open() as file:
+        _lock(file, folder, option)
+        shutil.rmtree(folder)
+
+
+def _marked(folder: Path) -> bool:
+    mark = folder / MARK
+    return not folder.is_symlink() and mark.is_file() and Mark.of(mark.read_bytes()) is not None
+
+
+def _lock(mark: TextIO, folder: Path, option: str) -> None:
+    """Hold a mark until it is closed, or the process ends in whatever way."""
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{option}: another process is writing to {folder}: wait until it has ended") from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def _rewrite(file: TextIO, mark: Mark) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(mark.text())
+    file.flush()
+
+
+def _foreign(folder: object, name: str, kind: str | None, option: str) -> UserError:
+    what = f", and is no output of ours ({kind}) that may be replaced" if kind else ""
+    return UserError(f"{option}: {folder} holds {name} already{what}: name a new folder, or empty this one yourself")
+
+
+def _failed(where: Path, error: OSError, option: str) -> UserError:
+    return UserError(f"{option}: {error.filename or where}: {error.strerror or error}; mend it and try again")

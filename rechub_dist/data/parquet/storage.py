@@ -1,0 +1,336 @@
+"""File systems by the address of their files, and patience with them."""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from rechub_dist.config import StorageConfig
+from rechub_dist.errors import UserError, one_line
+from rechub_dist.skips import BadFileError
+
+T = TypeVar("T")
+
+_HADOOP = ("hdfs", "viewfs")
+_BY_ARROW = (*_HADOOP, "gcs", "file")
+_LOCAL = ("file", "local")
+_AZURE = ("abfs", "abfss")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between attempts
+# What no repetition mends, in the words of Arrow's clients of S3 and Azure; 408 (time-out) and 429 (too many requests)
+# are not meant.
+_REFUSED = re.compile(
+    r"(HTTP status|Azure Error: \[\w*\]) (?!408|429)4\d\d|ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH"
+)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A file system, what its addresses begin with, and how patiently it is used.
+
+    Attributes:
+        filesystem: of pyarrow.
+        prefix: what stands before a path of the file system in an address: `s3://`, say; nothing for local files.
+        settings: time-outs and deadline.
+    """
+
+    filesystem: Any = field(repr=False)
+    prefix: str
+    settings: StorageConfig
+
+    @property
+    def remote(self) -> bool:
+        """Whether requests are dear, so that they are better few and large."""
+        return not isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def inside(self, path: str) -> str:
+        """The path by which the file system itself knows a file."""
+        return path.removeprefix(self.prefix)
+
+    def address(self, path: str) -> str:
+        """The address of a path of the file system."""
+        return self.prefix + path
+
+    def patiently(self, work: Callable[[int], T], what: str) -> T:
+        """The result of `work(attempt)`, tried again while the store fails, until the deadline.
+
+        Attempts run in another thread, as not every file system can be told when to give up on a hanging
+        request. The pauses between attempts double, and vary at random lest all ranks come back at once.
+
+        Args:
+            work: what to do; attempts are numbered from 0. It must not share what an attempt that hangs may still use.
+            what: the object, for the error.
+
+        Raises:
+            BadFileError: the file is missing or may not be read, or `work` has found it bad.
+            UserError: the store has failed up to the deadline, or refuses the request.
+        """
+        end = time.monotonic() + self.settings.deadline_seconds
+        pause, attempt = _FIRST_PAUSE, 0
+        while True:
+            allowed = min(self.settings.attempt_seconds, max(0.0, end - time.monotonic()))
+            try:
+                return _within(allowed, lambda number=attempt: work(number))  # type: ignore[misc]
+            except UserError:
+                raise
+            except FileNotFoundError as error:
+                raise BadFileError(
+                    f"{what} cannot be read ({_short(error)}); check that it is there and may be read", "missing"
+                ) from error
+            except PermissionError as error:
+                raise BadFileError(
+                    f"{what} cannot be read ({_short(error)}); check that it is there and may be read", "unreadable"
+                ) from error
+            except (NotADirectoryError, IsADirectoryError) as error:
+                raise BadFileError(f"{what} cannot be read ({_short(error)}); check the path", "unreadable") from error
+            except Exception as error:  # of any client library
+                if _REFUSED.search(str(error)):
+                    raise UserError(
+                        f"{what} cannot be read, the store refuses it ({_short(error)}); check credentials, region "
+                        "and permissions"
+                    ) from error
+                attempt += 1
+                pause_now = pause * random.uniform(0.5, 1.5)
+                if time.monotonic() + pause_now >= end:
+                    raise UserError(
+                        f"{what} cannot be read: {attempt} attempts within {self.settings.deadline_seconds:g} s have "
+                        f"failed, the last with: {_short(error)}; check the store and the network, or raise "
+                        "data.storage.deadline_seconds (and distributed.timeout_seconds)"
+                    ) from error
+                time.sleep(pause_now)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def locate(address: str, settings: StorageConfig) -> tuple[Store, str]:
+    """The store of a path or address, and the path (without the options after a `?`) in the store's file system.
+
+    Raises:
+        UserError: an unknown kind of address, a package that is missing, or settings that do not fit.
+    """
+    if "://" not in address:
+        return Store(pafs.LocalFileSystem(), "", settings), address
+    base, _, query = address.partition("?")
+    options = {**dict(parse_qsl(query)), **settings.options}
+    scheme = urlsplit(base).scheme
+    try:
+        if scheme in ("s3", "gs"):
+            path = base.removeprefix(f"{scheme}://")
+            filesystem = _s3(path, settings, options) if scheme == "s3" else _gcs(settings, options)
+        elif scheme in _AZURE:
+            filesystem, path = _azure(urlsplit(base), settings, options)
+        elif scheme in _BY_ARROW:
+            filesystem, path = pafs.FileSystem.from_uri(base + (f"?{_query(options)}" if options else ""))
+        else:
+            filesystem, path = _fsspec(base, options)
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(
+            f"{address}: {one_line(error)}; install the package that serves {scheme}:// addresses"
+        ) from None
+    except Exception as error:  # whatever a client's constructor raises
+        hadoop = (
+            " the Hadoop client (JAVA_HOME, HADOOP_HOME, CLASSPATH, ARROW_LIBHDFS_DIR)," if scheme in _HADOOP else ""
+        )
+        raise UserError(
+            f"{address}: {scheme}:// cannot be reached ({_short(error)}); check{hadoop} the address, data.storage and "
+            "the credentials in the environment"
+        ) from error
+    prefix = base[: len(base) - len(path)] if base.endswith(path) else f"{scheme}://"
+    return Store(filesystem, "" if scheme == "file" else prefix, settings), path
+
+
+def is_remote(address: str) -> bool:
+    """Whether all hosts see the same behind an address; behind a path, each its own disk."""
+    return "://" in address and urlsplit(address).scheme not in _LOCAL
+
+
+def local_path(address: str) -> str | None:
+    """The path, or pattern, on this host's own file system that a path or address (`file://...`) stands for, else None.
+
+    Raises:
+        UserError: an address that cannot be used.
+    """
+    if is_remote(address):
+        return None
+    if "://" not in address:
+        return address
+    pattern = address.replace("[", "%5B").replace("]", "%5D")  # which are not for URIs
+    return locate(pattern, StorageConfig())[1]
+
+
+def join(root: str, name: str) -> str:
+    """`name` below `root`, or itself where it is an address or an absolute path."""
+    if "://" in name or name.startswith("/"):
+        return name
+    base, mark, options = root.partition("?") if "://" in root else (root, "", "")
+    return f"{base.rstrip('/')}/{name}{mark}{options}"
+
+
+def read_text(path: str, settings: StorageConfig) -> str | None:
+    """A small text file wherever it lies; None where there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    store, inside = locate(path, settings)
+
+    def fetch(_attempt: int) -> bytes | None:
+        if store.filesystem.get_file_info(inside).type != pafs.FileType.File:
+            return None
+        with store.filesystem.open_input_file(inside) as source:
+            return source.read()
+
+    found = store.patiently(fetch, path)
+    return None if found is None else found.decode()
+
+
+def exists(path: str, settings: StorageConfig) -> bool:
+    """Whether a file or folder is there."""
+    store, inside = locate(path, settings)
+    kind = store.patiently(lambda _: store.filesystem.get_file_info(inside.rstrip("/") or "/").type, path)
+    return kind != pafs.FileType.NotFound
+
+
+def _s3(path: str, settings: StorageConfig, options: dict[str, Any]) -> Any:
+    given: dict[str, Any] = {
+        "anonymous": settings.anonymous,
+        "connect_timeout": settings.connect_timeout_seconds,
+        # Linux has no socket time-out here; there it is the time for which a request may stand still
+        "request_timeout": settings.request_timeout_seconds,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=settings.client_attempts),
+    }
+    if settings.endpoint:
+        scheme, _, host = settings.endpoint.rpartition("://")
+        given |= {"endpoint_override": host, "scheme": scheme or "https"}
+    if settings.region:
+        given["region"] = settings.region
+    given |= options
+    if (
+        not {"region", "endpoint_override"} & given.keys()
+        and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & os.environ.keys()
+    ):
+        given["region"] = pafs.resolve_s3_region(path.partition("/")[0])
+    return pafs.S3FileSystem(**given)
+
+
+def _gcs(settings: StorageConfig, options: dict[str, Any]) -> Any:
+    given: dict[str, Any] = {
+        "anonymous": settings.anonymous,
+        "retry_time_limit": timedelta(seconds=settings.attempt_seconds),
+    }
+    if settings.endpoint:
+        scheme, _, host = settings.endpoint.rpartition("://")
+        given |= {"endpoint_override": host, "scheme": scheme or "https"}
+    return pafs.GcsFileSystem(**(given | options))
+
+
+def _azure(address: SplitResult, settings: StorageConfig, options: dict[str, Any]) -> tuple[Any, str]:
+    """The file system of `abfs://container@account.dfs.core.windows.net/path` or `abfs://container/path`, and the path.
+
+    What neither the address nor the options say is taken from the variables of Azure's own tools.
+    """
+    account, _, _ = (address.hostname or "").partition(".")
+    given = {
+        name: os.environ[variable]
+        for name, variable in (
+            ("account_name", "AZURE_STORAGE_ACCOUNT"),
+            ("account_key", "AZURE_STORAGE_KEY"),
+            ("sas_token", "AZURE_STORAGE_SAS_TOKEN"),
+        )
+        if variable in os.environ and not (name != "account_name" and {"account_key", "sas_token"} & options.keys())
+    }
+    if address.username:
+        given["account_name"] = account
+    if settings.endpoint:
+        scheme, _, host = settings.endpoint.rpartition("://")
+        for service in ("blob", "dfs"):
+            given |= {f"{service}_storage_authority": host, f"{service}_storage_scheme": scheme or "https"}
+    given |= options
+    if "account_name" not in given:
+        raise UserError(
+            f"{address.geturl()}: no storage account is named; write "
+            "abfs://container@account.dfs.core.windows.net/path, or set AZURE_STORAGE_ACCOUNT or "
+            "data.storage.options.account_name"
+        )
+    filesystem, path = pafs.AzureFileSystem(**given), address.path.lstrip("/")
+    if address.username:  # the path begins behind the account
+        return pafs.SubTreeFileSystem(address.username, filesystem), path
+    return filesystem, f"{address.netloc}/{path}".rstrip("/")
+
+
+def _query(options: dict[str, Any]) -> str:
+    return "&".join(f"{name}={value}" for name, value in options.items())
+
+
+def _fsspec(base: str, options: dict[str, Any]) -> tuple[Any, str]:
+    """Any other address, by the package that fsspec knows for it."""
+    try:
+        from fsspec.core import url_to_fs  # noqa: PLC0415 - optional
+    except ImportError:
+        raise UserError(f"{base}: addresses of this kind need the package fsspec: pip install fsspec") from None
+    filesystem, path = url_to_fs(base, **options)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+class _Hand:
+    """A thread that does the work of another one, which can stop waiting for it."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        # it knows the queues alone, so that it ends when the hand is forgotten
+        threading.Thread(target=_serve, args=(self._tasks, self._answers), name="rechub-dist-io", daemon=True).start()
+
+    def __del__(self) -> None:
+        self._tasks.put(None)
+
+    def do(self, work: Callable[[], Any], seconds: float) -> tuple[Any, BaseException | None]:
+        """What `work` returns or raises. Raises queue.Empty where it takes longer; the hand is then of no more use."""
+        self._tasks.put(work)
+        return self._answers.get(timeout=seconds)
+
+
+def _serve(tasks: queue.SimpleQueue[Any], answers: queue.SimpleQueue[Any]) -> None:
+    answer: tuple[Any, BaseException | None]
+    while (work := tasks.get()) is not None:
+        try:
+            answer = (work(), None)
+        except BaseException as error:  # it belongs to whoever asked
+            answer = (None, error)
+        answers.put(answer)
+        del work, answer  # or they would live until the next task
+
+
+_hands = threading.local()
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """The result of `work`, or TimeoutError where it takes longer; it is then left to itself."""
+    hand = _hands.__dict__.pop("own", None) or _Hand()
+    try:
+        result, error = hand.do(work, seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:.3g} s") from None
+    _hands.own = hand  # only now: one that was given up, or interrupted, may still answer
+    if error is not None:
+        raise error
+    return result
+
+
+def _short(error: BaseException) -> str:
+    """The first line of an error, or its name."""
+    if isinstance(error, pa.ArrowException | OSError) and not str(error).strip():
+        return type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

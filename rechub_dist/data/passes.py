@@ -1,0 +1,201 @@
+"""What a run trains on: passes over data, one after the other, which its steps are counted over."""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+
+from rechub_dist.config import StorageConfig
+from rechub_dist.data.parquet.partitions import new_partitions
+from rechub_dist.data.reader import ParquetReader
+from rechub_dist.distributed.runtime import Runtime
+
+_DEFAULTS = StorageConfig()
+_POLL_SECONDS = (0.2, 5.0)  # the first, and the longest, between two looks at a growing folder
+
+
+class Pass(NamedTuple):
+    """One pass: the run's steps first_step .. end - 1 are the reader's steps of epoch `number`."""
+
+    number: int
+    reader: ParquetReader
+    first_step: int
+
+    @property
+    def end(self) -> int:
+        """The run's step at which it is done."""
+        return self.first_step + self.reader.steps
+
+
+class Passes(Protocol):
+    """The passes of a run."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of all passes that are known."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data that is known, each once."""
+
+    def at(self, step: int) -> Pass:
+        """The pass that the run's step `step` belongs to."""
+
+    def rows_before(self, step: int) -> int:
+        """Rows of the global batches of the steps before `step`."""
+
+    def identity(self, step: int) -> Any:
+        """What identifies the data of the steps before `step`, for the run's identity."""
+
+    def wait(self, stop: Callable[[], bool]) -> bool:
+        """Wait for passes beyond those known; False if there are none to come, or `stop` says so on a rank.
+
+        Collective.
+        """
+
+
+class Epochs:
+    """`epochs` passes over the same data, which `data` identifies."""
+
+    def __init__(self, reader: ParquetReader, epochs: int, data: Any) -> None:
+        self.reader = reader
+        self.epochs = epochs
+        self._data = data
+
+    @property
+    def steps(self) -> int:
+        """Steps of all epochs."""
+        return self.epochs * self.reader.steps
+
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch."""
+        return self.reader.rows
+
+    def at(self, step: int) -> Pass:
+        """The epoch of a step."""
+        number = step // self.reader.steps
+        return Pass(number, self.reader, number * self.reader.steps)
+
+    def rows_before(self, step: int) -> int:
+        """Rows of the steps before `step`."""
+        return self.reader.rows_before(*divmod(step, self.reader.steps))
+
+    def identity(self, step: int) -> Any:  # noqa: ARG002 - all of the data, from the first step on
+        """That of all of the data."""
+        return self._data
+
+    def wait(self, stop: Callable[[], bool]) -> bool:  # noqa: ARG002 - there is nothing to wait for
+        """False."""
+        return False
+
+
+class Partitions:
+    """One pass over each partition of a folder, in the order of their names, each shuffled by itself.
+
+    A batch holds rows of one partition only, and the last batch of a partition what is left of it. So the batches of a
+    partition depend on the partitions before it by their number alone, and a folder may grow while and between runs.
+
+    Args:
+        path: the folder.
+        open_reader: opens the reader of a partition, given its name; called on every rank.
+        rt: the ranks.
+        storage: how the folder is reached.
+        follow: take partitions only when they have a `_SUCCESS` file, and `wait` for new ones.
+        timeout_seconds: how long to wait for a new one; None: for ever.
+
+    Raises:
+        UserError: no such folder, files beside the partitions, or data that does not fit.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        open_reader: Callable[[str], ParquetReader],
+        rt: Runtime,
+        storage: StorageConfig = _DEFAULTS,
+        *,
+        follow: bool,
+        timeout_seconds: float | None,
+    ) -> None:
+        self._path = path
+        self._open_reader = open_reader
+        self._rt = rt
+        self._storage = storage
+        self._follow = follow
+        self._timeout = timeout_seconds
+        self._names: list[str] = []
+        self._passes: list[Pass] = []
+        self._ends: list[int] = []
+        self._rows: list[int] = [0]  # of the passes before each
+        self._look()
+
+    @property
+    def steps(self) -> int:
+        """Steps of all partitions so far."""
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of all partitions so far."""
+        return self._rows[-1]
+
+    def at(self, step: int) -> Pass:
+        """The partition of a step; beyond the end the last one.
+
+        Raises:
+            IndexError: there is none yet.
+        """
+        # bisect_right passes over partitions without a step
+        return self._passes[min(bisect.bisect_right(self._ends, step), len(self._passes) - 1)]
+
+    def rows_before(self, step: int) -> int:
+        """Rows of the steps before `step`."""
+        if not self._passes:
+            return 0
+        here = self.at(step)
+        return self._rows[here.number] + here.reader.rows_before(0, min(step, here.end) - here.first_step)
+
+    def identity(self, step: int) -> dict[str, str]:
+        """The fingerprint of each partition that has been begun: those to come are free to change."""
+        return {
+            name: here.reader.manifest.fingerprint()
+            for name, here in zip(self._names, self._passes, strict=True)
+            if here.first_step < step
+        }
+
+    def wait(self, stop: Callable[[], bool]) -> bool:
+        """Wait for a partition that has steps; False after the timeout, at once if the folder is not followed.
+
+        The main rank looks, and tells the others in short turns: none waits long for another.
+        """
+        began, steps, pause = time.monotonic(), self.steps, _POLL_SECONDS[0]
+        while self._follow:
+            self._look()
+            if self.steps > steps:
+                return True
+            over = self._timeout is not None and time.monotonic() - began > self._timeout
+            end = torch.tensor([int(stop() or (self._rt.is_main and over))])
+            dist.all_reduce(end, group=self._rt.control)
+            if end.item():
+                return False
+            time.sleep(pause)
+            pause = min(1.5 * pause, _POLL_SECONDS[1])
+        return False
+
+    def _look(self) -> None:
+        """Take new partitions, the same on every rank."""
+        for name in self._rt.from_main(self._new):
+            reader = self._open_reader(name)
+            self._passes.append(Pass(len(self._passes), reader, self.steps))
+            self._ends.append(self.steps + reader.steps)
+            self._rows.append(self._rows[-1] + reader.rows)
+            self._names.append(name)
+
+    def _new(self) -> list[str]:
+        return new_partitions(self._path, self._names, complete=self._follow, settings=self._storage)

@@ -1,0 +1,219 @@
+"""Which rank holds which shard: TorchRec's planner, fitted with the layout's constraints and what memory there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator, EmbeddingStorageEstimator
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import (
+    KernelConfig,
+    ParameterConstraints,
+    PlannerError,
+    PlannerErrorType,
+    ShardingOption,
+    Topology,
+    TopologyFactory,
+    TrainerConfig,
+)
+from torchrec.distributed.types import CacheParams, ModuleSharder, PipelineType, ShardingPlan, ShardingType
+
+from rechub_dist.assembly.cluster import Cluster
+from rechub_dist.embedding.layout import CACHED, REPLICATED, Layout, PlacedTable
+from rechub_dist.embedding.local import module_key
+from rechub_dist.errors import UserError
+from rechub_dist.features import NegativeFeature, SequenceFeature, TimeGapFeature
+from rechub_dist.training.pipeline import Kind
+
+_SHARDING_TYPES = [
+    ShardingType.TABLE_WISE.value,
+    ShardingType.ROW_WISE.value,
+    ShardingType.COLUMN_WISE.value,
+    ShardingType.TABLE_ROW_WISE.value,
+    ShardingType.TABLE_COLUMN_WISE.value,
+]
+
+
+class _PooledSharder(EmbeddingBagCollectionSharder):
+    # On CPU torchrec offers fewer sharding types than its kernels support; the layout chooses among these.
+    def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002
+        return _SHARDING_TYPES
+
+
+class _UnpooledSharder(EmbeddingCollectionSharder):
+    def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002
+        return _SHARDING_TYPES[:3]
+
+
+# How many batches' ids and vectors lie in a GPU's memory at once.
+_IN_FLIGHT = {
+    "base": PipelineType.NONE,
+    "sparse_dist": PipelineType.TRAIN_SPARSE_DIST,
+    "prefetch": PipelineType.TRAIN_PREFETCH_SPARSE_DIST,
+}
+_SHORTAGES = (PlannerErrorType.INSUFFICIENT_STORAGE, PlannerErrorType.STRICT_CONSTRAINTS, PlannerErrorType.PARTITION)
+_GB = 1024**3
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Which rank holds which shard, and what a user should know of it, if anything."""
+
+    sharding: ShardingPlan
+    note: str
+
+
+def make_plan(step: nn.Module, layout: Layout, cluster: Cluster, batch_size: int, kind: Kind) -> Planned | None:
+    """Which rank holds which shard, from what all ranks have agreed on; None where nothing is sharded.
+
+    The optimizers are marked already, so that the planner counts their states. On a GPU it counts the batches in
+    flight of the pipeline `kind`, too.
+
+    Raises:
+        UserError: the tables do not fit, or one is to be sharded over the ranks of a host where hosts are unlike.
+    """
+    placed = sharded_tables(layout)
+    if not placed:
+        return None
+    for table in placed.values():
+        if cluster.local_world_size is None and table.sharding in ("table_row_wise", "table_column_wise"):
+            raise UserError(
+                f"table {table.table.name!r}: {table.sharding} shards a table over the ranks of one host, and the "
+                f"hosts of this run have unlike numbers of ranks; give each the same, or use row_wise or column_wise"
+            )
+    cuda = cluster.device == "cuda"
+    topology = TopologyFactory.create_topology(
+        TrainerConfig(
+            world_size=cluster.world_size,
+            local_world_size=cluster.local_world_size or 1,
+            hbm_cap_bytes=cluster.memory if cuda else 0,
+            ddr_cap_bytes=cluster.host_memory if cuda else cluster.memory,
+        ),
+        kernel_config=KernelConfig(compute_device=cluster.device),
+    )
+    batch_size = max(1, batch_size // cluster.world_size)
+    constraints = {name: _constraint(table, cluster, layout, kind) for name, table in placed.items()}
+    enumerator = _enumerator(topology, constraints, batch_size, kind)
+    chosen: list[ShardingOption] = []
+
+    def remember(plan: list[ShardingOption]) -> list[ShardingOption]:
+        chosen.extend(plan)
+        return plan
+
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=batch_size,
+        enumerator=enumerator,
+        constraints=constraints,
+        storage_reservation=FixedPercentageStorageReservation(0.0),  # `cluster.memory` is for tables alone
+        callbacks=[remember],
+        debug=False,
+    )
+    try:
+        plan = planner.plan(step, sharders())
+    except PlannerError as error:
+        if error.error_type not in _SHORTAGES:
+            raise
+        raise UserError(_shortage(enumerator.enumerate(step, sharders()), cluster, placed)) from error
+    return Planned(plan, _note(chosen, cluster) if cuda else "")
+
+
+def sharded_tables(layout: Layout) -> dict[str, PlacedTable]:
+    """The sharded tables by their names in TorchRec."""
+    return {module_key(p.table.name): p for p in layout.tables.values() if p.collection != REPLICATED}
+
+
+def sharders() -> list[ModuleSharder[nn.Module]]:
+    """What shards each kind of collection."""
+    return [_PooledSharder(), _UnpooledSharder()]
+
+
+def _constraint(placed: PlacedTable, cluster: Cluster, layout: Layout, kind: Kind) -> ParameterConstraints:
+    constraint = ParameterConstraints(sharding_types=[placed.sharding], compute_kernels=[placed.kernel])
+    if placed.sharding in ("column_wise", "table_column_wise"):
+        # As many column shards as ranks, where multiples of 4 allow it.
+        width = placed.table.stored_dim
+        shards = max(s for s in range(1, cluster.world_size + 1) if width % (4 * s) == 0)
+        constraint.min_partition = width // shards
+    if placed.kernel == CACHED:
+        constraint.cache_params = CacheParams(
+            load_factor=placed.cache_load_factor, prefetch_pipeline=True if kind == "prefetch" else None
+        )
+    if cluster.device == "cuda":  # on CPU, plans are those of all versions
+        constraint.pooling_factors = [_ids_of_a_row(layout, name) for name in placed.features]
+    return constraint
+
+
+def _ids_of_a_row(layout: Layout, name: str) -> float:
+    """At most, where that is known: what batches in flight have to have room for."""
+    feature = layout.features[name]
+    if isinstance(feature, SequenceFeature | TimeGapFeature):
+        return float(feature.max_length)
+    if isinstance(feature, NegativeFeature):
+        return feature.count * _ids_of_a_row(layout, feature.like)
+    return 1.0
+
+
+def _enumerator(
+    topology: Topology, constraints: dict[str, ParameterConstraints], batch_size: int, kind: Kind
+) -> EmbeddingEnumerator:
+    estimators = None
+    if topology.compute_device == "cuda":
+        storage = EmbeddingStorageEstimator(
+            topology, constraints, pipeline_type=_IN_FLIGHT[kind], run_embedding_at_peak_memory=True
+        )
+        estimators = [EmbeddingPerfEstimator(topology, constraints), storage]
+    return EmbeddingEnumerator(topology, batch_size, constraints, estimator=estimators)
+
+
+def _note(plan: Sequence[ShardingOption], cluster: Cluster) -> str:
+    """What a plan for GPUs takes and has assumed."""
+    device, host = [0] * cluster.world_size, [0] * cluster.world_size
+    for option in plan:
+        for shard in option.shards:
+            device[shard.rank] += shard.storage.hbm
+            host[shard.rank] += shard.storage.ddr
+    text = f"tables: a rank takes {_gb(max(device))} of the {_gb(cluster.memory)} that they may have of its GPU"
+    text += f" ({cluster.assumed})"
+    if any(host):
+        text += f", {_gb(max(host))} of the {_gb(cluster.host_memory)} that are its share of the host's memory"
+    return text
+
+
+def _shortage(options: Sequence[ShardingOption], cluster: Cluster, placed: dict[str, PlacedTable]) -> str:
+    """Which memory is too small for the tables, and by how much."""
+    weights = sum(p.table.rows * p.table.stored_dim for p in placed.values()) * 4
+    cuda, ranks = cluster.device == "cuda", cluster.world_size
+    there = {"hbm": cluster.memory, "ddr": cluster.host_memory} if cuda else {"ddr": cluster.memory}
+    words = {"hbm": "of GPU memory", "ddr": "of host memory" if cuda else "of memory"}
+    short = {}
+    for tier, room in there.items():
+        shards = [(getattr(shard.storage, tier), option.name) for option in options for shard in option.shards]
+        total, (largest, name) = sum(size for size, _ in shards), max(shards)
+        if total > ranks * room:
+            short[tier] = f"they need {_gb(total)} {words[tier]}, {_gb(total - ranks * room)} too much"
+        elif largest > room:
+            needs = f"needs {_gb(largest)} {words[tier]}, {_gb(largest - room)} too much"
+            short[tier] = f"a shard of table {placed[name].table.name!r} {needs}"
+    sizes = " and ".join(f"{_gb(there[tier])} {words[tier] if cuda else ''}".strip() for tier in short or there)
+    why = "; ".join(short.values()) or "taken together they would, but no way is found to deal them out"
+    host = list(short) == ["ddr"] and cuda
+    fixes = "give the hosts more memory, or add some" if host else "give more memory or ranks"
+    fixes += ", shard the largest tables row_wise"
+    if cuda and not host:
+        fixes += f", keep them in host memory (kernel: {CACHED}; a smaller cache_load_factor)"
+    return (
+        f"embedding.{'kernel' if host else 'memory_per_rank_gb'}: the sharded tables ({_gb(weights)} of weights, with "
+        f"optimizer states and buffers more) do not fit {ranks} ranks of {sizes} under the given shardings: {why}; "
+        f"{fixes}, or use a smaller embedding.dim"
+    )
+
+
+def _gb(size: float) -> str:
+    return f"{size / _GB:.3g} GB"

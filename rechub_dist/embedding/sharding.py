@@ -1,0 +1,115 @@
+"""A training step's collections -> sharded over ranks, as planned (`planning`), and their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+
+from rechub_dist.assembly.cluster import agreed_cluster
+from rechub_dist.assembly.parts import Parts
+from rechub_dist.distributed.batchnorm import globalize
+from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.embedding.init import Part, clear_padding, init_tables
+from rechub_dist.embedding.layout import REPLICATED, Layout
+from rechub_dist.embedding.local import module_key
+from rechub_dist.embedding.optim import fused_optimizer, kernels
+from rechub_dist.embedding.planning import make_plan, sharded_tables, sharders
+from rechub_dist.training.pipeline import kind_of
+
+
+def mark_optimizers(step: nn.Module, layout: Layout) -> None:
+    """Mark the collections' parameters with their fused optimizers, for their kernels and for the planner."""
+    placed = sharded_tables(layout)
+    for name, parameter in step.named_parameters():
+        table = placed.get(name.rsplit(".", 2)[-2])
+        if table is not None and name.startswith(("stage.pooled.", "stage.unpooled.")):
+            cls, arguments = fused_optimizer(table.optimizer)
+            _apply_optimizer_in_backward(cls, [parameter], arguments)
+
+
+def shard(
+    step: nn.Module,
+    layout: Layout,
+    plan: ShardingPlan | None,
+    group: dist.ProcessGroup,
+    device: torch.device,
+    bucket_mb: int,
+) -> DistributedModelParallel:
+    """Shard the step's collections and put DDP around the rest. The tables' weights are whatever was in memory."""
+    module = DistributedModelParallel(
+        step,
+        env=ShardingEnv.from_process_group(group),
+        device=device,
+        plan=plan or ShardingPlan({}),
+        sharders=sharders(),
+        data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=bucket_mb, static_graph=False),
+    )
+    clear_padding(_parts(module, layout))
+    return module
+
+
+def draw_tables(module: DistributedModelParallel, layout: Layout, seed: int) -> None:
+    """Fill this rank's parts of the sharded tables with their initial weights."""
+    init_tables(_parts(module, layout), seed)
+
+
+def _parts(module: DistributedModelParallel, layout: Layout) -> list[Part]:
+    return [
+        Part(shard.tensor, layout.tables[name].table, *shard.metadata.shard_offsets)
+        for name, shards in table_shards(module, layout).items()
+        for shard in shards
+    ]
+
+
+def table_shards(module: DistributedModelParallel, layout: Layout) -> dict[str, list[Shard]]:
+    """The parts of the sharded tables' weights that this rank holds, by canonical name; live tensors."""
+    return {name: weights.local_shards() for name, weights in sharded_weights(module, layout).items()}
+
+
+def sharded_weights(module: DistributedModelParallel, layout: Layout) -> dict[str, ShardedTensor]:
+    """The sharded tables' weights at their stored width, by canonical name.
+
+    They may be read and written, until the next lookup: what a kernel caches of them is written back and forgotten.
+    """
+    stage = module.module.stage
+    state: dict[str, Any] = {}
+    for collection in (*stage.pooled.values(), *stage.unpooled.values()):
+        state.update({key.rsplit(".", 2)[-2]: value for key, value in collection.state_dict().items()})  # flushes
+    for kernel in kernels(stage):
+        kernel.reset_cache_states()
+    return {name: state[module_key(name)] for name, placed in layout.tables.items() if placed.collection != REPLICATED}
+
+
+def shard_step(
+    parts: Parts, rt: Runtime, *, trains: bool = True, notes: list[str] | None = None
+) -> DistributedModelParallel:
+    """Plan and shard a run's tables, make batch normalisation global, and put DDP around the rest. Collective.
+
+    The tables are to be loaded then, or drawn (`draw_tables`); until then their weights are whatever was in memory.
+    The plan is the main rank's: one that each rank made for itself would be another on another host.
+
+    Args:
+        trains: whether the run's pipeline is to train it, for which kernels may have to be prepared.
+        notes: gets what the plan has assumed.
+
+    Raises:
+        UserError: the tables do not fit, or the ranks are not of one run.
+    """
+    config, layout = parts.config, parts.layout
+    cluster = agreed_cluster(parts, rt)
+    mark_optimizers(parts.step, layout)
+    setting = config.distributed.pipeline if trains else "base"
+    kind = kind_of(setting, layout, rt.device.type, skips=config.train.on_non_finite == "skip")
+    plan = rt.from_main(lambda: make_plan(parts.step, layout, cluster, config.data.batch_size, kind))
+    if notes is not None and plan is not None and plan.note:
+        notes.append(plan.note)
+    globalize(parts.step.model)
+    sharding = None if plan is None else plan.sharding
+    return shard(parts.step, layout, sharding, rt.group, rt.device, config.distributed.bucket_mb)

@@ -1,0 +1,380 @@
+"""Metrics of a model on a split, exact over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from rechub_dist.assembly.identity import vocabularies_of
+from rechub_dist.assembly.parts import Parts, TrainStep, build
+from rechub_dist.assembly.readers import evaluation_reader, items_spec, read_manifest
+from rechub_dist.batch import Batch
+from rechub_dist.checkpoint import open_checkpoints
+from rechub_dist.checkpoint.state import weights_state
+from rechub_dist.config import RunConfig
+from rechub_dist.data.negatives import draw_negatives, mix64
+from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.spec import WEIGHTED
+from rechub_dist.distributed.runtime import Runtime, device_type, runtime
+from rechub_dist.embedded import Jagged, Output
+from rechub_dist.embedding.sharding import shard_step
+from rechub_dist.embedding.stage import split_dense
+from rechub_dist.errors import UserError
+from rechub_dist.features import DenseFeature, NegativeFeature
+from rechub_dist.metrics.binary import binary_metrics, regression_metrics
+from rechub_dist.metrics.ranking import Catalogue, ranking_metrics, target_ranks
+from rechub_dist.models import RecallModel
+from rechub_dist.objectives import RetrievalObjective, TaskObjective
+from rechub_dist.objectives.base import MEAN_AUC
+from rechub_dist.objectives.retrieval import SAMPLED
+from rechub_dist.reporting.reporter import Reporter
+from rechub_dist.skips import Skipped, Tally
+
+CATALOGUE_CHUNK = 8192  # items embedded at a time, over all ranks
+_FETCHED = 16 << 20  # numbers that are fetched from the device at once
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics by name, and the predictions by label.
+
+    With several labels a metric's name is `click/auc`, and `mean/auc` is the labels' mean. `skipped` rows of bad files
+    are in none of them; `skips` says which.
+    """
+
+    metrics: dict[str, float]
+    rows: int
+    predictions: dict[str, np.ndarray]
+    skipped: int = 0
+    skips: tuple[Skipped, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`rows`, and `rows_skipped` where there are any."""
+        return {"rows": self.rows} | ({"rows_skipped": self.skipped} if self.skipped else {})
+
+
+def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
+    """The step and metrics of a run's best checkpoint (else its newest) on `data`; called on every rank.
+
+    Raises:
+        UserError: the run has no checkpoint, or `data` does not fit it.
+    """
+    device = device_type(config.device)
+    with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
+        parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        reader = evaluation_reader(config, parts, rt, data)
+        step = load_best(config, parts, rt)
+        report = Reporter(None, quiet=not rt.is_main)
+        report.start(f"evaluating {data}", reader.steps)
+        found = evaluate(parts.step, parts, reader, rt, report.advance)
+        report.skipped(data, step, (*reader.manifest.left_out, *found.skips))
+        report.close()
+        return step, found
+
+
+def load_best(config: RunConfig, parts: Parts, rt: Runtime) -> int:
+    """Shard the parts and give them the weights of the run's best checkpoint (else its newest); returns its step.
+
+    Called on every rank, when it is known that the data fits.
+
+    Raises:
+        UserError: the run has no checkpoint, or was trained with other vocabularies.
+    """
+    checkpoints = open_checkpoints(config, rt)
+    module = shard_step(parts, rt, trains=False)
+    return checkpoints.load_best(weights_state(module, parts.layout), rt.together(lambda: vocabularies_of(parts)))
+
+
+def evaluate(
+    step: TrainStep,
+    parts: Parts,
+    reader: ParquetReader,
+    runtime: Runtime,
+    advance: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Evaluate on every row that `reader` gives; all ranks return the same metrics.
+
+    `advance` is told the number of batches done.
+
+    Raises:
+        Stopped: on all ranks, between two batches, when `stop` says so on one.
+    """
+    training = step.training
+    step.eval()
+    try:
+        with torch.no_grad():
+            tally, skips = Tally(), list[Skipped]()
+            batches = on_device(agreed_batches(reader, runtime, advance, stop, tally, skips), runtime)
+            if isinstance(step.objective, TaskObjective):
+                found = _tasks(step, step.objective, batches, runtime)
+            else:
+                assert isinstance(step.objective, RetrievalObjective)
+                found = _ranking(step, step.objective, parts, batches, runtime)
+            return replace(found, skipped=tally.skipped, skips=tuple(skips))
+    finally:
+        step.train(training)
+
+
+def agreed_batches(
+    reader: ParquetReader,
+    runtime: Runtime,
+    advance: Callable[[int], None] | None,
+    stop: Callable[[], bool],
+    tally: Tally,
+    skips: list[Skipped],
+) -> Iterator[Batch]:
+    """The batches, in host memory; a rank that cannot read stops all. In the end, the rows have to add up."""
+    batches = reader.batches(epoch=0)
+    read = skipped = 0
+    notices: list[Skipped] = []
+    for done in range(1, reader.steps + 2):
+        batch, message = None, None
+        try:
+            batch = next(batches, None)
+        except UserError as error:
+            message = str(error)
+        runtime.raise_together(message, stop=stop())
+        if batch is None:
+            tally.add(*runtime.add_up(torch.tensor([read, skipped])).tolist())
+            skips += tally.note(runtime.gather_list(notices))
+            tally.check(reader.rows, whole=True, what=reader.manifest.path)
+            return
+        read, skipped = read + batch.rows, skipped + batch.skipped
+        notices += batch.notices
+        yield batch
+        if advance is not None:
+            advance(done)
+
+
+def on_device(batches: Iterator[Batch], runtime: Runtime) -> Iterator[Batch]:
+    """The batches, on this rank's device; on a GPU the next one is copied while the one before is computed."""
+    if runtime.device.type == "cpu":
+        yield from batches
+        return
+    side = torch.cuda.Stream(runtime.device)
+    ahead: Batch | None = None
+    for batch in batches:
+        with torch.cuda.stream(side):
+            copied = batch.to(runtime.device, non_blocking=True)
+        if ahead is not None:
+            yield ahead
+        here = torch.cuda.current_stream(runtime.device)
+        here.wait_stream(side)
+        copied.record_stream(here)
+        ahead = copied
+    if ahead is not None:
+        yield ahead
+
+
+class _Fetched:
+    """What is found of the batches, brought to the host many batches at a time: a fetch waits for the device."""
+
+    def __init__(self) -> None:
+        self._there: list[Tensor] = []
+        self._here: list[Tensor] = []
+
+    def add(self, found: Tensor) -> None:
+        """Keep the rows of a batch."""
+        self._there.append(found)
+        if sum(rows.numel() for rows in self._there) >= _FETCHED:
+            self._fetch()
+
+    def all(self) -> list[Tensor]:
+        """Those of all batches, in host memory."""
+        self._fetch()
+        return self._here
+
+    def _fetch(self) -> None:
+        if self._there:
+            self._here.append(torch.cat(self._there).cpu())
+            self._there = []
+
+
+def _tasks(step: TrainStep, objective: TaskObjective, batches: Iterator[Batch], runtime: Runtime) -> Evaluation:
+    found = _Fetched()
+    for batch in batches:
+        found.add(_scores(objective, step.model(step.stage(batch)), batch))
+    return _measure(objective, found.all(), runtime)
+
+
+def _scores(objective: TaskObjective, output: Output, batch: Batch) -> Tensor:
+    """Predictions, targets and weights of each row and name, float [B, names, 3], on the device."""
+    scores = objective.scores(output, batch)
+    return torch.stack([torch.stack(scores[name], dim=1) for name in objective.scored], dim=1)
+
+
+def _measure(objective: TaskObjective, found: list[Tensor], runtime: Runtime) -> Evaluation:
+    """The metrics of all ranks' rows."""
+    names = objective.scored
+    rows = runtime.gather(torch.cat([torch.empty(0, len(names), 3), *found])).numpy()
+    metrics: dict[str, float] = {}
+    for column, (name, kind) in enumerate(names.items()):
+        measure = binary_metrics if kind == "classification" else regression_metrics
+        for metric, value in measure(*rows[:, column].T).items():
+            metrics[objective.metric(name, metric)] = value
+    if MEAN_AUC in objective.task_metrics():
+        metrics[MEAN_AUC] = float(np.mean([metrics[objective.metric(label.name, "auc")] for label in objective.labels]))
+    return Evaluation(metrics, len(rows), {name: rows[:, column, 0] for column, name in enumerate(names)})
+
+
+def _ranking(
+    step: TrainStep, objective: RetrievalObjective, parts: Parts, batches: Iterator[Batch], runtime: Runtime
+) -> Evaluation:
+    """Rank each row's item among the whole catalogue, or what the user has not seen of it, by the user's vectors.
+
+    Each rank scores all ranks' users against its own part of the catalogue. Auxiliary tasks are measured as well.
+    """
+    model, config = step.model, parts.config.evaluation
+    assert isinstance(model, RecallModel)
+    catalogue = catalogue_of(step, objective, parts, runtime)
+    found: dict[str, list[Tensor]] = {"": [], SAMPLED: []}
+    tasks = _Fetched()
+    for batch in batches:
+        embedded = step.stage(batch)
+        user, mask = model.user(embedded)
+        if objective.tasks is not None:
+            tasks.add(_scores(objective.tasks, model(embedded), batch))
+        target = batch.feature(objective.item.feature.name).values()
+        seen = seen_items(objective, batch)
+        rows = [runtime.gather(rows) for rows in (user, mask, target)]
+        hidden = None
+        if seen is not None and config.exclude_seen:
+            hidden = Jagged(runtime.gather(seen.values), runtime.gather(seen.lengths))
+        found[""].append(target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=runtime.add_up))
+        if config.sampled_items is not None:
+            among = runtime.gather(_drawn(objective, config.sampled_items, target, seen, parts))
+            found[SAMPLED].append(target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up))
+    metrics = {}
+    for prefix, ranks in found.items():
+        if prefix == "" or config.sampled_items is not None:
+            values = ranking_metrics(torch.cat(ranks).cpu() if ranks else torch.empty(0), config.top_k)
+            metrics.update({f"{prefix}{name}": value for name, value in values.items()})
+    of_tasks = Evaluation({}, 0, {}) if objective.tasks is None else _measure(objective.tasks, tasks.all(), runtime)
+    return Evaluation(metrics | of_tasks.metrics, sum(len(ranks) for ranks in found[""]), of_tasks.predictions)
+
+
+def seen_items(objective: RetrievalObjective, batch: Batch) -> Jagged | None:
+    """The items that the model reads as the user's history."""
+    if objective.history is None:
+        return None
+    history = batch.feature(objective.history.name)
+    return Jagged(history.values(), history.lengths()[: batch.rows])
+
+
+def _drawn(objective: RetrievalObjective, count: int, target: Tensor, seen: Jagged | None, parts: Parts) -> Tensor:
+    """Items for each row, uniform among those that it does not hold, int64 [B, count]; the same at every evaluation.
+
+    They depend on the seed and the row's items alone, so neither on ranks nor on the order of the rows.
+    """
+    ids, n = target.cpu().numpy(), len(target)
+    keys = mix64(ids.view(np.uint64) ^ mix64(np.array([parts.config.seed], np.uint64)))
+    exclude = [(ids, np.ones(n, np.int64))]
+    if seen is not None:
+        values, lengths = seen.values.cpu().numpy(), seen.lengths.long().cpu().numpy()
+        np.add.at(keys, np.repeat(np.arange(n), lengths), mix64(values.view(np.uint64)))
+        exclude.append((values, lengths))
+    feature = NegativeFeature("sampled", objective.item.table, like=objective.item.feature.name, count=count)
+    drawn = draw_negatives(feature, np.ones(n, np.int64), exclude, mix64(keys))
+    return torch.from_numpy(drawn).view(n, count).to(target.device)
+
+
+def catalogue_of(step: TrainStep, objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Catalogue:
+    """This rank's part of the items: every rank has about as many."""
+    model = step.model
+    assert isinstance(model, RecallModel)
+    rows = objective.item.table.rows
+    ids, vectors = [torch.empty(0, dtype=torch.int64)], []
+    for batch in _item_batches(objective, parts, runtime):
+        ids.append(batch.feature(objective.item.feature.name).values())
+        vectors.append(model.item(step.stage(batch.to(runtime.device))))
+    held = torch.cat(ids)
+    _check_catalogue(held, rows, parts, runtime)
+    place = torch.full((rows,), -1)
+    place[held] = torch.arange(len(held))
+    return Catalogue(torch.cat(vectors), place.to(runtime.device))
+
+
+def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Iterator[Batch]:
+    """This rank's share of all items: ids alone, or, where items have further features, rows of the data's `items`."""
+    if objective.ids_alone:
+        item, rows = objective.item.feature.name, objective.item.table.rows
+        share = -(-rows // runtime.world_size)
+        stride = min(share, max(1, CATALOGUE_CHUNK // runtime.world_size))
+        for start in range(0, share, stride):
+            first = runtime.rank * share + start
+            mine = torch.arange(min(first, rows), min(first + stride, (runtime.rank + 1) * share, rows))
+            one = KeyedJaggedTensor([item], mine, lengths=_ones(len(mine), stride), stride=stride)
+            dense = torch.zeros(len(mine), sum(feature.dim for feature in parts.spec.dense))
+            yield Batch(len(mine), dense, _only(parts.spec.collections, one, stride, {}), torch.empty(len(mine), 0))
+        return
+    spec = items_spec(objective)
+    manifest = read_manifest(parts.config, runtime, parts.config.data.items, spec, may_skip=False)
+    rank, world = runtime.rank, runtime.world_size
+    reader = runtime.together(
+        lambda: ParquetReader(
+            manifest,
+            spec,
+            batch_size=CATALOGUE_CHUNK,
+            rank=rank,
+            world_size=world,
+            shuffle=False,
+            lanes=world,
+        )
+    )
+    for batch in agreed_batches(reader, runtime, None, lambda: False, Tally(), []):
+        dense = with_missing(batch.dense, objective.item_dense, parts.spec.dense)
+        given = batch.jagged["items"]
+        jagged = _only(parts.spec.collections, given, given.stride(), batch.id_weights)
+        yield Batch(batch.rows, dense, jagged, batch.labels, id_weights=batch.id_weights)
+
+
+def with_missing(dense: Tensor, there: tuple[DenseFeature, ...], wanted: tuple[DenseFeature, ...]) -> Tensor:
+    """The features `there`, which lie side by side in `dense`, in their places among `wanted`, zeros in the others."""
+    zeros = {feature.name: dense.new_zeros(len(dense), feature.dim) for feature in wanted}
+    return torch.cat([dense.new_zeros(len(dense), 0), *(zeros | split_dense(dense, there)).values()], dim=1)
+
+
+def _ones(n: int, stride: int) -> Tensor:
+    lengths = torch.zeros(stride, dtype=torch.int32)
+    lengths[:n] = 1
+    return lengths
+
+
+def _only(
+    collections: Mapping[str, tuple[str, ...]],
+    given: KeyedJaggedTensor,
+    stride: int,
+    id_weights: Mapping[str, Tensor],
+) -> dict[str, KeyedJaggedTensor]:
+    """Whole collections in which only the features of `given` have ids."""
+    features = given.to_dict()
+    whole = {}
+    for name, keys in collections.items():
+        there = [key for key in keys if key in features]
+        absent = torch.zeros(stride, dtype=torch.int32)
+        lengths = [features[key].lengths() if key in features else absent for key in keys]
+        ids = torch.cat([torch.empty(0, dtype=torch.int64), *(features[key].values() for key in there)])
+        weights = None
+        if name == WEIGHTED:
+            each = [id_weights.get(key, torch.ones(len(features[key].values()))) for key in there]
+            weights = torch.cat([torch.empty(0), *each])
+        whole[name] = KeyedJaggedTensor(list(keys), ids, weights, lengths=torch.cat(lengths), stride=stride)
+    return whole
+
+
+def _check_catalogue(held: Tensor, rows: int, parts: Parts, runtime: Runtime) -> None:
+    """Refuse items that are missing, or there twice."""
+    counts = runtime.add_up(torch.bincount(held, minlength=rows))
+    wrong = (counts != 1).nonzero()[:, 0]
+    if len(wrong):
+        raise UserError(
+            f"data.items: {parts.config.data.items} below {parts.config.data.root} holds item {int(wrong[0])} "
+            f"{int(counts[wrong[0]])} times; each of the {rows} items must have one row"
+        )

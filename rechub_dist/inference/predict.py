@@ -1,0 +1,277 @@
+"""Batch prediction: what a model says of each row of a data set, as Parquet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from rechub_dist.assembly.parts import Parts, build
+from rechub_dist.assembly.readers import prediction_reader
+from rechub_dist.batch import Batch
+from rechub_dist.config import RunConfig
+from rechub_dist.data.columns.values import one_array
+from rechub_dist.data.columns.vocabulary import vocabulary_of
+from rechub_dist.data.parquet.files import DataFile, OpenFiles
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.outputs import claim, refuse_overlap
+from rechub_dist.data.parquet.pages import parquet_writer
+from rechub_dist.data.parquet.storage import locate
+from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.stored import Stored, StoredRows
+from rechub_dist.distributed.runtime import Runtime, device_type, runtime
+from rechub_dist.embedded import Jagged
+from rechub_dist.errors import UserError, nearest
+from rechub_dist.evaluation.evaluate import agreed_batches, catalogue_of, load_best, on_device, seen_items, with_missing
+from rechub_dist.features import SparseFeature
+from rechub_dist.metrics.ranking import Catalogue, top_items
+from rechub_dist.models import RecallModel
+from rechub_dist.objectives import RetrievalObjective, TaskObjective
+from rechub_dist.reporting.reporter import Reporter
+from rechub_dist.skips import Tally
+
+SUCCESS = "_SUCCESS"
+_ROWS_A_GROUP = 1 << 17
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What to predict.
+
+    Attributes:
+        data: Parquet file, folder, glob or address; labels are not needed, nor, for a recall model, items.
+        out: folder or address for `part-<rank>.parquet` and, when all are written, `_SUCCESS`; new, empty, or with the
+            parts of a prediction that was cut off, which are removed: those that its mark names, and nothing else.
+        keep: columns of `data` to copy.
+        top_k: items a row, of a recall model.
+    """
+
+    data: str
+    out: str
+    keep: tuple[str, ...] = ()
+    top_k: int = 100
+
+
+def predict_run(config: RunConfig, wanted: Prediction) -> tuple[int, int]:
+    """Predict by a run's best checkpoint (else its newest): its step, and the number of rows; called on every rank.
+
+    Raises:
+        UserError: the run has no checkpoint, the data does not fit it, or the output cannot be written.
+    """
+    device = device_type(config.device)
+    with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
+        parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        reader = prediction_reader(config, parts, rt, wanted.data)
+        step = load_best(config, parts, rt)
+        report = Reporter(None, quiet=not rt.is_main)
+        report.start(f"predicting {wanted.data}", reader.steps)
+        rows = predict(wanted, parts, reader, rt, report)
+        report.close()
+        return step, rows
+
+
+def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Runtime, report: Reporter) -> int:
+    """Predict each row of `reader` once; returns their number over all ranks. Called on every rank.
+
+    A row of the output has `source_file` and `source_row` (int64, within the file), the columns to keep, and
+
+    - `predicted_<name>`, float32, for each label (and what else the objective scores): a probability, or the value of
+      a regression;
+    - of a recall model `predicted_items` and `predicted_scores`, lists of at most `top_k`, the best first: the
+      catalogue's items without those in the row's history, if evaluation leaves them out as well. Items are in the
+      words of their vocabulary where they have one, else table ids; those of equal scores stand in any order. A user
+      without a live vector has none.
+
+    Raises:
+        UserError: a column to keep that is not there or there twice, a folder that holds other files or overlaps the
+            data, or a store that fails.
+    """
+    step, objective = parts.step, parts.step.objective
+    output = runtime.together(lambda: _Output(wanted, parts, reader.manifest, runtime))
+    runtime.from_main(output.make_room)
+    step.eval()
+    stored = StoredRows(reader, 0)
+    with torch.no_grad():
+        catalogue = None
+        if isinstance(objective, RetrievalObjective):
+            catalogue = catalogue_of(step, objective, parts, runtime)
+        batches = on_device(agreed_batches(reader, runtime, report.advance, lambda: False, Tally(), []), runtime)
+        for number, batch in enumerate(batches):
+            if catalogue is not None:
+                found = _items(parts, batch, catalogue, wanted.top_k, runtime)
+            else:
+                found = _scores(parts, batch)
+            runtime.together(lambda n=number, columns=found: output.write(stored.of(n), columns))  # type: ignore[misc]
+    runtime.together(output.close)
+    runtime.from_main(output.finish)
+    return reader.rows
+
+
+def _scores(parts: Parts, batch: Batch) -> dict[str, pa.Array]:
+    step = parts.step
+    assert isinstance(step.objective, TaskObjective)
+    unlabelled = replace(batch, labels=batch.labels.new_zeros(batch.rows, len(step.objective.labels)))
+    scores = step.objective.scores(step.model(step.stage(batch)), unlabelled)
+    return {f"predicted_{name}": pa.array(score.predictions.float().cpu().numpy()) for name, score in scores.items()}
+
+
+def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime: Runtime) -> dict[str, pa.Array]:
+    step, objective = parts.step, parts.step.objective
+    assert isinstance(objective, RetrievalObjective)
+    assert isinstance(step.model, RecallModel)
+    there = tuple(feature for feature in parts.spec.dense if feature not in objective.item_dense)
+    batch = replace(batch, dense=with_missing(batch.dense, there, parts.spec.dense))
+    user, mask = step.model.user(step.stage(batch))
+    seen = seen_items(objective, batch) if parts.config.evaluation.exclude_seen else None
+    hidden = None if seen is None else Jagged(runtime.gather(seen.values), runtime.gather(seen.lengths))
+    ids, scores = top_items(runtime.gather(user), runtime.gather(mask), catalogue, top_k, hidden)
+    best_ids, best = _best(runtime.gather(ids), runtime.gather(scores), runtime.world_size, top_k)
+    first = sum(runtime.gather_list([batch.rows])[: runtime.rank])
+    own = slice(first, first + batch.rows)
+    ids, scores = best_ids[own].cpu(), best[own].cpu()
+    live = scores > -torch.inf
+    offsets = np.zeros(batch.rows + 1, np.int32)
+    np.cumsum(live.sum(dim=1).numpy(), out=offsets[1:])
+    return {
+        "predicted_items": pa.ListArray.from_arrays(pa.array(offsets), _words(ids[live], objective)),
+        "predicted_scores": pa.ListArray.from_arrays(pa.array(offsets), pa.array(scores[live].numpy())),
+    }
+
+
+def _best(ids: Tensor, scores: Tensor, world: int, top_k: int) -> tuple[Tensor, Tensor]:
+    """The best of what the ranks have found, one below the other, for the same rows: [world * B, k] -> [B, k]."""
+    ids, scores = (part.view(world, -1, part.shape[1]).transpose(0, 1).flatten(1) for part in (ids, scores))
+    best, places = scores.topk(min(top_k, scores.shape[1]), dim=1)
+    return ids.gather(1, places), best
+
+
+def _words(ids: Tensor, objective: RetrievalObjective) -> pa.Array:
+    """Ids as the data has them, where a vocabulary gave them."""
+    feature = objective.item.feature
+    assert isinstance(feature, SparseFeature)
+    vocabulary = vocabulary_of(feature)
+    if vocabulary is None:
+        return pa.array(ids.numpy())
+    place = np.full(feature.table.rows, -1)
+    place[vocabulary.ids] = np.arange(len(vocabulary.ids))
+    places = place[ids.numpy()]
+    return vocabulary.values.take(pa.array(places, mask=places < 0))
+
+
+class _Output:
+    """This rank's file, and the rows' own columns."""
+
+    def __init__(self, wanted: Prediction, parts: Parts, manifest: Manifest, runtime: Runtime) -> None:
+        names = manifest.schema.names
+        for column in wanted.keep:
+            if (count := names.count(column)) > 1:
+                raise UserError(
+                    f"--keep {column}: {manifest.path} has {count} columns of this name; rename one of them"
+                )
+            if column not in names:
+                raise UserError(f"--keep {column}: {manifest.path} has no such column; {nearest(column, names)}")
+        made = _made(parts)
+        for column in wanted.keep:
+            if column in made:
+                raise UserError(f"--keep {column}: a column of this name is what is predicted; leave it out")
+        self._keep = list(wanted.keep)
+        self._where = wanted.out
+        store, inside = locate(wanted.out, parts.config.storage)
+        self._filesystem, self._folder = store.filesystem, inside.rstrip("/")
+        self._path = f"{self._folder}/{_part(runtime.rank)}"
+        self._parts = [_part(rank) for rank in range(runtime.world_size)]
+        self._storage = parts.config.storage
+        refuse_overlap(wanted.out, [wanted.data, *(file.path for file in manifest.files)])
+        self._files = {file.path: file for file in manifest.files}
+        self._opened = OpenFiles()
+        self._group: tuple[str, int, pa.Table] | None = None
+        self._waiting: list[pa.Table] = []
+        self._stream: pa.NativeFile | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def make_room(self) -> None:
+        """Make the folder, or remove from it what a prediction that was cut off has left; before any rank writes."""
+        claim(self._where, "predictions", self._parts, self._storage)
+
+    def write(self, stored: list[Stored], columns: dict[str, pa.Array]) -> None:
+        """The predictions of the rows that `stored` names, in its order."""
+        pieces = [self._own(piece) for piece in stored if len(piece.rows)]
+        if not pieces:
+            return
+        table = pa.concat_tables(pieces)
+        for name, values in columns.items():
+            table = table.append_column(name, values)
+        self._waiting.append(table)
+        if sum(table.num_rows for table in self._waiting) >= _ROWS_A_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._opened.close()
+        self._flush()
+        if self._writer is not None and self._stream is not None:
+            try:
+                self._writer.close()
+                self._stream.close()
+            except OSError as error:
+                raise _failed(self._where, error) from error
+
+    def finish(self) -> None:
+        """Mark the output as whole; after all ranks have closed theirs."""
+        try:
+            with self._filesystem.open_output_stream(f"{self._folder}/{SUCCESS}"):
+                pass
+        except OSError as error:
+            raise _failed(self._where, error) from error
+
+    def _own(self, piece: Stored) -> pa.Table:
+        """Where the rows come from, and the columns to keep."""
+        file = self._files[piece.path]
+        first = sum(file.counts[: piece.group])
+        rows = pa.array(piece.rows)
+        own = {
+            "source_file": pa.repeat(piece.path, len(rows)),
+            "source_row": pa.array(first + piece.rows),
+        }
+        if self._keep:
+            kept = self._read(file, piece.group).take(rows)
+            own |= {name: one_array(kept, name) for name in self._keep}
+        return pa.table(own)
+
+    def _read(self, file: DataFile, group: int) -> pa.Table:
+        if self._group is None or self._group[:2] != (file.path, group):
+            self._group = None  # first let go of the one before
+            self._group = (file.path, group, self._opened.read(file.whole(), group, self._keep))
+        return self._group[2]
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting).combine_chunks()
+        self._waiting = []
+        try:
+            if self._writer is None:
+                self._stream = self._filesystem.open_output_stream(self._path)
+                self._writer = parquet_writer(self._stream, table.schema)
+            self._writer.write_table(table, row_group_size=_ROWS_A_GROUP)
+        except OSError as error:
+            raise _failed(self._where, error) from error
+
+
+def _part(rank: int) -> str:
+    return f"part-{rank:05d}.parquet"
+
+
+def _made(parts: Parts) -> set[str]:
+    """The names of the columns that are made."""
+    objective = parts.step.objective
+    names = objective.scored if isinstance(objective, TaskObjective) else ("items", "scores")
+    return {"source_file", "source_row", *(f"predicted_{name}" for name in names)}
+
+
+def _failed(where: str, error: OSError) -> UserError:
+    return UserError(f"--out: {where} cannot be written: {error.strerror or error}; mend it and predict again")

@@ -1,0 +1,218 @@
+"""The pod that trains, which all kinds of job share, and the one that shows TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from rechub_dist.config import RunConfig
+from rechub_dist.distributed.process import LAUNCH, PREEMPTED
+from rechub_dist.launching.kubernetes.run_file import metrics_ports
+from rechub_dist.launching.kubernetes.settings import Settings, Size
+from rechub_dist.launching.kubernetes.view import HOME, RAY_AGENT, RAY_DASHBOARD, RUN_FILE, RUNS, USER, mounts
+
+Manifest = dict[str, Any]
+
+_JOIN_SECONDS = 1800  # nodes may have to be started and images pulled
+_JOB_UID = "metadata.labels['batch.kubernetes.io/controller-uid']"
+_HARDENED: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+
+
+def metadata(settings: Settings, component: str, name: str) -> Manifest:
+    """Name, namespace and labels of an object."""
+    place = {} if settings.namespace is None else {"namespace": settings.namespace}
+    return {"name": name, **place, "labels": labels(settings, component)}
+
+
+def labels(settings: Settings, component: str) -> dict[str, str]:
+    """Labels of an object."""
+    return {"app.kubernetes.io/name": "rechub-dist", **selector(settings, component)}
+
+
+def selector(settings: Settings, component: str) -> dict[str, str]:
+    """The labels that tell a run's pods apart. KubeRay puts a name of its own in the place of ours."""
+    return {"app.kubernetes.io/instance": settings.name, "app.kubernetes.io/component": component}
+
+
+def train(settings: Settings, rendezvous: str) -> list[str]:
+    """The arguments of `rechub-dist` in a pod that trains.
+
+    The pods meet at the first of them. Our agent rather than torchrun's command, which exits with 1 whatever has
+    happened: the cluster is to tell a mistake and a pod that has saved as it was asked to from a failure.
+    """
+    return [
+        "train",
+        RUN_FILE,
+        f"--nnodes={settings.workers}",
+        f"--nproc={settings.nproc_per_node}",
+        f"--rdzv={rendezvous}",
+        f"--rdzv-id={settings.name}",
+        f"--join={_JOIN_SECONDS}",
+        f"--max-restarts={settings.max_restarts}",
+        f"--grace={settings.grace_seconds}",
+        *(["--take-over"] if settings.take_over else []),
+    ]
+
+
+def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[str]) -> Manifest:
+    """The container whose one process is the agent, without a shell that would keep its signals."""
+    found = {
+        **_container(settings, name, _of_ranks(settings), output_read_only=False),
+        "command": ["rechub-dist"],
+        "args": arguments,
+    }
+    found["env"] += [
+        # Ranks stop together when one pod is to go; those of the others have not done their work.
+        {"name": "RECHUB_PREEMPTED_EXIT_CODE", "value": str(PREEMPTED)},
+        # Of a Job's pods alone: those that come anew go on at once with what the ones before them held.
+        {"name": LAUNCH, "valueFrom": {"fieldRef": {"fieldPath": _JOB_UID}}},
+    ]
+    found |= metrics(settings, config)
+    if settings.liveness_seconds is not None:
+        health = config.output_dir / "health"
+        seconds = str(settings.liveness_seconds)
+        found["livenessProbe"] = {
+            "exec": {
+                "command": ["python", "-m", "rechub_dist.launching.kubernetes.alive", str(health), "--seconds", seconds]
+            },
+            "periodSeconds": 60,
+            "timeoutSeconds": 30,
+            "failureThreshold": 1,
+        }
+    return found
+
+
+def metrics(settings: Settings, config: RunConfig) -> Manifest:
+    """What a container of ranks says of the ports of their metrics, where they have some."""
+    ports = metrics_ports(config, settings.nproc_per_node)
+    named = [{"name": f"metrics-{rank}", "containerPort": port} for rank, port in enumerate(ports)]
+    return {"ports": named} if named else {}
+
+
+def ray_node(settings: Settings, name: str, *, head: bool) -> Manifest:
+    """The container of a Ray node; KubeRay puts in the command. Its own probes would need wget in the image."""
+    resources = _resources(settings.head) if head else _of_ranks(settings)
+    found = _container(settings, name, resources, output_read_only=False)
+    health = ["/api/gcs_healthz", RAY_DASHBOARD] if head else ["/api/local_raylet_healthz", RAY_AGENT]
+    probe = {"httpGet": {"path": health[0], "port": health[1]}, "periodSeconds": 10, "timeoutSeconds": 5}
+    found["readinessProbe"] = {**probe, "failureThreshold": 6}
+    found["livenessProbe"] = {**probe, "initialDelaySeconds": 60, "failureThreshold": 12}
+    found["env"].append({"name": "RAY_USAGE_STATS_ENABLED", "value": "0"})
+    return found
+
+
+def ray_submitter(settings: Settings) -> Manifest:
+    """The container that hands the job in; KubeRay puts in the command."""
+    return _container(settings, "ray-job-submitter", _resources(settings.submitter), output_read_only=True)
+
+
+def pod(settings: Settings, container: Manifest, *, component: str = "trainer", restart: str = "Never") -> Manifest:
+    """A pod template: non-root, on a node of its own if there is one, with time for a checkpoint at the end."""
+    spec: Manifest = {
+        "restartPolicy": restart,
+        "terminationGracePeriodSeconds": settings.pod_grace_seconds,
+        # The agent must not be process 1, which the kernel shields from SIGTERM until workers run: a pod that waits for
+        # its peers would take all of the grace period to end.
+        "shareProcessNamespace": True,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [{"name": mount.name, **mount.volume} for mount in mounts(settings)],
+    }
+    if settings.service_account is not None:
+        spec["serviceAccountName"] = settings.service_account
+    if component == "trainer":
+        spec["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "DoNotSchedule" if settings.spread == "required" else "ScheduleAnyway",
+                "labelSelector": {"matchLabels": selector(settings, component)},
+            }
+        ]
+        if settings.node_selector:
+            spec["nodeSelector"] = dict(settings.node_selector)
+        if settings.gpus:
+            spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    return {"metadata": {"labels": labels(settings, component)}, "spec": spec}
+
+
+def tensorboard(settings: Settings, config: RunConfig) -> list[Manifest]:
+    """A Deployment that shows the run's curves, and its Service."""
+    name = f"{settings.name}-tensorboard"
+    container = {
+        **_container(settings, "tensorboard", _resources(settings.board), output_read_only=True),
+        "command": ["tensorboard"],
+        "args": [f"--logdir={config.output_dir / 'tensorboard'}", "--bind_all", "--port=6006"],
+        "ports": [{"name": "http", "containerPort": 6006}],
+        "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 10},
+    }
+    template = pod(settings, container, component="tensorboard", restart="Always")
+    template["spec"]["terminationGracePeriodSeconds"] = 5
+    chosen = selector(settings, "tensorboard")
+    return [
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata(settings, "tensorboard", name),
+            "spec": {
+                "replicas": 1,
+                "strategy": {"type": "Recreate"},
+                "selector": {"matchLabels": chosen},
+                "template": template,
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(settings, "tensorboard", name),
+            "spec": {"selector": chosen, "ports": [{"name": "http", "port": 6006, "targetPort": "http"}]},
+        },
+    ]
+
+
+def _container(settings: Settings, name: str, resources: Manifest, *, output_read_only: bool) -> Manifest:
+    seen = [
+        {
+            "name": mount.name,
+            "mountPath": str(mount.path),
+            **({} if mount.writable and not (output_read_only and mount.path == RUNS) else {"readOnly": True}),
+        }
+        for mount in mounts(settings)
+    ]
+    found: Manifest = {
+        "name": name,
+        "image": settings.image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [{"name": "HOME", "value": HOME}],
+        "resources": resources,
+        "securityContext": _HARDENED,
+        "volumeMounts": seen,
+    }
+    if settings.env_secret is not None:
+        found["envFrom"] = [{"secretRef": {"name": settings.env_secret}}]
+    return found
+
+
+def _of_ranks(settings: Settings) -> Manifest:
+    devices = {"nvidia.com/gpu": str(settings.gpus)} if settings.gpus else {}
+    return _resources(Size(settings.cpu, settings.memory), devices)
+
+
+def _resources(size: Size, devices: Mapping[str, str] = MappingProxyType({})) -> Manifest:
+    """Requests equal to limits: a pod that others can squeeze holds up all ranks, and quotas ask for limits."""
+    amount = {"cpu": size.cpu, "memory": size.memory, **devices}
+    return {"requests": dict(amount), "limits": dict(amount)}

@@ -1,0 +1,147 @@
+"""The run file as the pods get it, checked as their ranks would check it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rechub_dist.config import RunConfig, read_run, resolve_dataset, stored_run
+from rechub_dist.data.parquet.storage import local_path
+from rechub_dist.data.places import Place, places
+from rechub_dist.errors import UserError
+from rechub_dist.launching.kubernetes.rules import CONFIG_MAP_BYTES, PORTS
+from rechub_dist.launching.kubernetes.view import DATA, RUN_FILE, RUNS, PodView
+
+_UNKNOWN = 1 << 60  # bytes of a GPU of which nothing is known: as many as there may have to be
+
+
+def run_for_pods(path: Path, overrides: Iterable[str], pod: PodView) -> RunConfig:
+    """The run that the pods are to train, as its ranks will read it.
+
+    A schema file that the pods do not have comes inline; so does the number of threads, unless the run file has one.
+
+    Raises:
+        UserError: as `load_run`, and for what could not be had in the pods: files and folders, ports, a device, memory.
+            Where the schema is known, as a rank's `build` and plan, too.
+    """
+    config = read_run(path, overrides)
+    if isinstance(config.data.dataset, str) and not _in_pods(config.data.dataset, pod):
+        config = resolve_dataset(config, base=path.parent)
+    if config.distributed.threads is None:
+        distributed = config.distributed.model_copy(update={"threads": pod.cpus})
+        config = config.model_copy(update={"distributed": distributed})
+    text = config.dump_given()
+    if len(text.encode()) > CONFIG_MAP_BYTES:
+        raise UserError(
+            f"{path}: {len(text.encode()):,} bytes with the schema, and a ConfigMap holds {CONFIG_MAP_BYTES:,}; leave "
+            f"data.dataset out, so that the pods read dataset.yaml below data.root"
+        )
+    read = stored_run(text, RUN_FILE)
+    assert read.model_dump(mode="json") == config.model_dump(mode="json"), "what is written is what is read"
+    for place in places(read):
+        _check_place(place, pod)
+    _check_device(read, pod)
+    _check_ports(read, pod)
+    if isinstance(read.data.dataset, dict):
+        _check_parts(read, pod)
+    return read
+
+
+def _in_pods(address: str, pod: PodView) -> bool:
+    """Whether a path, absolute, or an address is for the pods to open."""
+    inside = local_path(address)
+    if inside is None:
+        return True
+    mount = pod.mount_of(inside)
+    return mount is not None and mount.kept
+
+
+def _check_place(place: Place, pod: PodView) -> None:
+    path = local_path(place.address)
+    if path is None:
+        return  # in a store
+    where = f"{place.key}: {place.address}"
+    mount = pod.mount_of(path)
+    if place.key == "output_dir":
+        if mount is None or not mount.writable:
+            raise UserError(f"{where} cannot be written in the pods; use --set output_dir={RUNS}/NAME")
+        if not mount.kept and any(other.kept and other.writable for other in pod.mounts):
+            raise UserError(f"{where} ends with the pods; use --set output_dir={RUNS}/NAME, which is the output claim")
+    elif place.written:
+        if mount is None or not mount.writable:
+            state = "is not in the pods" if mount is None else "is read-only in the pods"
+            raise UserError(
+                f"{where} {state}; use --set {place.key}={RUNS}/NAME (--output-claim NAME) or an address such as "
+                f"s3://bucket/folder"
+            )
+        if not mount.kept:
+            raise UserError(
+                f"{where}: checkpoints would end with the pods; give --output-claim NAME, or an object store: --set "
+                f"{place.key}=s3://bucket/folder"
+            )
+    elif mount is None or not mount.kept:
+        address = "" if place.path_only else " or an address such as s3://bucket/folder"
+        raise UserError(
+            f"{where} is not in the pods; use --set {place.key}={DATA}/... (--data-claim NAME), {RUNS}/... "
+            f"(--output-claim NAME){address}"
+        )
+
+
+def _check_device(config: RunConfig, pod: PodView) -> None:
+    if config.device == "cuda" and pod.device != "cuda":
+        raise UserError("device: cuda needs --gpus-per-worker")
+    if config.device == "cpu" and pod.device == "cuda":
+        raise UserError("--gpus-per-worker: the run file has device: cpu")
+
+
+def _check_ports(config: RunConfig, pod: PodView) -> None:
+    first = config.monitor.metrics_port
+    if first is None:
+        return
+    wanted = metrics_ports(config, pod.ranks)
+    if first not in PORTS or wanted[-1] not in PORTS:
+        raise UserError(
+            f"monitor.metrics_port: {first}: the {pod.ranks} rank(s) of a pod listen on ports from there on, of which "
+            f"each must lie in {PORTS[0]} .. {PORTS[-1]}; set another one, 9400 for instance"
+        )
+    for ports, what in pod.taken:
+        both = range(max(wanted[0], ports[0]), min(wanted[-1], ports[-1]) + 1)
+        if both:
+            raise UserError(
+                f"monitor.metrics_port: {first}: a rank would listen on port {both[0]}, but {what}; set another one, "
+                f"9400 for instance"
+            )
+
+
+def metrics_ports(config: RunConfig, ranks: int) -> range:
+    """The ports on which the ranks of a pod tell their metrics."""
+    first = config.monitor.metrics_port
+    return range(0) if first is None else range(first, first + ranks)
+
+
+def _check_parts(config: RunConfig, pod: PodView) -> None:
+    """What a rank does before it exchanges anything: build the model and plan where its tables lie."""
+    from rechub_dist.assembly.cluster import Cluster, memory_for_tables  # noqa: PLC0415
+    from rechub_dist.assembly.parts import build  # noqa: PLC0415 - torch takes seconds to import
+    from rechub_dist.embedding.planning import make_plan  # noqa: PLC0415
+    from rechub_dist.embedding.sharding import mark_optimizers  # noqa: PLC0415
+    from rechub_dist.training.pipeline import kind_of  # noqa: PLC0415
+
+    world = pod.pods * pod.ranks
+    parts = build(config, device=pod.device, world_size=world)
+    given = config.embedding.memory_per_rank_gb
+    share = memory_for_tables(pod.memory, pod.ranks)
+    if given is None:
+        memory = share if pod.device == "cpu" else _UNKNOWN
+    else:
+        memory = int(given * 1024**3)
+        if pod.device == "cpu" and memory * pod.ranks > pod.memory:
+            raise UserError(
+                f"embedding.memory_per_rank_gb: {given:g} GiB for each of {pod.ranks} rank(s) is more than the pod has "
+                f"({pod.memory / 1024**3:.3g} GiB); raise --memory"
+            )
+    mark_optimizers(parts.step, parts.layout)
+    skips = config.train.on_non_finite == "skip"
+    kind = kind_of(config.distributed.pipeline, parts.layout, pod.device, skips=skips)
+    cluster = Cluster(world, pod.ranks, pod.device, memory, host_memory=share)
+    make_plan(parts.step, parts.layout, cluster, config.data.batch_size, kind)
