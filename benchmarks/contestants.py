@@ -51,8 +51,8 @@ class Turn:
 
 def rechub_dist(pipe: Connection, rank: int, place: Place) -> None:
     """The product's own trainer; nothing is put into it but the gate around its reader."""
-    from rechub_dist.config import load_run  # noqa: PLC0415 - each contestant loads what it needs
     from rechub_dist.data.passes import Epochs  # noqa: PLC0415
+    from rechub_dist.data.run_file import load_run  # noqa: PLC0415 - each contestant loads what it needs
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
     from rechub_dist.training.loop import Trainer  # noqa: PLC0415
 

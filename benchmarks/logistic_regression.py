@@ -24,10 +24,10 @@ from sklearn.preprocessing import MaxAbsScaler
 
 from rechub_dist.assembly.parts import Parts, build
 from rechub_dist.batch import Batch
-from rechub_dist.config import load_run
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.parquet.storage import join
 from rechub_dist.data.reader import ParquetReader
+from rechub_dist.data.run_file import load_run
 from rechub_dist.metrics.binary import binary_metrics
 from rechub_dist.objectives import EntireSpaceObjective
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from rechub_dist.config import RunConfig, load_run
+from rechub_dist.config import RunConfig
+from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.host import require_home
 from rechub_dist.errors import UserError
 

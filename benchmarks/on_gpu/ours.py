@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity
 import rechub_dist.training.loop as trainer_module
 from on_gpu.common import DENSE, DENSE_LR, DIM, HIDDEN, SPARSE, TABLE_LR, Sampler, Setting
 from on_gpu.trace import summary
-from rechub_dist.config import load_run
+from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.training.loop import Trainer
 from rechub_dist.training.pipeline import Feed, make_pipeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -16,30 +16,12 @@ from rechub_dist import __version__
 from rechub_dist.assembly.parts import Parts
 from rechub_dist.distributed.host import host_memory
 from rechub_dist.distributed.runtime import Runtime, environment
+from rechub_dist.embedding.planning import Cluster, memory_for_tables
 from rechub_dist.errors import UserError
 
 _SHARE = 0.8  # of memory, for sharded tables
 _COPIES = 5  # of a parameter that each rank holds: itself, its gradient, that in DDP's buckets, and Adam's two moments
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """The ranks that a plan is made for; equal on all of them.
-
-    Attributes:
-        local_world_size: ranks a host; None where hosts have unlike numbers of them.
-        memory: bytes that each rank may give to sharded tables, of its GPU where it has one.
-        host_memory: bytes of its host that a rank with a GPU may give to tables which lie there.
-        assumed: where `memory` comes from.
-    """
-
-    world_size: int
-    local_world_size: int | None
-    device: Literal["cpu", "cuda"]
-    memory: int
-    host_memory: int = 0
-    assumed: str = ""
 
 
 def agreed_cluster(parts: Parts, rt: Runtime) -> Cluster:
@@ -114,14 +96,6 @@ def _refuse_unlike(ranks: list[dict[str, Any]]) -> None:
                     f"rank {number} on host {found['host']} and rank 0 on host {first['host']} differ in {name} "
                     f"({there} and {here}): all ranks of a run need the same"
                 )
-
-
-def memory_for_tables(total: int, ranks: int = 1) -> int:
-    """The bytes that each of so many ranks gives to sharded tables where there are `total` for all of them.
-
-    A fifth is left for everything else: activations, batches in flight, what libraries keep.
-    """
-    return int(_SHARE * total / ranks)
 
 
 def _memory(parts: Parts, rt: Runtime) -> tuple[int, str]:

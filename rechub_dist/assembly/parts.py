@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rechub_dist.assembly.precision import set_training
 from rechub_dist.batch import Batch
 from rechub_dist.config import EntireSpaceConfig, ObjectiveConfig, RetrievalConfig, RunConfig, default_objective
 from rechub_dist.data.spec import BatchSpec
@@ -21,7 +22,6 @@ from rechub_dist.features import Feature, FeatureSchema, Label, with_width
 from rechub_dist.models import Model, RecallModel, catalogue
 from rechub_dist.objectives import EntireSpaceObjective, Objective, PointwiseObjective, RetrievalObjective
 from rechub_dist.schema import parse_schema
-from rechub_dist.training.precision import set_training
 
 DEFAULT_DIM = 16  # of tables to which schema, model and run give no width
 

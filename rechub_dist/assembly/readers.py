@@ -31,7 +31,6 @@ from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature
 from rechub_dist.models import RecallModel
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.objectives.retrieval import NEGATIVES
-from rechub_dist.training.pipeline import looks_ahead
 
 
 def with_draws(parts: Parts, rt: Runtime) -> Parts:
@@ -327,3 +326,8 @@ def items_spec(objective: RetrievalObjective) -> BatchSpec:
     """What is read of the items, in one collection `items`."""
     features = tuple(dict.fromkeys(lookup.feature for lookup in objective.item_lookups))
     return BatchSpec(features, objective.item_dense, collections={"items": tuple(f.name for f in features)})
+
+
+def looks_ahead(device: torch.device) -> bool:
+    """Whether batches are got ready one ahead: where another one than the host computes, which has time for it."""
+    return device.type != "cpu"

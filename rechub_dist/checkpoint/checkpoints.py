@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from rechub_dist.checkpoint.tensors import Tensors
 from rechub_dist.config import CheckpointConfig, RunConfig
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, one_line
+from rechub_dist.reporting.saves import Save
 
 T = TypeVar("T")
 # What a checkpoint's run, by its record, its step and where it lies, has other than this run.
@@ -38,26 +39,6 @@ Differing = Callable[[dict[str, Any], int, str], list[str]]
 
 # A rank that has written its part waits for the slowest one. A dead one is noticed at once, by its closed connection.
 _PATIENCE = timedelta(hours=6)
-
-
-@dataclass(frozen=True)
-class Save:
-    """What came of a save.
-
-    Attributes:
-        seconds: from the call to the moment at which the checkpoint was complete.
-        blocked_seconds: for which training waited, on this rank.
-        bytes: of all ranks' files.
-        error: why there is no checkpoint.
-        warning: what went wrong besides.
-    """
-
-    step: int
-    seconds: float
-    blocked_seconds: float
-    bytes: int
-    error: str | None = None
-    warning: str | None = None
 
 
 def open_checkpoints(config: RunConfig, rt: Runtime, lease: Lease | None = None) -> Checkpoints:

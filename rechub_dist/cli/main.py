@@ -93,7 +93,7 @@ def train(
     """
     die_with_agent()
     require_builds()
-    from rechub_dist.config import load_run  # noqa: PLC0415 - torch takes seconds to import; --help should not
+    from rechub_dist.data.run_file import load_run  # noqa: PLC0415 - torch takes seconds to import; --help should not
 
     config = load_run(run_file, set_ or [])
     if (nproc is not None or rdzv is not None or nnodes != "1") and not _is_worker():

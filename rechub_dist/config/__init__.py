@@ -22,9 +22,7 @@ from rechub_dist.config.run import (
     RunConfig,
     changed,
     default_objective,
-    load_run,
     read_run,
-    resolve_dataset,
     stored_run,
 )
 from rechub_dist.config.section import Section
@@ -61,10 +59,8 @@ __all__ = [
     "WarmStartConfig",
     "changed",
     "default_objective",
-    "load_run",
     "parse_yaml",
     "read_run",
     "read_yaml",
-    "resolve_dataset",
     "stored_run",
 ]

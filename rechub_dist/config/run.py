@@ -117,15 +117,6 @@ class RunConfig(Section):
         return dump_yaml(self.model_dump(mode="json", by_alias=True, exclude_unset=True), width=110)
 
 
-def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a run file, apply `section.key=value` overrides and inline the data set's schema.
-
-    Raises:
-        UserError: unreadable or duplicate YAML, unknown keys, wrong types; the message names key and fix.
-    """
-    return resolve_dataset(read_run(path, overrides), base=path.parent)
-
-
 def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """As `load_run`, without a look at the data: the schema stays where the run file says it is.
 
@@ -139,35 +130,6 @@ def _changed(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> RunC
     for override in overrides:
         _override(tree, override)
     return _validate(tree, where)
-
-
-def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
-    """The same configuration with the schema inline, so that it does not depend on where the run file lies."""
-    dataset = config.data.dataset
-    if not isinstance(dataset, dict):
-        dataset = _schema(config, base)
-    features = {**(dataset.get("features") or {}), **config.data.features}
-    dataset = {**dataset, "features": features}
-    filled = with_former_defaults({"version": config.version, "data": {"dataset": dataset}})["data"]["dataset"]
-    data = config.data.model_copy(update={"dataset": filled, "features": {}})
-    return config.model_copy(update={"data": data})
-
-
-def _schema(config: RunConfig, base: Path) -> dict[str, Any]:
-    """The tree of the schema's file: named, and relative to `base`, or dataset.yaml of the data's root."""
-    from rechub_dist.data.parquet.storage import join, read_text  # noqa: PLC0415 - pyarrow is slow to import
-
-    named, root = config.data.dataset, config.data.root
-    path = join(root, "dataset.yaml") if named is None else join(str(base), str(named))
-    text = read_text(path, config.storage)
-    if text is None:
-        raise UserError(
-            f"data.root: {root} holds no dataset.yaml; prepare the data first (rechub-dist data prepare "
-            f"or synthesize), or name the schema in data.dataset"
-            if named is None
-            else f"data.dataset: no such file: {path}"
-        )
-    return parse_yaml(text, path)
 
 
 def changed(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rechub_dist.embedded import Embedded, Jagged, Lookup, Sequence
+from rechub_dist.embedded import Embedded, Jagged, Lookup, rows_of, to_padded
 from rechub_dist.embedding.init import init_table
 from rechub_dist.features import Pooling, SparseFeature, Table
 
@@ -124,27 +124,6 @@ def _clash(one: Lookup, other: Lookup) -> str:
         if getattr(one, part) != getattr(other, part)
     ]
     return f"{text}: {different[0]}"
-
-
-def rows_of(lengths: Tensor, total: int) -> Tensor:
-    """For each value of a jagged feature the row that it belongs to: int64 [total]."""
-    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths, output_size=total)
-
-
-def to_padded(values: Tensor, lengths: Tensor, longest: int | None = None) -> Sequence:
-    """Jagged vectors [sum of lengths, D] as a right-padded `Sequence` [B, max length (at least 1), D].
-
-    Where the largest length is not given it is looked up, for which the host waits for a GPU.
-    """
-    if longest is None:
-        longest = int(lengths.max()) if len(lengths) else 0
-    longest = max(1, longest)
-    row = rows_of(lengths, len(values))
-    lengths = lengths.long()
-    start = lengths.cumsum(0) - lengths
-    position = torch.arange(len(values), device=values.device) - start[row]
-    padded = values.new_zeros(len(lengths) * longest, values.shape[1]).index_copy(0, row * longest + position, values)
-    return Sequence(padded.view(len(lengths), longest, values.shape[1]), lengths, len(values))
 
 
 def pool(total: Tensor, lengths: Tensor, weights: Tensor | None, pooling: Pooling) -> Tensor:

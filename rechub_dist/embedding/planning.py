@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -24,13 +25,14 @@ from torchrec.distributed.planner.types import (
 )
 from torchrec.distributed.types import CacheParams, ModuleSharder, PipelineType, ShardingPlan, ShardingType
 
-from rechub_dist.assembly.cluster import Cluster
-from rechub_dist.embedding.layout import CACHED, REPLICATED, Layout, PlacedTable
+from rechub_dist.data.spec import WEIGHTED
+from rechub_dist.embedding.layout import CACHED, POOLED, REPLICATED, Layout, PlacedTable
 from rechub_dist.embedding.local import module_key
 from rechub_dist.errors import UserError
 from rechub_dist.features import NegativeFeature, SequenceFeature, TimeGapFeature
-from rechub_dist.training.pipeline import Kind
 
+_SHARE = 0.8  # of memory, for sharded tables
+Kind = Literal["base", "sparse_dist", "prefetch"]
 _SHARDING_TYPES = [
     ShardingType.TABLE_WISE.value,
     ShardingType.ROW_WISE.value,
@@ -38,6 +40,51 @@ _SHARDING_TYPES = [
     ShardingType.TABLE_ROW_WISE.value,
     ShardingType.TABLE_COLUMN_WISE.value,
 ]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The ranks that a plan is made for; equal on all of them.
+
+    Attributes:
+        local_world_size: ranks a host; None where hosts have unlike numbers of them.
+        memory: bytes that each rank may give to sharded tables, of its GPU where it has one.
+        host_memory: bytes of its host that a rank with a GPU may give to tables which lie there.
+        assumed: where `memory` comes from.
+    """
+
+    world_size: int
+    local_world_size: int | None
+    device: Literal["cpu", "cuda"]
+    memory: int
+    host_memory: int = 0
+    assumed: str = ""
+
+
+def memory_for_tables(total: int, ranks: int = 1) -> int:
+    """The bytes that each of so many ranks gives to sharded tables where there are `total` for all of them.
+
+    A fifth is left for everything else: activations, batches in flight, what libraries keep.
+    """
+    return int(_SHARE * total / ranks)
+
+
+def kind_of(setting: Literal["auto", "base", "sparse_dist"], layout: Layout, device: str, *, skips: bool) -> Kind:
+    """The pipeline that `distributed.pipeline` means; the same on all ranks, and for the kernels, which it is made for.
+
+    A model without sharded tables has no id exchange to hide: `base`.
+
+    Args:
+        skips: whether a step may be left out (`train.on_non_finite: skip`).
+    """
+    sharded = [placed for placed in layout.tables.values() if placed.collection != REPLICATED]
+    if not sharded or setting == "base" or (setting == "auto" and device != "cuda"):
+        return "base"
+    cached = [placed for placed in sharded if placed.kernel == CACHED]
+    # TorchRec prefetches for all tables of an unpooled collection, or for none.
+    unpooled = {placed.collection for placed in cached} - {POOLED, WEIGHTED}
+    mixed = any(placed.collection in unpooled and placed.kernel != CACHED for placed in sharded)
+    return "prefetch" if setting == "auto" and cached and not mixed and not skips else "sparse_dist"
 
 
 class _PooledSharder(EmbeddingBagCollectionSharder):

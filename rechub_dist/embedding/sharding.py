@@ -12,16 +12,11 @@ from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
-from rechub_dist.assembly.cluster import agreed_cluster
-from rechub_dist.assembly.parts import Parts
-from rechub_dist.distributed.batchnorm import globalize
-from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.embedding.init import Part, clear_padding, init_tables
 from rechub_dist.embedding.layout import REPLICATED, Layout
 from rechub_dist.embedding.local import module_key
 from rechub_dist.embedding.optim import fused_optimizer, kernels
-from rechub_dist.embedding.planning import make_plan, sharded_tables, sharders
-from rechub_dist.training.pipeline import kind_of
+from rechub_dist.embedding.planning import sharded_tables, sharders
 
 
 def mark_optimizers(step: nn.Module, layout: Layout) -> None:
@@ -85,31 +80,3 @@ def sharded_weights(module: DistributedModelParallel, layout: Layout) -> dict[st
     for kernel in kernels(stage):
         kernel.reset_cache_states()
     return {name: state[module_key(name)] for name, placed in layout.tables.items() if placed.collection != REPLICATED}
-
-
-def shard_step(
-    parts: Parts, rt: Runtime, *, trains: bool = True, notes: list[str] | None = None
-) -> DistributedModelParallel:
-    """Plan and shard a run's tables, make batch normalisation global, and put DDP around the rest. Collective.
-
-    The tables are to be loaded then, or drawn (`draw_tables`); until then their weights are whatever was in memory.
-    The plan is the main rank's: one that each rank made for itself would be another on another host.
-
-    Args:
-        trains: whether the run's pipeline is to train it, for which kernels may have to be prepared.
-        notes: gets what the plan has assumed.
-
-    Raises:
-        UserError: the tables do not fit, or the ranks are not of one run.
-    """
-    config, layout = parts.config, parts.layout
-    cluster = agreed_cluster(parts, rt)
-    mark_optimizers(parts.step, layout)
-    setting = config.distributed.pipeline if trains else "base"
-    kind = kind_of(setting, layout, rt.device.type, skips=config.train.on_non_finite == "skip")
-    plan = rt.from_main(lambda: make_plan(parts.step, layout, cluster, config.data.batch_size, kind))
-    if notes is not None and plan is not None and plan.note:
-        notes.append(plan.note)
-    globalize(parts.step.model)
-    sharding = None if plan is None else plan.sharding
-    return shard(parts.step, layout, sharding, rt.group, rt.device, config.distributed.bucket_mb)

@@ -13,9 +13,9 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.spec import WEIGHTED
-from rechub_dist.embedded import Embedded, Jagged
+from rechub_dist.embedded import Embedded, Jagged, rows_of, to_padded
 from rechub_dist.embedding.layout import POOLED, REPLICATED, Layout
-from rechub_dist.embedding.local import LocalTables, module_key, pool, rows_of, to_padded
+from rechub_dist.embedding.local import LocalTables, module_key, pool
 from rechub_dist.features import DenseFeature
 from rechub_dist.reporting.step_times import REPLICATED_LOOKUP
 

@@ -13,16 +13,17 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from rechub_dist.assembly.identity import vocabularies_of
 from rechub_dist.assembly.parts import Parts, TrainStep, build
 from rechub_dist.assembly.readers import evaluation_reader, items_spec, read_manifest
+from rechub_dist.assembly.sharded import shard_step
 from rechub_dist.batch import Batch
 from rechub_dist.checkpoint import open_checkpoints
 from rechub_dist.checkpoint.state import weights_state
 from rechub_dist.config import RunConfig
-from rechub_dist.data.negatives import draw_negatives, mix64
+from rechub_dist.data.columns.hashing import mix64
+from rechub_dist.data.negatives import draw_negatives
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import WEIGHTED
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
 from rechub_dist.embedded import Jagged, Output
-from rechub_dist.embedding.sharding import shard_step
 from rechub_dist.embedding.stage import split_dense
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, NegativeFeature

@@ -15,8 +15,7 @@ from torch import Tensor
 from rechub_dist.batch import Batch
 from rechub_dist.config import EvaluationConfig, PointwiseConfig, RetrievalConfig
 from rechub_dist.distributed.collectives import gather_rows
-from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output, Sequence
-from rechub_dist.embedding.local import to_padded
+from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output, Sequence, to_padded
 from rechub_dist.errors import UserError
 from rechub_dist.features import CatalogueFeature, Label, NegativeFeature
 from rechub_dist.layers.masking import following, places

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from rechub_dist.checkpoint import Save
 from rechub_dist.reporting.logs import LOGGER
 from rechub_dist.reporting.metrics import Metrics
+from rechub_dist.reporting.saves import Save
 from rechub_dist.reporting.strict_json import finite
 from rechub_dist.skips import Skipped
 

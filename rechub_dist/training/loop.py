@@ -18,7 +18,9 @@ from torch import Tensor
 
 from rechub_dist.assembly.identity import identity, other_than
 from rechub_dist.assembly.parts import Parts, build
+from rechub_dist.assembly.precision import check_precision, tf32_products
 from rechub_dist.assembly.readers import check_items, check_kinds, open_passes, optional_reader, warning_of, with_draws
+from rechub_dist.assembly.sharded import shard_step
 from rechub_dist.checkpoint import Position, open_checkpoints
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.state import placement, train_state, weights_state
@@ -32,7 +34,7 @@ from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, environment, runtime
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.optim import Optimizers
-from rechub_dist.embedding.sharding import draw_tables, shard_step
+from rechub_dist.embedding.sharding import draw_tables
 from rechub_dist.errors import UserError
 from rechub_dist.metrics.direction import watched_metric
 from rechub_dist.objectives import RetrievalObjective
@@ -46,7 +48,6 @@ from rechub_dist.reporting.summary import Summary
 from rechub_dist.seeds import seed_from
 from rechub_dist.training.non_finite import LossCheck
 from rechub_dist.training.pipeline import Feed, Pipeline, make_pipeline
-from rechub_dist.training.precision import check_precision, tf32_products
 from rechub_dist.training.validation import Validation
 
 

@@ -11,22 +11,17 @@ from torch.profiler import record_function
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
+from rechub_dist.assembly.readers import looks_ahead
 from rechub_dist.batch import Batch
-from rechub_dist.data.spec import WEIGHTED
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.distributed.watchdog import WAITING, Watchdog
-from rechub_dist.embedding.layout import CACHED, POOLED, REPLICATED, Layout
 from rechub_dist.embedding.optim import Optimizers, kernels
+from rechub_dist.embedding.planning import kind_of
 from rechub_dist.errors import UserError
 from rechub_dist.objectives import Objective
 from rechub_dist.reporting.step_times import WAITING_FOR_DATA
 from rechub_dist.skips import Skipped, Tally
 from rechub_dist.training.non_finite import LossCheck
-
-
-def looks_ahead(device: torch.device) -> bool:
-    """Whether batches are got ready one ahead: where another one than the host computes, which has time for it."""
-    return device.type != "cpu"
 
 
 class _Asked(NamedTuple):
@@ -333,27 +328,6 @@ class PrefetchPipeline:
         for kernel in self._caching:
             kernel.lock_cache_line = False
         self._released = True
-
-
-Kind = Literal["base", "sparse_dist", "prefetch"]
-
-
-def kind_of(setting: Literal["auto", "base", "sparse_dist"], layout: Layout, device: str, *, skips: bool) -> Kind:
-    """The pipeline that `distributed.pipeline` means; the same on all ranks, and for the kernels, which it is made for.
-
-    A model without sharded tables has no id exchange to hide: `base`.
-
-    Args:
-        skips: whether a step may be left out (`train.on_non_finite: skip`).
-    """
-    sharded = [placed for placed in layout.tables.values() if placed.collection != REPLICATED]
-    if not sharded or setting == "base" or (setting == "auto" and device != "cuda"):
-        return "base"
-    cached = [placed for placed in sharded if placed.kernel == CACHED]
-    # TorchRec prefetches for all tables of an unpooled collection, or for none.
-    unpooled = {placed.collection for placed in cached} - {POOLED, WEIGHTED}
-    mixed = any(placed.collection in unpooled and placed.kernel != CACHED for placed in sharded)
-    return "prefetch" if setting == "auto" and cached and not mixed and not skips else "sparse_dist"
 
 
 def make_pipeline(

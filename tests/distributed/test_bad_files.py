@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rechub_dist.config import load_run
+from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.errors import UserError
 from rechub_dist.training.loop import Summary, Trainer

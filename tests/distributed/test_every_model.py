@@ -10,8 +10,8 @@ from rich.console import Console
 
 from rechub_dist.assembly.examples import DATA, ROOT, example_run
 from rechub_dist.cli.describe import describe_model
-from rechub_dist.config import load_run
 from rechub_dist.data.prepare.synthetic import synthesize
+from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
 from rechub_dist.models import catalogue
 from rechub_tests.ranks import RankPool

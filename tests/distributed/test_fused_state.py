@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 import rechub_dist.embedding.layout as layout
-from rechub_dist.config import load_run
+from rechub_dist.data.run_file import load_run
 from rechub_dist.embedding.optim import kernels
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.checkpoint.state import train_state

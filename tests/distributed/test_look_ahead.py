@@ -15,7 +15,7 @@ import rechub_dist.training.loop as trainer_module
 from rechub_dist.assembly import readers as splits
 from rechub_dist.batch import Batch
 from rechub_dist.checkpoint import saved_steps
-from rechub_dist.config import load_run
+from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.errors import UserError
 from rechub_dist.training import pipeline as pipeline_module

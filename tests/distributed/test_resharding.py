@@ -47,13 +47,13 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
     import torch.distributed as dist  # noqa: PLC0415
 
     from rechub_dist.assembly.parts import build  # noqa: PLC0415
+    from rechub_dist.assembly.sharded import shard_step  # noqa: PLC0415
     from rechub_dist.checkpoint import Checkpoints, Position  # noqa: PLC0415
     from rechub_dist.checkpoint.folder import Folder  # noqa: PLC0415
     from rechub_dist.checkpoint.state import train_state  # noqa: PLC0415
     from rechub_dist.config import CheckpointConfig, StorageConfig  # noqa: PLC0415
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
     from rechub_dist.embedding.optim import Optimizers  # noqa: PLC0415
-    from rechub_dist.embedding.sharding import shard_step  # noqa: PLC0415
 
     compared = 0
     with runtime("cpu", 60) as rt:

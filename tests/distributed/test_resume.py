@@ -20,9 +20,10 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 import rechub_dist.training.loop as trainer_module
 from rechub_dist.assembly.parts import Parts
+from rechub_dist.assembly.sharded import shard_step
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.distributed.runtime import Runtime
-from rechub_dist.embedding.sharding import draw_tables, shard_step, table_shards
+from rechub_dist.embedding.sharding import draw_tables, table_shards
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import (

@@ -20,13 +20,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rechub_dist.checkpoint import Checkpoints, Position, Save, saved_steps
+from rechub_dist.checkpoint import Checkpoints, Position, saved_steps
 from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, verify
 from rechub_dist.checkpoint.tensors import Entry, Piece
 from rechub_dist.config import CheckpointConfig, StorageConfig
 from rechub_dist.distributed.runtime import Runtime, runtime
 from rechub_dist.errors import UserError
+from rechub_dist.reporting.saves import Save
 from rechub_tests.object_store import BUCKET, KEYS, filesystem, s3_server
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import losses, output, position, read_checkpoint, records, run_file, train

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rechub_dist.checkpoint.state import train_state
 from rechub_dist.checkpoint.tensors import as_matrix
-from rechub_dist.config import load_run
+from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.runtime import device_type, runtime
 from rechub_dist.training.loop import Trainer
 from rechub_tests.ranks import RankPool

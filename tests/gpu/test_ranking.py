@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rechub_dist.config import load_run
+from rechub_dist.data.run_file import load_run
 from rechub_dist.evaluation.evaluate import evaluate_run
 from rechub_dist.inference.predict import Prediction, predict_run
 from rechub_tests.items import ITEMS, several_features, write_items

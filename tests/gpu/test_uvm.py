@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from rechub_dist.checkpoint.state import weights_state
-from rechub_dist.config import load_run
 from rechub_dist.data.prepare.synthetic import synthesize
+from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.embedding.optim import kernels
 from rechub_dist.embedding.sharding import table_shards

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from rechub_dist.config import RunConfig, Selection, load_run, stored_run
+from rechub_dist.config import RunConfig, Selection, stored_run
+from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
 from rechub_dist.launching.kubernetes.kinds import KINDS, render
 from rechub_dist.launching.kubernetes.run_file import run_for_pods

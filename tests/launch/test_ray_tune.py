@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rechub_dist.config import load_run
+from rechub_dist.data.run_file import load_run
 from rechub_tests.ray_runs import TwoNodes, ray_command
 from rechub_tests.runs import records, run_file
 

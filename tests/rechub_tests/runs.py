@@ -24,7 +24,8 @@ from rechub_dist.assembly.examples import example_parameters
 from rechub_dist.assembly.parts import Parts, build
 from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_rows, verify
-from rechub_dist.config import RunConfig, StorageConfig, load_run
+from rechub_dist.config import RunConfig, StorageConfig
+from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.models import catalogue, family

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rechub_dist.config import load_run, stored_run
+from rechub_dist.config import stored_run
 from rechub_dist.data.places import places
+from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
 from rechub_dist.features import (
     CrossFeature,

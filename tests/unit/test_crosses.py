@@ -16,8 +16,9 @@ from test_windows import fails
 
 from rechub_dist.data.collate import assemble
 from rechub_dist.data.columns.fit import column_names
+from rechub_dist.data.columns.hashing import mix64, name_salt
 from rechub_dist.data.columns.window import open_window
-from rechub_dist.data.negatives import Draw, mix64, name_salt
+from rechub_dist.data.negatives import Draw
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature, Table, TimeGapFeature
 from rechub_tests.batches import batch_of, lists

@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel
 
 from rechub_dist.assembly.parts import DEFAULT_DIM
-from rechub_dist.config import RunConfig, default_objective, load_run, stored_run, versions
+from rechub_dist.config import RunConfig, default_objective, stored_run, versions
+from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
 from rechub_dist.features import Label, Table
 from rechub_dist.models import RecallModel, catalogue

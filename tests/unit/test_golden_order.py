@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from rechub_dist.data.columns.cross import cross
+from rechub_dist.data.columns.hashing import hash_ids
 from rechub_dist.data.columns.strings import hash_strings
-from rechub_dist.data.negatives import Draw, catalogue_share, draw_ids, hash_ids
+from rechub_dist.data.negatives import Draw, catalogue_share, draw_ids
 from rechub_dist.data.order.epoch import ORDER_VERSION, RowOrder
 from rechub_dist.data.order.mix import Mix, MixOrder
 from rechub_dist.features import CrossFeature, NegativeFeature, SparseFeature, Table

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rechub_dist.cli.main import app
+from rechub_dist.data.columns.hashing import hash_ids
 from rechub_dist.data.columns.strings import hash_strings
 from rechub_dist.data.columns.vocabulary import read_vocabulary, vocabulary_of
-from rechub_dist.data.negatives import hash_ids
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec

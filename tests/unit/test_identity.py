@@ -12,7 +12,7 @@ import torch
 
 from rechub_dist.assembly.identity import identity, other_than, recorded
 from rechub_dist.assembly.parts import build
-from rechub_dist.config import load_run
+from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
 from rechub_dist.models import catalogue
 from rechub_dist.objectives import RetrievalObjective

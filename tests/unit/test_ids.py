@@ -18,11 +18,12 @@ from rechub_dist.assembly.parts import build
 from rechub_dist.config import RunConfig
 from rechub_dist.data.collate import assemble
 from rechub_dist.data.columns.fit import check_schema
+from rechub_dist.data.columns.hashing import hash_ids
 from rechub_dist.data.columns.strings import distinct, hash_strings, spread
 from rechub_dist.data.columns.values import read_ids
 from rechub_dist.data.columns.vocabulary import Vocabulary, read_vocabulary
 from rechub_dist.data.columns.window import open_window
-from rechub_dist.data.negatives import Draw, hash_ids
+from rechub_dist.data.negatives import Draw
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec

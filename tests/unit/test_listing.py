@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rechub_dist.config import Selection, StorageConfig, load_run
+from rechub_dist.config import Selection, StorageConfig
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.parquet.storage import exists, join, locate, read_text
+from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
 
 

@@ -9,15 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rechub_dist.data import negatives
-from rechub_dist.data.negatives import (
-    Draw,
-    catalogue_share,
-    draw_weighted,
-    hash_ids,
-    mix64,
-    name_salt,
-    row_keys,
-)
+from rechub_dist.data.columns.hashing import hash_ids, mix64, name_salt
+from rechub_dist.data.negatives import Draw, catalogue_share, draw_weighted, row_keys
 from rechub_dist.features import NegativeFeature, Table
 
 

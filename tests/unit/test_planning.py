@@ -10,17 +10,16 @@ import pytest
 from torch import nn
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding
 
-from rechub_dist.assembly.cluster import Cluster, unsharded_bytes
+from rechub_dist.assembly.cluster import unsharded_bytes
 from rechub_dist.config import EmbeddingConfig, TableRule
 from rechub_dist.embedded import Lookup
 from rechub_dist.embedding.layout import Layout, make_layout
 from rechub_dist.embedding.local import module_key
-from rechub_dist.embedding.planning import Planned, make_plan
+from rechub_dist.embedding.planning import Cluster, Kind, Planned, kind_of, make_plan
 from rechub_dist.embedding.sharding import mark_optimizers
 from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError
 from rechub_dist.features import SequenceFeature, SparseFeature, Table
-from rechub_dist.training.pipeline import Kind, kind_of
 
 GB = 1024**3
 MB = 1024**2

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rechub_dist.assembly.precision import check_precision, set_training, tf32_products
 from rechub_dist.config import TrainConfig
 from rechub_dist.embedded import Embedded, Sequence
 from rechub_dist.errors import UserError
 from rechub_dist.models import Model, RecallModel, catalogue
-from rechub_dist.training.precision import check_precision, set_training, tf32_products
 from rechub_tests.cases import build, make_batch, real
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

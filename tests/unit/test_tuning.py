@@ -10,7 +10,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rechub_dist.config import RunConfig, changed, load_run
+from rechub_dist.config import RunConfig, changed
+from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
 from rechub_dist.launching.search import judged_by, note_trial, read_space, read_trials, show_trials, trial_config
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rechub_dist.data.columns.fit import check_schema, column_names
+from rechub_dist.data.columns.hashing import hash_ids
 from rechub_dist.data.columns.window import open_window
-from rechub_dist.data.negatives import hash_ids
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, Label, NegativeFeature, SequenceFeature, SparseFeature, Table

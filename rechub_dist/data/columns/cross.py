@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rechub_dist.data.negatives import mix64, name_salt
+from rechub_dist.data.columns.hashing import mix64, name_salt
 from rechub_dist.features import CrossFeature
 
 Ints = NDArray[Any]

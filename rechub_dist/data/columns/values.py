@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rechub_dist.data.columns.hashing import hash_ids
 from rechub_dist.data.columns.strings import distinct, hash_strings, is_string, spread
 from rechub_dist.data.columns.vocabulary import vocabulary_of
-from rechub_dist.data.negatives import hash_ids
 from rechub_dist.data.parquet.kinds import is_list
 from rechub_dist.data.parquet.row_group import RowGroup
 from rechub_dist.errors import UserError

@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from rechub_dist.data.columns.frequencies import Frequencies, count_values, frequent
+from rechub_dist.data.columns.hashing import hash_ids
 from rechub_dist.data.columns.strings import distinct, hash_strings, spread
 from rechub_dist.data.columns.vocabulary import Vocabulary
-from rechub_dist.data.negatives import hash_ids
 from rechub_dist.data.parquet.pages import write_parquet
 from rechub_dist.data.prepare.writer import SPLITS, VOCABULARIES, ShardWriter, prepared_folder, write_schema
 from rechub_dist.errors import UserError, one_line

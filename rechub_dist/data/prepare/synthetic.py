@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rechub_dist.data.negatives import mix64
+from rechub_dist.data.columns.hashing import mix64
 from rechub_dist.data.prepare.writer import ROW_GROUP, SPLITS, TRUTH_FILE, ShardWriter, prepared_folder, write_schema
 from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from rechub_dist.config import RunConfig, read_run, resolve_dataset, stored_run
+from rechub_dist.config import RunConfig, read_run, stored_run
 from rechub_dist.data.parquet.storage import local_path
 from rechub_dist.data.places import Place, places
+from rechub_dist.data.run_file import resolve_dataset
 from rechub_dist.errors import UserError
 from rechub_dist.launching.kubernetes.rules import CONFIG_MAP_BYTES, PORTS
 from rechub_dist.launching.kubernetes.view import DATA, RUN_FILE, RUNS, PodView
@@ -121,11 +122,14 @@ def metrics_ports(config: RunConfig, ranks: int) -> range:
 
 def _check_parts(config: RunConfig, pod: PodView) -> None:
     """What a rank does before it exchanges anything: build the model and plan where its tables lie."""
-    from rechub_dist.assembly.cluster import Cluster, memory_for_tables  # noqa: PLC0415
     from rechub_dist.assembly.parts import build  # noqa: PLC0415 - torch takes seconds to import
-    from rechub_dist.embedding.planning import make_plan  # noqa: PLC0415
+    from rechub_dist.embedding.planning import (  # noqa: PLC0415
+        Cluster,
+        kind_of,
+        make_plan,
+        memory_for_tables,
+    )
     from rechub_dist.embedding.sharding import mark_optimizers  # noqa: PLC0415
-    from rechub_dist.training.pipeline import kind_of  # noqa: PLC0415
 
     world = pod.pods * pod.ranks
     parts = build(config, device=pod.device, world_size=world)

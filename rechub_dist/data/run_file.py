@@ -1,0 +1,48 @@
+"""A run file with the schema of its data, which may lie beside the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rechub_dist.config import RunConfig, parse_yaml, read_run
+from rechub_dist.config.versions import with_former_defaults
+from rechub_dist.data.parquet.storage import join, read_text
+from rechub_dist.errors import UserError
+
+
+def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run file, apply `section.key=value` overrides and inline the data set's schema.
+
+    Raises:
+        UserError: unreadable or duplicate YAML, unknown keys, wrong types; the message names key and fix.
+    """
+    return resolve_dataset(read_run(path, overrides), base=path.parent)
+
+
+def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
+    """The same configuration with the schema inline, so that it does not depend on where the run file lies."""
+    dataset = config.data.dataset
+    if not isinstance(dataset, dict):
+        dataset = _schema(config, base)
+    features = {**(dataset.get("features") or {}), **config.data.features}
+    dataset = {**dataset, "features": features}
+    filled = with_former_defaults({"version": config.version, "data": {"dataset": dataset}})["data"]["dataset"]
+    data = config.data.model_copy(update={"dataset": filled, "features": {}})
+    return config.model_copy(update={"data": data})
+
+
+def _schema(config: RunConfig, base: Path) -> dict[str, Any]:
+    """The tree of the schema's file: named, and relative to `base`, or dataset.yaml of the data's root."""
+    named, root = config.data.dataset, config.data.root
+    path = join(root, "dataset.yaml") if named is None else join(str(base), str(named))
+    text = read_text(path, config.storage)
+    if text is None:
+        raise UserError(
+            f"data.root: {root} holds no dataset.yaml; prepare the data first (rechub-dist data prepare "
+            f"or synthesize), or name the schema in data.dataset"
+            if named is None
+            else f"data.dataset: no such file: {path}"
+        )
+    return parse_yaml(text, path)
