@@ -36,8 +36,8 @@ _SILENT_SECONDS = 30.0  # without a rank that has begun, until that is told
 
 
 _WAITING: Final = (
-    "waiting for Ray to start ranks: it has no room for them yet, or keeps it for a run that was killed, which takes up "
-    "to three minutes"
+    "waiting for Ray to start ranks: it has no room for them yet, or keeps it for a run that was killed, for up to "
+    "three minutes"
 )
 
 
