@@ -127,8 +127,10 @@ def _is_importable(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-if __name__ == "__main__":  # in a checkout, before anything is installed: RELEASE EXTRA,EXTRA
+if __name__ == "__main__":  # in a checkout, before anything is installed
     try:
+        if len(sys.argv) != 3:
+            raise UserError("write a release of torch, and extras: python -m rechub_dist.builds 2.14 cpu,ray")
         print("\n".join(requirements(Path("pyproject.toml"), sys.argv[1], sys.argv[2].split(","))))
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)

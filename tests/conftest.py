@@ -6,9 +6,14 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from rechub_tests.object_store import FaultyProxy
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("rechub_dist", deadline=None)
+hypothesis.settings.load_profile("rechub_dist")
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="rechub-dist-tests-")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rechub_dist.assembly.precision import check_precision, set_training, tf32_products
 from rechub_dist.config import TrainConfig
-from rechub_dist.embedded import Embedded, Sequence
+from rechub_dist.embedded import Embedded
 from rechub_dist.errors import UserError
 from rechub_dist.models import Model, RecallModel, catalogue
 from rechub_tests.cases import build, make_batch, real
@@ -27,7 +27,7 @@ def single(embedded: Embedded) -> Embedded:
 
     return Embedded(
         {name: leaf(values) for name, values in embedded.vectors.items()},
-        {name: Sequence(leaf(values), lengths) for name, (values, lengths) in embedded.sequences.items()},
+        {name: found._replace(values=leaf(found.values)) for name, found in embedded.sequences.items()},
         {name: values.float() for name, values in embedded.dense.items()},
     )
 
