@@ -11,7 +11,7 @@ from rich.table import Table
 
 from rechub_dist.errors import UserError, nearest
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _CONFIGS = _PACKAGE / "configs"
 _KINDS = {"runs": "run files", "spaces": "search spaces", "datasets": "schemas"}
 

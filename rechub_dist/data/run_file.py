@@ -8,7 +8,6 @@ from typing import Any
 
 from rechub_dist.config import RunConfig, parse_yaml, read_run
 from rechub_dist.config.versions import with_former_defaults
-from rechub_dist.data.parquet.storage import join, read_text
 from rechub_dist.errors import UserError
 
 
@@ -35,6 +34,8 @@ def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
 
 def _schema(config: RunConfig, base: Path) -> dict[str, Any]:
     """The tree of the schema's file: named, and relative to `base`, or dataset.yaml of the data's root."""
+    from rechub_dist.data.parquet.storage import join, read_text  # noqa: PLC0415 - pyarrow is slow to import
+
     named, root = config.data.dataset, config.data.root
     path = join(root, "dataset.yaml") if named is None else join(str(base), str(named))
     text = read_text(path, config.storage)

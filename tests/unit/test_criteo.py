@@ -16,9 +16,9 @@ from test_prepare import check_prepared, digest, rows, schema
 from typer.testing import CliRunner
 
 from rechub_dist.cli.main import app
+from rechub_dist.data.columns import frequencies
 from rechub_dist.data.columns.hashing import hash_ids
 from rechub_dist.data.columns.strings import hash_strings
-from rechub_dist.data.columns.values import frequencies
 from rechub_dist.data.prepare import criteo, preparation
 from rechub_dist.data.prepare.criteo import CATEGORIES, COUNTS, prepare
 from rechub_dist.errors import UserError

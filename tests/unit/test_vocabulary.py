@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rechub_dist.cli.main import app
+from rechub_dist.data.columns import frequencies
 from rechub_dist.data.columns.frequencies import Frequencies, build_vocabularies, count_values, value_type
-from rechub_dist.data.columns.values import frequencies
 from rechub_dist.errors import UserError
 
 
