@@ -54,7 +54,7 @@ def rechub_dist(pipe: Connection, rank: int, place: Place) -> None:
     from rechub_dist.data.passes import Epochs  # noqa: PLC0415
     from rechub_dist.data.run_file import load_run  # noqa: PLC0415 - each contestant loads what it needs
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
-    from rechub_dist.training.loop import Trainer  # noqa: PLC0415
+    from rechub_dist.training.trainer import Trainer  # noqa: PLC0415
 
     _join(rank, place)
     config = load_run(_run_file(place, rank))

@@ -53,7 +53,7 @@ def load(parts: Parts, split: str) -> tuple[sparse.csr_matrix, np.ndarray]:
     reader = ParquetReader(manifest, parts.spec, batch_size=manifest.rows, shuffle=False)
     [batch] = list(reader.batches(0))
     targets = batch.labels.numpy()
-    if isinstance(parts.step.objective, EntireSpaceObjective):
+    if isinstance(parts.train_module.objective, EntireSpaceObjective):
         targets[:, 1:] *= targets[:, :1]
     return design(batch, parts), targets
 

@@ -99,7 +99,7 @@ def work(job: dict[str, Any]) -> Any:
     quiet_libraries()
     from rechub_dist.evaluation.evaluate import evaluate_run  # noqa: PLC0415 - takes seconds
     from rechub_dist.inference.predict import predict_run  # noqa: PLC0415 - takes seconds
-    from rechub_dist.training.loop import run  # noqa: PLC0415 - takes seconds, and a driver can do without
+    from rechub_dist.training.trainer import run  # noqa: PLC0415 - takes seconds, and a driver can do without
 
     task, desk, host = job["work"], job["desk"], hosted()
     if ray.get(desk.begin.remote(task.training)) is not None:

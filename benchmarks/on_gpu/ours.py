@@ -16,13 +16,14 @@ import torch
 import yaml
 from torch.profiler import ProfilerActivity
 
-import rechub_dist.training.loop as trainer_module
+import rechub_dist.training.trainer as trainer_module
 from on_gpu.common import DENSE, DENSE_LR, DIM, HIDDEN, SPARSE, TABLE_LR, Sampler, Setting
 from on_gpu.trace import summary
 from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.runtime import runtime
-from rechub_dist.training.loop import Trainer
-from rechub_dist.training.pipeline import Feed, make_pipeline
+from rechub_dist.training.feed import Feed
+from rechub_dist.training.pipeline import make_pipeline
+from rechub_dist.training.trainer import Trainer
 
 CASES = [  # the most telling first: the time may be short
     ("DeepFM", 32768, "auto"),
@@ -113,7 +114,7 @@ def profile(setting: Setting) -> None:
 
     with runtime(setting.device, 120) as rt, mock.patch.object(trainer_module, "make_pipeline", made):
         trainer = Trainer(load_run(path), rt)
-        stage = trainer.parts.step.stage
+        stage = trainer.parts.train_module.stage
         trainer.fit()
         trainer.checkpoints.close(60)
         trainer.report.close()

@@ -65,7 +65,7 @@ def _facts(parts: Parts) -> dict[str, str]:
     mathematics = {key: config[key] for key in ("seed", "model", "objective", "embedding", "optimizer", "train")}
     mathematics["embedding"].pop("memory_per_rank_gb")
     tables = {name: asdict(placed) for name, placed in parts.layout.tables.items()}
-    shapes = {name: list(value.shape) for name, value in parts.step.model.state_dict().items()}
+    shapes = {name: list(value.shape) for name, value in parts.train_module.model.state_dict().items()}
     schema = {"schema": config["data"]["dataset"], "batch_size": parts.config.data.batch_size}
     found = {"rechub_dist": __version__}
     for package in _PACKAGES:
@@ -106,7 +106,7 @@ def _memory(parts: Parts, rt: Runtime) -> tuple[int, str]:
     if rt.device.type != "cuda":
         return memory_for_tables(host_memory(), rt.local_world_size), ""
     total = torch.cuda.get_device_properties(rt.device).total_memory
-    rest = _COPIES * unsharded_bytes(parts.step)
+    rest = _COPIES * unsharded_bytes(parts.train_module)
     assumed = f"{_SHARE:.0%} of its {total / 1024**3:.3g} GB"
     if rest:
         assumed += f" less {rest / 1024**3:.2g} GB for what each rank holds: dense parameters, replicated tables"

@@ -26,7 +26,7 @@ from rechub_dist.schema import parse_schema
 DEFAULT_DIM = 16  # of tables to which schema, model and run give no width
 
 
-class TrainStep(nn.Module):
+class TrainModule(nn.Module):
     """Stage, model and objective, wired: batch -> (loss times world size, detached local loss).
 
     The factor undoes the division by the world size that DDP and the sharded tables apply to gradients; the
@@ -45,6 +45,11 @@ class TrainStep(nn.Module):
         embedded = self.stage(batch)
         loss = self.objective(self.model(embedded), embedded, batch)
         return loss * self.world_size, loss.detach()
+
+    def sequences(self) -> tuple[str, ...]:
+        """The features that the model computes as padded sequences."""
+        found = (lookup.feature.name for lookup in self.model.lookups() if lookup.pooling is None)
+        return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Parts:
     labels: tuple[Label, ...]
     layout: Layout
     spec: BatchSpec
-    step: TrainStep
+    train_module: TrainModule
     plan: Plan
 
 
@@ -107,7 +112,7 @@ def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
     torch.manual_seed(config.seed)
     found = plan(config, device=device, world_size=world_size)
     stage = EmbeddingStage(found.layout, found.model.dense_features(), config.seed)
-    step = TrainStep(stage, found.model, found.objective, world_size)
+    step = TrainModule(stage, found.model, found.objective, world_size)
     return Parts(config, found.schema, found.labels, found.layout, found.spec, step, found)
 
 

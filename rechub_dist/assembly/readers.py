@@ -39,7 +39,7 @@ def with_draws(parts: Parts, rt: Runtime) -> Parts:
     Raises:
         UserError: no such data, or data or a file of weights that does not fit.
     """
-    objective, config = parts.step.objective, parts.config
+    objective, config = parts.train_module.objective, parts.config
     if not isinstance(objective, RetrievalObjective):
         return parts
     if objective.needs_counts and config.data.follow:
@@ -221,7 +221,7 @@ def prediction_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -
     Raises:
         UserError: no such data, bad files, or data that does not fit the schema.
     """
-    spec, model = replace(parts.spec, labels=(), weight=None), parts.step.model
+    spec, model = replace(parts.spec, labels=(), weight=None), parts.train_module.model
     if isinstance(model, RecallModel):
         items = model.item_lookups()
         read = {lookup.feature for lookup in model.lookups() if lookup not in items}
@@ -244,7 +244,7 @@ def _reader(
 ) -> ParquetReader:
     data, spec = config.data, parts.spec
     if not training:
-        drawn = {lookup.feature.name for lookup in parts.step.objective.lookups()}
+        drawn = {lookup.feature.name for lookup in parts.train_module.objective.lookups()}
         spec = replace(spec, idle=spec.idle | drawn)
     size = data.batch_size if training else (data.eval_batch_size or data.batch_size)
     return ParquetReader(
@@ -274,7 +274,7 @@ def _for_device(parts: Parts, *, training: bool) -> Callable[[Batch], Batch]:
 
     def finish(batch: Batch) -> Batch:
         if training:
-            parts.step.objective.prepare(batch)
+            parts.train_module.objective.prepare(batch)
         return batch.pin_memory()
 
     return finish
@@ -315,7 +315,7 @@ def check_items(parts: Parts, rt: Runtime) -> None:
     Raises:
         UserError: no such data, or data that does not fit.
     """
-    objective = parts.step.objective
+    objective = parts.train_module.objective
     if isinstance(objective, RetrievalObjective) and not objective.ids_alone:
         spec = items_spec(objective)
         manifest = read_manifest(parts.config, rt, parts.config.data.items, spec, may_skip=False)

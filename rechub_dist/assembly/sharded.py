@@ -29,12 +29,12 @@ def shard_step(
     """
     config, layout = parts.config, parts.layout
     cluster = agreed_cluster(parts, rt)
-    mark_optimizers(parts.step, layout)
+    mark_optimizers(parts.train_module, layout)
     setting = config.distributed.pipeline if trains else "base"
     kind = kind_of(setting, layout, rt.device.type, skips=config.train.on_non_finite == "skip")
-    plan = rt.from_main(lambda: make_plan(parts.step, layout, cluster, config.data.batch_size, kind))
+    plan = rt.from_main(lambda: make_plan(parts.train_module, layout, cluster, config.data.batch_size, kind))
     if notes is not None and plan is not None and plan.note:
         notes.append(plan.note)
-    globalize(parts.step.model)
+    globalize(parts.train_module.model)
     sharding = None if plan is None else plan.sharding
-    return shard(parts.step, layout, sharding, rt.group, rt.device, config.distributed.bucket_mb)
+    return shard(parts.train_module, layout, sharding, rt.group, rt.device, config.distributed.bucket_mb)

@@ -103,7 +103,7 @@ def train(
         arguments = ["train", str(run_file), *_overrides(set_), *(["--take-over"] if take_over else [])]
         raise typer.Exit(launch(wanted, arguments, show=show_torchrun))
     from rechub_dist.reporting.summary import show_training  # noqa: PLC0415
-    from rechub_dist.training.loop import run  # noqa: PLC0415
+    from rechub_dist.training.trainer import run  # noqa: PLC0415
 
     quiet_libraries()
     summary = run(config, take_over=take_over)

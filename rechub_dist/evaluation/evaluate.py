@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from rechub_dist.assembly.identity import vocabularies_of
-from rechub_dist.assembly.parts import Parts, TrainStep, build
+from rechub_dist.assembly.parts import Parts, TrainModule, build
 from rechub_dist.assembly.readers import evaluation_reader, items_spec, read_manifest
 from rechub_dist.assembly.sharded import shard_step
 from rechub_dist.batch import Batch
@@ -73,7 +73,7 @@ def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
         step = load_best(config, parts, rt)
         report = Reporter(None, quiet=not rt.is_main)
         report.start(f"evaluating {data}", reader.steps)
-        found = evaluate(parts.step, parts, reader, rt, report.advance)
+        found = evaluate(parts.train_module, parts, reader, rt, report.advance)
         report.skipped(data, step, (*reader.manifest.left_out, *found.skips))
         report.close()
         return step, found
@@ -93,7 +93,7 @@ def load_best(config: RunConfig, parts: Parts, rt: Runtime) -> int:
 
 
 def evaluate(
-    step: TrainStep,
+    step: TrainModule,
     parts: Parts,
     reader: ParquetReader,
     runtime: Runtime,
@@ -198,7 +198,7 @@ class _Fetched:
             self._there = []
 
 
-def _tasks(step: TrainStep, objective: TaskObjective, batches: Iterator[Batch], runtime: Runtime) -> Evaluation:
+def _tasks(step: TrainModule, objective: TaskObjective, batches: Iterator[Batch], runtime: Runtime) -> Evaluation:
     found = _Fetched()
     for batch in batches:
         found.add(_scores(objective, step.model(step.stage(batch)), batch))
@@ -226,7 +226,7 @@ def _measure(objective: TaskObjective, found: list[Tensor], runtime: Runtime) ->
 
 
 def _ranking(
-    step: TrainStep, objective: RetrievalObjective, parts: Parts, batches: Iterator[Batch], runtime: Runtime
+    step: TrainModule, objective: RetrievalObjective, parts: Parts, batches: Iterator[Batch], runtime: Runtime
 ) -> Evaluation:
     """Rank each row's item among the whole catalogue, or what the user has not seen of it, by the user's vectors.
 
@@ -286,7 +286,7 @@ def _drawn(objective: RetrievalObjective, count: int, target: Tensor, seen: Jagg
     return torch.from_numpy(drawn).view(n, count).to(target.device)
 
 
-def catalogue_of(step: TrainStep, objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Catalogue:
+def catalogue_of(step: TrainModule, objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Catalogue:
     """This rank's part of the items: every rank has about as many."""
     model = step.model
     assert isinstance(model, RecallModel)

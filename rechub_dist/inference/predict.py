@@ -90,7 +90,7 @@ def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Ru
         UserError: a column to keep that is not there or there twice, a folder that holds other files or overlaps the
             data, or a store that fails.
     """
-    step, objective = parts.step, parts.step.objective
+    step, objective = parts.train_module, parts.train_module.objective
     output = runtime.together(lambda: _Output(wanted, parts, reader.manifest, runtime))
     runtime.from_main(output.make_room)
     step.eval()
@@ -112,7 +112,7 @@ def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Ru
 
 
 def _scores(parts: Parts, batch: Batch) -> dict[str, pa.Array]:
-    step = parts.step
+    step = parts.train_module
     assert isinstance(step.objective, TaskObjective)
     unlabelled = replace(batch, labels=batch.labels.new_zeros(batch.rows, len(step.objective.labels)))
     scores = step.objective.scores(step.model(step.stage(batch)), unlabelled)
@@ -120,7 +120,7 @@ def _scores(parts: Parts, batch: Batch) -> dict[str, pa.Array]:
 
 
 def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime: Runtime) -> dict[str, pa.Array]:
-    step, objective = parts.step, parts.step.objective
+    step, objective = parts.train_module, parts.train_module.objective
     assert isinstance(objective, RetrievalObjective)
     assert isinstance(step.model, RecallModel)
     there = tuple(feature for feature in parts.spec.dense if feature not in objective.item_dense)
@@ -268,7 +268,7 @@ def _part(rank: int) -> str:
 
 def _made(parts: Parts) -> set[str]:
     """The names of the columns that are made."""
-    objective = parts.step.objective
+    objective = parts.train_module.objective
     names = objective.scored if isinstance(objective, TaskObjective) else ("items", "scores")
     return {"source_file", "source_row", *(f"predicted_{name}" for name in names)}
 

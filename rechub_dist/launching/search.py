@@ -57,7 +57,7 @@ def judged_by(config: RunConfig, metric: str | None, ranks: int) -> tuple[str, D
     """
     from rechub_dist.assembly.parts import build  # noqa: PLC0415 - imports torchrec
 
-    reported = build(config, device="cpu", world_size=ranks).step.objective.metrics(config.evaluation)
+    reported = build(config, device="cpu", world_size=ranks).train_module.objective.metrics(config.evaluation)
     where = "train.best_metric" if metric is None else "--metric"
     return watched_metric(metric or config.train.best_metric, config.train.best_mode, reported, where)
 

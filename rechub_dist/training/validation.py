@@ -35,6 +35,7 @@ class Validation:
         parts: Parts,
         module: DistributedModelParallel,
         passes: Passes,
+        reader: ParquetReader | None,
         rt: Runtime,
         report: Reporter,
         watchdog: Watchdog,
@@ -44,19 +45,21 @@ class Validation:
         self._parts = parts
         self._module = module
         self._passes = passes
+        self._reader = reader
         self._rt = rt
         self._report = report
         self._watchdog = watchdog
         self._stop = stop
         self.best_metric, self._direction = best_by
 
-    def validate(self, reader: ParquetReader, position: Position) -> Position:
-        """Evaluate on the valid split; returns the position with what is known of the best step then.
+    def validate(self, position: Position) -> Position:
+        """Evaluate on the valid split, which there is; returns the position with what is known of the best step then.
 
         Raises:
             Stopped: on all ranks, if one was asked to stop.
         """
-        found = self.evaluate(reader, "valid", position.step)
+        assert self._reader is not None
+        found = self.evaluate(self._reader, "valid", position.step)
         best = goodness(position.best_metrics.get(self.best_metric, math.nan), self._direction)
         if math.isnan(best) or goodness(found.metrics[self.best_metric], self._direction) > best:
             return replace(
@@ -82,7 +85,7 @@ class Validation:
             self._watchdog.mark(f"evaluating {split}", slow=True)
             self._report.advance(done)
 
-        found = evaluate(self._parts.step, self._parts, reader, self._rt, advance, self._stop.asked)
+        found = evaluate(self._parts.train_module, self._parts, reader, self._rt, advance, self._stop.asked)
         seconds = max(1e-9, time.monotonic() - began)
         values = {**found.metrics, "samples_per_second": found.rows / seconds}
         if found.skipped:
@@ -104,7 +107,7 @@ class Validation:
         layout = self._parts.layout
         pieces = {name: [s.tensor for s in shards] for name, shards in table_shards(self._module, layout).items()}
         for placed in layout.tables_in(REPLICATED):
-            local = self._parts.step.stage.replicated
+            local = self._parts.train_module.stage.replicated
             assert local is not None
             pieces[placed.table.name] = [local.local.weight(placed.table.name).detach()]
         for name, tensors in pieces.items():

@@ -13,7 +13,7 @@ import pytest
 from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.errors import UserError
-from rechub_dist.training.loop import Summary, Trainer
+from rechub_dist.training.trainer import Summary, Trainer
 from rechub_tests.damage import spoil_footer, spoil_pages
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import SCHEMA, losses, output, records, run_file, train, write_data

@@ -114,7 +114,7 @@ def test_the_trace_is_of_the_rows_that_the_batches_hold(pool: RankPool, data_roo
 def traced_and_read(path: Path) -> int:
     """Compare, for each batch of an epoch, the users at the traced places with those that the batch has."""
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415 - for the ranks alone
-    from rechub_dist.training.loop import Trainer  # noqa: PLC0415
+    from rechub_dist.training.trainer import Trainer  # noqa: PLC0415
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)

@@ -26,7 +26,7 @@ from rechub_dist.data.run_file import load_run
 from rechub_dist.embedding.optim import kernels
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.checkpoint.state import train_state
-from rechub_dist.training.loop import Trainer
+from rechub_dist.training.trainer import Trainer
 
 refuse = layout._refuse
 layout._refuse = lambda placed, device: refuse(placed, "cuda")
@@ -48,7 +48,7 @@ with runtime("cpu", 60) as rt:
     torch.manual_seed(0)
     for entry in state.values():
         entry.pieces[0].values.normal_()
-    trainer._save()
+    trainer.loop.saves.save(trainer.position)
     trainer.checkpoints.check_last()
     _, again = opened(rt)
     for key, entry in state.items():

@@ -16,7 +16,7 @@ import torch
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
-from rechub_dist.training.loop import run
+from rechub_dist.training.trainer import run
 from rechub_tests.ranks import RankPool
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
-import rechub_dist.training.loop as trainer_module
+import rechub_dist.training.trainer as trainer_module
 from rechub_dist.assembly import readers as splits
 from rechub_dist.batch import Batch
 from rechub_dist.checkpoint import saved_steps
@@ -19,8 +19,8 @@ from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.errors import UserError
 from rechub_dist.training import pipeline as pipeline_module
-from rechub_dist.training.loop import Summary, run
 from rechub_dist.training.pipeline import Pipeline, make_pipeline
+from rechub_dist.training.trainer import Summary, run
 from rechub_tests.damage import spoil_pages
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import last_checkpoint, losses, output, records, run_file, train, write_data

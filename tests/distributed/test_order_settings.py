@@ -61,12 +61,12 @@ def test_items_are_counted_as_often_as_a_mix_has_them(pool: RankPool, sources: P
 
 def positive_share(path: Path) -> np.ndarray:
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
-    from rechub_dist.training.loop import Trainer  # noqa: PLC0415
+    from rechub_dist.training.trainer import Trainer  # noqa: PLC0415
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)
         trainer.report.close()
-        objective: Any = trainer.parts.step.objective
+        objective: Any = trainer.parts.train_module.objective
         return objective.positive_share.numpy()
 
 

@@ -42,7 +42,7 @@ def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Per-step losses and final table weights of a loop over whole global batches, without torchrec or ranks."""
     config = config_of(path)
     parts = build(config, device="cpu", world_size=1)
-    model, objective = parts.step.model, parts.step.objective
+    model, objective = parts.train_module.model, parts.train_module.objective
     tables = LocalTables(parts.layout.lookups, config.seed)
     placed = {name: table.optimizer for name, table in parts.layout.tables.items()}
     states = {name: torch.zeros(len(tables.weight(name))) for name in placed}

@@ -203,7 +203,7 @@ def test_short_last_batches_can_be_left_out(pool: RankPool, days: Path, tmp_path
 
 def rows_of_valid(path: Path) -> tuple[int, int]:
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
-    from rechub_dist.training.loop import Trainer  # noqa: PLC0415
+    from rechub_dist.training.trainer import Trainer  # noqa: PLC0415
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)

@@ -81,7 +81,7 @@ def test_probabilities_and_values(pool: RankPool, data_root: Path, tmp_path: Pat
     wanted = Prediction(data, str(tmp_path / "predicted"), keep=("user", "tags"))
     assert pool.run(ranks, predict, path, wanted) == [(9, ROWS)] * ranks
     parts, _, _, embedded = by_hand(path)
-    logits = parts.step.model(embedded).logits
+    logits = parts.train_module.model(embedded).logits
     assert logits is not None
     expected = logits.sigmoid()
     if model == "ESMM":
@@ -106,7 +106,7 @@ def test_the_best_items(pool: RankPool, tmp_path: Path, model: str, ranks: int, 
     wanted = Prediction(data, str(tmp_path / "predicted"), top_k=5)
     assert pool.run(ranks, predict, path, wanted)[0][1] == ROWS
     parts, tables, batch, embedded = by_hand(path)
-    network = parts.step.model
+    network = parts.train_module.model
     assert isinstance(network, RecallModel)
     none = Jagged(torch.empty(0, dtype=torch.int64), torch.zeros(ITEMS, dtype=torch.int32), torch.empty(0))
     every = dict.fromkeys(parts.layout.features, none) | {"item": Jagged.single(torch.arange(ITEMS))}

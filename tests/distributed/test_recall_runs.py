@@ -31,7 +31,7 @@ def ranked_by_hand(path: Path) -> float:
     """ndcg@10 of the last weights on the test split, user by user: seen items left out, ties half a place."""
     config = config_of(path)
     parts, tables = last_weights(path)
-    model = parts.step.model
+    model = parts.train_module.model
     ids = torch.arange(ITEMS)
     none = Jagged(torch.empty(0, dtype=torch.int64), torch.zeros(ITEMS, dtype=torch.int32))
     every = dict.fromkeys(parts.layout.features, none)

@@ -18,7 +18,7 @@ import torch
 import yaml
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-import rechub_dist.training.loop as trainer_module
+import rechub_dist.training.trainer as trainer_module
 from rechub_dist.assembly.parts import Parts
 from rechub_dist.assembly.sharded import shard_step
 from rechub_dist.checkpoint import saved_steps

@@ -35,12 +35,12 @@ def initial(path: Path, folder: Path) -> Path:
     from rechub_dist.checkpoint.folder import Folder  # noqa: PLC0415
     from rechub_dist.config import CheckpointConfig, StorageConfig  # noqa: PLC0415
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
-    from rechub_dist.training.loop import Trainer  # noqa: PLC0415
+    from rechub_dist.training.trainer import Trainer  # noqa: PLC0415
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)
         trainer.checkpoints = Checkpoints(Folder(str(folder), StorageConfig()), rt, CheckpointConfig())
-        trainer._save()
+        trainer.loop.saves.save(trainer.position)
         trainer.checkpoints.check_last()
         trainer.report.close()
     return folder / "step-0000000000"

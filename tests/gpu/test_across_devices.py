@@ -17,7 +17,7 @@ from rechub_dist.checkpoint.state import train_state
 from rechub_dist.checkpoint.tensors import as_matrix
 from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.runtime import device_type, runtime
-from rechub_dist.training.loop import Trainer
+from rechub_dist.training.trainer import Trainer
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import done_steps, last_checkpoint, losses, output, run_file, train, wait_for
 

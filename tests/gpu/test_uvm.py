@@ -18,8 +18,8 @@ from rechub_dist.embedding.optim import kernels
 from rechub_dist.embedding.sharding import table_shards
 from rechub_dist.errors import UserError
 from rechub_dist.evaluation.evaluate import evaluate_run
-from rechub_dist.training.loop import Trainer
 from rechub_dist.training.pipeline import make_pipeline
+from rechub_dist.training.trainer import Trainer
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import last_checkpoint, losses, records, run_file, train
 

@@ -229,7 +229,7 @@ def test_stored_rows_are_those_of_the_batches(pool: RankPool, launch_data: Path,
 def stored_and_read(path: Path) -> int:
     """Compare, for each batch of an epoch, the users at the traced places with those that the batch has."""
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
-    from rechub_dist.training.loop import Trainer  # noqa: PLC0415
+    from rechub_dist.training.trainer import Trainer  # noqa: PLC0415
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)

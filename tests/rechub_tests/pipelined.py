@@ -16,11 +16,11 @@ import torch
 import torchrec
 
 import rechub_dist
-import rechub_dist.training.loop as trainer_module
+import rechub_dist.training.trainer as trainer_module
 from rechub_dist.batch import Batch
 from rechub_dist.distributed.runtime import device_type, runtime
-from rechub_dist.training.loop import Trainer
 from rechub_dist.training.pipeline import Feed, Pipeline, make_pipeline
+from rechub_dist.training.trainer import Trainer
 from rechub_tests.runs import config_of, train
 
 SYNC = "called a synchronizing CUDA operation"  # torch's words
@@ -33,9 +33,11 @@ def pipelined_modules(path: Path) -> tuple[int, int]:
     with runtime(device_type(config.device), 60) as rt:
         trainer = Trainer(config, rt)
         pipeline = make_pipeline("sparse_dist", trainer.module, trainer.optimizers, rt.device)
-        feed = Feed(iter(trainer.passes.at(0).reader.batches(0)), trainer.parts.step.objective, rt, lambda: False)
+        feed = Feed(
+            iter(trainer.passes.at(0).reader.batches(0)), trainer.parts.train_module.objective, rt, lambda: False
+        )
         pipeline.progress(feed, 0)
-        stage = trainer.parts.step.stage
+        stage = trainer.parts.train_module.stage
         trainer.report.close()
         return len(stage.pooled) + len(stage.unpooled), len(pipeline.inner._pipelined_modules)
 

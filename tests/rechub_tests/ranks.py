@@ -64,7 +64,7 @@ def _serve(pipe: Connection) -> None:
     import torch  # noqa: PLC0415 - paid once, in the rank
     from torchrec.distributed import collective_utils  # noqa: PLC0415
 
-    import rechub_dist.training.loop  # noqa: F401, PLC0415
+    import rechub_dist.training.trainer  # noqa: F401, PLC0415
 
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)

@@ -29,7 +29,7 @@ from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.models import catalogue, family
-from rechub_dist.training.loop import Summary, Trainer, run
+from rechub_dist.training.trainer import Summary, Trainer, run
 
 ROWS = 530  # not a multiple of any batch size here
 SCHEMA = {
@@ -204,7 +204,7 @@ def config_of(path: Path) -> RunConfig:
 
 def reported_by(config: RunConfig) -> dict[str, str]:
     """The metrics that an evaluation of a run is to report, and what makes each better."""
-    return dict(build(config, device="cpu", world_size=1).step.objective.metrics(config.evaluation))
+    return dict(build(config, device="cpu", world_size=1).train_module.objective.metrics(config.evaluation))
 
 
 def position(path: Path) -> tuple[int, str]:
@@ -219,7 +219,7 @@ def position(path: Path) -> tuple[int, str]:
 def last_weights(path: Path) -> tuple[Parts, LocalTables]:
     """A run's parts and plain tables with its last weights, for one process."""
     parts = build(config_of(path), device="cpu", world_size=1)
-    tables, model = LocalTables(parts.layout.lookups, 0), parts.step.model.eval()
+    tables, model = LocalTables(parts.layout.lookups, 0), parts.train_module.model.eval()
     state = last_checkpoint(path)
     for name, placed in parts.layout.tables.items():
         tables.weight(name).data[:, : placed.table.dim] = state[f"tables/{name}/weight"]

@@ -102,7 +102,7 @@ def test_weights_of_draws_are_told_by_what_they_are(root: Path, tmp_path: Path) 
         objective = {"name": "retrieval", "sampling": {"name": "file", "path": str(tmp_path / f"{name}.npy")}}
         config = load_run(run_file(tmp_path / name, root, "SASRec", objective=objective))
         parts = build(config, device="cpu", world_size=1)
-        drawing = parts.step.objective
+        drawing = parts.train_module.objective
         assert isinstance(drawing, RetrievalObjective)
         weights = drawing.draw_weights()
         assert weights is not None

@@ -58,7 +58,7 @@ def check(path: Path, ranks: int) -> None:
     TorchRec's collections, which a run shards, are taken as they are.
     """
     parts = build(config_of(path), device="cpu", world_size=ranks)
-    objective, spec = parts.step.objective, parts.spec
+    objective, spec = parts.train_module.objective, parts.spec
     if isinstance(objective, RetrievalObjective):
         objective.set_counts(torch.ones(objective.item.table.rows))
         weights = objective.draw_weights()
@@ -66,7 +66,7 @@ def check(path: Path, ranks: int) -> None:
             spec = replace(spec, cumulative={NEGATIVES: np.cumsum(weights)})
     manifest = Manifest.read(f"{parts.config.data.root}/train")
     batches = ParquetReader(manifest, spec, batch_size=64, world_size=ranks, prefetch=0).batches(0)
-    step = parts.step.to("meta").train()
+    step = parts.train_module.to("meta").train()
     globalize(step.model)
     for number in range(2):  # what is moved once is, in the first
         batch = next(batches)
@@ -121,7 +121,7 @@ def test_copies_are_seen(work: Callable[[Tensor], Any]) -> None:
 def test_a_length_that_the_batch_does_not_know_raises(root: Path, tmp_path: Path) -> None:
     parts = build(config_of(run_file(tmp_path, root, "DIN")), device="cpu", world_size=1)
     batch = next(ParquetReader(Manifest.read(f"{root}/train"), parts.spec, batch_size=64, prefetch=0).batches(0))
-    stage = parts.step.stage.to("meta")
+    stage = parts.train_module.stage.to("meta")
     stage(batch.to(torch.device("meta")))
     with pytest.raises(RuntimeError, match="meta"):
         stage(replace(batch, longest={}).to(torch.device("meta")))

@@ -144,8 +144,8 @@ def _check_parts(config: RunConfig, pod: PodView) -> None:
                 f"embedding.memory_per_rank_gb: {given:g} GiB for each of {pod.ranks} rank(s) is more than the pod has "
                 f"({pod.memory / 1024**3:.3g} GiB); raise --memory"
             )
-    mark_optimizers(parts.step, parts.layout)
+    mark_optimizers(parts.train_module, parts.layout)
     skips = config.train.on_non_finite == "skip"
     kind = kind_of(config.distributed.pipeline, parts.layout, pod.device, skips=skips)
     cluster = Cluster(world, pod.ranks, pod.device, memory, host_memory=share)
-    make_plan(parts.step, parts.layout, cluster, config.data.batch_size, kind)
+    make_plan(parts.train_module, parts.layout, cluster, config.data.batch_size, kind)

@@ -1,0 +1,66 @@
+"""Loss, speed and padding of a segment of steps, for records and progress."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rechub_dist.data.passes import Passes
+from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.reporting.device_memory import peak_memory
+from rechub_dist.training.feed import Feed
+from rechub_dist.training.non_finite import LossCheck
+
+
+class Meter:
+    """What there is to tell of the steps since the last time, beginning with (0-based) step `first`."""
+
+    def __init__(self, rt: Runtime, passes: Passes, losses: LossCheck, feed: Feed, first: int) -> None:
+        self._rt = rt
+        self._passes = passes
+        self._check = losses
+        self._feed = feed
+        self._first, self._began = first, time.monotonic()
+        self._losses: list[Tensor] = []
+
+    def add(self, step: int, loss: Tensor | None) -> None:
+        """Note this rank's part of a (0-based) step's loss; None where the step was left out."""
+        if loss is not None:
+            self._losses.append(loss)
+            self._check.note(step, loss)
+
+    def take(self, step: int, rate: float) -> tuple[dict[str, float], str]:
+        """Of the steps up to `step`: mean loss over all ranks, samples/s, learning rate, share of padding. Collective.
+
+        Also returns the same for a line of progress. The losses have then been looked at, on all ranks.
+        """
+        now = time.monotonic()
+        rows = self._passes.rows_before(step) - self._passes.rows_before(self._first)
+        values = {
+            "loss": self._mean(),
+            "samples_per_second": rows / max(1e-9, now - self._began),
+            "learning_rate": rate,
+        }
+        note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
+        if (padded := self._feed.padded_share()) is not None:
+            values["padded_share"] = padded
+            note += f", {padded:.0%} padding"
+        self._first, self._began, self._losses = step, now, []
+        return values, note
+
+    def with_memory(self, values: dict[str, float]) -> dict[str, float]:
+        """The same, with the peaks of the device's memory since they were last asked for."""
+        return values | peak_memory(self._rt.device)
+
+    def _mean(self) -> float:
+        """Of the steps that were not left out; NaN where there are none."""
+        if not self._losses:
+            return math.nan
+        total = torch.stack(self._losses).double().cpu()
+        dist.all_reduce(total, group=self._rt.control)
+        self._check.check(self._first, total)
+        return float(total.mean())

@@ -1,0 +1,276 @@
+"""A run on a rank: what it is made of, from the configuration to what is said in the end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from rechub_dist.assembly.identity import identity, other_than
+from rechub_dist.assembly.parts import Parts, build
+from rechub_dist.assembly.precision import check_precision
+from rechub_dist.assembly.readers import check_items, check_kinds, open_passes, optional_reader, warning_of, with_draws
+from rechub_dist.assembly.sharded import shard_step
+from rechub_dist.checkpoint import Position, open_checkpoints
+from rechub_dist.checkpoint.lease import Lease
+from rechub_dist.checkpoint.state import train_state, weights_state
+from rechub_dist.checkpoint.warm_start import warm_start
+from rechub_dist.config import RunConfig
+from rechub_dist.data.passes import Passes
+from rechub_dist.data.stored import Trace
+from rechub_dist.distributed.flight import dump_to
+from rechub_dist.distributed.hosted import Hosted
+from rechub_dist.distributed.process import Stop
+from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, environment, runtime
+from rechub_dist.distributed.watchdog import Watchdog
+from rechub_dist.embedding.optim import Optimizers
+from rechub_dist.embedding.sharding import draw_tables
+from rechub_dist.metrics.direction import watched_metric
+from rechub_dist.objectives import RetrievalObjective
+from rechub_dist.reporting.health import Health
+from rechub_dist.reporting.logs import log_to
+from rechub_dist.reporting.metrics import Metrics
+from rechub_dist.reporting.reporter import Reporter
+from rechub_dist.reporting.step_times import StepTimes
+from rechub_dist.reporting.summary import Summary
+from rechub_dist.training.loop import Loop
+from rechub_dist.training.non_finite import LossCheck
+from rechub_dist.training.output import make_output, refuse_foreign
+from rechub_dist.training.pipeline import make_pipeline
+from rechub_dist.training.saves import Saves
+from rechub_dist.training.schedule import Schedule
+from rechub_dist.training.validation import Validation
+
+
+def run(config: RunConfig, hosted: Hosted | None = None, *, take_over: bool = False) -> Summary:
+    """Train as `config` says on this rank; called on every rank.
+
+    `hosted` is how a process that runs this in one of its threads asks it to stop, and reads along. `take_over` takes
+    the folders from another run that holds them, which then ends.
+
+    Raises:
+        UserError: on all ranks together, whichever rank has found the fault.
+    """
+    device = device_type(config.device)
+    if device == "cuda":
+        dump_to(config.output_dir / "logs")
+    with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
+        lease = Lease(config, rt, take_over=take_over)
+        try:
+            trainer = Trainer(config, rt, hosted, lease)
+            try:
+                return trainer.fit()
+            finally:
+                trainer.checkpoints.close(config.distributed.timeout_seconds)
+                trainer.report.close()
+        finally:
+            lease.release()
+
+
+class Trainer:
+    """A run on this rank: built and checked before the first exchange of data, then trained by `fit`.
+
+    It takes the `lease` before it writes anything; without one, whoever builds it answers for the folders.
+    """
+
+    def __init__(
+        self, config: RunConfig, rt: Runtime, hosted: Hosted | None = None, lease: Lease | None = None
+    ) -> None:
+        self.config = config
+        self.rt = rt
+        rt.together(lambda: check_precision(config.train, rt.device))
+        parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        self.parts: Parts = with_draws(parts, rt)
+        reported = self.parts.train_module.objective.metrics(config.evaluation)
+        self._best_by = rt.together(lambda: watched_metric(config.train.best_metric, config.train.best_mode, reported))
+        self.passes: Passes = open_passes(config, self.parts, rt)
+        valid, test = (optional_reader(config, self.parts, rt, split) for split in ("valid", "test"))
+        self.valid_reader, self.test_reader = valid, test
+        for reader in (valid, test):
+            if reader is not None and self.passes.steps:
+                trained = self.passes.at(0).reader
+                rt.together(lambda seen=reader, trained=trained: check_kinds(trained, seen, self.parts.spec))  # type: ignore[misc]
+        if valid or test:
+            check_items(self.parts, rt)
+        self._lease = lease or Lease(config, rt)
+        self.checkpoints = open_checkpoints(config, rt, self._lease)
+        self.checkpoints.check(self._differing)
+        rt.from_main(lambda: refuse_foreign(config.output_dir))
+        if lease is not None:
+            lease.take()  # nothing is written before; and which checkpoint is the newest is known only now
+        rt.together(lambda: make_output(config, rt))
+        log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
+        self._begun_with: list[str] = []
+        self.module = shard_step(self.parts, rt, notes=self._begun_with)
+        self.optimizers = rt.together(
+            lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
+        )
+        self.checkpoints.prepare()
+        begins_at = self._resume()
+        self.report = self._reporter(hosted, begins_at)
+        self._stop = Stop() if hosted is None else hosted.stop
+        self._lease.stopping = self._stop.asked
+        self.loop = self._loop(begins_at)
+
+    @property
+    def position(self) -> Position:
+        """Of the last applied step."""
+        return self.loop.position
+
+    def _loop(self, begins_at: Position) -> Loop:
+        config, rt, parts, report, stop = self.config, self.rt, self.parts, self.report, self._stop
+        stall = config.distributed.stall_seconds or 0.8 * config.distributed.timeout_seconds
+        watchdog = Watchdog(rt, config.output_dir / "logs", stall)
+        train_module, module, optimizers, passes = parts.train_module, self.module, self.optimizers, self.passes
+        watched = (train_module.model, train_module.objective)
+        losses = LossCheck(config.train, config.output_dir / "non_finite", rt, watched)
+        trace = config.output_dir / "rows" if config.train.trace_rows else None
+        reader = self.valid_reader
+        return Loop(
+            config,
+            rt,
+            train_module,
+            optimizers,
+            make_pipeline(config.distributed.pipeline, module, optimizers, rt.device, losses),
+            passes,
+            Schedule(config, passes, validates=reader is not None),
+            Validation(parts, module, passes, reader, rt, report, watchdog, stop, self._best_by),
+            Saves(self.checkpoints, parts, module, optimizers, passes, rt, report, watchdog, begins_at, self._identity),
+            report,
+            watchdog,
+            stop,
+            self._lease,
+            losses,
+            StepTimes(config.monitor.profile_every),
+            None if trace is None else Trace(trace, rt.from_main(time.time_ns), rt.rank),
+            begins_at,
+        )
+
+    def fit(self) -> Summary:
+        """Train to the end, or to a signal; evaluate; keep checkpoints. Collective."""
+        loop, start, began = self.loop, self.position, time.monotonic()
+        health = Health(self.config.output_dir / "health", self.rt.rank, loop.watchdog.gets_on)
+        with self._stop.listening():  # also while the last checkpoint is written
+            with loop.watchdog, health:
+                loop.preempted = not self._all_listen()
+                self.report.say(self._headline())
+                for line in self._begun_with:
+                    self.report.say(line)
+                self._warn()
+                if not loop.preempted and not start.stopped_early and self._has_more(start):
+                    loop.train()
+                test = {} if loop.preempted else self._final()
+            self.checkpoints.wait()
+            loop.saves.tell()
+            self.checkpoints.check_last()
+        end = self.position
+        rows = self.passes.rows_before(end.step) - self.passes.rows_before(start.step)
+        rate = rows / loop.seconds if rows else None
+        if loop.preempted:
+            self.report.say(f"preempted at step {end.step}, resume with the same command")
+            return Summary(end.step, end.best_step, True, {}, {}, rate)
+        self.report.say(f"finished at step {end.step} after {time.monotonic() - began:.1f} s")
+        return Summary(end.step, end.best_step, False, end.best_metrics, test, rate)
+
+    def _all_listen(self) -> bool:
+        """Whether all ranks handle signals from here on, and none has been asked to stop already."""
+        try:
+            return not self.rt.add_up(torch.tensor([int(self._stop.asked())])).item()
+        except RuntimeError:
+            if self._stop.asked():  # and so was the rank that is missing, before it could listen
+                return False
+            raise
+
+    def _has_more(self, start: Position) -> bool:
+        return start.step < self.loop.schedule.steps or self.config.data.follow or start.unevaluated
+
+    def _final(self) -> dict[str, float]:
+        """Metrics of the best weights on the test split."""
+        if self.test_reader is None:
+            return {}
+        step, best = self.position.step, self.position.best_step
+        if best is not None and best != step:
+            if best in self.checkpoints.steps():
+                self.checkpoints.load_weights(weights_state(self.module, self.parts.layout), best)
+                step = best
+            else:
+                self.report.say(f"warning: the best weights, of step {best}, could not be saved; testing the last ones")
+        try:
+            return self.loop.validation.evaluate(self.test_reader, "test", step).metrics
+        except Stopped:
+            self.loop.preempted = True
+            return {}
+
+    def _reporter(self, hosted: Hosted | None, begins_at: Position) -> Reporter:
+        config, rt = self.config.monitor, self.rt
+        metrics = None
+        if config.metrics_port is not None:
+            port = config.metrics_port and config.metrics_port + environment()[2]
+            metrics = rt.together(lambda: Metrics(port, rt.rank, rt.world_size))
+        return Reporter(
+            self.config.output_dir,
+            quiet=not rt.is_main,
+            start_step=begins_at.step,
+            json_lines=config.json_lines,
+            metrics=metrics,
+            records=None if hosted is None else hosted.records,
+        )
+
+    def _resume(self) -> Position:
+        state = train_state(self.module, self.parts.layout, self.optimizers)
+        position = self.checkpoints.load(state, self._differing)
+        if position is None:  # only then: what a checkpoint overwrites need not be drawn
+            draw_tables(self.module, self.parts.layout, self.config.seed)
+        if position is None and self.config.warm_start is not None:
+            self._begun_with += warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
+        position = position or Position()
+        metric, direction = self._best_by
+        if position.best_step is None or position.best_mode == direction:
+            return position
+        # As of runs from before metrics knew their direction: "best" was then the step of the highest error.
+        self._begun_with.append(
+            f"warning: step {position.best_step} was chosen as the best by the mode {position.best_mode}; {metric} is "
+            f"now judged by {direction}, so the best step is looked for anew from step {position.step} on"
+        )
+        return replace(
+            position, best_step=None, best_metrics={}, evaluations_since_best=0, stopped_early=False, unevaluated=True
+        )
+
+    def _identity(self, step: int) -> dict[str, Any]:
+        """The run's identity when it has done `step` steps."""
+        objective = self.parts.train_module.objective
+        # What negatives are drawn by depends on all of the data.
+        counted = isinstance(objective, RetrievalObjective) and objective.needs_counts
+        return identity(self.parts, self.passes.identity(self.passes.steps if counted else step))
+
+    def _differing(self, run: dict[str, Any], step: int, where: str) -> list[str]:
+        """What the run of a checkpoint has other than this one, as far as it has come."""
+        return other_than(run, self._identity(step), where)
+
+    def _headline(self) -> str:
+        layout, config = self.parts.layout, self.config
+        rows = sum(placed.table.rows for placed in layout.tables.values())
+        weights = sum(placed.table.rows * (placed.table.dim or 0) for placed in layout.tables.values())
+        dense = sum(parameter.numel() for parameter in self.optimizers.parameters.values())
+        resumed = f", resumed at step {self.position.step}" if self.position.step else ""
+        return (
+            f"{config.model.name}: {len(layout.tables)} tables of {rows:,} rows ({weights:,} weights), {dense:,} dense "
+            f"parameters; {self.rt.world_size} rank(s) on {self.rt.device.type}; {self.passes.rows:,} rows, "
+            f"{self.loop.schedule.steps:,} steps of {config.data.batch_size:,}{resumed}"
+        )
+
+    def _warn(self) -> None:
+        """Say what is bad about how the data lies, which files are left out and what is placed otherwise, once."""
+        for note in self.parts.layout.notes:
+            self.report.say(note)
+        step = self.position.step
+        train = self.passes.at(step).reader if self.passes.steps else None
+        for split, reader in (("train", train), ("valid", self.valid_reader), ("test", self.test_reader)):
+            if reader is not None:
+                self.report.skipped(split, step, reader.manifest.left_out)
+        if self.rt.is_main and self.passes.steps:
+            warning = warning_of(self.config, self.passes.at(self.position.step).reader)
+            if warning is not None:
+                self.report.say(f"warning: {warning}")
