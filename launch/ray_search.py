@@ -14,7 +14,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 
-from rechub_dist.checkpoint.checkpoints import differences
+from rechub_dist.assembly.identity import differences
 from rechub_dist.config import RunConfig
 from rechub_dist.distributed.process import stop_signals
 from rechub_dist.errors import UserError

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from rechub_dist.assembly.parts import Parts, Plan, plan
-from rechub_dist.checkpoint.checkpoints import differences
 from rechub_dist.config import RetrievalConfig, stored_run
 from rechub_dist.data.columns.vocabulary import vocabulary_of
 from rechub_dist.data.order.epoch import ORDER_VERSION
@@ -189,3 +188,13 @@ def _one_source_of_weights(tree: dict[str, Any], known: bool) -> dict[str, Any]:
         sampling = {key: value for key, value in objective["sampling"].items() if key != "path"}
         return {**tree, "objective": {**objective, "sampling": sampling}}
     return {**tree, "data": {key: value for key, value in data.items() if key != "sampling_weights"}}
+
+
+def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
+    """The keys at which two trees differ, each with both values."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        keys = list(dict.fromkeys([*saved, *wanted]))
+        return [
+            line for key in keys for line in differences(saved.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if saved == wanted else [f"{path} {json.dumps(saved)} -> {json.dumps(wanted)}"]

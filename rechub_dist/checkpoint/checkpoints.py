@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import sys
@@ -22,15 +21,16 @@ from rechub_dist.checkpoint.coverage import check_coverage
 from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.lease import Lease
-from rechub_dist.checkpoint.load import blocks_of, consume, read_manifest, read_tensors, verify
+from rechub_dist.checkpoint.load import read_manifest, read_tensors
 from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError, Manifest, render
 from rechub_dist.checkpoint.position import Position, position_of
 from rechub_dist.checkpoint.retention import clean
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
+from rechub_dist.checkpoint.together import agree, reason_of, verify_together
 from rechub_dist.config import CheckpointConfig, RunConfig
 from rechub_dist.distributed.runtime import Runtime
-from rechub_dist.errors import UserError, one_line
+from rechub_dist.errors import UserError
 from rechub_dist.reporting.saves import Save
 
 T = TypeVar("T")
@@ -405,46 +405,3 @@ class Checkpoints:
                 f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(found)}. "
                 f"Choose another output_dir"
             )
-
-
-def agree(rt: Runtime, work: Callable[[], None]) -> None:
-    """Do this rank's share of a checkpoint; all ranks raise where any of them finds it damaged. Collective.
-
-    Raises:
-        DamagedError: the first rank's.
-        UserError: a store that fails.
-    """
-    found: list[str] = []
-
-    def guarded() -> None:
-        try:
-            work()
-        except DamagedError as error:
-            found.append(str(error))
-
-    rt.together(guarded)
-    damage = rt.gather_list(found)
-    if damage:
-        raise DamagedError(damage[0])
-
-
-def verify_together(rt: Runtime, folder: Folder, manifest: Manifest) -> None:
-    """Compare all of a checkpoint with its checksums, each rank a share of it. Collective; raises as `agree`."""
-    agree(rt, lambda: consume(verify(folder, manifest, blocks_of(manifest, rt.rank, rt.world_size))))
-
-
-def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
-    """The keys at which two trees differ, each with both values."""
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        keys = list(dict.fromkeys([*saved, *wanted]))
-        return [
-            line for key in keys for line in differences(saved.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
-        ]
-    return [] if saved == wanted else [f"{path} {json.dumps(saved)} -> {json.dumps(wanted)}"]
-
-
-def reason_of(error: BaseException) -> str:
-    """Why something could not be written, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return one_line(error)[:300] or type(error).__name__

@@ -161,7 +161,7 @@ def diff(
 
     Example: rechub-dist checkpoint diff runs/a runs/b
     """
-    from rechub_dist.checkpoint.checkpoints import differences  # noqa: PLC0415
+    from rechub_dist.assembly.identity import differences  # noqa: PLC0415
     from rechub_dist.checkpoint.inspect import diff_checkpoints  # noqa: PLC0415
 
     one, other = _find(first, step, storage), _find(second, second_step, storage)
