@@ -20,6 +20,7 @@ from rechub_dist.cli.kubernetes import k8s_app
 from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
 from rechub_dist.launch.ray_train import main as ray_train
 from rechub_dist.launch.ray_tune import main as ray_tune
+from rechub_dist.launching.ports import RENDEZVOUS
 from rechub_dist.reporting.strict_json import dumps
 
 app = typer.Typer(
@@ -228,7 +229,7 @@ def examples(
 
 
 @app.command()
-def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: any.")] = 29400) -> None:
+def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: any.")] = RENDEZVOUS) -> None:
     """Be the place where the hosts of runs meet (--rdzv, --rdzv-external), on a host that trains nothing."""
     from rechub_dist.launching.launcher import serve_store  # noqa: PLC0415
 

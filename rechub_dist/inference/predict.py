@@ -20,6 +20,7 @@ from rechub_dist.data.parquet.files import DataFile, OpenFiles
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.parquet.outputs import claim, refuse_overlap
 from rechub_dist.data.parquet.pages import parquet_writer
+from rechub_dist.data.parquet.partitions import COMPLETE
 from rechub_dist.data.parquet.storage import locate
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.stored import Stored, StoredRows
@@ -34,7 +35,6 @@ from rechub_dist.objectives import RetrievalObjective, TaskObjective
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.skips import Tally
 
-SUCCESS = "_SUCCESS"
 _ROWS_A_GROUP = 1 << 17
 
 
@@ -223,7 +223,7 @@ class _Output:
     def finish(self) -> None:
         """Mark the output as whole; after all ranks have closed theirs."""
         try:
-            with self._filesystem.open_output_stream(f"{self._folder}/{SUCCESS}"):
+            with self._filesystem.open_output_stream(f"{self._folder}/{COMPLETE}"):
                 pass
         except OSError as error:
             raise _failed(self._where, error) from error

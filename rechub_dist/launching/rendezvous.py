@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import torch.distributed as dist
 
 from rechub_dist.errors import UserError
+from rechub_dist.launching.ports import RENDEZVOUS
 
-PORT = 29400
 _DEFAULT_ROUTE = ("198.51.100.1", "2001:db8::1")  # addresses for documentation: nothing is sent there
 _CONNECT_SECONDS = 3.0
 _RETRY_SECONDS = 1.0  # between two looks for a rendezvous that is to come
@@ -43,8 +43,8 @@ def parse_address(rendezvous: str) -> tuple[str, int]:
     except ValueError:
         host, port = None, None
     if not host or parts.path or parts.query or parts.username:
-        raise UserError(f"--rdzv {rendezvous}: write HOST:PORT, an IPv6 address in brackets: [fd00::1]:{PORT}")
-    return host, PORT if port is None else port
+        raise UserError(f"--rdzv {rendezvous}: write HOST:PORT, an IPv6 address in brackets: [fd00::1]:{RENDEZVOUS}")
+    return host, RENDEZVOUS if port is None else port
 
 
 def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:

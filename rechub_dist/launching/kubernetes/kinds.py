@@ -22,7 +22,8 @@ from rechub_dist.launching.kubernetes.pods import (
     trainer,
 )
 from rechub_dist.launching.kubernetes.settings import Settings
-from rechub_dist.launching.kubernetes.view import RENDEZVOUS, RUN_FILE
+from rechub_dist.launching.kubernetes.view import RUN_FILE
+from rechub_dist.launching.ports import RENDEZVOUS
 
 RAY_VERSION = "2.60.0"  # as in docker/requirements.txt
 

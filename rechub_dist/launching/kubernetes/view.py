@@ -8,12 +8,12 @@ from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
 from rechub_dist.launching.kubernetes.settings import Settings
+from rechub_dist.launching.ports import RENDEZVOUS
 
 RUN, RUNS, DATA = PurePosixPath("/run"), PurePosixPath("/runs"), PurePosixPath("/data")
 RUN_FILE: Final = str(RUN / "run.yaml")
 HOME: Final = "/home/rechub"
 USER: Final = 1000
-RENDEZVOUS: Final = 29400
 RAY_DASHBOARD, RAY_AGENT = 8265, 52365
 _RAY_PORTS = (
     (range(8080, 8081), "Ray tells its own metrics there"),
