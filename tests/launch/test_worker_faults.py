@@ -119,7 +119,10 @@ def test_sigterm_before_training_ends_at_once(launch_data: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_outer_restarts_after_the_agent_has_died(launch_data: Path, tmp_path: Path) -> None:
-    path = run_file(tmp_path, launch_data, "DeepFM", model=BIG, checkpoint={"every_steps": 10})
+    # so long that it cannot end before it is killed, on a busy machine either
+    path = run_file(
+        tmp_path, launch_data, "DeepFM", model=BIG, checkpoint={"every_steps": 10}, train={"epochs": 40, "log_every": 1}
+    )
     run = Command(train_command(path, "--nproc", "2", "--outer-restarts", "1"), {"RECHUB_OUTER_PAUSE": "0"})
     wait_for_step(path, 15)
     agent, workers = run.agent(), run.workers()

@@ -165,7 +165,8 @@ def test_open_rows_are_bounded_where_row_groups_are_equal(
     ahead = order.lanes // 4 + 1
     assert order.lanes * size <= shuffle_rows
     bound = max((order.lanes + ahead) * size, shuffle_rows * 5 // 4)
-    assert peak_rows(order.epoch(epoch)) <= bound + batch_size
+    # the row group that ends within a batch stands beside the next one of its lane until then
+    assert peak_rows(order.epoch(epoch)) <= bound + max(batch_size, size)
 
 
 @pytest.mark.parametrize(
