@@ -1,7 +1,7 @@
 # Everything lives in .venv, which each command sets up when needed; that is quick when it is done.
 #
 #   make demo                    generate data, train a sharded DeepFM on two ranks, evaluate
-#   make test                    run the tests; some minutes
+#   make test                    run the tests; within ten minutes on two cores
 #   make check                   style and types (also: make lint)
 #   make test-all                the tests, then those that are slow (make test-slow): faults, launchers, every model
 #   make install                 set up alone; ACCELERATOR=cuda for GPUs; TORCH=2.14 for another release of torch
@@ -59,8 +59,9 @@ check: $(STAMP)
 
 lint: check
 
+# Two processes: most tests wait more than they compute. The slow ones tell the time by faults, and have the machine alone.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
