@@ -93,7 +93,7 @@ class Loop:
             for due in self.schedule.ahead(first):
                 self._segment(feed, due.step, here, stored)
                 if feed.stopped:
-                    self.saves.save(self.position)  # it may have come while that was saved
+                    self.saves.keep(self.position)  # it may have come while that was saved
                     self.preempted = True
                     return False
                 if due.pass_ends or due.run_ends:
@@ -148,7 +148,7 @@ class Loop:
         """Save and evaluate where they are due; True if the run is to end here."""
         self.position = replace(self.position, unevaluated=due.evaluate)
         if due.save:
-            self.saves.save(self.position)
+            self.saves.keep(self.position)
         if not due.evaluate:
             return False
         try:

@@ -51,10 +51,13 @@ class Saves:
         self._saved = saved
         self._identity = identity
 
+    def keep(self, position: Position) -> None:
+        """Save, unless this position is saved."""
+        if position != self._saved:
+            self.save(position)
+
     def save(self, position: Position) -> None:
-        """Begin to save, unless this position is saved; training waits until the state is copied."""
-        if position == self._saved:
-            return
+        """Begin to save; training waits until the state is copied."""
         self._watchdog.mark("saving a checkpoint", slow=True)
         state = train_state(self._module, self._parts.layout, self._optimizers)
         config = self._parts.config

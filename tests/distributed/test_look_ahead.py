@@ -12,13 +12,14 @@ import pytest
 import torch
 
 import rechub_dist.training.trainer as trainer_module
-from rechub_dist.assembly import readers as splits
+from rechub_dist.assembly import readers
 from rechub_dist.batch import Batch
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.errors import UserError
-from rechub_dist.training import pipeline as pipeline_module
+from rechub_dist.training import feed
+from rechub_dist.training import pipeline as pipelines
 from rechub_dist.training.pipeline import Pipeline, make_pipeline
 from rechub_dist.training.trainer import Summary, run
 from rechub_tests.damage import spoil_pages
@@ -36,7 +37,7 @@ SECTIONS = {
 def looking_ahead() -> Iterator[None]:
     """As on a device, but for page-locked memory, which there is none of without one."""
     with ExitStack() as stack:
-        for module in (pipeline_module, splits):
+        for module in (readers, feed, pipelines):
             stack.enter_context(mock.patch.object(module, "looks_ahead", return_value=True))
         stack.enter_context(mock.patch.object(Batch, "pin_memory", lambda batch: batch))
         yield

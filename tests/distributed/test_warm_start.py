@@ -31,15 +31,12 @@ def source(pool: RankPool, data_root: Path, tmp_path_factory: pytest.TempPathFac
 
 def initial(path: Path, folder: Path) -> Path:
     """What the ranks hold before the first step, saved."""
-    from rechub_dist.checkpoint import Checkpoints  # noqa: PLC0415
-    from rechub_dist.checkpoint.folder import Folder  # noqa: PLC0415
-    from rechub_dist.config import CheckpointConfig, StorageConfig  # noqa: PLC0415
+    from rechub_dist.data.run_file import load_run  # noqa: PLC0415
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
     from rechub_dist.training.trainer import Trainer  # noqa: PLC0415
 
     with runtime("cpu", 60) as rt:
-        trainer = Trainer(config_of(path), rt)
-        trainer.checkpoints = Checkpoints(Folder(str(folder), StorageConfig()), rt, CheckpointConfig())
+        trainer = Trainer(load_run(path, [f"checkpoint.folder={folder}"]), rt)
         trainer.loop.saves.save(trainer.position)
         trainer.checkpoints.check_last()
         trainer.report.close()

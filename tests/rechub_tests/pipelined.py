@@ -19,7 +19,8 @@ import rechub_dist
 import rechub_dist.training.trainer as trainer_module
 from rechub_dist.batch import Batch
 from rechub_dist.distributed.runtime import device_type, runtime
-from rechub_dist.training.pipeline import Feed, Pipeline, make_pipeline
+from rechub_dist.training.feed import Feed
+from rechub_dist.training.pipeline import Pipeline, make_pipeline
 from rechub_dist.training.trainer import Trainer
 from rechub_tests.runs import config_of, train
 
