@@ -26,6 +26,7 @@ from rechub_dist.errors import UserError
 from rechub_dist.evaluation.evaluate import evaluate_run
 from rechub_dist.inference.predict import Prediction, predict_run
 from rechub_dist.training.loop import Loop
+from rechub_tests.ranks import RankPool
 from rechub_tests.runs import config_of, losses, run_file, train, write_data
 
 README = Path(__file__).parents[2] / "README.md"
@@ -180,6 +181,21 @@ def test_training_is_that_of_the_command_and_leaves_nothing_behind(
     with pytest.raises(UserError, match=r"the run: unknown key 'train.epocs': did you mean 'epochs'"):
         rechub_dist.train(tree, {"train.epocs": 3})
     assert state() == before
+
+
+def train_and_score(path: Path, rows: Path) -> tuple[int, list[float]]:
+    """What a script under torchrun may do on every rank."""
+    done = rechub_dist.train(path)
+    assert not dist.is_initialized()
+    return done.summary.step, done.load().predict(pq.read_table(rows))["predicted_click"].to_pylist()
+
+
+def test_on_two_ranks(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    command, script = (run_file(tmp_path / name, data_root, "DeepFM") for name in ("command", "script"))
+    pool.run(2, train, command)
+    one, other = pool.run(2, train_and_score, script, data_root / "test")
+    assert losses(script) == losses(command)
+    assert one == other
 
 
 def test_an_interrupted_cell_can_be_run_again(data_root: Path, tmp_path: Path) -> None:
