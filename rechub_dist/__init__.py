@@ -1,3 +1,28 @@
-"""rechub_dist: Torch-RecHub's recommender models, trained at large scale."""
+"""rechub_dist: Torch-RecHub's recommender models, trained at large scale.
+
+`train(run)` trains, `load(output_dir)` gives a trained run that predicts; both are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rechub_dist.inference.run import Run, load
+    from rechub_dist.notebook import train
 
 __version__ = "0.1.0"
+__all__ = ["Run", "__version__", "load", "train"]
+
+_HOMES = {"Run": "rechub_dist.inference.run", "load": "rechub_dist.inference.run", "train": "rechub_dist.notebook"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -215,12 +215,8 @@ def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -
     return rt.together(lambda: _reader(config, parts, rt, manifest, training=False))
 
 
-def prediction_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -> ParquetReader:
-    """This rank's reader of data without labels; for a recall model without items, too. Called on every rank.
-
-    Raises:
-        UserError: no such data, bad files, or data that does not fit the schema.
-    """
+def prediction_spec(parts: Parts) -> BatchSpec:
+    """What is read to predict: no labels; of a recall model no items either, and nothing that only training draws."""
     spec, model = replace(parts.spec, labels=(), weight=None), parts.train_module.model
     if isinstance(model, RecallModel):
         items = model.item_lookups()
@@ -233,24 +229,40 @@ def prediction_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -
             dense=tuple(feature for feature in spec.dense if feature not in model.item_dense_features()),
             idle=idle,
         )
-    unlabelled = replace(parts, spec=spec)
+    return _undrawn(spec, parts)
+
+
+def prediction_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -> ParquetReader:
+    """This rank's reader of data without labels; for a recall model without items, too. Called on every rank.
+
+    Raises:
+        UserError: no such data, bad files, or data that does not fit the schema.
+    """
+    unlabelled = replace(parts, spec=prediction_spec(parts))
     source = path if "://" in path else str(Path(path).absolute())
-    manifest = read_manifest(config, rt, source, spec, may_skip=False)
+    manifest = read_manifest(config, rt, source, unlabelled.spec, may_skip=False)
     return rt.together(lambda: _reader(config, unlabelled, rt, manifest, training=False))
+
+
+def evaluation_batch_size(config: RunConfig) -> int:
+    """Rows of a global batch where nothing is trained."""
+    return config.data.eval_batch_size or config.data.batch_size
+
+
+def _undrawn(spec: BatchSpec, parts: Parts) -> BatchSpec:
+    """The same without what the objective draws."""
+    drawn = {lookup.feature.name for lookup in parts.train_module.objective.lookups()}
+    return replace(spec, idle=spec.idle | drawn)
 
 
 def _reader(
     config: RunConfig, parts: Parts, rt: Runtime, manifest: Manifest, *, training: bool, mix: Mix | None = None
 ) -> ParquetReader:
-    data, spec = config.data, parts.spec
-    if not training:
-        drawn = {lookup.feature.name for lookup in parts.train_module.objective.lookups()}
-        spec = replace(spec, idle=spec.idle | drawn)
-    size = data.batch_size if training else (data.eval_batch_size or data.batch_size)
+    data = config.data
     return ParquetReader(
         manifest,
-        spec,
-        batch_size=size,
+        parts.spec if training else _undrawn(parts.spec, parts),
+        batch_size=data.batch_size if training else evaluation_batch_size(config),
         rank=rt.rank,
         world_size=rt.world_size,
         shuffle=data.shuffle and training,

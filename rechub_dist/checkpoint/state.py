@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
@@ -31,13 +31,15 @@ def _fused_names(algorithm: str) -> dict[str, str]:
 
 def weights_state(module: DistributedModelParallel, layout: Layout) -> dict[str, Entry]:
     """Tables, and the dense parameters and buffers; live ones."""
-    return _weights_state(module, layout, sharded_weights(module, layout))
+    return _weights_state(module.module, layout, sharded_weights(module, layout))
 
 
-def _weights_state(
-    module: DistributedModelParallel, layout: Layout, sharded: dict[str, ShardedTensor]
-) -> dict[str, Entry]:
-    step = module.module
+def local_weights_state(step: nn.Module, layout: Layout) -> dict[str, Entry]:
+    """As `weights_state`, of a train module that is not sharded, all of whose tables are replicated."""
+    return _weights_state(step, layout, {})
+
+
+def _weights_state(step: Any, layout: Layout, sharded: dict[str, ShardedTensor]) -> dict[str, Entry]:
     state: dict[str, Entry] = {}
     for name, placed in layout.tables.items():
         replicated = placed.collection == REPLICATED
@@ -51,7 +53,7 @@ def _weights_state(
 def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Optimizers) -> dict[str, Entry]:
     """`weights_state` and the states of all optimizers."""
     sharded = sharded_weights(module, layout)
-    state = _weights_state(module, layout, sharded)
+    state = _weights_state(module.module, layout, sharded)
     if optimizers.dense is not None:
         for name, parameter in optimizers.parameters.items():
             for key, value in optimizers.dense.state[parameter].items():

@@ -23,6 +23,7 @@ from rechub_dist.config.run import (
     changed,
     default_objective,
     read_run,
+    run_from,
     stored_run,
 )
 from rechub_dist.config.section import Section
@@ -62,5 +63,6 @@ __all__ = [
     "parse_yaml",
     "read_run",
     "read_yaml",
+    "run_from",
     "stored_run",
 ]

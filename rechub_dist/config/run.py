@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -124,6 +125,15 @@ def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         UserError: as `load_run`.
     """
     return _changed(read_yaml(path), str(path), overrides)
+
+
+def run_from(tree: Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
+    """As `read_run`, of what a run file would hold; the tree is left as it is.
+
+    Raises:
+        UserError: as `read_run`.
+    """
+    return _changed(copy.deepcopy(dict(tree)), "the run", overrides)
 
 
 def _changed(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> RunConfig:

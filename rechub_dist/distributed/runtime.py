@@ -97,6 +97,45 @@ class Runtime:
         raise UserError(next(m for m in messages if m is not None))
 
 
+class _Alone(Runtime):
+    """A process by itself: what ranks would exchange, it has."""
+
+    def together(self, work: Callable[[], T]) -> T:
+        """The result of `work`."""
+        return work()
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """The result of `work`."""
+        return work()
+
+    def add_up(self, part: torch.Tensor) -> torch.Tensor:
+        """The tensor; a copy."""
+        return part.clone()
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows."""
+        return rows
+
+    def gather_list(self, items: Sequence[T]) -> list[T]:
+        """The items."""
+        return list(items)
+
+    def raise_together(self, message: str | None, *, stop: bool = False) -> None:
+        """Raise what there is to raise."""
+        if message is not None:
+            raise UserError(message)
+        if stop:
+            raise Stopped
+
+
+def alone(device: torch.device) -> Runtime:
+    """This process by itself, whatever the environment says: no process group is made, and none is left behind.
+
+    For those who load a run whole; what is sharded needs the groups of `runtime`.
+    """
+    return _Alone(0, 1, 1, device, None, None)  # type: ignore[arg-type]  # no exchange asks for them
+
+
 def environment() -> tuple[int, int, int, int]:
     """Rank, world size, local rank and local world size, as torchrun gives them; one process without it.
 

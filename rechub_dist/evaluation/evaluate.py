@@ -21,7 +21,7 @@ from rechub_dist.config import RunConfig
 from rechub_dist.data.columns.hashing import mix64
 from rechub_dist.data.negatives import draw_negatives
 from rechub_dist.data.reader import ParquetReader
-from rechub_dist.data.spec import WEIGHTED
+from rechub_dist.data.spec import WEIGHTED, BatchSpec
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
 from rechub_dist.embedded import Jagged, Output
 from rechub_dist.embedding.stage import split_dense
@@ -313,7 +313,9 @@ def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime)
             mine = torch.arange(min(first, rows), min(first + stride, (runtime.rank + 1) * share, rows))
             one = KeyedJaggedTensor([item], mine, lengths=_ones(len(mine), stride), stride=stride)
             dense = torch.zeros(len(mine), sum(feature.dim for feature in parts.spec.dense))
-            yield Batch(len(mine), dense, _only(parts.spec.collections, one, stride, {}), torch.empty(len(mine), 0))
+            jagged = _only(parts.spec.collections, one, stride, {})
+            weights = with_no_weights(parts.spec, {}, dense)
+            yield Batch(len(mine), dense, jagged, torch.empty(len(mine), 0), id_weights=weights)
         return
     spec = items_spec(objective)
     manifest = read_manifest(parts.config, runtime, parts.config.data.items, spec, may_skip=False)
@@ -330,16 +332,27 @@ def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime)
         )
     )
     for batch in agreed_batches(reader, runtime, None, lambda: False, Tally(), []):
-        dense = with_missing(batch.dense, objective.item_dense, parts.spec.dense)
-        given = batch.jagged["items"]
-        jagged = _only(parts.spec.collections, given, given.stride(), batch.id_weights)
-        yield Batch(batch.rows, dense, jagged, batch.labels, id_weights=batch.id_weights)
+        yield batch_of_items(batch, objective, parts)
+
+
+def batch_of_items(batch: Batch, objective: RetrievalObjective, parts: Parts) -> Batch:
+    """A batch of `items_spec` as the stage wants it: in whole collections, without ids of what is no item's."""
+    dense = with_missing(batch.dense, objective.item_dense, parts.spec.dense)
+    given = batch.jagged["items"]
+    jagged = _only(parts.spec.collections, given, given.stride(), batch.id_weights)
+    weights = with_no_weights(parts.spec, batch.id_weights, dense)
+    return Batch(batch.rows, dense, jagged, batch.labels, id_weights=weights)
 
 
 def with_missing(dense: Tensor, there: tuple[DenseFeature, ...], wanted: tuple[DenseFeature, ...]) -> Tensor:
     """The features `there`, which lie side by side in `dense`, in their places among `wanted`, zeros in the others."""
     zeros = {feature.name: dense.new_zeros(len(dense), feature.dim) for feature in wanted}
     return torch.cat([dense.new_zeros(len(dense), 0), *(zeros | split_dense(dense, there)).values()], dim=1)
+
+
+def with_no_weights(spec: BatchSpec, given: Mapping[str, Tensor], near: Tensor) -> dict[str, Tensor]:
+    """The ids' weights by feature, empty for those that are left out of a batch; on the device of `near`."""
+    return {feature.name: near.new_zeros(0) for feature in spec.weighted} | dict(given)
 
 
 def _ones(n: int, stride: int) -> Tensor:

@@ -27,7 +27,15 @@ from rechub_dist.data.stored import Stored, StoredRows
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
 from rechub_dist.embedded import Jagged
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.evaluation.evaluate import agreed_batches, catalogue_of, load_best, on_device, seen_items, with_missing
+from rechub_dist.evaluation.evaluate import (
+    agreed_batches,
+    catalogue_of,
+    load_best,
+    on_device,
+    seen_items,
+    with_missing,
+    with_no_weights,
+)
 from rechub_dist.features import SparseFeature
 from rechub_dist.metrics.ranking import Catalogue, top_items
 from rechub_dist.models import RecallModel
@@ -90,25 +98,47 @@ def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Ru
         UserError: a column to keep that is not there or there twice, a folder that holds other files or overlaps the
             data, or a store that fails.
     """
-    step, objective = parts.train_module, parts.train_module.objective
     output = runtime.together(lambda: _Output(wanted, parts, reader.manifest, runtime))
     runtime.from_main(output.make_room)
-    step.eval()
+    parts.train_module.eval()
     stored = StoredRows(reader, 0)
     with torch.no_grad():
-        catalogue = None
-        if isinstance(objective, RetrievalObjective):
-            catalogue = catalogue_of(step, objective, parts, runtime)
+        catalogue = catalogue_if_any(parts, runtime)
         batches = on_device(agreed_batches(reader, runtime, report.advance, lambda: False, Tally(), []), runtime)
         for number, batch in enumerate(batches):
-            if catalogue is not None:
-                found = _items(parts, batch, catalogue, wanted.top_k, runtime)
-            else:
-                found = _scores(parts, batch)
+            found = predicted(parts, batch, catalogue, wanted.top_k, runtime)
             runtime.together(lambda n=number, columns=found: output.write(stored.of(n), columns))  # type: ignore[misc]
     runtime.together(output.close)
     runtime.from_main(output.finish)
     return reader.rows
+
+
+def catalogue_if_any(parts: Parts, runtime: Runtime) -> Catalogue | None:
+    """This rank's part of the items that a recall model ranks; None for other models. Collective."""
+    objective = parts.train_module.objective
+    if not isinstance(objective, RetrievalObjective):
+        return None
+    return catalogue_of(parts.train_module, objective, parts, runtime)
+
+
+def predicted(
+    parts: Parts, batch: Batch, catalogue: Catalogue | None, top_k: int, runtime: Runtime
+) -> dict[str, pa.Array]:
+    """The columns that `predict` adds, for the rows of a batch (of `prediction_spec`). Collective."""
+    if catalogue is None:
+        return _scores(parts, batch)
+    return _items(parts, batch, catalogue, top_k, runtime)
+
+
+def user_vectors(parts: Parts, batch: Batch) -> tuple[Tensor, Tensor]:
+    """A recall model's user vectors [B, Q, D], and which are live, bool [B, Q], of a batch of `prediction_spec`."""
+    step, objective = parts.train_module, parts.train_module.objective
+    assert isinstance(objective, RetrievalObjective)
+    assert isinstance(step.model, RecallModel)
+    there = tuple(feature for feature in parts.spec.dense if feature not in objective.item_dense)
+    dense = with_missing(batch.dense, there, parts.spec.dense)
+    whole = replace(batch, dense=dense, id_weights=with_no_weights(parts.spec, batch.id_weights, dense))
+    return step.model.user(step.stage(whole))
 
 
 def _scores(parts: Parts, batch: Batch) -> dict[str, pa.Array]:
@@ -120,12 +150,9 @@ def _scores(parts: Parts, batch: Batch) -> dict[str, pa.Array]:
 
 
 def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime: Runtime) -> dict[str, pa.Array]:
-    step, objective = parts.train_module, parts.train_module.objective
+    objective = parts.train_module.objective
     assert isinstance(objective, RetrievalObjective)
-    assert isinstance(step.model, RecallModel)
-    there = tuple(feature for feature in parts.spec.dense if feature not in objective.item_dense)
-    batch = replace(batch, dense=with_missing(batch.dense, there, parts.spec.dense))
-    user, mask = step.model.user(step.stage(batch))
+    user, mask = user_vectors(parts, batch)
     seen = seen_items(objective, batch) if parts.config.evaluation.exclude_seen else None
     hidden = None if seen is None else Jagged(runtime.gather(seen.values), runtime.gather(seen.lengths))
     ids, scores = top_items(runtime.gather(user), runtime.gather(mask), catalogue, top_k, hidden)
@@ -137,7 +164,7 @@ def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime
     offsets = np.zeros(batch.rows + 1, np.int32)
     np.cumsum(live.sum(dim=1).numpy(), out=offsets[1:])
     return {
-        "predicted_items": pa.ListArray.from_arrays(pa.array(offsets), _words(ids[live], objective)),
+        "predicted_items": pa.ListArray.from_arrays(pa.array(offsets), words(ids[live], objective)),
         "predicted_scores": pa.ListArray.from_arrays(pa.array(offsets), pa.array(scores[live].numpy())),
     }
 
@@ -149,7 +176,7 @@ def _best(ids: Tensor, scores: Tensor, world: int, top_k: int) -> tuple[Tensor, 
     return ids.gather(1, places), best
 
 
-def _words(ids: Tensor, objective: RetrievalObjective) -> pa.Array:
+def words(ids: Tensor, objective: RetrievalObjective) -> pa.Array:
     """Ids as the data has them, where a vocabulary gave them."""
     feature = objective.item.feature
     assert isinstance(feature, SparseFeature)
@@ -162,12 +189,16 @@ def _words(ids: Tensor, objective: RetrievalObjective) -> pa.Array:
     return vocabulary.values.take(pa.array(places, mask=places < 0))
 
 
-class _Output:
-    """This rank's file, and the rows' own columns."""
+class Origins:
+    """Where rows come from, and the columns of theirs to keep.
 
-    def __init__(self, wanted: Prediction, parts: Parts, manifest: Manifest, runtime: Runtime) -> None:
+    Raises:
+        UserError: a column to keep that is not there, is there twice, or has the name of a predicted one.
+    """
+
+    def __init__(self, keep: tuple[str, ...], parts: Parts, manifest: Manifest) -> None:
         names = manifest.schema.names
-        for column in wanted.keep:
+        for column in keep:
             if (count := names.count(column)) > 1:
                 raise UserError(
                     f"--keep {column}: {manifest.path} has {count} columns of this name; rename one of them"
@@ -175,61 +206,29 @@ class _Output:
             if column not in names:
                 raise UserError(f"--keep {column}: {manifest.path} has no such column; {nearest(column, names)}")
         made = _made(parts)
-        for column in wanted.keep:
+        for column in keep:
             if column in made:
                 raise UserError(f"--keep {column}: a column of this name is what is predicted; leave it out")
-        self._keep = list(wanted.keep)
-        self._where = wanted.out
-        store, inside = locate(wanted.out, parts.config.storage)
-        self._filesystem, self._folder = store.filesystem, inside.rstrip("/")
-        self._path = f"{self._folder}/{_part(runtime.rank)}"
-        self._parts = [_part(rank) for rank in range(runtime.world_size)]
-        self._storage = parts.config.storage
-        refuse_overlap(wanted.out, [wanted.data, *(file.path for file in manifest.files)])
+        self._keep = list(keep)
         self._files = {file.path: file for file in manifest.files}
         self._opened = OpenFiles()
         self._group: tuple[str, int, pa.Table] | None = None
-        self._waiting: list[pa.Table] = []
-        self._stream: pa.NativeFile | None = None
-        self._writer: pq.ParquetWriter | None = None
 
-    def make_room(self) -> None:
-        """Make the folder, or remove from it what a prediction that was cut off has left; before any rank writes."""
-        claim(self._where, "predictions", self._parts, self._storage)
-
-    def write(self, stored: list[Stored], columns: dict[str, pa.Array]) -> None:
-        """The predictions of the rows that `stored` names, in its order."""
+    def of(self, stored: list[Stored], columns: dict[str, pa.Array]) -> pa.Table | None:
+        """The rows that `stored` names, in its order, with `columns` beside what is their own; None for no rows."""
         pieces = [self._own(piece) for piece in stored if len(piece.rows)]
         if not pieces:
-            return
+            return None
         table = pa.concat_tables(pieces)
         for name, values in columns.items():
             table = table.append_column(name, values)
-        self._waiting.append(table)
-        if sum(table.num_rows for table in self._waiting) >= _ROWS_A_GROUP:
-            self._flush()
+        return table
 
     def close(self) -> None:
-        """Write what is left."""
+        """Close the files."""
         self._opened.close()
-        self._flush()
-        if self._writer is not None and self._stream is not None:
-            try:
-                self._writer.close()
-                self._stream.close()
-            except OSError as error:
-                raise _failed(self._where, error) from error
-
-    def finish(self) -> None:
-        """Mark the output as whole; after all ranks have closed theirs."""
-        try:
-            with self._filesystem.open_output_stream(f"{self._folder}/{COMPLETE}"):
-                pass
-        except OSError as error:
-            raise _failed(self._where, error) from error
 
     def _own(self, piece: Stored) -> pa.Table:
-        """Where the rows come from, and the columns to keep."""
         file = self._files[piece.path]
         first = sum(file.counts[: piece.group])
         rows = pa.array(piece.rows)
@@ -247,6 +246,55 @@ class _Output:
             self._group = None  # first let go of the one before
             self._group = (file.path, group, self._opened.read(file.whole(), group, self._keep))
         return self._group[2]
+
+
+class _Output:
+    """This rank's file."""
+
+    def __init__(self, wanted: Prediction, parts: Parts, manifest: Manifest, runtime: Runtime) -> None:
+        self._origins = Origins(wanted.keep, parts, manifest)
+        self._where = wanted.out
+        store, inside = locate(wanted.out, parts.config.storage)
+        self._filesystem, self._folder = store.filesystem, inside.rstrip("/")
+        self._path = f"{self._folder}/{_part(runtime.rank)}"
+        self._parts = [_part(rank) for rank in range(runtime.world_size)]
+        self._storage = parts.config.storage
+        refuse_overlap(wanted.out, [wanted.data, *(file.path for file in manifest.files)])
+        self._waiting: list[pa.Table] = []
+        self._stream: pa.NativeFile | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def make_room(self) -> None:
+        """Make the folder, or remove from it what a prediction that was cut off has left; before any rank writes."""
+        claim(self._where, "predictions", self._parts, self._storage)
+
+    def write(self, stored: list[Stored], columns: dict[str, pa.Array]) -> None:
+        """The predictions of the rows that `stored` names, in its order."""
+        table = self._origins.of(stored, columns)
+        if table is None:
+            return
+        self._waiting.append(table)
+        if sum(table.num_rows for table in self._waiting) >= _ROWS_A_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._origins.close()
+        self._flush()
+        if self._writer is not None and self._stream is not None:
+            try:
+                self._writer.close()
+                self._stream.close()
+            except OSError as error:
+                raise _failed(self._where, error) from error
+
+    def finish(self) -> None:
+        """Mark the output as whole; after all ranks have closed theirs."""
+        try:
+            with self._filesystem.open_output_stream(f"{self._folder}/{COMPLETE}"):
+                pass
+        except OSError as error:
+            raise _failed(self._where, error) from error
 
     def _flush(self) -> None:
         if not self._waiting:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
@@ -29,8 +30,8 @@ _WARNINGS = 10  # bad pieces of files that are told one by one
 class Reporter:
     """Writes the records of a run below `folder` (None: none) and shows how far it is; a quiet one only logs.
 
-    On a terminal there is a bar; elsewhere a line every `line_seconds`. `metrics`, if there are some, take the records
-    of every rank, and `records` those of this one.
+    On a terminal there is a bar, and in a notebook that has ipywidgets, by which rich shows it; elsewhere a line every
+    `line_seconds`. `metrics`, if there are some, take the records of every rank, and `records` those of this one.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Reporter:
         self.finish()
         self._what, self._total, self._began = what, total, time.monotonic()
         self._first = done
-        if self.console.is_terminal:
+        if self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None):
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

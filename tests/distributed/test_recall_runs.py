@@ -78,6 +78,22 @@ def test_items_that_are_missing_or_twice(
         pool.run(2, train, several_features(tmp_path, items_root))
 
 
+def test_weighted_features_of_replicated_tables(pool: RankPool, items_root: Path, tmp_path: Path) -> None:
+    """A pass over the items has no ids of users' features, and so no weights for them."""
+    model = {"user_features": ["user", "brands"], "item_features": ["item", "shop"]}
+    sharded = run_file(tmp_path / "sharded", items_root, "DSSM", model=model, objective={"negatives": "in_batch"})
+    replicated = run_file(
+        tmp_path / "replicated",
+        items_root,
+        "DSSM",
+        model=model,
+        objective={"negatives": "in_batch"},
+        embedding={"sharding": "replicated"},
+    )
+    found = [pool.run(2, train, path)[0].test for path in (sharded, replicated)]
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
 def test_no_file_of_items(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"items"):
         pool.run(1, train, several_features(tmp_path, data_root))

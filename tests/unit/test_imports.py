@@ -15,11 +15,11 @@ PACKAGE = ROOT / "rechub_dist"
 ROOMS = (
     "errors", "seeds", "builds", "skips", "features", "schema", "embedded", "batch", "config", "distributed",
     "reporting", "data", "layers", "models", "metrics", "objectives", "embedding", "checkpoint", "assembly",
-    "evaluation", "training", "inference", "launching", "cli",
+    "evaluation", "training", "inference", "notebook", "launching", "cli",
 )  # fmt: skip
 ROOMS_OF_DATA = (
-    "parquet", "run_file", "places", "spec", "columns", "negatives", "order", "collate", "reader", "counts", "stored",
-    "passes", "prepare", "tools",
+    "parquet", "run_file", "places", "spec", "columns", "negatives", "order", "collate", "rows", "reader", "counts",
+    "stored", "passes", "prepare", "tools",
 )  # fmt: skip
 NO_ROOMS = {"__init__", "__main__", "__version__", "launch", "configs"}
 ALLOWED = ("torch", "rechub_dist.embedded", "rechub_dist.features", "rechub_dist.layers")
@@ -104,6 +104,13 @@ def test_a_notebook_needs_torch_alone() -> None:
         "import sys; from rechub_dist.models import DeepFM; "
         "print([name for name in ('torchrec', 'fbgemm_gpu', 'ray', 'pydantic', 'pyarrow') if name in sys.modules])"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_package_imports_nothing_until_it_is_used() -> None:
+    heavy = ("torch", "torchrec", "numpy", "pyarrow", "pydantic")
+    code = f"import sys, rechub_dist; dir(rechub_dist); print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
