@@ -131,8 +131,10 @@ def _resolve(key: str, name: str, folder: Path | None) -> Any:
     """
     module, attribute = _import(key, module_of(name), folder), name.partition(":")[2]
     if not hasattr(module, attribute):
-        own = [found for found, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise UserError(f"{key}: module {module.__name__!r} has no {attribute!r}: {nearest(attribute, own)}")
+        public = {found: value for found, value in vars(module).items() if callable(value) and found[0] != "_"}
+        own = [found for found, value in public.items() if value.__module__ == module.__name__]
+        valid = public if hasattr(module, "__path__") else own  # a package hands on what others define
+        raise UserError(f"{key}: module {module.__name__!r} has no {attribute!r}: {nearest(attribute, valid)}")
     return getattr(module, attribute)
 
 
@@ -150,7 +152,7 @@ def _import(key: str, name: str, folder: Path | None) -> ModuleType:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise _failed(key, name, error, places) from error  # it imports another one that is missing
             near = nearest(top, {found.name for found in pkgutil.iter_modules(places)}) if error.name == top else ""
-            hint = f": {near}" if near.startswith("did") else "; name its folder in `code`, or install it"
+            hint = f": {near}" if near.startswith("did") else "; name its folder (--set code=FOLDER), or install it"
             raise UserError(f"{key}: no module {name!r} in {' or '.join(places)}, nor installed{hint}") from error
         except (Exception, SystemExit) as error:
             raise _failed(key, name, error, places) from error

@@ -28,7 +28,8 @@ def check_name(name: str, known: Iterable[str]) -> str:
         if _NAME.fullmatch(name) is None:
             raise ValueError(f"{name!r} is no name of a class or function: write package.module:Name")
     elif name not in (valid := tuple(known)):
-        raise ValueError(f"there is no {name!r}: {nearest(name, valid)} Or write package.module:Name")
+        near = f"; {nearest(name, valid)}" if valid else ""
+        raise ValueError(f"there is no {name!r} (a class or function of your own is package.module:Name){near}")
     return name
 
 
@@ -56,14 +57,16 @@ def refuse_code(tree: Mapping[str, Any], allowed: Iterable[str], where: str, fol
         UserError: names the flag.
     """
     allowed = tuple(allowed)
-    for key, name in named_code(tree).items():
-        module = module_of(name)
-        if key != "optimizer.name" and not _within(module, allowed):  # an optimizer is for training alone
-            place = f" --set code={folder}" if folder is not None else ""
-            raise UserError(
-                f"{where}: its {key} is {name}, and what a checkpoint names is not imported unasked; if you trust that "
-                f"code, say --allow-code {module}{place}"
-            )
+    named = named_code(tree)
+    named.pop("optimizer.name", None)  # is for training alone
+    refused = {key: name for key, name in named.items() if not _within(module_of(name), allowed)}
+    if refused:
+        flags = dict.fromkeys(f"--allow-code {module_of(name)}" for name in refused.values())
+        raise UserError(
+            f"{where}: {' and '.join(f'its {key} is {name}' for key, name in refused.items())}, and code that a "
+            f"checkpoint names is not imported unasked; if you trust it, add {' '.join(flags)}"
+            f"{'' if folder is None else f' --set code={folder}'}"
+        )
 
 
 def _within(module: str, packages: Iterable[str]) -> bool:
