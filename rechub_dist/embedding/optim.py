@@ -159,7 +159,8 @@ def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:
     Raises:
         UserError: it keeps what a checkpoint cannot hold.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # a frozen one gets no gradient in training either, and so no state
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
     settings = _settings(optimizer)
     for parameter in parameters:

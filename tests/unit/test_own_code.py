@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rechub_dist.assembly.arguments import arguments_of
-from rechub_dist.assembly.code import dense_optimizer
+from rechub_dist.assembly.code import dense_optimizer, fingerprints
 from rechub_dist.assembly.identity import identity, other_than, recorded
 from rechub_dist.assembly.parts import Parts, build
 from rechub_dist.config.code import named_code, refuse_code
@@ -119,6 +119,10 @@ def test_a_model_beside_the_run_file(run_yaml: Path) -> None:
     assert sys.path == before
     assert load_run(run_yaml, NET).code == run_yaml.parent
     assert load_run(run_yaml).code is None
+    digests = fingerprints(parts.config)  # by which ranks with another file refuse to train together
+    assert list(digests) == ["own_code:Net"]
+    (run_yaml.parent / "own_code.py").write_text(CODE + "\n")
+    assert fingerprints(parts.config) != digests
 
 
 WRONG = [
@@ -206,8 +210,9 @@ def test_torchs_optimizers_can_be_saved(run_yaml: Path, name: str) -> None:
     given = ["optimizer.arguments={momentum: 0.9}"] if name == "SGD" else []
     config = load_run(run_yaml, [f"optimizer.name=torch.optim:{name}", *given])
     assert not named_code(config.model_dump())  # it is there in any case
-    parameter = torch.nn.Parameter(torch.ones(3, 2))
-    optimizer = made(config, [parameter])
+    parameter, frozen = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    optimizer = made(config, [parameter, frozen])
+    assert not optimizer.state[frozen]
     assert torch.equal(parameter, torch.ones(3, 2))
     assert optimizer.param_groups[0]["lr"] == config.optimizer.lr
     assert optimizer.state[parameter]
