@@ -36,15 +36,16 @@ def mean(logits, labels):
 '''
 
 
-def own_run(folder: Path, root: Path, **sections: object) -> Path:
-    path = run_file(folder, root, "DeepFM", **sections)
-    (folder / "own_ranks_code.py").write_text(CODE)
+def own_run(folder: Path, root: Path, module: str) -> Path:
+    """A run file with a module beside it; of its own name, as the pool's ranks keep what they have imported."""
+    path = run_file(folder, root, "DeepFM")
+    (folder / f"{module}.py").write_text(CODE)
     return path
 
 
 def test_the_same_run_under_another_name(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     ours = run_file(tmp_path / "ours", data_root, "DeepFM")
-    theirs = own_run(tmp_path / "theirs", data_root)
+    theirs = own_run(tmp_path / "theirs", data_root, "own_ranks_code")
     pool.run(2, train, ours)
     named = ["model.name=own_ranks_code:Net", "objective={name: pointwise, loss: own_ranks_code:bce}"]
     pool.run(2, train, theirs, [*named, "optimizer.name=torch.optim:Adam"])
@@ -58,8 +59,8 @@ def test_the_same_run_under_another_name(pool: RankPool, data_root: Path, tmp_pa
 def test_an_optimizer_goes_on_where_it_was(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     code = tmp_path / "code"
     code.mkdir()
-    (code / "own_ranks_code.py").write_text(CODE)
-    settings = [f"code={code}", "objective={name: pointwise, loss: own_ranks_code:bce}"]
+    (code / "own_resumed_code.py").write_text(CODE)
+    settings = [f"code={code}", "objective={name: pointwise, loss: own_resumed_code:bce}"]
     settings += ["optimizer={name: 'torch.optim:NAdam', lr: 0.01, arguments: {momentum_decay: 0.01}}"]
     reference, path = (run_file(tmp_path / name, data_root, "DeepFM") for name in ("reference", "path"))
     pool.run(2, train, reference, settings)
@@ -68,14 +69,14 @@ def test_an_optimizer_goes_on_where_it_was(pool: RankPool, data_root: Path, tmp_
     torch.testing.assert_close(losses(path), losses(reference), rtol=0, atol=1e-5)
     state = last_checkpoint(path)
     assert any(name.endswith("/mu_product") for name in state)
-    with pytest.raises(UserError, match=r"objective.loss .*own_ranks_code:bce.* -> null"):
+    with pytest.raises(UserError, match=r"objective.loss .*own_resumed_code:bce.* -> null"):
         pool.run(2, train, path, [settings[2]])
 
 
 def test_a_mean_is_refused_on_all_ranks(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
-    path = own_run(tmp_path, data_root)
+    path = own_run(tmp_path, data_root, "own_mean_code")
     with pytest.raises(UserError, match=r"objective.loss: returns a tensor"):
-        pool.run(2, train, path, ["objective={name: pointwise, loss: own_ranks_code:mean}"])
+        pool.run(2, train, path, ["objective={name: pointwise, loss: own_mean_code:mean}"])
 
 
 def commands(document: Path) -> list[str]:
