@@ -152,7 +152,7 @@ def _import(key: str, name: str, folder: Path | None) -> ModuleType:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise _failed(key, name, error, places) from error  # it imports another one that is missing
             near = nearest(top, {found.name for found in pkgutil.iter_modules(places)}) if error.name == top else ""
-            hint = f": {near}" if near.startswith("did") else "; name its folder (--set code=FOLDER), or install it"
+            hint = f": {near}" if near.startswith("did") else "; name its folder by the key `code`, or work from there"
             raise UserError(f"{key}: no module {name!r} in {' or '.join(places)}, nor installed{hint}") from error
         except (Exception, SystemExit) as error:
             raise _failed(key, name, error, places) from error
