@@ -120,7 +120,8 @@ def connect(
         environment["py_modules"] = [*environment.get("py_modules", []), package]
     if code is not None and "working_dir" not in environment and not in_job():
         environment["working_dir"] = str(code)
-        environment["excludes"] = [*environment.get("excludes", []), "*", "!*/", "!*.py"]  # no data, no runs
+        # No data, no runs. Ray matches folders without their slash, and the top one as ".": `*` would leave out all.
+        environment["excludes"] = [*environment.get("excludes", []), "?*.*", ".?*", "!*.py"]
     local: dict[str, Any] = {}
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
