@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 RELEASE := $(or $(TORCH),$(shell sed -n 's/.*"torch==\([0-9]*\.[0-9]*\)\..*/\1/p' pyproject.toml))
 STAMP := $(VENV)/.installed-$(RELEASE)-$(ACCELERATOR)-$(EXTRAS)
 NEEDS := $(VENV)/requirements.txt
-SOURCES := rechub_dist launch tests benchmarks
+SOURCES := rechub_dist launch tests benchmarks examples
 GPU_OUT := runs/gpu-check
 DEMO_DATA := data/synthetic
 DEMO_OUT := runs/deepfm_synthetic

@@ -41,6 +41,11 @@ RuntimeEnv = Annotated[
 ]
 
 
+def in_job() -> bool:
+    """Whether this is the driver of a job that was submitted, whose working folder travels with it."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def load_for_cluster(run_file: Path, overrides: Iterable[str], gpus: int) -> RunConfig:
     """The run with absolute paths, as its processes work elsewhere.
 
@@ -52,7 +57,7 @@ def load_for_cluster(run_file: Path, overrides: Iterable[str], gpus: int) -> Run
     config = load_run(run_file, overrides)
     if config.device == "cuda" and not gpus:
         raise UserError("device: cuda needs --gpus-per-worker 1")
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not config.output_dir.is_absolute():
+    if in_job() and not config.output_dir.is_absolute():
         raise UserError(
             f"output_dir: {config.output_dir} is relative, and a job's working folder goes with its cluster; use --set "
             "output_dir=/a/folder/that/all/nodes/reach"

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rechub_dist.builds import require_builds
 from rechub_dist.cli.entry import Overrides, run_app
+from rechub_dist.config.code import module_of, named_code
 from rechub_dist.distributed.process import preempted_exit_code
 from rechub_dist.errors import UserError
 from rechub_dist.launch.ray_options import (
@@ -88,8 +89,10 @@ def main(
         # RUN.yaml says where the run is; what it was trained with, its checkpoint knows better.
         from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415 - imports torch
 
-        trained = trained_config(config.checkpoint_folder, set_ or [], config.checkpoint_storage).anchored(Path.cwd())
-        config = trained.model_copy(update={"device": config.device, "distributed": config.distributed})
+        named = [*map(module_of, named_code(config.model_dump()).values())]  # by the run file, whose word counts
+        trained = trained_config(config.checkpoint_folder, set_ or [], config.checkpoint_storage, named)
+        kept = {"device": config.device, "distributed": config.distributed, "code": config.code}
+        config = trained.anchored(Path.cwd()).model_copy(update=kept)
     from rechub_dist.launch.ray_ranks import Work  # noqa: PLC0415 - slow to import; --help is not
     from rechub_dist.launch.ray_workers import FailedError, Workers, connect, fit  # noqa: PLC0415
     from rechub_dist.reporting.reporter import show_summary  # noqa: PLC0415
@@ -98,7 +101,7 @@ def main(
     workers = Workers(
         num_workers, min_workers, cpus_per_worker, gpus_per_worker, placement, max_failures, resize_seconds
     )
-    connect(address, workers, ship=ship, runtime_env=runtime_env)
+    connect(address, workers, ship=ship, runtime_env=runtime_env, code=config.code)
     task = Work(config, evaluate and _absolute(evaluate), take_over=take_over)
     if predict is not None and out is not None:
         from rechub_dist.inference.predict import Prediction  # noqa: PLC0415 - imports torch

@@ -82,7 +82,7 @@ def main(
     workers = Workers(
         num_workers, cpus=cpus_per_worker, gpus=gpus_per_worker, placement=placement, max_failures=max_failures
     )
-    connect(address, workers, ship=ship, runtime_env=runtime_env)
+    connect(address, workers, ship=ship, runtime_env=runtime_env, code=config.code)
     plan = Search(config, draws, metric, mode, trials, grace, reduction, draw_seed)
     done = search(plan, workers, concurrent)
     found = read_trials(config.output_dir, metric, plan.mode)

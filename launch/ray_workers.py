@@ -28,6 +28,7 @@ import rechub_dist
 from rechub_dist.config import RunConfig, read_yaml
 from rechub_dist.distributed.process import Stop
 from rechub_dist.errors import UserError, one_line
+from rechub_dist.launch.ray_options import in_job
 from rechub_dist.launch.ray_ranks import Desk, OwnGroups, Work, work
 
 PLACEMENTS: Final = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
@@ -99,11 +100,14 @@ class Workers:
         return None
 
 
-def connect(address: str | None, workers: Workers, *, ship: bool, runtime_env: Path | None) -> None:
+def connect(
+    address: str | None, workers: Workers, *, ship: bool, runtime_env: Path | None, code: Path | None = None
+) -> None:
     """Join a cluster: that of `address`, else of $RAY_ADDRESS, else one of this machine for this run alone.
 
     `ship` sends this package along, to a cluster that does not have it; `runtime_env` names a YAML file of Ray's
-    further settings of that kind.
+    further settings of that kind. The Python files below `code` travel as the working directory of the ranks, unless a
+    submitted job or `runtime_env` has brought one.
 
     Raises:
         UserError: nothing answers there, or Ray refuses the runtime environment.
@@ -114,6 +118,10 @@ def connect(address: str | None, workers: Workers, *, ship: bool, runtime_env: P
     if ship:
         package = str(Path(rechub_dist.__file__).parent)
         environment["py_modules"] = [*environment.get("py_modules", []), package]
+    if code is not None and "working_dir" not in environment and not in_job():
+        environment["working_dir"] = str(code)
+        # No data, no runs. Ray matches folders without their slash, and the top one as ".": `*` would leave out all.
+        environment["excludes"] = [*environment.get("excludes", []), "?*.*", ".?*", "!*.py"]
     local: dict[str, Any] = {}
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:

@@ -14,6 +14,16 @@ IdPolicy = Literal["error", "drop", "unknown"]
 
 
 @dataclass(frozen=True)
+class RowsOf:
+    """Marks a whole number of a model's constructor, `item_num: Annotated[int, RowsOf("history")]`.
+
+    A run file may leave it out: it is then the rows of the table that the feature given as `history` reads.
+    """
+
+    parameter: str
+
+
+@dataclass(frozen=True)
 class Table:
     """An embedding table of `rows` vectors of width `dim`.
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rechub_dist import __version__
+from rechub_dist.assembly.code import fingerprints
 from rechub_dist.assembly.parts import Parts
 from rechub_dist.distributed.host import host_memory
 from rechub_dist.distributed.runtime import Runtime, environment
@@ -78,6 +79,7 @@ def _facts(parts: Parts) -> dict[str, str]:
         "data set's schema": _digest(schema),
         "tables": _digest(tables),
         "model's parameters": _digest(shapes),
+        **{f"the code of {name}": digest for name, digest in fingerprints(parts.config).items()},
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rechub_dist.assembly.arguments import rows_of
 from rechub_dist.assembly.parts import build_model
 from rechub_dist.config import DataConfig, ModelConfig, RunConfig
 from rechub_dist.data.prepare.synthetic import synthetic_schema
@@ -57,10 +58,10 @@ def example_parameters(
         targets: the sparse features that these are matched with, or an item's.
     """
     by_kind = {"SequenceFeature": behaviors, "SparseFeature": targets}
-    hints = typing.get_type_hints(cls.__init__)
+    hints, marked = typing.get_type_hints(cls.__init__), typing.get_type_hints(cls.__init__, include_extras=True)
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
-        if name in ("self", "item_num") or parameter.default is not inspect.Parameter.empty:
+        if name == "self" or rows_of(marked[name]) is not None or parameter.default is not inspect.Parameter.empty:
             continue
         hint = hints[name]
         kind, elements = typing.get_origin(hint), [getattr(a, "__name__", "") for a in typing.get_args(hint)]

@@ -11,16 +11,19 @@ from a configuration is taken from that record: which data, vocabularies and wei
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from rechub_dist.assembly.arguments import arguments_as_written
+from rechub_dist.assembly.code import model_class
 from rechub_dist.assembly.parts import Parts, Plan, plan
 from rechub_dist.config import RetrievalConfig, stored_run
+from rechub_dist.config.code import module_of, named_code, refuse_code
 from rechub_dist.data.columns.vocabulary import vocabulary_of
 from rechub_dist.data.order.epoch import ORDER_VERSION
 from rechub_dist.embedded import LookupFeature
@@ -33,7 +36,6 @@ from rechub_dist.features import (
     SequenceFeature,
     SparseFeature,
 )
-from rechub_dist.models import catalogue
 from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.objectives.retrieval import NEGATIVES
 
@@ -57,24 +59,37 @@ def identity(parts: Parts, train: Any) -> dict[str, Any]:
     return _resolved(parts.plan, facts)
 
 
-def other_than(run: Mapping[str, Any], wanted: dict[str, Any], where: str) -> list[str]:
+def other_than(run: Mapping[str, Any], wanted: dict[str, Any], where: str, code: Path | None = None) -> list[str]:
     """The keys in which the run that a checkpoint, `where`, has recorded differs from the identity `wanted`.
+
+    Code is looked for in `code`. What the checkpoint alone names is not imported: it is a difference.
 
     Raises:
         UserError: its configuration is of another version and means nothing here.
     """
-    saved = recorded(run, where)
+    named, allowed = named_code(stored_run(run["config"], where).model_dump()), named_code(wanted)
+    if other := [key for key, name in named.items() if allowed.get(key) != name]:
+        return [f"{key} {json.dumps(named[key])} -> {json.dumps(_at(wanted, key))}" for key in other]
+    saved = recorded(run, where, map(module_of, allowed.values()), code)
     known = "sampling_weights" in saved["data"] and "sampling_weights" in wanted["data"]
     return differences(_one_source_of_weights(saved, known), _one_source_of_weights(wanted, known))
 
 
-def recorded(run: Mapping[str, Any], where: str) -> dict[str, Any]:
+def recorded(
+    run: Mapping[str, Any], where: str, allowed: Iterable[str] = (), code: Path | None = None
+) -> dict[str, Any]:
     """The identity of the run that a checkpoint, `where`, has recorded, as `identity` gives it.
 
+    Args:
+        allowed: modules that may be imported where the record names them.
+        code: the folder in which they are looked for.
+
     Raises:
-        UserError: its configuration is of another version and means nothing here.
+        UserError: its configuration is of another version and means nothing here, or names code that is not allowed.
     """
     config = stored_run(run["config"], where)
+    refuse_code(config.model_dump(), allowed, where)
+    config = config.model_copy(update={"code": code})
     try:
         with torch.random.fork_rng(devices=[]):  # of the model, which is asked what it looks up, no weights are kept
             # On a GPU and one rank any placement can be had: where the run lay is of no matter here.
@@ -86,6 +101,11 @@ def recorded(run: Mapping[str, Any], where: str) -> dict[str, Any]:
         ) from error
     data = run["identity"]["data"]
     return _resolved(found, {key: data[key] for key in _FACTS if key in data})
+
+
+def _at(tree: Mapping[str, Any], key: str) -> Any:
+    section, _, name = key.partition(".")
+    return tree[section].get(name)
 
 
 def _resolved(found: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,15 +145,7 @@ def _resolved(found: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parameters(found: Plan) -> dict[str, Any]:
     """The model's parameters by name, its constructor's defaults written out."""
-    signature = inspect.signature(catalogue()[found.config.model.name].__init__).parameters
-    defaults = {name: parameter.default for name, parameter in signature.items() if name != "self"}
-    known = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
-    parameters = {**known, **found.config.model.parameters}
-    if "item_num" in defaults and "item_num" not in parameters:
-        history = found.schema[parameters["history"]]
-        assert isinstance(history, SequenceFeature)
-        parameters["item_num"] = history.table.rows
-    return parameters
+    return arguments_as_written(model_class(found.config), found.config.model.parameters, found.schema)
 
 
 def _objective(found: Plan) -> dict[str, Any]:

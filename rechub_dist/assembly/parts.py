@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import typing
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rechub_dist.assembly.arguments import arguments_of
+from rechub_dist.assembly.code import model_class, pointwise_loss
 from rechub_dist.assembly.precision import set_training
 from rechub_dist.batch import Batch
 from rechub_dist.config import EntireSpaceConfig, ObjectiveConfig, RetrievalConfig, RunConfig, default_objective
@@ -18,8 +17,8 @@ from rechub_dist.data.spec import BatchSpec
 from rechub_dist.embedding.layout import Layout, make_layout
 from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.features import Feature, FeatureSchema, Label, with_width
-from rechub_dist.models import Model, RecallModel, catalogue
+from rechub_dist.features import FeatureSchema, Label, with_width
+from rechub_dist.models import Model, RecallModel
 from rechub_dist.objectives import EntireSpaceObjective, Objective, PointwiseObjective, RetrievalObjective
 from rechub_dist.schema import parse_schema
 
@@ -122,33 +121,13 @@ def build_model(config: RunConfig, schema: FeatureSchema) -> Model:
     Raises:
         UserError: an unknown model, parameter or feature; a missing or ill-typed parameter; whatever the model refuses.
     """
-    models = catalogue()
-    if config.model.name not in models:
-        raise UserError(f"model.name: no model {config.model.name!r}: {nearest(config.model.name, models)}")
-    cls = models[config.model.name]
-    where = f"model ({cls.__name__})"
-    signature = inspect.signature(cls.__init__)
-    valid = [name for name in signature.parameters if name != "self"]
-    given = config.model.parameters
-    for name in given:
-        if name not in valid:
-            raise UserError(f"unknown key 'model.{name}': {nearest(name, valid)}")
-    hints = typing.get_type_hints(cls.__init__)
+    cls = model_class(config)
     schema = _with_widths(config, cls, schema)
-    arguments = {name: _argument(f"model.{name}", value, hints.get(name), schema) for name, value in given.items()}
-    for name, parameter in signature.parameters.items():
-        if name == "self" or name in arguments:
-            continue
-        if name in ("history", "item") and isinstance(parameter.default, str):
-            arguments[name] = _argument(f"model.{name}", parameter.default, hints.get(name), schema)
-        elif parameter.default is inspect.Parameter.empty and name != "item_num":
-            raise UserError(f"missing key 'model.{name}': {cls.__name__} needs {', '.join(valid)}")
-    if "item_num" in valid and "item_num" not in arguments:
-        arguments["item_num"] = arguments["history"].table.rows
+    arguments = arguments_of("model", cls, config.model.parameters, schema)
     try:
         return cls(**arguments)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"model ({cls.__name__}): {error}") from error
 
 
 def _with_widths(config: RunConfig, cls: type[Model], schema: FeatureSchema) -> FeatureSchema:
@@ -161,63 +140,6 @@ def _with_widths(config: RunConfig, cls: type[Model], schema: FeatureSchema) -> 
         return schema
     dim = dim or DEFAULT_DIM
     return dataclasses.replace(schema, features=tuple(with_width(feature, dim) for feature in schema.features))
-
-
-_KINDS: tuple[Any, ...] = typing.get_args(Feature)
-
-
-def _argument(where: str, value: Any, hint: Any, schema: FeatureSchema) -> Any:
-    """A YAML value as the constructor's annotation wants it: names become features, plain values are type-checked."""
-    kinds = _feature_kinds(hint)
-    if not kinds:
-        _check_type(where, value, hint)
-        return value
-    if value is None and type(None) in typing.get_args(hint):
-        return None
-    if list in {typing.get_origin(option) for option in (hint, *typing.get_args(hint))}:
-        if not isinstance(value, list):
-            raise UserError(f"{where}: write a list of feature names, got {value!r}")
-        return [_feature(where, name, kinds, schema) for name in value]
-    return _feature(where, value, kinds, schema)
-
-
-def _feature(where: str, name: Any, kinds: set[Any], schema: FeatureSchema) -> Feature:
-    names = [feature.name for feature in schema.features]
-    if name not in names:
-        raise UserError(f"{where}: the data set has no feature {name!r}: {nearest(str(name), names)}")
-    feature = schema[name]
-    if type(feature) not in kinds:
-        wanted = " or ".join(sorted(kind.kind for kind in kinds))
-        raise UserError(f"{where}: feature {name!r} is {feature.kind}, but a {wanted} feature is needed here")
-    return feature
-
-
-def _feature_kinds(hint: Any) -> set[Any]:
-    if hint in _KINDS:
-        return {hint}
-    return {kind for argument in typing.get_args(hint) for kind in _feature_kinds(argument)}
-
-
-def _check_type(where: str, value: Any, hint: Any) -> None:
-    """Type-check a plain value against an annotation of numbers, strings, lists and unions."""
-    if not _fits(value, hint):
-        name = getattr(hint, "__name__", None) if typing.get_origin(hint) is None else str(hint).replace("typing.", "")
-        raise UserError(f"{where}: should be {name or hint}, got {value!r}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(v, typing.get_args(hint)[0]) for v in value)
-    if origin is typing.Literal:
-        return value in typing.get_args(hint)
-    if origin is not None:
-        return any(_fits(value, argument) for argument in typing.get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _labels(config: RunConfig, schema: FeatureSchema) -> tuple[Label, ...]:
@@ -246,4 +168,4 @@ def _objective(config: RunConfig, chosen: ObjectiveConfig, model: Model, labels:
         return RetrievalObjective(chosen, model, labels)
     if isinstance(chosen, EntireSpaceConfig):
         return EntireSpaceObjective(chosen, labels)
-    return PointwiseObjective(chosen, labels)
+    return PointwiseObjective(chosen, labels, pointwise_loss(config, chosen))

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from rechub_dist.cli.entry import AllowCode
 from rechub_dist.errors import UserError
 from rechub_dist.reporting.strict_json import dumps
 
@@ -156,6 +157,7 @@ def diff(
     second_step: Annotated[str, typer.Option(help="Of the second.")] = "best",
     as_json: Json = False,
     storage: Storage = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Compare two checkpoints tensor by tensor and by the configuration that makes them the same run.
 
@@ -166,7 +168,7 @@ def diff(
 
     one, other = _find(first, step, storage), _find(second, second_step, storage)
     tensors = diff_checkpoints(one, other)
-    identity = differences(_identity(*one), _identity(*other))
+    identity = differences(_identity(*one, allow_code or []), _identity(*other, allow_code or []))
     if as_json:
         print(dumps({"steps": [one[1].step, other[1].step], "tensors": tensors, "identity": identity}))
         return
@@ -182,7 +184,7 @@ def diff(
     Console().print(table)
 
 
-def _identity(folder: Folder, manifest: Manifest) -> dict[str, Any]:
+def _identity(folder: Folder, manifest: Manifest, allowed: list[str]) -> dict[str, Any]:
     """The identity of a checkpoint's run; as it was recorded, where torchrec is not there to resolve it."""
     from rechub_dist.checkpoint.folder import step_folder  # noqa: PLC0415
 
@@ -191,7 +193,7 @@ def _identity(folder: Folder, manifest: Manifest) -> dict[str, Any]:
     except ImportError:
         found: dict[str, Any] = manifest.run["identity"]
         return found
-    return recorded(manifest.run, folder.path(step_folder(manifest.step)))
+    return recorded(manifest.run, folder.path(step_folder(manifest.step)), allowed)
 
 
 def _find(address: str, step: str, storage: str | None) -> tuple[Folder, Manifest]:

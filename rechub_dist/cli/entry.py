@@ -19,6 +19,15 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the run file; may be given many times."),
 ]
 
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-code",
+        metavar="MODULE",
+        help="Import this module of yours, which the checkpoint names; may be given many times.",
+    ),
+]
+
 
 def is_main() -> bool:
     """Whether this process is rank 0, or no rank at all."""

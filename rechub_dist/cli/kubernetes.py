@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from rechub_dist.config.code import named_code
 from rechub_dist.distributed.process import quiet_libraries
 from rechub_dist.errors import UserError
 from rechub_dist.launching.kubernetes.settings import HEAD, SUBMITTER, TENSORBOARD, Settings, Size
@@ -168,6 +170,13 @@ def render(
     quiet_libraries()
     config = run_for_pods(run_file, set_ or [], pod_view(kind.value, settings))
     text = rendered(kind.value, settings, config)
+    if code := named_code(config.model_dump()):
+        named = ", ".join(f"{key}: {name}" for key, name in code.items())
+        print(
+            f"note: {named}: the image has to bring that code along, installed, in its working directory or in the "
+            f"folder that `code` names",
+            file=sys.stderr,
+        )
     if out is None:
         print(text, end="")
         return

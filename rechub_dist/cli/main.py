@@ -15,7 +15,7 @@ from rechub_dist import __version__
 from rechub_dist.builds import require_builds, versions
 from rechub_dist.cli.checkpoint import checkpoint_app
 from rechub_dist.cli.data import data_app
-from rechub_dist.cli.entry import Overrides, is_main, run_app
+from rechub_dist.cli.entry import AllowCode, Overrides, is_main, run_app
 from rechub_dist.cli.kubernetes import k8s_app
 from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
 from rechub_dist.launch.ray_train import main as ray_train
@@ -122,6 +122,7 @@ def evaluate(
     set_: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     nproc: Nproc = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Evaluate a run's best checkpoint (the newest, where none is best) on data of the same schema.
 
@@ -130,11 +131,12 @@ def evaluate(
     require_builds()
     from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415
 
-    config = trained_config(output_dir, set_ or [])
+    config = trained_config(output_dir, set_ or [], allowed_code=allow_code or [])
     if nproc is not None and not _is_worker():
         from rechub_dist.launching.launcher import Launch, launch  # noqa: PLC0415
 
-        arguments = ["evaluate", output_dir, "--data", data, *_overrides(set_), *(["--json"] if as_json else [])]
+        options = [*_overrides(set_), *_repeated("--allow-code", allow_code), *(["--json"] if as_json else [])]
+        arguments = ["evaluate", output_dir, "--data", data, *options]
         raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
     from rechub_dist.evaluation.evaluate import evaluate_run  # noqa: PLC0415
     from rechub_dist.reporting.reporter import show_summary  # noqa: PLC0415
@@ -158,6 +160,7 @@ def predict(
     keep: Annotated[list[str] | None, typer.Option(help="Column to copy; may be given many times.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Items a row, of a recall model.")] = 100,
     nproc: Nproc = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Predict each row of a data set by a run's best checkpoint (the newest, where none is best).
 
@@ -171,11 +174,11 @@ def predict(
     require_builds()
     from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415
 
-    config = trained_config(output_dir, set_ or [])
+    config = trained_config(output_dir, set_ or [], allowed_code=allow_code or [])
     if nproc is not None and not _is_worker():
         from rechub_dist.launching.launcher import Launch, launch  # noqa: PLC0415
 
-        options = [*_overrides(set_), *(part for name in keep or [] for part in ("--keep", name))]
+        options = [*_overrides(set_), *_repeated("--allow-code", allow_code), *_repeated("--keep", keep)]
         arguments = ["predict", output_dir, "--data", data, "--out", out, *options, "--top-k", str(top_k)]
         raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
     from rechub_dist.inference.predict import Prediction, predict_run  # noqa: PLC0415
@@ -253,7 +256,11 @@ def main() -> None:
 
 
 def _overrides(given: list[str] | None) -> list[str]:
-    return [part for item in given or [] for part in ("--set", item)]
+    return _repeated("--set", given)
+
+
+def _repeated(option: str, given: list[str] | None) -> list[str]:
+    return [part for item in given or [] for part in (option, item)]
 
 
 def _is_worker() -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from rechub_dist.config.code import check_name
 from rechub_dist.config.section import Section
 
 
@@ -16,6 +17,25 @@ class PointwiseConfig(Section):
     name: Literal["pointwise"] = "pointwise"
     task_weights: dict[str, float] = Field(default_factory=dict, description="by label; 1 where none is given")
     aux_weight: float = Field(1.0, ge=0, description="of the model's own further losses, DIEN's for one")
+    loss: str | None = Field(
+        None,
+        description="your own in place of both: package.module:name of a function of logits [B] and labels [B] that "
+        "returns a loss a row, [B], or of a class whose objects are such functions",
+    )
+    loss_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="of that class's constructor, or of the function besides logits and labels"
+    )
+
+    @field_validator("loss")
+    @classmethod
+    def _is_named(cls, given: str | None) -> str | None:
+        return None if given is None else check_name(given, ())
+
+    @model_validator(mode="after")
+    def _arguments_of_a_loss(self) -> Self:
+        if self.loss_arguments and self.loss is None:
+            raise ValueError("loss_arguments are those of your own loss: name it in loss")
+        return self
 
 
 class EntireSpaceConfig(Section):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from rechub_dist.config.code import check_name, is_code
 from rechub_dist.config.section import Section
 
 
@@ -78,13 +79,34 @@ class EmbeddingConfig(Section):
     )
 
 
+DENSE_OPTIMIZERS = ("adam", "adamw", "sgd", "adagrad")
+
+
 class OptimizerConfig(Section):
     """The optimizer of the dense parameters."""
 
-    name: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
+    name: str = Field(
+        "adam",
+        description="adam, adamw, sgd, adagrad, or package.module:Class of a torch.optim.Optimizer: torch.optim:RAdam",
+    )
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of a package.module:Class besides lr; weight_decay, betas and eps go here too",
+    )
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the dense gradient")
     schedule: ScheduleConfig = ScheduleConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, given: str) -> str:
+        return check_name(given, DENSE_OPTIMIZERS)
+
+    @model_validator(mode="after")
+    def _arguments_of_a_class(self) -> Self:
+        if self.arguments and not is_code(self.name):
+            raise ValueError(f"arguments are those of a package.module:Class; {self.name} has its keys beside lr")
+        return self

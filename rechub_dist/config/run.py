@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from rechub_dist.config.code import check_name, is_code
 from rechub_dist.config.data import DataConfig, StorageConfig
 from rechub_dist.config.evaluation import EvaluationConfig, from_objective
 from rechub_dist.config.objectives import ObjectiveConfig, RetrievalConfig
@@ -24,10 +25,15 @@ from rechub_dist.errors import UserError, nearest, one_line
 
 
 class ModelConfig(BaseModel):
-    """The model's class name, and its constructor's parameters beside it."""
+    """The model's class name, or package.module:Class of your own, and its constructor's parameters beside it."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
+
+    @field_validator("name")
+    @classmethod
+    def _is_named(cls, given: str) -> str:
+        return check_name(given, ()) if is_code(given) else given  # the models are not known here
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -41,6 +47,10 @@ class RunConfig(Section):
     version: int = Field(1, ge=1, description="of the defaults of what is left out; without it they are the first ones")
     output_dir: Path = Field(description="local folder for config, metrics, checkpoints and TensorBoard logs")
     seed: int = Field(2024, ge=0)
+    code: Path | None = Field(
+        None,
+        description="folder of the code that the run file names as package.module:Name; default: the run file's folder",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig
     model: ModelConfig
@@ -102,12 +112,13 @@ class RunConfig(Section):
             files = tuple(item.model_copy(update={"file": path(item.file)}) for item in start.embeddings)
             other = None if start.from_ is None else path(start.from_)
             start = start.model_copy(update={"from_": other, "embeddings": files})
+        code = None if self.code is None else folder / self.code
         objective = self.objective
         if isinstance(objective, RetrievalConfig) and objective.sampling.path is not None:
             sampling = objective.sampling.model_copy(update={"path": folder / objective.sampling.path})
             objective = objective.model_copy(update={"sampling": sampling})
         changed = {"output_dir": folder / self.output_dir, "data": data, "checkpoint": checkpoint, "warm_start": start}
-        return self.model_copy(update={**changed, "objective": objective})
+        return self.model_copy(update={**changed, "objective": objective, "code": code})
 
     def dump(self) -> str:
         """The configuration as YAML that can be launched again."""

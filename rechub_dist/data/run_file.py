@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rechub_dist.config import RunConfig, parse_yaml, read_run
+from rechub_dist.config.code import named_code
 from rechub_dist.config.versions import with_former_defaults
 from rechub_dist.errors import UserError
 
@@ -17,7 +18,10 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         UserError: unreadable or duplicate YAML, unknown keys, wrong types; the message names key and fix.
     """
-    return resolve_dataset(read_run(path, overrides), base=path.parent)
+    config = read_run(path, overrides)
+    if config.code is None and named_code(config.model_dump()):
+        config = config.model_copy(update={"code": path.parent})
+    return resolve_dataset(config, base=path.parent)
 
 
 def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,6 +60,9 @@ class Optimizers:
 
     `dense` is over the model's parameters by name; `replicated` has one torch optimizer for each replicated table;
     `fused` updates the sharded tables inside backward, and is stepped to carry the learning rate there.
+
+    Args:
+        make_dense: makes the dense optimizer where its name is none of ours.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Optimizers:
         layout: Layout,
         dense: OptimizerConfig,
         table_schedule: ScheduleConfig,
+        make_dense: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
     ) -> None:
         self._schedules = (dense.schedule, table_schedule)
         for schedule in self._schedules:
@@ -78,7 +83,11 @@ class Optimizers:
         if dense.name in ("adam", "adamw"):
             arguments["betas"] = dense.betas
         self.dense: torch.optim.Optimizer | None = None
-        if self.parameters:
+        self._unknown = make_dense is not None and bool(self.parameters)
+        if self.parameters and make_dense is not None:
+            self.dense = make_dense(list(self.parameters.values()))
+            _room_for_state(self.dense, dense.name)
+        elif self.parameters:
             self.dense = _DENSE[dense.name](list(self.parameters.values()), **_with_eps(dense, arguments))
         self.replicated: dict[str, torch.optim.Optimizer] = {}
         for placed in layout.tables_in(REPLICATED):
@@ -93,11 +102,17 @@ class Optimizers:
         denses = [self.dense] if self.dense else []
         self._all: list[Any] = [*denses, *self.replicated.values(), self.fused]
         for optimizer in self._all[:-1]:
-            _init_state(optimizer)
+            if optimizer is not self.dense or not self._unknown:
+                _init_state(optimizer)
         self._base = [
             [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
             for optimizers in (denses, self._all[len(denses) :])
         ]
+
+    def start(self) -> None:
+        """Begin without a checkpoint: what `_room_for_state` has made for one to load to is no state to begin with."""
+        if self._unknown and self.dense is not None:
+            self.dense.state.clear()
 
     def set_step(self, step: int) -> float:
         """Set the learning rates of the (0-based) step, and the count that Adam's bias correction is from.
@@ -136,6 +151,38 @@ def kernels(module: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
     lookups = [lookup for child in module.modules() for lookup in getattr(child, "_lookups", ())]
     found = [child for lookup in lookups for child in lookup.modules()]
     return [child for child in found if isinstance(child, SplitTableBatchedEmbeddingBagsCodegen)]
+
+
+def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Have an optimizer of which nothing is known make its states, by a step that is taken back.
+
+    Raises:
+        UserError: it keeps what a checkpoint cannot hold.
+    """
+    # a frozen one gets no gradient in training either, and so no state
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    before = [parameter.detach().clone() for parameter in parameters]
+    settings = _settings(optimizer)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.copy_(value)
+    if _settings(optimizer) != settings:
+        raise UserError(f"optimizer.name: {name} keeps state beside its parameters', which no checkpoint would hold")
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if not isinstance(value, torch.Tensor):
+                raise UserError(
+                    f"optimizer.name: {name} keeps {key!r} as {type(value).__name__}, and a checkpoint holds tensors; "
+                    f"let it be one"
+                )
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, str]]:
+    return [{key: repr(value) for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
 
 
 def _init_state(optimizer: torch.optim.Optimizer) -> None:

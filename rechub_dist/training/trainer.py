@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rechub_dist.assembly.code import dense_optimizer
 from rechub_dist.assembly.identity import identity, other_than
 from rechub_dist.assembly.parts import Parts, build
 from rechub_dist.assembly.precision import check_precision
@@ -82,6 +83,7 @@ class Trainer:
         self.rt = rt
         rt.together(lambda: check_precision(config.train, rt.device))
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
+        make_dense = rt.together(lambda: dense_optimizer(config))
         self.parts: Parts = with_draws(parts, rt)
         reported = self.parts.train_module.objective.metrics(config.evaluation)
         self._best_by = rt.together(lambda: watched_metric(config.train.best_metric, config.train.best_mode, reported))
@@ -105,7 +107,7 @@ class Trainer:
         self._begun_with: list[str] = []
         self.module = shard_step(self.parts, rt, notes=self._begun_with)
         self.optimizers = rt.together(
-            lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule)
+            lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule, make_dense)
         )
         self.checkpoints.prepare()
         begins_at = self._resume()
@@ -223,6 +225,7 @@ class Trainer:
         position = self.checkpoints.load(state, self._differing)
         if position is None:  # only then: what a checkpoint overwrites need not be drawn
             draw_tables(self.module, self.parts.layout, self.config.seed)
+            self.optimizers.start()
         if position is None and self.config.warm_start is not None:
             self._begun_with += warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
         position = position or Position()
@@ -247,7 +250,7 @@ class Trainer:
 
     def _differing(self, run: dict[str, Any], step: int, where: str) -> list[str]:
         """What the run of a checkpoint has other than this one, as far as it has come."""
-        return other_than(run, self._identity(step), where)
+        return other_than(run, self._identity(step), where, self.config.code)
 
     def _headline(self) -> str:
         layout, config = self.parts.layout, self.config

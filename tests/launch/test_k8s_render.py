@@ -264,3 +264,21 @@ def test_a_run_that_would_leave_nothing_or_find_nothing_is_refused(left_out: str
     done = run_render(*EXAMPLE[:at], *EXAMPLE[at + 2 :], "--kind", "job")
     assert done.returncode == 2
     assert f"{left_out} NAME" in done.stderr
+
+
+def test_code_of_ones_own_is_for_the_image_to_bring(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").write_text("{features: {a: {kind: sparse, rows: 5}}, labels: {click: {}}}")
+    (tmp_path / "own_pods_code.py").write_text("from rechub_dist.models import DeepFM\nclass Net(DeepFM): ...\n")
+    (tmp_path / "run.yaml").write_text(
+        "{output_dir: /runs/x, data: {root: 's3://bucket/x', dataset: schema.yaml},"
+        " model: {name: 'own_pods_code:Net', features: [a], hidden_units: [4], dropout_rates: 0.0, embedding_dim: 4}}"
+    )
+    arguments = (str(tmp_path / "run.yaml"), "--kind", "job", "--image", "x", "--output-claim", "runs")
+    done = run_render(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("note: model.name: own_pods_code:Net: the image has to bring that code along")
+    config_map = by_kind(list(yaml.safe_load_all(done.stdout)), "ConfigMap")
+    assert "code" not in yaml.safe_load(config_map["data"]["run.yaml"])  # where it lies here says nothing there
+    wrong = run_render(*arguments, "--set", "model.name=own_pods_code:Nat")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: model.name: module 'own_pods_code' has no 'Nat': did you mean 'Net'?\n"

@@ -44,7 +44,7 @@ def run_for_pods(path: Path, overrides: Iterable[str], pod: PodView) -> RunConfi
     _check_device(read, pod)
     _check_ports(read, pod)
     if isinstance(read.data.dataset, dict):
-        _check_parts(read, pod)
+        _check_parts(read.model_copy(update={"code": path.parent}), pod)  # code as it is here
     return read
 
 
@@ -122,7 +122,8 @@ def metrics_ports(config: RunConfig, ranks: int) -> range:
 
 def _check_parts(config: RunConfig, pod: PodView) -> None:
     """What a rank does before it exchanges anything: build the model and plan where its tables lie."""
-    from rechub_dist.assembly.parts import build  # noqa: PLC0415 - torch takes seconds to import
+    from rechub_dist.assembly.code import dense_optimizer  # noqa: PLC0415 - torch takes seconds to import
+    from rechub_dist.assembly.parts import build  # noqa: PLC0415
     from rechub_dist.embedding.planning import (  # noqa: PLC0415
         Cluster,
         kind_of,
@@ -133,6 +134,7 @@ def _check_parts(config: RunConfig, pod: PodView) -> None:
 
     world = pod.pods * pod.ranks
     parts = build(config, device=pod.device, world_size=world)
+    dense_optimizer(config)
     given = config.embedding.memory_per_rank_gb
     share = memory_for_tables(pod.memory, pod.ranks)
     if given is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import SequenceFeature, SparseFeature
+from rechub_dist.features import RowsOf, SequenceFeature, SparseFeature
 from rechub_dist.layers.arguments import check_positive, check_rate
 from rechub_dist.layers.inputs import history_and_item
 from rechub_dist.layers.masking import following, last, zero_padding
@@ -44,7 +46,7 @@ class GRU4Rec(RecallModel):
 
     def __init__(
         self,
-        item_num: int,
+        item_num: Annotated[int, RowsOf("history")],
         hidden_size: int,
         num_layers: int,
         dropout_rate: float,

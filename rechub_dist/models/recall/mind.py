@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output
-from rechub_dist.features import DenseFeature, Feature, SequenceFeature, SparseFeature
+from rechub_dist.features import DenseFeature, Feature, RowsOf, SequenceFeature, SparseFeature
 from rechub_dist.layers.arguments import check_positive
 from rechub_dist.layers.capsule import DynamicRouting
 from rechub_dist.layers.inputs import Fields, check_distinct, history_and_item
@@ -46,7 +48,7 @@ class MIND(RecallModel):
 
     def __init__(
         self,
-        item_num: int,
+        item_num: Annotated[int, RowsOf("history")],
         num_interests: int,
         routing_iterations: int,
         hidden_size: int,

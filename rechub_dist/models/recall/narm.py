@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import SequenceFeature, SparseFeature
+from rechub_dist.features import RowsOf, SequenceFeature, SparseFeature
 from rechub_dist.layers.arguments import check_positive, check_rate
 from rechub_dist.layers.attention import AdditiveAttention
 from rechub_dist.layers.inputs import history_and_item
@@ -40,7 +42,7 @@ class NARM(RecallModel):
 
     def __init__(
         self,
-        item_num: int,
+        item_num: Annotated[int, RowsOf("history")],
         hidden_size: int,
         attention_size: int,
         dropout_rate: float,

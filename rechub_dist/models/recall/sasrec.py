@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import SequenceFeature, SparseFeature
+from rechub_dist.features import RowsOf, SequenceFeature, SparseFeature
 from rechub_dist.layers.attention import CausalSelfAttention
 from rechub_dist.layers.inputs import history_and_item
 from rechub_dist.layers.masking import following, last, zero_padding
@@ -48,7 +49,7 @@ class SASRec(RecallModel):
 
     def __init__(
         self,
-        item_num: int,
+        item_num: Annotated[int, RowsOf("history")],
         max_len: int,
         num_heads: int,
         num_layers: int,

@@ -1,0 +1,177 @@
+"""What a run's names stand for: our models by their short names, anybody's classes as `package.module:Name`.
+
+A module is looked for in the folder of the run file (`code`), in the working directory, and among what is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rechub_dist.assembly.arguments import arguments_of, parameters_of
+from rechub_dist.config import OptimizerConfig, PointwiseConfig, RunConfig
+from rechub_dist.config.code import is_code, module_of, named_code
+from rechub_dist.errors import UserError, nearest, one_line
+from rechub_dist.models import Model, RecallModel, catalogue
+
+_OF_MODEL = ("lookups", "forward")
+_OF_RECALL = ("user", "item", "item_lookups", "loss", "negatives")
+
+
+def model_class(config: RunConfig) -> type[Model]:
+    """The class that `model.name` names.
+
+    Raises:
+        UserError: there is none, or it is no model.
+    """
+    name = config.model.name
+    if not is_code(name):
+        models = catalogue()
+        if name not in models:
+            raise UserError(f"model.name: no model {name!r}: {nearest(name, models)}")
+        return models[name]
+    found = _resolve("model.name", name, config.code)
+    if not (isinstance(found, type) and issubclass(found, Model)):
+        raise UserError(f"model.name: {name} is no model: derive a class from rechub_dist.models.Model or RecallModel")
+    base: type[Model] = RecallModel if issubclass(found, RecallModel) else Model
+    for member in (*_OF_MODEL, *(_OF_RECALL if base is RecallModel else ())):
+        if getattr(found, member, None) is getattr(base, member, None):
+            raise UserError(f"model.name: {name} has no {member!r} of its own, which every {base.__name__} needs")
+    return found
+
+
+def pointwise_loss(config: RunConfig, chosen: PointwiseConfig) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The function of a label's logits [B] and its labels [B] that `objective.loss` names; None for our own losses.
+
+    Raises:
+        UserError: there is none, it takes no such two, or it has parameters to train.
+    """
+    if chosen.loss is None:
+        return None
+    found = _resolve("objective.loss", chosen.loss, config.code)
+    if not callable(found):
+        raise UserError(f"objective.loss: {chosen.loss} is neither a function nor a class")
+    where, given = "objective.loss_arguments", chosen.loss_arguments
+    if isinstance(found, type):
+        made = _call("objective.loss", found, **arguments_of(where, found, given))
+        if not callable(made):
+            raise UserError(f"objective.loss: a {chosen.loss} cannot be called with logits and labels")
+        if isinstance(made, nn.Module) and next(made.parameters(), None) is not None:
+            raise UserError(f"objective.loss: {chosen.loss} has parameters, and only a model's are trained")
+        return made
+    two = list(parameters_of(found))[:2]
+    if len(two) < 2:
+        raise UserError(f"objective.loss: {chosen.loss} has to take two tensors, logits [B] and labels [B]")
+    arguments = arguments_of(where, found, given, others=two)
+    return partial(found, **arguments) if arguments else found
+
+
+def dense_optimizer(config: RunConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None:
+    """What makes the optimizer that `optimizer.name` names as `package.module:Class`; None for our short names.
+
+    Raises:
+        UserError: there is none, it is no optimizer, or its arguments do not fit.
+    """
+    chosen = config.optimizer
+    if not is_code(chosen.name):
+        return None
+    found = _resolve("optimizer.name", chosen.name, config.code)
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise UserError(f"optimizer.name: {chosen.name} is no torch.optim.Optimizer")
+    defaults = OptimizerConfig()
+    for key in ("weight_decay", "betas", "eps"):
+        if getattr(chosen, key) != getattr(defaults, key):
+            raise UserError(f"optimizer.{key}: is for our short names; write optimizer.arguments: {{{key}: ...}}")
+    parameters = list(parameters_of(found))
+    if "lr" not in parameters:
+        raise UserError(f"optimizer.name: {chosen.name} takes no lr, which optimizer.lr and its schedule set")
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(f"optimizer.name: {chosen.name} computes the loss several times a step, which no run does")
+    arguments = arguments_of("optimizer.arguments", found, chosen.arguments, others=(parameters[0], "lr"))
+    return lambda trained: _call("optimizer.arguments", found, trained, lr=chosen.lr, **arguments)
+
+
+def fingerprints(config: RunConfig) -> dict[str, str]:
+    """The names of a run's own code that it has imported, each with a digest of its module's source."""
+    found = {}
+    for name in named_code(config.model_dump()).values():
+        module = sys.modules.get(module_of(name))
+        if module is not None and module.__file__ is not None:
+            found[name] = hashlib.blake2b(Path(module.__file__).read_bytes(), digest_size=6).hexdigest()
+    return found
+
+
+def _call(where: str, function: Callable[..., Any], *given: Any, **arguments: Any) -> Any:
+    try:
+        return function(*given, **arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {one_line(error)}") from error
+
+
+def _resolve(key: str, name: str, folder: Path | None) -> Any:
+    """What `package.module:Name` names; `key` is that of the run file.
+
+    Raises:
+        UserError: no such module or name in it, or whatever its import raises.
+    """
+    module, attribute = _import(key, module_of(name), folder), name.partition(":")[2]
+    if not hasattr(module, attribute):
+        public = {found: value for found, value in vars(module).items() if callable(value) and found[0] != "_"}
+        own = [found for found, value in public.items() if value.__module__ == module.__name__]
+        valid = public if hasattr(module, "__path__") else own  # a package hands on what others define
+        raise UserError(f"{key}: module {module.__name__!r} has no {attribute!r}: {nearest(attribute, valid)}")
+    return getattr(module, attribute)
+
+
+def _import(key: str, name: str, folder: Path | None) -> ModuleType:
+    places = list(dict.fromkeys(str(place.absolute()) for place in (folder, Path.cwd()) if place is not None))
+    top = name.partition(".")[0]
+    with _first(places):
+        importlib.invalidate_caches()
+        there, loaded = PathFinder.find_spec(top, places), getattr(sys.modules.get(top), "__file__", None)
+        if there is not None and there.origin and loaded and Path(there.origin).resolve() != Path(loaded).resolve():
+            raise UserError(f"{key}: {top!r} is {there.origin}, but {loaded} is in use under this name; rename yours")
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise _failed(key, name, error, places) from error  # it imports another one that is missing
+            near = nearest(top, {found.name for found in pkgutil.iter_modules(places)}) if error.name == top else ""
+            hint = f": {near}" if near.startswith("did") else "; name its folder by the key `code`, or work from there"
+            raise UserError(f"{key}: no module {name!r} in {' or '.join(places)}, nor installed{hint}") from error
+        except (Exception, SystemExit) as error:
+            raise _failed(key, name, error, places) from error
+
+
+@contextmanager
+def _first(places: Sequence[str]) -> Iterator[None]:
+    """Look for modules there first, and not at all afterwards: what we import ourselves is not theirs to replace."""
+    before = list(sys.path)
+    sys.path[:0] = places
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _failed(key: str, name: str, error: BaseException, places: Sequence[str]) -> UserError:
+    """What an import has raised, and where in the user's own files."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f" ({frame.filename}:{frame.lineno})" for frame in frames if frame.filename.startswith(tuple(places))]
+    place = lines[-1] if lines and not isinstance(error, SyntaxError) else ""
+    return UserError(f"{key}: module {name!r} cannot be imported: {type(error).__name__}: {one_line(error)}{place}")

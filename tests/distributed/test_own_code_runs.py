@@ -1,0 +1,118 @@
+"""A user's own model, loss and optimizer over ranks: resumed as ours are, and the example's own commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rechub_dist.errors import UserError
+from rechub_tests.ranks import RankPool
+from rechub_tests.runs import last_checkpoint, losses, run_file, train
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "own_model"
+CODE = '''
+import torch
+import torch.nn.functional as F
+from rechub_dist.models import DeepFM
+
+class Net(DeepFM):
+    """DeepFM under another name."""
+
+def bce(logits, labels):
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+def mean(logits, labels):
+    return bce(logits, labels).mean()
+'''
+
+
+def own_run(folder: Path, root: Path, module: str) -> Path:
+    """A run file with a module beside it; of its own name, as the pool's ranks keep what they have imported."""
+    path = run_file(folder, root, "DeepFM")
+    (folder / f"{module}.py").write_text(CODE)
+    return path
+
+
+def test_the_same_run_under_another_name(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    ours = run_file(tmp_path / "ours", data_root, "DeepFM")
+    theirs = own_run(tmp_path / "theirs", data_root, "own_ranks_code")
+    pool.run(2, train, ours)
+    named = ["model.name=own_ranks_code:Net", "objective={name: pointwise, loss: own_ranks_code:bce}"]
+    pool.run(2, train, theirs, [*named, "optimizer.name=torch.optim:Adam"])
+    assert losses(theirs) == losses(ours)
+    found, wanted = last_checkpoint(theirs), last_checkpoint(ours)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_an_optimizer_goes_on_where_it_was(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "own_resumed_code.py").write_text(CODE)
+    settings = [f"code={code}", "objective={name: pointwise, loss: own_resumed_code:bce}"]
+    settings += ["optimizer={name: 'torch.optim:NAdam', lr: 0.01, arguments: {momentum_decay: 0.01}}"]
+    reference, path = (run_file(tmp_path / name, data_root, "DeepFM") for name in ("reference", "path"))
+    pool.run(2, train, reference, settings)
+    pool.run(2, train, path, [*settings, "train.epochs=1"])
+    pool.run(1, train, path, settings)
+    torch.testing.assert_close(losses(path), losses(reference), rtol=0, atol=1e-5)
+    state = last_checkpoint(path)
+    assert any(name.endswith("/mu_product") for name in state)
+    with pytest.raises(UserError, match=r"objective.loss .*own_resumed_code:bce.* -> null"):
+        pool.run(2, train, path, [settings[2]])
+
+
+def test_a_mean_is_refused_on_all_ranks(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    path = own_run(tmp_path, data_root, "own_mean_code")
+    with pytest.raises(UserError, match=r"objective.loss: returns a tensor"):
+        pool.run(2, train, path, ["objective={name: pointwise, loss: own_mean_code:mean}"])
+
+
+def commands(document: Path) -> list[str]:
+    """Those of the document's block of commands that trains the example."""
+    blocks = re.findall(r"```sh\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (found,) = [block for block in blocks if "own_model/run.yaml" in block]
+    return found.replace("\\\n", " ").splitlines()
+
+
+def test_the_example_is_told_alike() -> None:
+    assert commands(EXAMPLE / "README.md") == commands(ROOT / "docs" / "models.md")
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    name, *arguments = shlex.split(command)
+    assert name == "rechub-dist"
+    whole = [sys.executable, "-m", "rechub_dist", *arguments]
+    return subprocess.run(whole, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_the_example(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLE, tmp_path / "examples" / "own_model")
+    for command in commands(EXAMPLE / "README.md"):
+        done = run(command, tmp_path)
+        assert done.returncode == 0, done.stderr
+        if "evaluate" in command:
+            found = json.loads(done.stdout)
+    trained = tmp_path / "runs" / "own_model"
+    recorded = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    (test,) = [record for record in recorded if record["split"] == "test"]
+    assert found["auc"] == pytest.approx(test["auc"], abs=1e-9)
+    assert found["auc"] > 0.6  # it has learnt something
+    table = pq.read_table(tmp_path / "predictions")
+    assert table.num_rows == found["rows"] == 2000
+    refused = run("rechub-dist evaluate runs/own_model --data data/own_model/test", tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "--allow-code model --allow-code loss --set code=examples/own_model" in refused.stderr
