@@ -49,6 +49,9 @@ class EvaluationConfig(Section):
         return tuple(MetricConfig(name=item) if isinstance(item, str) else item for item in self.metrics)
 
 
+_ONCE_OF_OBJECTIVE = ("top_k", "exclude_seen", "sampled_items")
+
+
 def from_objective(tree: dict[str, Any]) -> dict[str, Any]:
     """A run's tree with evaluation settings in their own section, where they stand with the objective.
 
@@ -60,7 +63,7 @@ def from_objective(tree: dict[str, Any]) -> dict[str, Any]:
     objective, evaluation = tree.get("objective"), tree.get("evaluation", {})
     if not isinstance(objective, dict) or objective.get("name") != "retrieval" or not isinstance(evaluation, dict):
         return tree
-    moved = {key: value for key, value in objective.items() if key in EvaluationConfig.model_fields}
+    moved = {key: value for key, value in objective.items() if key in _ONCE_OF_OBJECTIVE}
     for key, value in moved.items():
         if evaluation.get(key, value) != value:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from rechub_dist.config import MetricConfig
 from rechub_dist.config.evaluation import DEFAULT
 from rechub_dist.distributed.runtime import Runtime, runtime
 from rechub_dist.metrics.binary import binary_metrics, regression_metrics
-from rechub_dist.metrics.catalogue import label_metrics, rankings_at
+from rechub_dist.metrics.catalogue import PROBABILITIES, RANKINGS, VALUES, label_metrics, rankings_at
 from rechub_dist.metrics.grouped import group_aucs
 from rechub_dist.metrics.metric import Ranked, Scored
 from rechub_dist.metrics.ranking import best_of_parts, ranking_metrics
@@ -168,3 +169,9 @@ def test_the_best_of_parts() -> None:
         both = sorted(zip(scores[row::4].flatten().tolist(), ids[row::4].flatten().tolist(), strict=True), reverse=True)
         assert values[row].tolist() == [score for score, _ in both[:4]]
         assert best[row].tolist() == [item for _, item in both[:4]]
+
+
+def test_all_are_documented() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split(" | ")[0].strip("| `") for line in lines if line.startswith("| `")]
+    assert sorted(rows) == sorted([*PROBABILITIES, *VALUES, *RANKINGS])
