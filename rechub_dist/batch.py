@@ -30,6 +30,8 @@ class Batch(Pipelineable):
         weight_sums: float64 [K] over all ranks, the objective's normalisers; set by the trainer, None before that.
         candidates: how many distinct items each rank brings as candidates for all, where the objective has counted
             them in host memory (`Objective.prepare`); of this rank alone until the trainer has asked the others.
+        keys: by column that a metric groups by, the rows' values as Arrow holds them, int64 or large_string [rows];
+            always in host memory.
         skipped: rows of this rank's share that are left out, because their files are bad.
         notices: what this batch is the first of the rank's to leave out.
     """
@@ -43,6 +45,7 @@ class Batch(Pipelineable):
     longest: dict[str, int] = field(default_factory=dict)
     weight_sums: Tensor | None = None
     candidates: tuple[int, ...] | None = None
+    keys: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
     notices: tuple[Skipped, ...] = ()
 

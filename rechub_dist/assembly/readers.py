@@ -121,8 +121,10 @@ def open_reader(config: RunConfig, parts: Parts, rt: Runtime, split: str) -> Par
     Raises:
         UserError: no such data, or data that does not fit the schema.
     """
-    manifest = read_manifest(config, rt, getattr(config.data, split), parts.spec)
-    return rt.together(lambda: _reader(config, parts, rt, manifest, training=split == "train"))
+    training = split == "train"
+    read = parts if training else _with_keys(parts, rt)
+    manifest = read_manifest(config, rt, getattr(config.data, split), read.spec)
+    return rt.together(lambda: _reader(config, read, rt, manifest, training=training))
 
 
 def open_passes(config: RunConfig, parts: Parts, rt: Runtime) -> Passes:
@@ -211,8 +213,15 @@ def warning_of(config: RunConfig, reader: ParquetReader) -> str | None:
 
 def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -> ParquetReader:
     """This rank's reader of any data (not below the root), unshuffled; called on every rank."""
-    manifest = read_manifest(config, rt, path if "://" in path else str(Path(path).absolute()), parts.spec)
-    return rt.together(lambda: _reader(config, parts, rt, manifest, training=False))
+    read = _with_keys(parts, rt)
+    manifest = read_manifest(config, rt, path if "://" in path else str(Path(path).absolute()), read.spec)
+    return rt.together(lambda: _reader(config, read, rt, manifest, training=False))
+
+
+def _with_keys(parts: Parts, rt: Runtime) -> Parts:
+    """The parts, with the columns that metrics group by among what is read."""
+    objective, evaluation = parts.train_module.objective, parts.config.evaluation
+    return replace(parts, spec=replace(parts.spec, keys=rt.together(lambda: objective.group_keys(evaluation))))
 
 
 def prediction_spec(parts: Parts) -> BatchSpec:

@@ -120,6 +120,13 @@ def evaluate(
     output_dir: Annotated[str, typer.Argument(metavar="OUTPUT_DIR", help=_RUN)],
     data: Annotated[str, typer.Option(help="Parquet file, folder, glob or address to evaluate on.")],
     set_: Overrides = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME | YAML",
+            help="Report this as well, rmse or '{name: grouped_auc, group: user}' for one; may be given many times.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     nproc: Nproc = None,
     allow_code: AllowCode = None,
@@ -127,16 +134,19 @@ def evaluate(
     """Evaluate a run's best checkpoint (the newest, where none is best) on data of the same schema.
 
     The configuration is the checkpoint's own. Where the data set has moved since, say --set data.root=/new/place.
+
+    Example: rechub-dist evaluate runs/deepfm --data data/test --metric '{name: grouped_auc, group: user}'
     """
     require_builds()
     from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415
+    from rechub_dist.config.run import with_metrics  # noqa: PLC0415
 
-    config = trained_config(output_dir, set_ or [], allowed_code=allow_code or [])
+    config = with_metrics(trained_config(output_dir, set_ or [], allowed_code=allow_code or []), metric or [])
     if nproc is not None and not _is_worker():
         from rechub_dist.launching.launcher import Launch, launch  # noqa: PLC0415
 
-        options = [*_overrides(set_), *_repeated("--allow-code", allow_code), *(["--json"] if as_json else [])]
-        arguments = ["evaluate", output_dir, "--data", data, *options]
+        options = [*_overrides(set_), *_repeated("--metric", metric), *_repeated("--allow-code", allow_code)]
+        arguments = ["evaluate", output_dir, "--data", data, *options, *(["--json"] if as_json else [])]
         raise typer.Exit(launch(Launch(nproc, max_restarts=0), arguments))
     from rechub_dist.evaluation.evaluate import evaluate_run  # noqa: PLC0415
     from rechub_dist.reporting.reporter import show_summary  # noqa: PLC0415

@@ -1,7 +1,7 @@
 """A run's configuration: one frozen, typed tree from strict YAML."""
 
 from rechub_dist.config.data import DataConfig, MixSource, Selection, Source, StorageConfig
-from rechub_dist.config.evaluation import EvaluationConfig
+from rechub_dist.config.evaluation import EvaluationConfig, MetricConfig
 from rechub_dist.config.objectives import (
     EntireSpaceConfig,
     ObjectiveConfig,
@@ -38,6 +38,7 @@ __all__ = [
     "EmbeddingConfig",
     "EntireSpaceConfig",
     "EvaluationConfig",
+    "MetricConfig",
     "MixSource",
     "ModelConfig",
     "MonitorConfig",

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from rechub_dist.config.code import check_name, is_code
 from rechub_dist.config.data import DataConfig, StorageConfig
-from rechub_dist.config.evaluation import EvaluationConfig, from_objective
+from rechub_dist.config.evaluation import DEFAULT, EvaluationConfig, from_objective
 from rechub_dist.config.objectives import ObjectiveConfig, RetrievalConfig
 from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
 from rechub_dist.config.section import Section
@@ -163,6 +163,24 @@ def changed(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConf
     for key, value in values.items():
         _put(tree, key, value, f"{where}: {key}")
     return _validate(tree, where)
+
+
+def with_metrics(config: RunConfig, more: Iterable[str]) -> RunConfig:
+    """The same run, with further metrics to report: names, or YAML with a name and parameters.
+
+    Raises:
+        UserError: what is neither.
+    """
+    found: list[Any] = []
+    for text in more:
+        try:
+            found.append(yaml.load(text, Loader=StrictLoader))
+        except yaml.YAMLError as error:
+            raise UserError(f"--metric {text}: is neither a name nor YAML: {one_line(error)}") from error
+    if not found:
+        return config
+    own = config.evaluation.model_dump(mode="json", by_alias=True, exclude_unset=True).get("metrics", [DEFAULT])
+    return changed(config, {"evaluation.metrics": [*own, *found]}, "--metric")
 
 
 def stored_run(text: str, where: str, overrides: Iterable[str] = ()) -> RunConfig:

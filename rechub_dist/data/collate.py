@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -96,6 +97,7 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
         weights=torch.from_numpy(floats[-1]) if spec.weight else None,
         id_weights={name: torch.from_numpy(values) for name, values in weights.items()},
         longest=longest,
+        keys={key: _key_slices(key, parts) for key in spec.keys},
     )
 
 
@@ -179,6 +181,12 @@ def _ragged_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> Piece
             values.append(window.ids[window.flat.index(name)][start:stop])
             lengths.append(np.ones(stop - start, np.int64))
     return Pieces(values, np.concatenate(lengths))
+
+
+def _key_slices(key: str, parts: Sequence[tuple[Window, int, int]]) -> pa.Array:
+    """The values of a key, as they lie in the windows; of no type where there are no rows."""
+    pieces = [window.keys[key].slice(start, stop - start) for window, start, stop in parts]
+    return pa.concat_arrays(pieces) if pieces else pa.nulls(0)
 
 
 def _weight_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> Floats:

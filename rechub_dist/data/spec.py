@@ -34,6 +34,7 @@ class BatchSpec:
         dense: the dense features, side by side in `Batch.dense` in this order.
         labels: one column of `Batch.labels` each, in this order.
         weight: the column of row weights, or None.
+        keys: columns whose values are delivered as they are, for metrics that group by them.
         collections: the jagged collections of `Batch.jagged`: the names of their features in the key order of their
             KeyedJaggedTensor. A feature may stand in several.
         aligned: groups of features that have equally many ids in each row, position by position.
@@ -49,6 +50,7 @@ class BatchSpec:
     aligned: tuple[tuple[str, ...], ...] = ()
     cumulative: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
+    keys: tuple[str, ...] = ()
 
     @cached_property
     def stored(self) -> tuple[StoredFeature, ...]:

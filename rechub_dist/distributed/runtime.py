@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from rechub_dist.distributed.collectives import all_rows
 from rechub_dist.distributed.host import allow_open_files, warn_of_little_shared_memory
@@ -20,6 +22,7 @@ from rechub_dist.distributed.process import die_with_agent
 from rechub_dist.errors import UserError
 
 T = TypeVar("T")
+Bytes = NDArray[np.uint8]
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -80,6 +83,21 @@ class Runtime:
         found: list[Sequence[T]] = [()] * self.world_size
         dist.all_gather_object(found, items, group=self.control)
         return [item for part in found for item in part]
+
+    def exchange(self, parts: Sequence[Bytes], check: Callable[[int], None]) -> list[Bytes]:
+        """Send `parts[r]`, bytes in host memory, to rank r; returns what each rank has sent here. Collective.
+
+        `check` is told how many bytes will come, before they do; all ranks raise the first UserError that it raises.
+        """
+        outgoing = [len(part) for part in parts]
+        sizes = torch.empty(self.world_size, dtype=torch.int64)
+        dist.all_to_all_single(sizes, torch.tensor(outgoing), group=self.control)
+        incoming = sizes.tolist()
+        self.together(lambda: check(sum(incoming)))
+        received = torch.empty(sum(incoming), dtype=torch.uint8)
+        sent = torch.from_numpy(np.concatenate(parts))
+        dist.all_to_all_single(received, sent, incoming, outgoing, group=self.control)
+        return [part.numpy() for part in received.split(incoming)]
 
     def _group_for(self, tensor: torch.Tensor) -> dist.ProcessGroup:
         return self.control if tensor.device.type == "cpu" else self.group

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,41 +23,21 @@ from rechub_dist.data.negatives import draw_negatives
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import WEIGHTED, BatchSpec
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
-from rechub_dist.embedded import Jagged, Output
+from rechub_dist.embedded import Jagged
 from rechub_dist.embedding.stage import split_dense
 from rechub_dist.errors import UserError
+from rechub_dist.evaluation.measured import Evaluation, Measured
 from rechub_dist.features import DenseFeature, NegativeFeature
-from rechub_dist.metrics.binary import binary_metrics, regression_metrics
-from rechub_dist.metrics.ranking import Catalogue, ranking_metrics, target_ranks
+from rechub_dist.metrics.metric import Ranked
+from rechub_dist.metrics.ranking import Catalogue, best_of_parts, target_ranks, top_items
+from rechub_dist.metrics.recommended import RankingMetric
 from rechub_dist.models import RecallModel
 from rechub_dist.objectives import RetrievalObjective, TaskObjective
-from rechub_dist.objectives.base import MEAN_AUC
 from rechub_dist.objectives.retrieval import SAMPLED
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.skips import Skipped, Tally
 
 CATALOGUE_CHUNK = 8192  # items embedded at a time, over all ranks
-_FETCHED = 16 << 20  # numbers that are fetched from the device at once
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics by name, and the predictions by label.
-
-    With several labels a metric's name is `click/auc`, and `mean/auc` is the labels' mean. `skipped` rows of bad files
-    are in none of them; `skips` says which.
-    """
-
-    metrics: dict[str, float]
-    rows: int
-    predictions: dict[str, np.ndarray]
-    skipped: int = 0
-    skips: tuple[Skipped, ...] = ()
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """`rows`, and `rows_skipped` where there are any."""
-        return {"rows": self.rows} | ({"rows_skipped": self.skipped} if self.skipped else {})
 
 
 def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
@@ -111,13 +91,21 @@ def evaluate(
     step.eval()
     try:
         with torch.no_grad():
-            tally, skips = Tally(), list[Skipped]()
-            batches = on_device(agreed_batches(reader, runtime, advance, stop, tally, skips), runtime)
-            if isinstance(step.objective, TaskObjective):
-                found = _tasks(step, step.objective, batches, runtime)
+            tally, skips, objective, wanted = Tally(), list[Skipped](), step.objective, parts.config.evaluation
+            tasks = None
+            if isinstance(objective, TaskObjective):
+                tasks = Measured(objective, wanted.wanted)
+            elif isinstance(objective, RetrievalObjective) and objective.tasks is not None:
+                tasks = Measured(objective.tasks, objective.of_tasks(wanted))
+            fault = (lambda: None) if tasks is None else tasks.fault
+            batches = on_device(agreed_batches(reader, runtime, advance, stop, tally, skips, fault), runtime)
+            if isinstance(objective, RetrievalObjective):
+                found = _ranking(step, objective, parts, batches, tasks, runtime)
             else:
-                assert isinstance(step.objective, RetrievalObjective)
-                found = _ranking(step, step.objective, parts, batches, runtime)
+                assert tasks is not None
+                for batch in batches:
+                    tasks.add(step.model(step.stage(batch)), batch)
+                found = tasks.finish(runtime)
             return replace(found, skipped=tally.skipped, skips=tuple(skips))
     finally:
         step.train(training)
@@ -130,17 +118,21 @@ def agreed_batches(
     stop: Callable[[], bool],
     tally: Tally,
     skips: list[Skipped],
+    fault: Callable[[], str | None] = lambda: None,
 ) -> Iterator[Batch]:
-    """The batches, in host memory; a rank that cannot read stops all. In the end, the rows have to add up."""
+    """The batches, in host memory; a rank that cannot read stops all. In the end, the rows have to add up.
+
+    What `fault` says of the batches so far, where it says anything, stops all ranks as well.
+    """
     batches = reader.batches(epoch=0)
     read = skipped = 0
     notices: list[Skipped] = []
     for done in range(1, reader.steps + 2):
-        batch, message = None, None
+        batch, message = None, fault()
         try:
             batch = next(batches, None)
         except UserError as error:
-            message = str(error)
+            message = message or str(error)
         runtime.raise_together(message, stop=stop())
         if batch is None:
             tally.add(*runtime.add_up(torch.tensor([read, skipped])).tolist())
@@ -174,59 +166,13 @@ def on_device(batches: Iterator[Batch], runtime: Runtime) -> Iterator[Batch]:
         yield ahead
 
 
-class _Fetched:
-    """What is found of the batches, brought to the host many batches at a time: a fetch waits for the device."""
-
-    def __init__(self) -> None:
-        self._there: list[Tensor] = []
-        self._here: list[Tensor] = []
-
-    def add(self, found: Tensor) -> None:
-        """Keep the rows of a batch."""
-        self._there.append(found)
-        if sum(rows.numel() for rows in self._there) >= _FETCHED:
-            self._fetch()
-
-    def all(self) -> list[Tensor]:
-        """Those of all batches, in host memory."""
-        self._fetch()
-        return self._here
-
-    def _fetch(self) -> None:
-        if self._there:
-            self._here.append(torch.cat(self._there).cpu())
-            self._there = []
-
-
-def _tasks(step: TrainModule, objective: TaskObjective, batches: Iterator[Batch], runtime: Runtime) -> Evaluation:
-    found = _Fetched()
-    for batch in batches:
-        found.add(_scores(objective, step.model(step.stage(batch)), batch))
-    return _measure(objective, found.all(), runtime)
-
-
-def _scores(objective: TaskObjective, output: Output, batch: Batch) -> Tensor:
-    """Predictions, targets and weights of each row and name, float [B, names, 3], on the device."""
-    scores = objective.scores(output, batch)
-    return torch.stack([torch.stack(scores[name], dim=1) for name in objective.scored], dim=1)
-
-
-def _measure(objective: TaskObjective, found: list[Tensor], runtime: Runtime) -> Evaluation:
-    """The metrics of all ranks' rows."""
-    names = objective.scored
-    rows = runtime.gather(torch.cat([torch.empty(0, len(names), 3), *found])).numpy()
-    metrics: dict[str, float] = {}
-    for column, (name, kind) in enumerate(names.items()):
-        measure = binary_metrics if kind == "classification" else regression_metrics
-        for metric, value in measure(*rows[:, column].T).items():
-            metrics[objective.metric(name, metric)] = value
-    if MEAN_AUC in objective.task_metrics():
-        metrics[MEAN_AUC] = float(np.mean([metrics[objective.metric(label.name, "auc")] for label in objective.labels]))
-    return Evaluation(metrics, len(rows), {name: rows[:, column, 0] for column, name in enumerate(names)})
-
-
 def _ranking(
-    step: TrainModule, objective: RetrievalObjective, parts: Parts, batches: Iterator[Batch], runtime: Runtime
+    step: TrainModule,
+    objective: RetrievalObjective,
+    parts: Parts,
+    batches: Iterator[Batch],
+    tasks: Measured | None,
+    runtime: Runtime,
 ) -> Evaluation:
     """Rank each row's item among the whole catalogue, or what the user has not seen of it, by the user's vectors.
 
@@ -235,30 +181,44 @@ def _ranking(
     model, config = step.model, parts.config.evaluation
     assert isinstance(model, RecallModel)
     catalogue = catalogue_of(step, objective, parts, runtime)
-    found: dict[str, list[Tensor]] = {"": [], SAMPLED: []}
-    tasks = _Fetched()
+    metrics = objective.rankings(config)
+    depth = max((metric.depth for metric in metrics.values()), default=0)
+    sampled = {name: metric for name, metric in objective.rankings(config).items() if not metric.depth}
+    ranked = 0
     for batch in batches:
         embedded = step.stage(batch)
         user, mask = model.user(embedded)
-        if objective.tasks is not None:
-            tasks.add(_scores(objective.tasks, model(embedded), batch))
+        if tasks is not None:
+            tasks.add(model(embedded), batch)
         target = batch.feature(objective.item.feature.name).values()
         seen = seen_items(objective, batch)
         rows = [runtime.gather(rows) for rows in (user, mask, target)]
         hidden = None
         if seen is not None and config.exclude_seen:
             hidden = Jagged(runtime.gather(seen.values), runtime.gather(seen.lengths))
-        found[""].append(target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=runtime.add_up))
+        places = target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=runtime.add_up)
+        top = None
+        if depth:
+            ids, scores = (runtime.gather(part) for part in top_items(rows[0], rows[1], catalogue, depth, hidden))
+            top = best_of_parts(ids, scores, runtime.world_size, depth)[0]
+        for metric in metrics.values():
+            metric.update(Ranked(places, rows[2], top, len(catalogue.place)))
         if config.sampled_items is not None:
             among = runtime.gather(_drawn(objective, config.sampled_items, target, seen, parts))
-            found[SAMPLED].append(target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up))
-    metrics = {}
-    for prefix, ranks in found.items():
-        if prefix == "" or config.sampled_items is not None:
-            values = ranking_metrics(torch.cat(ranks).cpu() if ranks else torch.empty(0), config.top_k)
-            metrics.update({f"{prefix}{name}": value for name, value in values.items()})
-    of_tasks = Evaluation({}, 0, {}) if objective.tasks is None else _measure(objective.tasks, tasks.all(), runtime)
-    return Evaluation(metrics | of_tasks.metrics, sum(len(ranks) for ranks in found[""]), of_tasks.predictions)
+            places = target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up)
+            for metric in sampled.values():
+                metric.update(Ranked(places, rows[2], None, len(catalogue.place)))
+        ranked += len(places)
+    values = {name: _final(metric, runtime) for name, metric in metrics.items()}
+    if config.sampled_items is not None:
+        values |= {f"{SAMPLED}{name}": _final(metric, runtime) for name, metric in sampled.items()}
+    of_tasks = Evaluation({}, 0, {}) if tasks is None else tasks.finish(runtime)
+    return Evaluation(values | of_tasks.metrics, ranked, of_tasks.predictions)
+
+
+def _final(metric: RankingMetric, runtime: Runtime) -> float:
+    metric.merge(runtime)
+    return metric.compute()
 
 
 def seen_items(objective: RetrievalObjective, batch: Batch) -> Jagged | None:

@@ -37,7 +37,7 @@ from rechub_dist.evaluation.evaluate import (
     with_no_weights,
 )
 from rechub_dist.features import SparseFeature
-from rechub_dist.metrics.ranking import Catalogue, top_items
+from rechub_dist.metrics.ranking import Catalogue, best_of_parts, top_items
 from rechub_dist.models import RecallModel
 from rechub_dist.objectives import RetrievalObjective, TaskObjective
 from rechub_dist.reporting.reporter import Reporter
@@ -156,7 +156,7 @@ def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime
     seen = seen_items(objective, batch) if parts.config.evaluation.exclude_seen else None
     hidden = None if seen is None else Jagged(runtime.gather(seen.values), runtime.gather(seen.lengths))
     ids, scores = top_items(runtime.gather(user), runtime.gather(mask), catalogue, top_k, hidden)
-    best_ids, best = _best(runtime.gather(ids), runtime.gather(scores), runtime.world_size, top_k)
+    best_ids, best = best_of_parts(runtime.gather(ids), runtime.gather(scores), runtime.world_size, top_k)
     first = sum(runtime.gather_list([batch.rows])[: runtime.rank])
     own = slice(first, first + batch.rows)
     ids, scores = best_ids[own].cpu(), best[own].cpu()
@@ -167,13 +167,6 @@ def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime
         "predicted_items": pa.ListArray.from_arrays(pa.array(offsets), words(ids[live], objective)),
         "predicted_scores": pa.ListArray.from_arrays(pa.array(offsets), pa.array(scores[live].numpy())),
     }
-
-
-def _best(ids: Tensor, scores: Tensor, world: int, top_k: int) -> tuple[Tensor, Tensor]:
-    """The best of what the ranks have found, one below the other, for the same rows: [world * B, k] -> [B, k]."""
-    ids, scores = (part.view(world, -1, part.shape[1]).transpose(0, 1).flatten(1) for part in (ids, scores))
-    best, places = scores.topk(min(top_k, scores.shape[1]), dim=1)
-    return ids.gather(1, places), best
 
 
 def words(ids: Tensor, objective: RetrievalObjective) -> pa.Array:

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from rechub_dist.embedded import Jagged
-from rechub_dist.metrics.direction import Direction
 
-_NAMES = ("hit_rate", "recall", "ndcg", "mrr")
 _SCORES_AT_ONCE = 1 << 24  # elements of the largest temporary
 
 
@@ -126,9 +124,15 @@ def top_items(
     return found, best
 
 
-def ranking_directions(ks: Sequence[int]) -> dict[str, Direction]:
-    """The names that `ranking_metrics` reports, in its order; each is the better, the higher it is."""
-    return {f"{name}@{k}": "max" for k in ks for name in _NAMES}
+def best_of_parts(ids: Tensor, scores: Tensor, parts: int, k: int) -> tuple[Tensor, Tensor]:
+    """The best of what `top_items` has found in each part of the catalogue for the same B rows, one below the other.
+
+    Returns:
+        Ids and scores, [B, k] each, the best first, of [parts * B, k'].
+    """
+    ids, scores = (found.view(parts, -1, found.shape[1]).transpose(0, 1).flatten(1) for found in (ids, scores))
+    best, places = scores.topk(min(k, scores.shape[1]), dim=1)
+    return ids.gather(1, places), best
 
 
 def ranking_metrics(ranks: Tensor, ks: Sequence[int] = (10,)) -> dict[str, float]:
@@ -141,12 +145,26 @@ def ranking_metrics(ranks: Tensor, ks: Sequence[int] = (10,)) -> dict[str, float
     for k in ks:
         if k < 1:
             raise ValueError(f"k is {k}: it must be at least 1")
-        hit = ranks < k
-        metrics[f"hit_rate@{k}"] = float(hit.double().mean())
+        metrics[f"hit_rate@{k}"] = hit_rate(ranks, k)
         metrics[f"recall@{k}"] = metrics[f"hit_rate@{k}"]
-        metrics[f"ndcg@{k}"] = float((1 / torch.log2(ranks + 2)).where(hit, 0.0).mean())
-        metrics[f"mrr@{k}"] = float((1 / (ranks + 1)).where(hit, 0.0).mean())
+        metrics[f"ndcg@{k}"] = ndcg(ranks, k)
+        metrics[f"mrr@{k}"] = reciprocal_rank(ranks, k)
     return metrics
+
+
+def hit_rate(ranks: Tensor, k: int) -> float:
+    """The share of float64 `ranks` [B] below k."""
+    return float((ranks < k).double().mean())
+
+
+def ndcg(ranks: Tensor, k: int) -> float:
+    """The mean of 1 / log2(rank + 2) over float64 `ranks` [B], where those from k on give 0."""
+    return float((1 / torch.log2(ranks + 2)).where(ranks < k, 0.0).mean())
+
+
+def reciprocal_rank(ranks: Tensor, k: int) -> float:
+    """The mean of 1 / (rank + 1) over float64 `ranks` [B], where those from k on give 0."""
+    return float((1 / (ranks + 1)).where(ranks < k, 0.0).mean())
 
 
 def _scores(user: Tensor, user_mask: Tensor, catalogue: Tensor) -> Tensor:

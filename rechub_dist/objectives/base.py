@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rechub_dist.batch import Batch
-from rechub_dist.config import EvaluationConfig
+from rechub_dist.config import EvaluationConfig, MetricConfig
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import Label
-from rechub_dist.metrics.binary import BINARY, REGRESSION
+from rechub_dist.metrics.catalogue import LabelType, check_wanted, label_metrics
 from rechub_dist.metrics.direction import Direction
+from rechub_dist.metrics.metric import Metric, Scored
 
 MEAN_AUC = "mean/auc"
 
@@ -32,8 +34,16 @@ class Objective(nn.Module):
         return ()
 
     def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
-        """The metrics that an evaluation reports, by name in its order, each with what makes a value the better one."""
+        """The metrics that an evaluation reports, by name in its order, each with what makes a value the better one.
+
+        Raises:
+            UserError: metrics that there are not, or that this objective's predictions cannot be measured by.
+        """
         raise NotImplementedError
+
+    def group_keys(self, evaluation: EvaluationConfig) -> tuple[str, ...]:  # noqa: ARG002
+        """The columns of the data that these metrics group rows by; raises as `metrics`."""
+        return ()
 
     def weight_sums(self, batch: Batch) -> Tensor:
         """This rank's part of the normalisers, float64 [K], known before the forward pass."""
@@ -65,7 +75,7 @@ class TaskObjective(Objective):
         UserError: no label, or a task weight for a label that is not trained.
     """
 
-    scored: dict[str, Literal["classification", "regression"]]
+    scored: dict[str, LabelType]
 
     def __init__(self, labels: tuple[Label, ...], task_weights: dict[str, float]) -> None:
         super().__init__()
@@ -79,19 +89,36 @@ class TaskObjective(Objective):
         self.task_weights = tuple(task_weights.get(name, 1.0) for name in names)
         self.scored = {label.name: label.type for label in labels}
 
-    def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:  # noqa: ARG002
-        """Those of `task_metrics`, whatever the settings of rankings."""
-        return self.task_metrics()
+    def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
+        """Those of `measures`."""
+        check_wanted(evaluation.wanted, self.scored.values(), rankings=False)
+        return self.task_metrics(evaluation.wanted)
 
-    def task_metrics(self) -> dict[str, Direction]:
+    def group_keys(self, evaluation: EvaluationConfig) -> tuple[str, ...]:
+        """The columns that some of `measures` group by."""
+        self.metrics(evaluation)
+        return self.task_keys(evaluation.wanted)
+
+    def measures(self, wanted: Sequence[MetricConfig]) -> dict[str, dict[str, Metric[Scored]]]:
+        """New metrics of each name of `scored` that can be measured by them, by the names of the metrics."""
+        return {name: label_metrics(wanted, kind) for name, kind in self.scored.items()}
+
+    def task_metrics(self, wanted: Sequence[MetricConfig]) -> dict[str, Direction]:
         """Those of each name of `scored`, with several the name before a slash; then the labels' mean AUC."""
-        found: dict[str, Direction] = {}
-        for name, kind in self.scored.items():
-            measured = BINARY if kind == "classification" else REGRESSION
-            found |= {self.metric(name, metric): direction for metric, direction in measured.items()}
-        if len(self.scored) > 1 and all(label.type == "classification" for label in self.labels):
+        measures = self.measures(wanted)
+        found = {
+            self.metric(scored, name): metric.direction
+            for scored, metrics in measures.items()
+            for name, metric in metrics.items()
+        }
+        if len(self.scored) > 1 and all("auc" in measures[label.name] for label in self.labels):
             found[MEAN_AUC] = "max"
         return found
+
+    def task_keys(self, wanted: Sequence[MetricConfig]) -> tuple[str, ...]:
+        """The columns that metrics of labels group by, each once."""
+        keys = (metric.group for metrics in self.measures(wanted).values() for metric in metrics.values())
+        return tuple(dict.fromkeys(key for key in keys if key is not None))
 
     def metric(self, scored: str, metric: str) -> str:
         """The name that a metric of `scored` is reported by."""

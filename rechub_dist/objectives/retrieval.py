@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rechub_dist.batch import Batch
-from rechub_dist.config import EvaluationConfig, PointwiseConfig, RetrievalConfig
+from rechub_dist.config import EvaluationConfig, MetricConfig, PointwiseConfig, RetrievalConfig
+from rechub_dist.config.evaluation import DEFAULT
 from rechub_dist.distributed.collectives import gather_rows
 from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output, Sequence, to_padded
 from rechub_dist.errors import UserError
 from rechub_dist.features import CatalogueFeature, Label, NegativeFeature
 from rechub_dist.layers.masking import following, places
+from rechub_dist.metrics.catalogue import check_wanted, is_ranking, rankings_at
 from rechub_dist.metrics.direction import Direction
-from rechub_dist.metrics.ranking import ranking_directions
+from rechub_dist.metrics.recommended import RankingMetric
 from rechub_dist.models.base import RecallModel
 from rechub_dist.objectives import losses
 from rechub_dist.objectives.base import Objective, row_weights
@@ -113,10 +115,28 @@ class RetrievalObjective(Objective):
 
     def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
         """Those of the ranking, among drawn items as well where that is asked for, and of the auxiliary tasks."""
-        found = ranking_directions(evaluation.top_k)
+        kinds = () if self.tasks is None else self.tasks.scored.values()
+        check_wanted(evaluation.wanted, kinds, rankings=True)
+        rankings = self.rankings(evaluation)
+        found = {name: metric.direction for name, metric in rankings.items()}
         if evaluation.sampled_items is not None:
-            found |= {f"{SAMPLED}{name}": direction for name, direction in found.items()}
-        return found if self.tasks is None else found | self.tasks.task_metrics()
+            found |= {f"{SAMPLED}{name}": metric.direction for name, metric in rankings.items() if not metric.depth}
+        return found if self.tasks is None else found | self.tasks.task_metrics(self.of_tasks(evaluation))
+
+    def group_keys(self, evaluation: EvaluationConfig) -> tuple[str, ...]:
+        """The columns that metrics of the auxiliary tasks group by."""
+        self.metrics(evaluation)
+        return () if self.tasks is None else self.tasks.task_keys(self.of_tasks(evaluation))
+
+    def rankings(self, evaluation: EvaluationConfig) -> dict[str, RankingMetric]:
+        """New metrics of the ranking, by the names that they are reported by."""
+        tasks = self.of_tasks(evaluation)
+        wanted = [item for item in evaluation.wanted if item.name == DEFAULT or item not in tasks]
+        return rankings_at(wanted, evaluation.top_k)
+
+    def of_tasks(self, evaluation: EvaluationConfig) -> list[MetricConfig]:
+        """What is wanted of the auxiliary tasks; all else is wanted of the ranking."""
+        return [] if self.tasks is None else [item for item in evaluation.wanted if not is_ranking(item)]
 
     @property
     def needs_counts(self) -> bool:

@@ -85,8 +85,8 @@ class Trainer:
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         make_dense = rt.together(lambda: dense_optimizer(config))
         self.parts: Parts = with_draws(parts, rt)
-        reported = self.parts.train_module.objective.metrics(config.evaluation)
-        self._best_by = rt.together(lambda: watched_metric(config.train.best_metric, config.train.best_mode, reported))
+        objective, watched = self.parts.train_module.objective, (config.train.best_metric, config.train.best_mode)
+        self._best_by = rt.together(lambda: watched_metric(*watched, objective.metrics(config.evaluation)))
         self.passes: Passes = open_passes(config, self.parts, rt)
         valid, test = (optional_reader(config, self.parts, rt, split) for split in ("valid", "test"))
         self.valid_reader, self.test_reader = valid, test

@@ -18,7 +18,8 @@ from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.layout import REPLICATED
 from rechub_dist.embedding.sharding import table_shards
-from rechub_dist.evaluation.evaluate import Evaluation, evaluate
+from rechub_dist.evaluation.evaluate import evaluate
+from rechub_dist.evaluation.measured import Evaluation
 from rechub_dist.metrics.direction import Direction, goodness
 from rechub_dist.reporting.reporter import Reporter, short
 

@@ -6,12 +6,22 @@ import math
 
 import pytest
 
+from rechub_dist.config import MetricConfig
+from rechub_dist.config.evaluation import DEFAULT
 from rechub_dist.errors import UserError
-from rechub_dist.metrics.binary import BINARY, REGRESSION
+from rechub_dist.metrics.catalogue import label_metrics, rankings_at
 from rechub_dist.metrics.direction import Direction, goodness, watched_metric
-from rechub_dist.metrics.ranking import ranking_directions
 
-REPORTED = BINARY | REGRESSION | ranking_directions((5, 10))
+WANTED = [MetricConfig(name=name) for name in (DEFAULT, "rmse", "calibration_error", "coverage", "popularity")]
+REPORTED: dict[str, Direction] = {
+    name: metric.direction
+    for metrics in (
+        label_metrics(WANTED, "classification"),
+        label_metrics(WANTED, "regression"),
+        rankings_at(WANTED, (5, 10)),
+    )
+    for name, metric in metrics.items()
+}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +38,10 @@ REPORTED = BINARY | REGRESSION | ranking_directions((5, 10))
         ("recall@10", 0.2, 0.1),
         ("ndcg@10", 0.2, 0.1),
         ("mrr@5", 0.2, 0.1),
+        ("rmse", 0.5, 2.0),
+        ("calibration_error", 0.0, 0.1),
+        ("coverage@5", 0.2, 0.1),
+        ("popularity@10", 0.1, 0.2),
     ],
 )
 def test_directions(metric: str, better: float, worse: float) -> None:

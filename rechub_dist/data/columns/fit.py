@@ -23,7 +23,7 @@ def column_uses(spec: BatchSpec) -> list[str]:
         names += [gap.times, gap.now]
     names += [dense.source for dense in spec.dense]
     names += [label.source for label in spec.labels]
-    return [name for name in (*names, spec.weight) if name is not None]
+    return [name for name in (*names, spec.weight, *spec.keys) if name is not None]
 
 
 def column_names(spec: BatchSpec) -> list[str]:
@@ -96,6 +96,9 @@ def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str
     if spec.weight:
         kind = types[spec.weight]
         yield spec.weight, kind, _are_numbers(kind), "the row weight", "a number"
+    for key in spec.keys:
+        kind = types[key]
+        yield key, kind, is_integer(kind) or is_string(kind), "a metric's group", "integers or strings"
 
 
 def _fits_ids(kind: pa.DataType, feature: StoredFeature) -> tuple[bool, str, str]:

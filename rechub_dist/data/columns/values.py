@@ -267,6 +267,22 @@ def read_weight(array: pa.Array, where: str, column: str) -> Numbers:
     return values
 
 
+def read_key(array: pa.Array, where: str, column: str) -> pa.Array:
+    """Values to group rows by, as they are: int64 or large_string [n], so that equal ones are equal in all files.
+
+    Raises:
+        UserError: for a missing value, or one beyond int64.
+    """
+    missing = _missing(array)
+    if missing is not None:
+        text = f"{missing.sum()} key(s) are missing (null); fill them in, or group by another column"
+        raise _error(where, column, text)
+    try:
+        return array.cast(pa.large_string() if is_string(array.type) else pa.int64())
+    except pa.ArrowInvalid:
+        raise _error(where, column, "a key is beyond int64; write the column as strings") from None
+
+
 def one_array(table: pa.Table | RowGroup, column: str, *, lists: bool = False) -> pa.Array:
     """A column in one piece, its dictionary resolved unless it holds strings.
 

@@ -6,7 +6,7 @@ Columns with exactly one id a row lie side by side in one block, so that a slice
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -22,6 +22,7 @@ from rechub_dist.data.columns.values import (
     read_dense,
     read_id_weights,
     read_ids,
+    read_key,
     read_label,
     read_time_gaps,
     read_weight,
@@ -61,6 +62,7 @@ class Window:
             columns as Arrow has them, since what is read once need not be copied.
         ragged: the other id features.
         floats: [D + T + W, R], likewise (float32): dense values, labels, and the weight if there is one.
+        keys: by column, R values to group by.
         memory: what permuted `ids` and `floats` lie in, flat.
     """
 
@@ -70,6 +72,7 @@ class Window:
     ragged: dict[str, Ragged]
     floats: Rows
     memory: tuple[Ints, Floats] | None
+    keys: dict[str, pa.Array] = field(default_factory=dict)
 
 
 def open_window(
@@ -133,7 +136,10 @@ def open_window(
         _place(read_label(one_array(table, label.source), label, where), permutation, floats, next(row))
     if spec.weight:
         _place(read_weight(one_array(table, spec.weight), where, spec.weight), permutation, floats, next(row))
-    return Window(rows, tuple(flat), block[: len(flat)], ragged, floats, memory)
+    keys = {key: read_key(one_array(table, key), where, key) for key in spec.keys}
+    if permutation is not None:
+        keys = {key: values.take(pa.array(permutation)) for key, values in keys.items()}
+    return Window(rows, tuple(flat), block[: len(flat)], ragged, floats, memory, keys)
 
 
 def _stored(

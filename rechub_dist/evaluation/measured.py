@@ -1,0 +1,114 @@
+"""What an evaluation finds: predictions, fetched from the device many batches at a time, and their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from rechub_dist.batch import Batch
+from rechub_dist.config import MetricConfig
+from rechub_dist.distributed.runtime import Runtime
+from rechub_dist.embedded import Output
+from rechub_dist.errors import UserError
+from rechub_dist.metrics.collected import AllRows, OfAllRows
+from rechub_dist.metrics.metric import Scored
+from rechub_dist.objectives import TaskObjective
+from rechub_dist.objectives.base import MEAN_AUC
+from rechub_dist.skips import Skipped
+
+_FETCHED = 16 << 20  # numbers that are fetched from the device at once
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics by name, and the predictions by label.
+
+    With several labels a metric's name is `click/auc`, and `mean/auc` is the labels' mean. `skipped` rows of bad files
+    are in none of them; `skips` says which.
+    """
+
+    metrics: dict[str, float]
+    rows: int
+    predictions: dict[str, np.ndarray]
+    skipped: int = 0
+    skips: tuple[Skipped, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`rows`, and `rows_skipped` where there are any."""
+        return {"rows": self.rows} | ({"rows_skipped": self.skipped} if self.skipped else {})
+
+
+class Measured:
+    """The metrics of all that an objective scores."""
+
+    def __init__(self, objective: TaskObjective, wanted: Sequence[MetricConfig]) -> None:
+        self._objective = objective
+        self._metrics = objective.measures(wanted)
+        self._keys = objective.task_keys(wanted)
+        self._means = MEAN_AUC in objective.task_metrics(wanted)
+        self._rows = {name: AllRows() for name in objective.scored}
+        for name, metrics in self._metrics.items():
+            for metric in metrics.values():
+                if isinstance(metric, OfAllRows):
+                    metric.share(self._rows[name])
+        self._there: list[Tensor] = []
+        self._grouped: list[dict[str, pa.Array]] = []
+        self._fault: str | None = None
+
+    def fault(self) -> str | None:
+        """Why the rows of this rank cannot be measured, if so: for the ranks to stop together."""
+        return self._fault
+
+    def add(self, output: Output, batch: Batch) -> None:
+        """Take a batch and what the model says of it. Fetching waits for the device, so several are fetched at once."""
+        scores = self._objective.scores(output, batch)
+        self._there.append(torch.stack([torch.stack(scores[name], dim=1) for name in self._objective.scored], dim=1))
+        self._grouped.append(batch.keys)
+        if sum(rows.numel() for rows in self._there) >= _FETCHED:
+            self._fetch()
+
+    def finish(self, runtime: Runtime) -> Evaluation:
+        """The metrics of all ranks' rows. Collective.
+
+        Raises:
+            UserError: on all ranks, where some rows cannot be measured.
+        """
+        self._fetch()
+        runtime.raise_together(self._fault)
+        values: dict[str, float] = {}
+        for name, metrics in self._metrics.items():
+            self._rows[name].merge(runtime)
+            for reported, metric in metrics.items():
+                metric.merge(runtime)
+                values[self._objective.metric(name, reported)] = metric.compute()
+        if self._means:
+            aucs = [values[self._objective.metric(label.name, "auc")] for label in self._objective.labels]
+            values[MEAN_AUC] = float(np.mean(aucs))
+        predictions = {name: rows.whole[0] for name, rows in self._rows.items()}
+        return Evaluation(values, len(next(iter(predictions.values()))), predictions)
+
+    def _fetch(self) -> None:
+        if not self._there or self._fault is not None:
+            self._there, self._grouped = [], []
+            return
+        found = torch.cat(self._there).cpu().numpy()  # [N, names, 3]
+        keys = {
+            key: pa.concat_arrays([part[key] for part in self._grouped if len(part[key])] or [pa.nulls(0)])
+            for key in self._keys
+        }
+        self._there, self._grouped = [], []
+        try:
+            for column, name in enumerate(self._objective.scored):
+                predictions, targets, weights = found[:, column].T
+                rows = Scored(predictions, targets, weights, keys)
+                self._rows[name].update(rows)
+                for metric in self._metrics[name].values():
+                    metric.update(rows)
+        except UserError as error:
+            self._fault = str(error)

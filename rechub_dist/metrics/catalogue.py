@@ -1,0 +1,166 @@
+"""All metrics by the names that a run file may give them, and what it asks for made of these."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from rechub_dist.config import MetricConfig
+from rechub_dist.config.evaluation import DEFAULT
+from rechub_dist.errors import UserError, nearest
+from rechub_dist.metrics.collected import AUC, MAE, MSE, Calibration, LogLoss, NormalizedEntropy
+from rechub_dist.metrics.grouped import GroupedAUC
+from rechub_dist.metrics.metric import Metric, Scored
+from rechub_dist.metrics.recommended import (
+    MAP,
+    MRR,
+    NDCG,
+    Coverage,
+    HitRate,
+    Popularity,
+    RankingMetric,
+    RankingRecall,
+)
+from rechub_dist.metrics.sums import F1, RMSE, CalibrationError, Precision, Recall
+
+LabelType = Literal["classification", "regression"]
+# Of probabilities, and of any predictions.
+PROBABILITIES: dict[str, type[Metric[Scored]]] = {
+    "auc": AUC,
+    "log_loss": LogLoss,
+    "normalized_entropy": NormalizedEntropy,
+    "calibration": Calibration,
+    "calibration_error": CalibrationError,
+    "grouped_auc": GroupedAUC,
+    "precision": Precision,
+    "recall": Recall,
+    "f1": F1,
+}
+VALUES: dict[str, type[Metric[Scored]]] = {"mse": MSE, "rmse": RMSE, "mae": MAE}
+RANKINGS: dict[str, type[RankingMetric]] = {
+    "hit_rate": HitRate,
+    "recall": RankingRecall,
+    "ndcg": NDCG,
+    "mrr": MRR,
+    "map": MAP,
+    "coverage": Coverage,
+    "popularity": Popularity,
+}
+# What is reported unless the run file says otherwise, the first being what tells the best step.
+DEFAULTS: dict[LabelType, tuple[str, ...]] = {
+    "classification": ("auc", "log_loss", "normalized_entropy", "calibration"),
+    "regression": ("mse", "mae"),
+}
+RANKING_DEFAULTS = ("hit_rate", "recall", "ndcg", "mrr")
+_WHERE = "evaluation.metrics"
+
+
+def label_metrics(wanted: Sequence[MetricConfig], kind: LabelType) -> dict[str, Metric[Scored]]:
+    """The metrics of one label of type `kind`, by the names that they are reported by, in order.
+
+    Those of `wanted` that cannot measure it are left out.
+
+    Raises:
+        UserError: parameters that a metric does not take, or two metrics of one name.
+    """
+    known = VALUES if kind == "regression" else PROBABILITIES | VALUES
+    found = _Made()
+    for item in _spelt_out(wanted, DEFAULTS[kind]):
+        if item.name in known:
+            found.add(item.as_ or item.name, item, known[item.name])
+    return found.metrics
+
+
+def rankings_at(wanted: Sequence[MetricConfig], ks: Sequence[int]) -> dict[str, RankingMetric]:
+    """The metrics of a ranking, by the names that they are reported by, each at every k unless it has its own.
+
+    Raises:
+        UserError: as `label_metrics`.
+    """
+    found = _Made()
+    items = [item for item in _spelt_out(wanted, RANKING_DEFAULTS) if item.name in RANKINGS]
+    for k in ks:
+        for item in items:
+            if item.parameters.get("k") is None:
+                found.add(f"{item.as_ or item.name}@{k}", item, RANKINGS[item.name], k=k)
+    for item in items:
+        if (own := item.parameters.get("k")) is not None:
+            found.add(f"{item.as_ or item.name}@{own}", item, RANKINGS[item.name])
+    return found.metrics
+
+
+def is_ranking(item: MetricConfig) -> bool:
+    """Whether a name that stands for metrics of labels and of rankings means the latter: without a threshold."""
+    return item.name in RANKINGS and "threshold" not in item.parameters
+
+
+def check_wanted(wanted: Sequence[MetricConfig], kinds: Iterable[LabelType], *, rankings: bool) -> None:
+    """Refuse names of no metric, and metrics that can measure nothing that there is.
+
+    Raises:
+        UserError: naming the metric.
+    """
+    kinds = set(kinds)
+    valid = set(RANKINGS) if rankings else set()
+    valid |= set(VALUES) if kinds else set()
+    valid |= set(PROBABILITIES) if "classification" in kinds else set()
+    every = RANKINGS.keys() | VALUES.keys() | PROBABILITIES.keys()
+    for item in wanted:
+        if item.name == DEFAULT or item.name in valid:
+            continue
+        if item.name not in every:
+            raise UserError(f"{_WHERE}: no metric {item.name!r}: {nearest(item.name, {*valid, DEFAULT})}")
+        what = "rankings, which recall models have" if item.name in RANKINGS else "labels of type classification"
+        if not kinds and item.name in VALUES:
+            what = "labels"
+        raise UserError(f"{_WHERE}: {item.name} is a metric of {what}, and this run has none; leave it out")
+
+
+class _Made:
+    """Metrics by the names that they are reported by."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, Any] = {}
+        self._items: dict[str, MetricConfig] = {}
+
+    def add(self, reported: str, item: MetricConfig, cls: type[Metric[Any]], **more: Any) -> None:
+        """Make one, unless the same is there already."""
+        if reported in self._items:
+            if self._items[reported].parameters == item.parameters and self._items[reported].name == item.name:
+                return
+            raise UserError(f"{_WHERE}: two metrics are reported as {reported!r}; give one another name by `as`")
+        self._items[reported] = item
+        self.metrics[reported] = _build(cls, item, more)
+
+
+def _spelt_out(wanted: Sequence[MetricConfig], defaults: Sequence[str]) -> list[MetricConfig]:
+    """The metrics, with `default` replaced by what it stands for."""
+    return [
+        MetricConfig(name=name) if item.name == DEFAULT else item
+        for item in wanted
+        for name in (defaults if item.name == DEFAULT else (item.name,))
+    ]
+
+
+def _build(cls: type[Metric[Any]], item: MetricConfig, more: dict[str, Any]) -> Metric[Any]:
+    """A metric from its constructor's parameters, checked by their annotations."""
+    signature = inspect.signature(cls.__init__)
+    hints = typing.get_type_hints(cls.__init__, include_extras=True)
+    valid = [name for name in signature.parameters if name != "self"]
+    given = {**item.parameters, **more}
+    for name, value in given.items():
+        if name not in hints or name not in valid:
+            raise UserError(f"{_WHERE}: {item.name}: unknown key {name!r}: {nearest(name, [*valid, 'as'])}")
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            text = error.errors()[0]["msg"]
+            raise UserError(f"{_WHERE}: {item.name}.{name}: {text[0].lower()}{text[1:]}, got {value!r}") from error
+    for name in valid:
+        if name not in given and signature.parameters[name].default is inspect.Parameter.empty:
+            raise UserError(f"{_WHERE}: {item.name} needs {name}: write {{name: {item.name}, {name}: ...}}")
+    return cls(**given)
