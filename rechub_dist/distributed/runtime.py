@@ -138,6 +138,11 @@ class _Alone(Runtime):
         """The items."""
         return list(items)
 
+    def exchange(self, parts: Sequence[Bytes], check: Callable[[int], None]) -> list[Bytes]:
+        """The one part; raises what `check` raises."""
+        check(sum(len(part) for part in parts))
+        return list(parts)
+
     def raise_together(self, message: str | None, *, stop: bool = False) -> None:
         """Raise what there is to raise."""
         if message is not None:

@@ -146,6 +146,15 @@ def test_metrics_are_those_of_the_command(words_root: Path, tmp_path: Path) -> N
         assert rechub_dist.load(output_dir).evaluate(words_root / "test") == pytest.approx(expected, rel=1e-6)
 
 
+def test_metrics_by_group(words_root: Path, tmp_path: Path) -> None:
+    output_dir = finished(tmp_path, words_root, "DeepFM")
+    chosen = {"evaluation.metrics": [{"name": "grouped_auc", "group": "user"}]}
+    found = rechub_dist.load(output_dir, overrides=chosen).evaluate(words_root / "test")
+    override = "evaluation.metrics=[{name: grouped_auc, group: user}]"
+    _, wanted = evaluate_run(trained_config(str(output_dir), [override]), str(words_root / "test"))
+    assert found["grouped_auc"] == pytest.approx(wanted.metrics["grouped_auc"], abs=1e-12)
+
+
 def test_training_is_that_of_the_command_and_leaves_nothing_behind(
     data_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
