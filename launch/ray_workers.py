@@ -106,8 +106,8 @@ def connect(
     """Join a cluster: that of `address`, else of $RAY_ADDRESS, else one of this machine for this run alone.
 
     `ship` sends this package along, to a cluster that does not have it; `runtime_env` names a YAML file of Ray's
-    further settings of that kind. The Python files below `code` travel as the working directory of the ranks, unless a
-    submitted job or `runtime_env` has brought one.
+    further settings of that kind. The Python files below `code` travel as Ray's `working_dir`, which is on the ranks'
+    path, unless a submitted job or `runtime_env` has brought one.
 
     Raises:
         UserError: nothing answers there, or Ray refuses the runtime environment.

@@ -21,6 +21,8 @@ from rechub_dist.metrics.direction import Direction
 from rechub_dist.metrics.metric import Scored
 
 Ints = NDArray[np.int64]
+_BUCKETS = 1 << 16
+_AT_ONCE = 1 << 26  # bytes that a rank sends in one round: measuring takes ten times as much for a moment
 _EXACT = 2.0**53  # whole numbers up to here are exact in float64
 
 
@@ -33,7 +35,7 @@ class GroupedAUC:
     Args:
         group: the column of the data that holds the key, integers or strings, such as the user.
         weighted: whether groups count by their impressions.
-        max_mb: the most that rows and keys may take on a rank. They are about 20 bytes a row, and the strings.
+        max_mb: the most that rows and keys may take on a rank. They are 22 bytes a row, and the strings.
     """
 
     direction: Direction = "max"
@@ -59,6 +61,7 @@ class GroupedAUC:
         table = pa.table(
             {
                 "key": keys.dictionary_encode() if is_string(keys.type) else keys,
+                "bucket": _buckets(keys),
                 "prediction": rows.predictions,
                 "target": rows.targets,
                 "weight": rows.weights,
@@ -69,21 +72,24 @@ class GroupedAUC:
         self._parts.append(table)
 
     def merge(self, ranks: Runtime) -> None:
-        """Send each row to the rank that its key's hash names, measure there, and add up.
+        """Send each row to the rank that its key's hash names, measure there, and add up; some groups at a time.
 
         Raises:
             UserError: a rank gets more than `max_mb` hold.
         """
-        parts, self._parts = self._parts, []
-        outgoing: list[list[pa.Table]] = [[] for _ in range(ranks.world_size)]
-        for table in parts:
-            owners = _owners(table["key"].chunk(0), ranks.world_size)
-            for rank, pieces in enumerate(outgoing):
-                pieces.append(table.filter(pa.array(owners == rank)))
-        del parts
-        received = ranks.exchange([_packed(pieces) for pieces in outgoing], self._check)
-        tables = [table for data in received if len(data) for table in _unpacked(data)]
-        self._sums = ranks.add_up(torch.from_numpy(self._measure(tables))).numpy()
+        rounds = -(-int(max(ranks.gather(torch.tensor([self._bytes])))) // _AT_ONCE)
+        rounds = min(rounds, _BUCKETS // ranks.world_size)
+        for turn in range(rounds):
+            outgoing: list[list[pa.Table]] = [[] for _ in range(ranks.world_size)]
+            for table in self._parts:
+                turns, owners = np.divmod(table["bucket"].to_numpy(), ranks.world_size)
+                owners = np.where(turns % rounds == turn, owners, ranks.world_size)
+                for rank, pieces in enumerate(outgoing):
+                    pieces.append(table.filter(pa.array(owners == rank)))
+            received = ranks.exchange([_packed(pieces) for pieces in outgoing], self._check)
+            self._sums += self._measure([table for data in received if len(data) for table in _unpacked(data)])
+        self._parts = []
+        self._sums = ranks.add_up(torch.from_numpy(self._sums)).numpy()
 
     def compute(self) -> float:
         """The value; NaN where no group has both labels, or a prediction is NaN."""
@@ -155,15 +161,14 @@ def _running(values: Array, codes: Ints) -> Array:
     return total
 
 
-def _owners(keys: pa.Array, ranks: int) -> Ints:
-    """The rank of each key, the same on all ranks and for every occurrence."""
+def _buckets(keys: pa.Array) -> NDArray[np.uint16]:
+    """A number below `_BUCKETS` for each key, the same for equal ones, on every rank."""
     if is_string(keys.type):
         strings, codes = distinct(keys)
         words = spread(hash_strings(strings), codes, null=0)
     else:
         words = keys.to_numpy()
-    found: Ints = (mix64(words.view(np.uint64)) % np.uint64(ranks)).astype(np.int64)
-    return found
+    return (mix64(words.view(np.uint64)) % np.uint64(_BUCKETS)).astype(np.uint16)
 
 
 def _codes(keys: pa.ChunkedArray) -> Ints:
@@ -183,7 +188,7 @@ def _packed(tables: list[pa.Table]) -> Any:
     whole = pa.concat_tables(tables)
     if pa.types.is_dictionary(whole["key"].type):  # of the rows' own strings alone
         strings = whole["key"].cast(whole["key"].type.value_type)
-        whole = whole.set_column(0, "key", strings.dictionary_encode().unify_dictionaries())
+        whole = whole.set_column(0, "key", strings.combine_chunks().dictionary_encode())
     whole = whole.combine_chunks()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, whole.schema) as writer:

@@ -18,6 +18,7 @@ from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.errors import UserError
 from rechub_dist.evaluation.evaluate import evaluate_run
+from rechub_dist.metrics import grouped as metrics_by_group
 from rechub_dist.metrics.grouped import GroupedAUC
 from rechub_dist.metrics.metric import Scored
 from rechub_tests.ranks import RankPool
@@ -80,6 +81,20 @@ def test_grouped_auc_is_exact(pool: RankPool, ranks: int, kind: str, weighted: b
     found = pool.run(ranks, grouped, rows, kind, cuts, {"weighted": weighted})
     assert len(set(found)) == 1
     assert abs(found[0] - reference(rows, weighted=weighted)) < 1e-12
+
+
+def in_rounds(rows: dict[str, np.ndarray], kind: str, cuts: list[int]) -> float:
+    """As `grouped`, a few kB at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics_by_group, "_AT_ONCE", 5000)
+        return grouped(rows, kind, cuts, {})
+
+
+@pytest.mark.parametrize("kind", ["string", "number"])
+def test_some_groups_at_a_time(pool: RankPool, kind: str) -> None:
+    rows = rows_of(3000, 400)
+    for value in pool.run(3, in_rounds, rows, kind, [300, 2500, 3000]):
+        assert abs(value - reference(rows, weighted=True)) < 1e-12
 
 
 def test_groups_that_cannot_tell(pool: RankPool) -> None:

@@ -12,15 +12,17 @@ from rechub_tests.runs import run_file
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
 
-# A rank's working directory has come with it: code without data.
+# What has travelled is on a rank's path: code without data. (Its working directory is one that Ray Train has made.)
 CODE = """
 import os
+import sys
 from pathlib import Path
 from rechub_dist.models import DeepFM
 
 if "RANK" in os.environ:
-    assert Path("own_ray_code.py").exists() and Path("deeper/part.py").exists(), os.listdir()
-    assert not Path("large.bin").exists()
+    (shipped,) = {place for place in map(Path, sys.path) if place.name.startswith("_ray_pkg_")}
+    assert (shipped / "own_ray_code.py").exists() and (shipped / "deeper" / "part.py").exists()
+    assert not (shipped / "large.bin").exists()
 
 class Net(DeepFM): ...
 """
