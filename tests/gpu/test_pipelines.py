@@ -104,7 +104,7 @@ def test_each_is_counted_whatever_else_listens() -> None:
 def test_whose_call_it_is() -> None:
     ours, theirs = (Path(str(module.__file__)).parent for module in (rechub_dist, torchrec))
     torch_file = Path(traceback.__file__).parent / "site-packages" / "torch" / "_tensor.py"
-    loop = FrameSummary(str(ours / "trainer.py"), 1, "_segment")
+    loop = FrameSummary(str(ours / "training" / "loop.py"), 1, "_segment")
     dist_data = FrameSummary(str(theirs / "distributed" / "dist_data.py"), 1, "_wait_impl")
     item = FrameSummary(str(torch_file), 1, "item")
     engine = FrameSummary(str(torch_file), 1, "_engine_run_backward")
