@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,14 @@ def test_unlike_numbers_of_ranks(
 ) -> None:
     path = run_file(tmp_path, data_root, "DIN")
     pool.run(sum(sizes), train_on_hosts, path, sizes)
+    assert losses(path) == pytest.approx(alone, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_ten_ranks_as_ray_packs_them(data_root: Path, tmp_path: Path, alone: list[float]) -> None:
+    path, sizes = run_file(tmp_path, data_root, "DIN"), (3, 3, 3, 1)
+    with closing(RankPool(sum(sizes))) as ranks:
+        ranks.run(sum(sizes), train_on_hosts, path, sizes)
     assert losses(path) == pytest.approx(alone, abs=1e-6)
 
 

@@ -34,10 +34,11 @@ class RankPool:
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list[Any]:
         """The ranks' results in rank order; the first error that a rank raised is raised here."""
+        pipes = self._pipes[:world_size]
+        assert len(pipes) == world_size, f"the pool has {len(pipes)} processes"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        pipes = self._pipes[:world_size]
         for rank, pipe in enumerate(pipes):
             pipe.send((rank, world_size, port, function, args))
         results: dict[int, Any] = {}
