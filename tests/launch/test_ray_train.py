@@ -121,7 +121,9 @@ def test_a_node_that_is_to_go_is_no_failure(
     """Ray says so some time before: all save and go on elsewhere, though no failure is allowed."""
     path = run_file(tmp_path, launch_data, "DeepFM", **SECTIONS)
     third = two_nodes.cluster.add_node(num_cpus=1, resources={"third": 1})
+    two_nodes.cluster.wait_for_nodes()
     spread = ["--num-workers", "3", "--min-workers", "2", "--placement", "STRICT_SPREAD", "--max-failures", "0"]
+    spread += ["--resize-seconds", "5"]  # Ray may begin with the two nodes that it has seen
     run = ray_command("train", str(path), *spread, "--set", "train.eval_every=1", address=two_nodes.address)
     run.wait_for(r"3 rank\(s\)")
     run.wait_for("step 20: saved")
@@ -174,7 +176,7 @@ def test_the_package_is_shipped(two_nodes: TwoNodes) -> None:
     run = Command([sys.executable, "-c", code], ENVIRONMENT)
     assert run.wait() == 0, run.text
     (folder,) = {path for path in re.findall(r"'([^']+)'", run.text) if "/py_modules_files/" in path}
-    for file in ("trainer.py", "launch/ray_ranks.py"):
+    for file in ("training/trainer.py", "launch/ray_ranks.py"):
         assert (Path(folder) / "rechub_dist" / file).read_text() == (ROOT / "rechub_dist" / file).read_text()
 
 
