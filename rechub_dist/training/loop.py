@@ -20,6 +20,7 @@ from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime, Stopped
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.optim import Optimizers
+from rechub_dist.reporting.device_memory import peak_memory
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.reporting.step_times import StepTimes
 from rechub_dist.seeds import seed_from
@@ -136,7 +137,7 @@ class Loop:
             values, self.note = meter.take(step, rate)
             self.saves.tell()
             if due:
-                self.report.record("train", step, self.passes.at(step - 1).number, meter.with_memory(values))
+                self.report.record("train", step, here.number, values | peak_memory(self.rt.device))
         if (parts := self.times.take()) is not None:
             self.report.record("time", step, here.number, parts)
         if feed.new_skips:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rechub_dist.data.passes import Passes
 from rechub_dist.distributed.runtime import Runtime
-from rechub_dist.reporting.device_memory import peak_memory
 from rechub_dist.training.feed import Feed
 from rechub_dist.training.non_finite import LossCheck
 
@@ -38,23 +37,20 @@ class Meter:
 
         Also returns the same for a line of progress. The losses have then been looked at, on all ranks.
         """
-        now = time.monotonic()
+        loss = self._mean()
+        now = time.monotonic()  # when the device has done these steps: the mean waits for them
         rows = self._passes.rows_before(step) - self._passes.rows_before(self._first)
         values = {
-            "loss": self._mean(),
+            "loss": loss,
             "samples_per_second": rows / max(1e-9, now - self._began),
             "learning_rate": rate,
         }
-        note = f"loss {values['loss']:.4f}, {values['samples_per_second']:,.0f} samples/s"
+        note = f"loss {loss:.4f}, {values['samples_per_second']:,.0f} samples/s"
         if (padded := self._feed.padded_share()) is not None:
             values["padded_share"] = padded
             note += f", {padded:.0%} padding"
         self._first, self._began, self._losses = step, now, []
         return values, note
-
-    def with_memory(self, values: dict[str, float]) -> dict[str, float]:
-        """The same, with the peaks of the device's memory since they were last asked for."""
-        return values | peak_memory(self._rt.device)
 
     def _mean(self) -> float:
         """Of the steps that were not left out; NaN where there are none."""
