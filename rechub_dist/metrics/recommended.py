@@ -66,11 +66,8 @@ class HitRate(_OfPlaces):
         return hit_rate(ranks, k)
 
 
-class RankingRecall(_OfPlaces):
+class RankingRecall(HitRate):
     """The share of the row's items that is among the first k: with one item a row, the hit rate."""
-
-    def _mean(self, ranks: Tensor, k: int) -> float:
-        return hit_rate(ranks, k)
 
 
 class NDCG(_OfPlaces):
@@ -87,11 +84,8 @@ class MRR(_OfPlaces):
         return reciprocal_rank(ranks, k)
 
 
-class MAP(_OfPlaces):
+class MAP(MRR):
     """Mean average precision: with one item a row, the reciprocal rank."""
-
-    def _mean(self, ranks: Tensor, k: int) -> float:
-        return reciprocal_rank(ranks, k)
 
 
 class _OfTop(_OfRanked):
