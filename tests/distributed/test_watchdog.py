@@ -20,7 +20,9 @@ from rechub_dist.distributed.watchdog import Watchdog
 def hang(rank: int, port: int, folder: Path) -> None:
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in environment.items()}, MASTER_ADDR="127.0.0.1")
-    with runtime("cpu", 60) as rt, Watchdog(rt, folder, 3.0) as watchdog:
+    # The one that waits gives up first: an exchange whose other side has ended fails at once, and hangs no more.
+    seconds = 3.0 + 3.0 * rank
+    with runtime("cpu", 60) as rt, Watchdog(rt, folder, seconds) as watchdog:
         watchdog.stepped(4)
         dist.all_reduce(torch.ones(3))
         watchdog.mark("computing a step")
