@@ -47,7 +47,7 @@ def arguments_of(
     for name in given:
         if name not in parameters:
             raise UserError(f"unknown key '{where}.{name}': {nearest(name, parameters)}")
-    hints = _hints(where, function)
+    hints = hints_of(where, function)
     found = {name: _argument(f"{where}.{name}", value, hints.get(name), schema) for name, value in given.items()}
     for name, parameter in parameters.items():
         if name in found:
@@ -72,7 +72,7 @@ def arguments_as_written(
     parameters = parameters_of(function)
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
     found = {**defaults, **given}
-    hints = _hints("model", function)
+    hints = hints_of("model", function)
     for name in parameters:
         source = rows_of(hints.get(name))
         if source is not None and name not in found:
@@ -102,7 +102,8 @@ def _target(function: Callable[..., Any]) -> Callable[..., Any]:
     return function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
 
 
-def _hints(where: str, function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(where: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of what a function, or a class's constructor, takes; none where it has none to read."""
     try:
         return typing.get_type_hints(_target(function), include_extras=True)
     except TypeError:  # a partial function or an object that can be called: it has none of its own

@@ -17,19 +17,25 @@ from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rechub_dist.assembly.arguments import arguments_of, parameters_of
-from rechub_dist.config import OptimizerConfig, PointwiseConfig, RunConfig
+from rechub_dist.assembly.arguments import arguments_of, hints_of, name_of, parameters_of
+from rechub_dist.config import OptimizerConfig, OwnObjectiveConfig, PointwiseConfig, RetrievalConfig, RunConfig
 from rechub_dist.config.code import is_code, module_of, named_code
 from rechub_dist.errors import UserError, nearest, one_line
+from rechub_dist.features import Label
+from rechub_dist.metrics.metric import Metric
 from rechub_dist.models import Model, RecallModel, catalogue
+from rechub_dist.objectives import Objective, TaskObjective
 
 _OF_MODEL = ("lookups", "forward")
 _OF_RECALL = ("user", "item", "item_lookups", "loss", "negatives")
+_METRICS = "evaluation.metrics"
+POINTWISE = ("logits [B]", "labels [B]")
+RETRIEVAL = ("the positive's scores [M]", "the negatives' scores [M, C]", "which of them count [M, C]")
 
 
 def model_class(config: RunConfig) -> type[Model]:
@@ -54,14 +60,17 @@ def model_class(config: RunConfig) -> type[Model]:
     return found
 
 
-def pointwise_loss(config: RunConfig, chosen: PointwiseConfig) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The function of a label's logits [B] and its labels [B] that `objective.loss` names; None for our own losses.
+def named_loss(
+    config: RunConfig, chosen: PointwiseConfig | RetrievalConfig, tensors: Sequence[str]
+) -> Callable[..., Tensor] | None:
+    """The function of `tensors` that `objective.loss` names as a user's own; None for our own losses.
 
     Raises:
-        UserError: there is none, it takes no such two, or it has parameters to train.
+        UserError: there is none, it does not take these tensors, or it has parameters to train.
     """
-    if chosen.loss is None:
+    if not is_code(chosen.loss):
         return None
+    assert chosen.loss is not None
     found = _resolve("objective.loss", chosen.loss, config.code)
     if not callable(found):
         raise UserError(f"objective.loss: {chosen.loss} is neither a function nor a class")
@@ -69,15 +78,78 @@ def pointwise_loss(config: RunConfig, chosen: PointwiseConfig) -> Callable[[Tens
     if isinstance(found, type):
         made = _call("objective.loss", found, **arguments_of(where, found, given))
         if not callable(made):
-            raise UserError(f"objective.loss: a {chosen.loss} cannot be called with logits and labels")
+            raise UserError(f"objective.loss: a {chosen.loss} cannot be called with {' and '.join(tensors)}")
         if isinstance(made, nn.Module) and next(made.parameters(), None) is not None:
             raise UserError(f"objective.loss: {chosen.loss} has parameters, and only a model's are trained")
         return made
-    two = list(parameters_of(found))[:2]
-    if len(two) < 2:
-        raise UserError(f"objective.loss: {chosen.loss} has to take two tensors, logits [B] and labels [B]")
-    arguments = arguments_of(where, found, given, others=two)
+    taken = list(parameters_of(found))[: len(tensors)]
+    if len(taken) < len(tensors):
+        raise UserError(f"objective.loss: {chosen.loss} has to take {len(tensors)} tensors: {', '.join(tensors)}")
+    arguments = arguments_of(where, found, given, others=taken)
     return partial(found, **arguments) if arguments else found
+
+
+def own_objective(config: RunConfig, chosen: OwnObjectiveConfig, model: Model, labels: tuple[Label, ...]) -> Objective:
+    """The objective of a user's own that `objective.name` names.
+
+    Its constructor gets the run's labels and the model by its annotations, what else it takes from
+    `objective.arguments`.
+
+    Raises:
+        UserError: there is none, it is no objective, or its arguments do not fit.
+    """
+    found = _resolve("objective.name", chosen.name, config.code)
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise UserError(
+            f"objective.name: {chosen.name} is no objective: derive a class from rechub_dist.objectives.TaskObjective"
+        )
+    base: type[Objective] = TaskObjective if issubclass(found, TaskObjective) else Objective
+    for member in ("losses", "predictions") if base is TaskObjective else ("forward", "weight_sums"):
+        if getattr(found, member, None) is getattr(base, member):
+            raise UserError(
+                f"objective.name: {chosen.name} has no {member!r} of its own, which every {base.__name__} needs"
+            )
+    given = _by_annotation("objective.arguments", found, labels, model)
+    arguments = arguments_of("objective.arguments", found, chosen.arguments, others=given)
+    made = _call("objective", found, **given, **arguments)
+    if made.tasks is None and made.ranking is None:
+        raise UserError(f"objective.name: a {chosen.name} has neither tasks nor a ranking, so that nothing is measured")
+    if next(made.parameters(), None) is not None:
+        raise UserError(f"objective.name: {chosen.name} has parameters, and only a model's are trained")
+    return cast(Objective, made)
+
+
+def _by_annotation(where: str, cls: type[Objective], labels: tuple[Label, ...], model: Model) -> dict[str, Any]:
+    """The run's labels and model, as arguments for the parameters that are annotated with them."""
+    found: dict[str, Any] = {}
+    for name, hint in hints_of(where, cls).items():
+        if hint == tuple[Label, ...]:
+            found[name] = labels
+        elif isinstance(hint, type) and issubclass(hint, Model):
+            if not isinstance(model, hint):
+                raise UserError(f"objective.name: {name_of(cls)} wants a {hint.__name__}, not a {name_of(type(model))}")
+            found[name] = model
+    return found
+
+
+def metric_classes(config: RunConfig) -> dict[str, type[Metric[Any]]]:
+    """The classes of a user's own that `evaluation.metrics` names.
+
+    Raises:
+        UserError: there is none, or it is no metric.
+    """
+    found: dict[str, type[Metric[Any]]] = {}
+    for item in config.evaluation.wanted:
+        if not is_code(item.name):
+            continue
+        metric = _resolve(_METRICS, item.name, config.code)
+        if not isinstance(metric, type):
+            raise UserError(f"{_METRICS}: {item.name} is no class")
+        for method in ("update", "merge", "compute"):
+            if not callable(getattr(metric, method, None)):
+                raise UserError(f"{_METRICS}: {item.name} has no method {method!r}, which every metric needs")
+        found[item.name] = metric
+    return found
 
 
 def dense_optimizer(config: RunConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None:

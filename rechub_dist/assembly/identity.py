@@ -22,7 +22,7 @@ import torch
 from rechub_dist.assembly.arguments import arguments_as_written
 from rechub_dist.assembly.code import model_class
 from rechub_dist.assembly.parts import Parts, Plan, plan
-from rechub_dist.config import RetrievalConfig, stored_run
+from rechub_dist.config import EvaluationConfig, RetrievalConfig, RunConfig, stored_run
 from rechub_dist.config.code import module_of, named_code, refuse_code
 from rechub_dist.data.columns.vocabulary import vocabulary_of
 from rechub_dist.data.order.epoch import ORDER_VERSION
@@ -36,8 +36,7 @@ from rechub_dist.features import (
     SequenceFeature,
     SparseFeature,
 )
-from rechub_dist.objectives import RetrievalObjective
-from rechub_dist.objectives.retrieval import NEGATIVES
+from rechub_dist.objectives.negatives import NEGATIVES
 
 _FACTS = ("train", "order_version", "vocabularies", "sampling_weights")
 
@@ -53,10 +52,10 @@ def identity(parts: Parts, train: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {"train": train, "order_version": ORDER_VERSION}
     if vocabularies := vocabularies_of(parts):
         facts["vocabularies"] = vocabularies
-    if _weights_file(parts.plan) is not None and NEGATIVES in parts.spec.cumulative:
+    if _weights_file(parts) is not None and NEGATIVES in parts.spec.cumulative:
         weights = parts.spec.cumulative[NEGATIVES].tobytes()
         facts["sampling_weights"] = hashlib.blake2b(weights, digest_size=8).hexdigest()
-    return _resolved(parts.plan, facts)
+    return _resolved(parts, facts)
 
 
 def other_than(run: Mapping[str, Any], wanted: dict[str, Any], where: str, code: Path | None = None) -> list[str]:
@@ -67,7 +66,7 @@ def other_than(run: Mapping[str, Any], wanted: dict[str, Any], where: str, code:
     Raises:
         UserError: its configuration is of another version and means nothing here.
     """
-    named, allowed = named_code(stored_run(run["config"], where).model_dump()), named_code(wanted)
+    named, allowed = named_code(_trained_by(run, where).model_dump()), named_code(wanted)
     if other := [key for key, name in named.items() if allowed.get(key) != name]:
         return [f"{key} {json.dumps(named[key])} -> {json.dumps(_at(wanted, key))}" for key in other]
     saved = recorded(run, where, map(module_of, allowed.values()), code)
@@ -87,7 +86,7 @@ def recorded(
     Raises:
         UserError: its configuration is of another version and means nothing here, or names code that is not allowed.
     """
-    config = stored_run(run["config"], where)
+    config = _trained_by(run, where)
     refuse_code(config.model_dump(), allowed, where)
     config = config.model_copy(update={"code": code})
     try:
@@ -101,6 +100,11 @@ def recorded(
         ) from error
     data = run["identity"]["data"]
     return _resolved(found, {key: data[key] for key in _FACTS if key in data})
+
+
+def _trained_by(run: Mapping[str, Any], where: str) -> RunConfig:
+    """The configuration that a checkpoint has recorded, as far as training depends on it."""
+    return stored_run(run["config"], where).model_copy(update={"evaluation": EvaluationConfig()})
 
 
 def _at(tree: Mapping[str, Any], key: str) -> Any:
@@ -150,17 +154,7 @@ def _parameters(found: Plan) -> dict[str, Any]:
 
 def _objective(found: Plan) -> dict[str, Any]:
     """The objective's settings, what they leave to the model written out."""
-    chosen, objective = found.chosen, found.objective
-    weights = {label.name: chosen.task_weights.get(label.name, 1.0) for label in found.labels}
-    tree = {**chosen.model_dump(mode="json"), "task_weights": weights}
-    if isinstance(objective, RetrievalObjective):
-        tree |= {
-            "loss": objective.loss,
-            "negatives": objective.source,
-            "log_q": objective.log_q,
-            "margin": objective.margin,
-        }
-    return tree
+    return {**found.chosen.model_dump(mode="json"), **found.objective.settings()}
 
 
 def _read(feature: LookupFeature | DenseFeature) -> bool:
@@ -190,7 +184,7 @@ def _plain(feature: LookupFeature | DenseFeature) -> dict[str, Any]:
 def _weights_file(found: Plan) -> str | None:
     """The file of weights that negatives are drawn by."""
     chosen = found.chosen
-    return str(chosen.sampling.path) if isinstance(chosen, RetrievalConfig) and chosen.sampling.path else None
+    return chosen.sampling.path if isinstance(chosen, RetrievalConfig) else None
 
 
 def _one_source_of_weights(tree: dict[str, Any], known: bool) -> dict[str, Any]:

@@ -9,15 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from rechub_dist.assembly.arguments import arguments_of
-from rechub_dist.assembly.code import model_class, pointwise_loss
+from rechub_dist.assembly.code import POINTWISE, RETRIEVAL, metric_classes, model_class, named_loss, own_objective
 from rechub_dist.assembly.precision import set_training
 from rechub_dist.batch import Batch
-from rechub_dist.config import EntireSpaceConfig, ObjectiveConfig, RetrievalConfig, RunConfig, default_objective
+from rechub_dist.config import (
+    EntireSpaceConfig,
+    ObjectiveConfig,
+    OwnObjectiveConfig,
+    RetrievalConfig,
+    RunConfig,
+    default_objective,
+)
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.embedding.layout import Layout, make_layout
 from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import FeatureSchema, Label, with_width
+from rechub_dist.metrics.catalogue import KnownMetrics
 from rechub_dist.models import Model, RecallModel
 from rechub_dist.objectives import EntireSpaceObjective, Objective, PointwiseObjective, RetrievalObjective
 from rechub_dist.schema import parse_schema
@@ -66,16 +74,10 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a configuration describes, before any rank talks to another."""
+class Parts(Plan):
+    """The same with its tables, before any rank talks to another."""
 
-    config: RunConfig
-    schema: FeatureSchema
-    labels: tuple[Label, ...]
-    layout: Layout
-    spec: BatchSpec
     train_module: TrainModule
-    plan: Plan
 
 
 def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
@@ -93,6 +95,7 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
         labels = ()  # whatever the schema has
     chosen = config.objective or default_objective(config, model.objectives[0])
     objective = _objective(config, chosen, model, labels)
+    objective.set_metrics(KnownMetrics(metric_classes(config)))
     lookups = (*model.lookups(), *objective.lookups())
     layout = make_layout(lookups, config.embedding, device=device, world_size=world_size)
     spec = BatchSpec(
@@ -111,8 +114,7 @@ def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
     torch.manual_seed(config.seed)
     found = plan(config, device=device, world_size=world_size)
     stage = EmbeddingStage(found.layout, found.model.dense_features(), config.seed)
-    step = TrainModule(stage, found.model, found.objective, world_size)
-    return Parts(config, found.schema, found.labels, found.layout, found.spec, step, found)
+    return Parts(**vars(found), train_module=TrainModule(stage, found.model, found.objective, world_size))
 
 
 def build_model(config: RunConfig, schema: FeatureSchema) -> Model:
@@ -153,7 +155,7 @@ def _labels(config: RunConfig, schema: FeatureSchema) -> tuple[Label, ...]:
 
 def _objective(config: RunConfig, chosen: ObjectiveConfig, model: Model, labels: tuple[Label, ...]) -> Objective:
     name = config.model.name
-    if chosen.name not in model.objectives:
+    if not isinstance(chosen, OwnObjectiveConfig) and chosen.name not in model.objectives:
         raise UserError(f"objective.name: {name} is trained by {' or '.join(model.objectives)}, not by {chosen.name}")
     if len(labels) != model.num_tasks:
         raise UserError(
@@ -163,9 +165,11 @@ def _objective(config: RunConfig, chosen: ObjectiveConfig, model: Model, labels:
     for label, kind in zip(labels, model.task_types or (), strict=model.task_types is not None):
         if label.type != kind:
             raise UserError(f"model.task_types: {kind} for label {label.name!r}, which is of type {label.type}")
+    if isinstance(chosen, OwnObjectiveConfig):
+        return own_objective(config, chosen, model, labels)
     if isinstance(chosen, RetrievalConfig):
         assert isinstance(model, RecallModel)
-        return RetrievalObjective(chosen, model, labels)
+        return RetrievalObjective(chosen, model, labels, named_loss(config, chosen, RETRIEVAL))
     if isinstance(chosen, EntireSpaceConfig):
         return EntireSpaceObjective(chosen, labels)
-    return PointwiseObjective(chosen, labels, pointwise_loss(config, chosen))
+    return PointwiseObjective(chosen, labels, named_loss(config, chosen, POINTWISE))

@@ -28,9 +28,8 @@ from rechub_dist.data.spec import BatchSpec
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError
 from rechub_dist.features import CrossFeature, SequenceFeature, SparseFeature
-from rechub_dist.models import RecallModel
-from rechub_dist.objectives import RetrievalObjective
-from rechub_dist.objectives.retrieval import NEGATIVES
+from rechub_dist.objectives.negatives import NEGATIVES
+from rechub_dist.objectives.ranking import Ranking
 
 
 def with_draws(parts: Parts, rt: Runtime) -> Parts:
@@ -39,19 +38,19 @@ def with_draws(parts: Parts, rt: Runtime) -> Parts:
     Raises:
         UserError: no such data, or data or a file of weights that does not fit.
     """
-    objective, config = parts.train_module.objective, parts.config
-    if not isinstance(objective, RetrievalObjective):
+    negatives, config = parts.train_module.objective.negatives, parts.config
+    if negatives is None:
         return parts
-    if objective.needs_counts and config.data.follow:
+    if negatives.needs_counts and config.data.follow:
         raise UserError(
             "data.follow: how often an item is in train is not known while it grows; use objective.sampling uniform or "
             "file, and objective.log_q: false"
         )
-    if objective.needs_counts:
-        item, history = objective.item.feature, objective.learned_history
+    if negatives.needs_counts:
+        item, history = negatives.item.feature, negatives.learned_history
         assert isinstance(item, SparseFeature) and isinstance(history, SequenceFeature | None)  # noqa: PT018
-        objective.set_counts(_counts(parts, rt, item, history))
-    weights = rt.together(objective.draw_weights)
+        negatives.set_counts(_counts(parts, rt, item, history))
+    weights = rt.together(lambda: negatives.draw_weights(config.storage))
     if weights is None:
         return parts
     return replace(parts, spec=replace(parts.spec, cumulative={NEGATIVES: np.cumsum(weights)}))
@@ -226,16 +225,16 @@ def _with_keys(parts: Parts, rt: Runtime) -> Parts:
 
 def prediction_spec(parts: Parts) -> BatchSpec:
     """What is read to predict: no labels; of a recall model no items either, and nothing that only training draws."""
-    spec, model = replace(parts.spec, labels=(), weight=None), parts.train_module.model
-    if isinstance(model, RecallModel):
-        items = model.item_lookups()
-        read = {lookup.feature for lookup in model.lookups() if lookup not in items}
+    spec, ranking = replace(parts.spec, labels=(), weight=None), parts.train_module.objective.ranking
+    if ranking is not None:
+        lookups = parts.train_module.model.lookups()
+        read = {lookup.feature for lookup in lookups if lookup not in ranking.lookups}
         read |= {part for feature in read if isinstance(feature, CrossFeature) for part in feature.inputs}
-        idle = frozenset(lookup.feature.name for lookup in items if lookup.feature not in read)
+        idle = frozenset(lookup.feature.name for lookup in ranking.lookups if lookup.feature not in read)
         spec = replace(
             spec,
             features=tuple(feature for feature in spec.features if feature.name not in idle),
-            dense=tuple(feature for feature in spec.dense if feature not in model.item_dense_features()),
+            dense=tuple(feature for feature in spec.dense if feature not in ranking.dense),
             idle=idle,
         )
     return _undrawn(spec, parts)
@@ -336,17 +335,17 @@ def check_items(parts: Parts, rt: Runtime) -> None:
     Raises:
         UserError: no such data, or data that does not fit.
     """
-    objective = parts.train_module.objective
-    if isinstance(objective, RetrievalObjective) and not objective.ids_alone:
-        spec = items_spec(objective)
+    ranking = parts.train_module.objective.ranking
+    if ranking is not None and not ranking.ids_alone:
+        spec = items_spec(ranking)
         manifest = read_manifest(parts.config, rt, parts.config.data.items, spec, may_skip=False)
         rt.together(lambda: check_extremes(manifest.files[rt.rank :: rt.world_size], spec))
 
 
-def items_spec(objective: RetrievalObjective) -> BatchSpec:
+def items_spec(ranking: Ranking) -> BatchSpec:
     """What is read of the items, in one collection `items`."""
-    features = tuple(dict.fromkeys(lookup.feature for lookup in objective.item_lookups))
-    return BatchSpec(features, objective.item_dense, collections={"items": tuple(f.name for f in features)})
+    features = tuple(dict.fromkeys(lookup.feature for lookup in ranking.lookups))
+    return BatchSpec(features, ranking.dense, collections={"items": tuple(f.name for f in features)})
 
 
 def looks_ahead(device: torch.device) -> bool:

@@ -5,6 +5,7 @@ from rechub_dist.config.evaluation import EvaluationConfig, MetricConfig
 from rechub_dist.config.objectives import (
     EntireSpaceConfig,
     ObjectiveConfig,
+    OwnObjectiveConfig,
     PointwiseConfig,
     RetrievalConfig,
     SamplingConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "MonitorConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "OwnObjectiveConfig",
     "PointwiseConfig",
     "PretrainedConfig",
     "RetrievalConfig",

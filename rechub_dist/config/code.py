@@ -9,7 +9,7 @@ from typing import Any
 from rechub_dist.errors import UserError, nearest
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-_KEYS = (("model", "name"), ("objective", "loss"), ("optimizer", "name"))
+_KEYS = (("model", "name"), ("objective", "name"), ("objective", "loss"), ("optimizer", "name"))
 _OURS = ("rechub_dist", "torch.optim")  # what is there in any case, and imported without asking
 
 
@@ -41,6 +41,8 @@ def module_of(name: str) -> str:
 def named_code(tree: Mapping[str, Any]) -> dict[str, str]:
     """The names of code in a configuration's tree (or a run's identity), by key; without what is torch's or ours."""
     found: dict[str, Any] = {f"{section}.{key}": (tree.get(section) or {}).get(key) for section, key in _KEYS}
+    for number, metric in enumerate((tree.get("evaluation") or {}).get("metrics") or ()):
+        found[f"evaluation.metrics.{number}"] = metric.get("name") if isinstance(metric, Mapping) else metric
     return {key: name for key, name in found.items() if is_code(name) and not _within(module_of(name), _OURS)}
 
 

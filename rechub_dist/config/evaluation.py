@@ -19,6 +19,16 @@ class MetricConfig(BaseModel):
     as_: str | None = Field(None, alias="as")
 
     @property
+    def is_default(self) -> bool:
+        """Whether this stands for the metrics that are reported unless a run file says otherwise."""
+        return self.name == DEFAULT
+
+    @property
+    def reported(self) -> str:
+        """The name that it is reported by: of `package.module:Class` the class's."""
+        return self.as_ or self.name.partition(":")[2] or self.name
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """The metric's parameters as written in the run file."""
         return dict(self.model_extra or {})

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from rechub_dist.config.code import check_name, is_code
 from rechub_dist.config.data import DataConfig, StorageConfig
 from rechub_dist.config.evaluation import DEFAULT, EvaluationConfig, from_objective
-from rechub_dist.config.objectives import ObjectiveConfig, RetrievalConfig
+from rechub_dist.config.locations import Location, with_locations
+from rechub_dist.config.objectives import OWN, ObjectiveConfig
 from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import StrictLoader, dump_yaml, parse_yaml, read_yaml
@@ -100,25 +101,10 @@ class RunConfig(Section):
     def anchored(self, folder: Path) -> RunConfig:
         """The same run with relative paths taken as below `folder`: for processes that work elsewhere."""
 
-        def path(given: str) -> str:
-            return given if "://" in given else str(folder / given)
+        def anchored(place: Location) -> str:
+            return place.address if "://" in place.address or place.below_root else str(folder / place.address)
 
-        data = self.data.model_copy(update={"root": path(self.data.root)})
-        checkpoint = self.checkpoint
-        if checkpoint.folder is not None:
-            checkpoint = checkpoint.model_copy(update={"folder": path(checkpoint.folder)})
-        start = self.warm_start
-        if start is not None:
-            files = tuple(item.model_copy(update={"file": path(item.file)}) for item in start.embeddings)
-            other = None if start.from_ is None else path(start.from_)
-            start = start.model_copy(update={"from_": other, "embeddings": files})
-        code = None if self.code is None else folder / self.code
-        objective = self.objective
-        if isinstance(objective, RetrievalConfig) and objective.sampling.path is not None:
-            sampling = objective.sampling.model_copy(update={"path": folder / objective.sampling.path})
-            objective = objective.model_copy(update={"sampling": sampling})
-        changed = {"output_dir": folder / self.output_dir, "data": data, "checkpoint": checkpoint, "warm_start": start}
-        return self.model_copy(update={**changed, "objective": objective, "code": code})
+        return with_locations(self, anchored)
 
     def dump(self) -> str:
         """The configuration as YAML that can be launched again."""
@@ -239,7 +225,7 @@ def _validate(tree: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def _explain(error: Any) -> str:
-    loc = [str(part) for part in error["loc"]]
+    loc = [str(part) for part in error["loc"] if part != OWN]  # the tag of a union, no key
     if error["type"] == "extra_forbidden":
         return f"unknown key {'.'.join(loc)!r}: {nearest(loc[-1], _fields(loc[:-1]))}"
     if error["type"] == "missing":

@@ -27,19 +27,12 @@ from rechub_dist.data.stored import Stored, StoredRows
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
 from rechub_dist.embedded import Jagged
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.evaluation.evaluate import (
-    agreed_batches,
-    catalogue_of,
-    load_best,
-    on_device,
-    seen_items,
-    with_missing,
-    with_no_weights,
-)
+from rechub_dist.evaluation.batches import agreed_batches, on_device
+from rechub_dist.evaluation.evaluate import load_best
+from rechub_dist.evaluation.ranking import catalogue_of, seen_items, with_missing, with_no_weights
 from rechub_dist.features import SparseFeature
 from rechub_dist.metrics.ranking import Catalogue, best_of_parts, top_items
-from rechub_dist.models import RecallModel
-from rechub_dist.objectives import RetrievalObjective, TaskObjective
+from rechub_dist.objectives import Ranking
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.skips import Tally
 
@@ -115,10 +108,8 @@ def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Ru
 
 def catalogue_if_any(parts: Parts, runtime: Runtime) -> Catalogue | None:
     """This rank's part of the items that a recall model ranks; None for other models. Collective."""
-    objective = parts.train_module.objective
-    if not isinstance(objective, RetrievalObjective):
-        return None
-    return catalogue_of(parts.train_module, objective, parts, runtime)
+    ranking = parts.train_module.objective.ranking
+    return None if ranking is None else catalogue_of(parts, ranking, runtime)
 
 
 def predicted(
@@ -132,28 +123,25 @@ def predicted(
 
 def user_vectors(parts: Parts, batch: Batch) -> tuple[Tensor, Tensor]:
     """A recall model's user vectors [B, Q, D], and which are live, bool [B, Q], of a batch of `prediction_spec`."""
-    step, objective = parts.train_module, parts.train_module.objective
-    assert isinstance(objective, RetrievalObjective)
-    assert isinstance(step.model, RecallModel)
-    there = tuple(feature for feature in parts.spec.dense if feature not in objective.item_dense)
+    ranking = parts.train_module.objective.ranking
+    assert ranking is not None
+    there = tuple(feature for feature in parts.spec.dense if feature not in ranking.dense)
     dense = with_missing(batch.dense, there, parts.spec.dense)
     whole = replace(batch, dense=dense, id_weights=with_no_weights(parts.spec, batch.id_weights, dense))
-    return step.model.user(step.stage(whole))
+    return ranking.user(parts.train_module.stage(whole))
 
 
 def _scores(parts: Parts, batch: Batch) -> dict[str, pa.Array]:
-    step = parts.train_module
-    assert isinstance(step.objective, TaskObjective)
-    unlabelled = replace(batch, labels=batch.labels.new_zeros(batch.rows, len(step.objective.labels)))
-    scores = step.objective.scores(step.model(step.stage(batch)), unlabelled)
-    return {f"predicted_{name}": pa.array(score.predictions.float().cpu().numpy()) for name, score in scores.items()}
+    train_module = parts.train_module
+    found = train_module.objective.predictions(train_module.model(train_module.stage(batch)))
+    return {f"predicted_{name}": pa.array(values.float().cpu().numpy()) for name, values in found.items()}
 
 
 def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime: Runtime) -> dict[str, pa.Array]:
-    objective = parts.train_module.objective
-    assert isinstance(objective, RetrievalObjective)
+    ranking = parts.train_module.objective.ranking
+    assert ranking is not None
     user, mask = user_vectors(parts, batch)
-    seen = seen_items(objective, batch) if parts.config.evaluation.exclude_seen else None
+    seen = seen_items(ranking, batch) if parts.config.evaluation.exclude_seen else None
     hidden = None if seen is None else Jagged(runtime.gather(seen.values), runtime.gather(seen.lengths))
     ids, scores = top_items(runtime.gather(user), runtime.gather(mask), catalogue, top_k, hidden)
     best_ids, best = best_of_parts(runtime.gather(ids), runtime.gather(scores), runtime.world_size, top_k)
@@ -164,14 +152,14 @@ def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime
     offsets = np.zeros(batch.rows + 1, np.int32)
     np.cumsum(live.sum(dim=1).numpy(), out=offsets[1:])
     return {
-        "predicted_items": pa.ListArray.from_arrays(pa.array(offsets), words(ids[live], objective)),
+        "predicted_items": pa.ListArray.from_arrays(pa.array(offsets), words(ids[live], ranking)),
         "predicted_scores": pa.ListArray.from_arrays(pa.array(offsets), pa.array(scores[live].numpy())),
     }
 
 
-def words(ids: Tensor, objective: RetrievalObjective) -> pa.Array:
-    """Ids as the data has them, where a vocabulary gave them."""
-    feature = objective.item.feature
+def words(ids: Tensor, ranking: Ranking) -> pa.Array:
+    """Item ids as the data has them, where a vocabulary gave them."""
+    feature = ranking.item.feature
     assert isinstance(feature, SparseFeature)
     vocabulary = vocabulary_of(feature)
     if vocabulary is None:
@@ -310,7 +298,7 @@ def _part(rank: int) -> str:
 def _made(parts: Parts) -> set[str]:
     """The names of the columns that are made."""
     objective = parts.train_module.objective
-    names = objective.scored if isinstance(objective, TaskObjective) else ("items", "scores")
+    names = ("items", "scores") if objective.tasks is None or objective.ranking else objective.tasks.scored
     return {"source_file", "source_row", *(f"predicted_{name}" for name in names)}
 
 

@@ -34,11 +34,12 @@ from rechub_dist.data.stored import StoredRows
 from rechub_dist.distributed.runtime import Runtime, alone, device_type
 from rechub_dist.embedding.layout import REPLICATED
 from rechub_dist.errors import UserError
-from rechub_dist.evaluation.evaluate import agreed_batches, batch_of_items, evaluate
+from rechub_dist.evaluation.batches import agreed_batches
+from rechub_dist.evaluation.evaluate import evaluate
+from rechub_dist.evaluation.ranking import batch_of_items
 from rechub_dist.inference.predict import Origins, catalogue_if_any, predicted, user_vectors, words
 from rechub_dist.metrics.ranking import Catalogue
-from rechub_dist.models import RecallModel
-from rechub_dist.objectives import RetrievalObjective
+from rechub_dist.objectives import Ranking
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.skips import Tally
 
@@ -140,7 +141,7 @@ class Run:
             for a user without a history. Of items `vector`; of the catalogue, an Arrow table, also `item`: the id, or
             the word that stands for it in the data. Vectors are float32, all of one width.
         """
-        objective = self._recall("vectors")
+        ranking = self._recall("vectors")
         if side == "user":
             if rows is None:
                 raise UserError("vectors('user'): give the users' rows")
@@ -148,12 +149,12 @@ class Run:
         if side != "item":
             raise UserError(f"vectors: the side is 'item' or 'user', not {side!r}")
         if rows is not None:
-            return self._of_rows(rows, lambda batch: self._items(batch, objective), RowEncoder(items_spec(objective)))
+            return self._of_rows(rows, lambda batch: self._items(batch, ranking), RowEncoder(items_spec(ranking)))
         catalogue = self._catalogue
         assert catalogue is not None
         ids = torch.arange(len(catalogue.place))
         vectors = catalogue.vectors[catalogue.place]
-        return pa.table({"item": words(ids, objective), "vector": _fixed(vectors)})
+        return pa.table({"item": words(ids, ranking), "vector": _fixed(vectors)})
 
     def evaluate(self, data: str | Path) -> dict[str, float]:
         """The metrics on files with labels, as `rechub-dist evaluate --json` prints them: `step`, `rows`, metrics."""
@@ -162,7 +163,7 @@ class Run:
         report = Reporter(None, quiet=False)
         report.start(f"evaluating {data}", reader.steps)
         try:
-            found = evaluate(parts.train_module, parts, reader, rt, report.advance)
+            found = evaluate(parts, reader, rt, report.advance)
             report.skipped(str(data), self.step, (*reader.manifest.left_out, *found.skips))
         finally:
             report.close()
@@ -177,11 +178,11 @@ class Run:
     def _encoder(self) -> RowEncoder:
         return RowEncoder(prediction_spec(self._parts))
 
-    def _recall(self, what: str) -> RetrievalObjective:
-        objective = self._parts.train_module.objective
-        if not isinstance(objective, RetrievalObjective):
+    def _recall(self, what: str) -> Ranking:
+        ranking = self._parts.train_module.objective.ranking
+        if ranking is None:
             raise UserError(f"{what}: {self.config.model.name} is no recall model; use predict")
-        return objective
+        return ranking
 
     def _of_rows(self, rows: Any, found_of: Any, encoder: RowEncoder | None = None) -> Any:
         """The columns that `found_of` makes of each batch, for rows in memory."""
@@ -210,11 +211,9 @@ class Run:
             report.close()
         return pa.concat_tables([piece for piece in pieces if piece is not None]).combine_chunks()
 
-    def _items(self, batch: Batch, objective: RetrievalObjective) -> dict[str, pa.Array]:
-        step = self._parts.train_module
-        assert isinstance(step.model, RecallModel)
-        whole = batch_of_items(batch.to(torch.device("cpu")), objective, self._parts)
-        return {"vector": _fixed(step.model.item(step.stage(whole.to(self._rt.device))))}
+    def _items(self, batch: Batch, ranking: Ranking) -> dict[str, pa.Array]:
+        whole = batch_of_items(batch.to(torch.device("cpu")), self._parts, ranking)
+        return {"vector": _fixed(ranking.vectors(self._parts.train_module.stage(whole.to(self._rt.device))))}
 
 
 def as_settings(overrides: Mapping[str, Any] | None) -> list[str]:

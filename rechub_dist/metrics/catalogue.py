@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from rechub_dist.config import MetricConfig
 from rechub_dist.config.evaluation import DEFAULT
-from rechub_dist.errors import UserError, nearest
+from rechub_dist.errors import UserError, nearest, one_line
 from rechub_dist.metrics.collected import AUC, MAE, MSE, Calibration, LogLoss, NormalizedEntropy
+from rechub_dist.metrics.direction import Direction
 from rechub_dist.metrics.grouped import GroupedAUC
 from rechub_dist.metrics.metric import Metric, Scored
 from rechub_dist.metrics.recommended import (
@@ -56,68 +57,81 @@ DEFAULTS: dict[LabelType, tuple[str, ...]] = {
     "regression": ("mse", "mae"),
 }
 RANKING_DEFAULTS = ("hit_rate", "recall", "ndcg", "mrr")
+CLASSIFICATION = "labels of type classification"
 _WHERE = "evaluation.metrics"
+_MISSING = object()
 
 
-def label_metrics(wanted: Sequence[MetricConfig], kind: LabelType) -> dict[str, Metric[Scored]]:
-    """The metrics of one label of type `kind`, by the names that they are reported by, in order.
+class KnownMetrics:
+    """What the names under `evaluation.metrics` stand for: ours, and classes of a user's own.
 
-    Those of `wanted` that cannot measure it are left out.
-
-    Raises:
-        UserError: parameters that a metric does not take, or two metrics of one name.
+    Args:
+        own: by the name that a run file gives, `package.module:Class`. One with an attribute `depth` is of rankings,
+            any other of labels of both types.
     """
-    known = VALUES if kind == "regression" else PROBABILITIES | VALUES
-    found = _Made()
-    for item in _spelt_out(wanted, DEFAULTS[kind]):
-        if item.name in known:
-            found.add(item.as_ or item.name, item, known[item.name])
-    return found.metrics
 
+    def __init__(self, own: Mapping[str, type[Metric[Any]]] | None = None) -> None:
+        own = own or {}
+        self._rankings = RANKINGS | {name: cls for name, cls in own.items() if hasattr(cls, "depth")}
+        self._values = VALUES | {name: cls for name, cls in own.items() if not hasattr(cls, "depth")}
+        self._probabilities = PROBABILITIES
 
-def rankings_at(wanted: Sequence[MetricConfig], ks: Sequence[int]) -> dict[str, RankingMetric]:
-    """The metrics of a ranking, by the names that they are reported by, each at every k unless it has its own.
+    def of_label(self, wanted: Sequence[MetricConfig], kind: LabelType) -> dict[str, Metric[Scored]]:
+        """New metrics of one label of type `kind`, by the names that they are reported by, in order.
 
-    Raises:
-        UserError: as `label_metrics`.
-    """
-    found = _Made()
-    items = [item for item in _spelt_out(wanted, RANKING_DEFAULTS) if item.name in RANKINGS]
-    for k in ks:
+        Those of `wanted` that cannot measure it are left out.
+
+        Raises:
+            UserError: parameters that a metric does not take, or two metrics of one name.
+        """
+        known = self._values if kind == "regression" else self._probabilities | self._values
+        found = _Made()
+        for item in _spelt_out(wanted, DEFAULTS[kind]):
+            if item.name in known:
+                found.add(item.reported, item, known[item.name])
+        return found.metrics
+
+    def of_rankings(self, wanted: Sequence[MetricConfig], ks: Sequence[int]) -> dict[str, RankingMetric]:
+        """New metrics of a ranking, by the names that they are reported by, each at every k unless it has its own.
+
+        Raises:
+            UserError: as `of_label`.
+        """
+        found = _Made()
+        items = [item for item in _spelt_out(wanted, RANKING_DEFAULTS) if item.name in self._rankings]
+        for k in ks:
+            for item in items:
+                if item.parameters.get("k") is None:
+                    found.add(f"{item.reported}@{k}", item, self._rankings[item.name], k=k)
         for item in items:
-            if item.parameters.get("k") is None:
-                found.add(f"{item.as_ or item.name}@{k}", item, RANKINGS[item.name], k=k)
-    for item in items:
-        if (own := item.parameters.get("k")) is not None:
-            found.add(f"{item.as_ or item.name}@{own}", item, RANKINGS[item.name])
-    return found.metrics
+            if (own := item.parameters.get("k")) is not None:
+                found.add(f"{item.reported}@{own}", item, self._rankings[item.name])
+        return found.metrics
 
+    def is_ranking(self, item: MetricConfig) -> bool:
+        """Whether a name that stands for metrics of labels and of rankings means the latter: without a threshold."""
+        return item.name in self._rankings and "threshold" not in item.parameters
 
-def is_ranking(item: MetricConfig) -> bool:
-    """Whether a name that stands for metrics of labels and of rankings means the latter: without a threshold."""
-    return item.name in RANKINGS and "threshold" not in item.parameters
+    def check(self, wanted: Sequence[MetricConfig], kinds: Iterable[LabelType], *, rankings: bool) -> None:
+        """Refuse names of no metric, and metrics that can measure nothing that there is.
 
-
-def check_wanted(wanted: Sequence[MetricConfig], kinds: Iterable[LabelType], *, rankings: bool) -> None:
-    """Refuse names of no metric, and metrics that can measure nothing that there is.
-
-    Raises:
-        UserError: naming the metric.
-    """
-    kinds = set(kinds)
-    valid = set(RANKINGS) if rankings else set()
-    valid |= set(VALUES) if kinds else set()
-    valid |= set(PROBABILITIES) if "classification" in kinds else set()
-    every = RANKINGS.keys() | VALUES.keys() | PROBABILITIES.keys()
-    for item in wanted:
-        if item.name == DEFAULT or item.name in valid:
-            continue
-        if item.name not in every:
-            raise UserError(f"{_WHERE}: no metric {item.name!r}: {nearest(item.name, {*valid, DEFAULT})}")
-        what = "rankings, which recall models have" if item.name in RANKINGS else "labels of type classification"
-        if not kinds and item.name in VALUES:
-            what = "labels"
-        raise UserError(f"{_WHERE}: {item.name} is a metric of {what}, and this run has none; leave it out")
+        Raises:
+            UserError: naming the metric.
+        """
+        kinds = set(kinds)
+        valid = set(self._rankings) if rankings else set()
+        valid |= set(self._values) if kinds else set()
+        valid |= set(self._probabilities) if "classification" in kinds else set()
+        every = self._rankings.keys() | self._values.keys() | self._probabilities.keys()
+        for item in wanted:
+            if item.is_default or item.name in valid:
+                continue
+            if item.name not in every:
+                raise UserError(f"{_WHERE}: no metric {item.name!r}: {nearest(item.name, {*valid, DEFAULT})}")
+            what = "rankings, which recall models have" if item.name in self._rankings else CLASSIFICATION
+            if not kinds and item.name in self._values:
+                what = "labels"
+            raise UserError(f"{_WHERE}: {item.name} is a metric of {what}, and this run has none; leave it out")
 
 
 class _Made:
@@ -140,27 +154,35 @@ class _Made:
 def _spelt_out(wanted: Sequence[MetricConfig], defaults: Sequence[str]) -> list[MetricConfig]:
     """The metrics, with `default` replaced by what it stands for."""
     return [
-        MetricConfig(name=name) if item.name == DEFAULT else item
+        MetricConfig(name=name) if item.is_default else item
         for item in wanted
-        for name in (defaults if item.name == DEFAULT else (item.name,))
+        for name in (defaults if item.is_default else (item.name,))
     ]
 
 
 def _build(cls: type[Metric[Any]], item: MetricConfig, more: dict[str, Any]) -> Metric[Any]:
     """A metric from its constructor's parameters, checked by their annotations."""
-    signature = inspect.signature(cls.__init__)
+    parameters = inspect.signature(cls).parameters
     hints = typing.get_type_hints(cls.__init__, include_extras=True)
-    valid = [name for name in signature.parameters if name != "self"]
     given = {**item.parameters, **more}
     for name, value in given.items():
-        if name not in hints or name not in valid:
-            raise UserError(f"{_WHERE}: {item.name}: unknown key {name!r}: {nearest(name, [*valid, 'as'])}")
+        if name not in parameters:
+            raise UserError(f"{_WHERE}: {item.name}: unknown key {name!r}: {nearest(name, [*parameters, 'as'])}")
         try:
-            TypeAdapter(hints[name]).validate_python(value, strict=True)
+            TypeAdapter(hints.get(name, Any)).validate_python(value, strict=True)
         except ValidationError as error:
             text = error.errors()[0]["msg"]
             raise UserError(f"{_WHERE}: {item.name}.{name}: {text[0].lower()}{text[1:]}, got {value!r}") from error
-    for name in valid:
-        if name not in given and signature.parameters[name].default is inspect.Parameter.empty:
+    for name, parameter in parameters.items():
+        if name not in given and parameter.default is inspect.Parameter.empty:
             raise UserError(f"{_WHERE}: {item.name} needs {name}: write {{name: {item.name}, {name}: ...}}")
-    return cls(**given)
+    try:
+        metric = cls(**given)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{_WHERE}: {item.name}: {one_line(error)}") from error
+    for attribute, valid in (("direction", typing.get_args(Direction)), ("group", None)):
+        value = getattr(metric, attribute, _MISSING)
+        if value is _MISSING or (valid is not None and value not in valid):
+            what = " or ".join(map(repr, valid)) if valid else "the column that it groups rows by, or None"
+            raise UserError(f"{_WHERE}: {item.name}: every metric has an attribute {attribute!r}: {what}")
+    return metric

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,37 +13,66 @@ from rechub_dist.config import EvaluationConfig, MetricConfig
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import Label
-from rechub_dist.metrics.catalogue import LabelType, check_wanted, label_metrics
+from rechub_dist.metrics.catalogue import KnownMetrics, LabelType
 from rechub_dist.metrics.direction import Direction
 from rechub_dist.metrics.metric import Metric, Scored
+from rechub_dist.metrics.recommended import RankingMetric
+
+if TYPE_CHECKING:
+    from rechub_dist.objectives.negatives import Negatives
+    from rechub_dist.objectives.ranking import Ranking
 
 MEAN_AUC = "mean/auc"
+SAMPLED = "sampled_"  # before the names of metrics among drawn items
 
 
 class Objective(nn.Module):
-    """Loss from a model's output.
+    """What a model is trained for: the loss of its output, the predictions in it, and how these are measured.
 
     Losses are normalised over the global batch: `weight_sums` gives this rank's share of each term's normaliser; the
     trainer adds them up over ranks into `Batch.weight_sums` before the forward pass.
+
+    An objective predicts labels (`tasks`), ranks items (`ranking`), or both. To predict labels derive from
+    `TaskObjective`.
+
+    Attributes:
+        known_metrics: what the names under `evaluation.metrics` stand for.
     """
 
     terms: ClassVar[int] = 1  # K, the number of normalisers
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known_metrics = KnownMetrics()
+
+    def set_metrics(self, known: KnownMetrics) -> None:
+        """Have the names of metrics mean what `known` says."""
+        self.known_metrics = known
+        if self.tasks is not None and self.tasks is not self:
+            self.tasks.set_metrics(known)
+
+    @property
+    def tasks(self) -> TaskObjective | None:
+        """The labels that it predicts; None for none."""
+        return None
+
+    @property
+    def ranking(self) -> Ranking | None:
+        """The items that it ranks for users; None for none."""
+        return None
+
+    @property
+    def negatives(self) -> Negatives | None:
+        """What it compares positives with; None for nothing."""
+        return None
 
     def lookups(self) -> tuple[Lookup, ...]:
         """What the objective looks up besides the model: negatives, for one."""
         return ()
 
-    def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
-        """The metrics that an evaluation reports, by name in its order, each with what makes a value the better one.
-
-        Raises:
-            UserError: metrics that there are not, or that this objective's predictions cannot be measured by.
-        """
-        raise NotImplementedError
-
-    def group_keys(self, evaluation: EvaluationConfig) -> tuple[str, ...]:  # noqa: ARG002
-        """The columns of the data that these metrics group rows by; raises as `metrics`."""
-        return ()
+    def settings(self) -> dict[str, Any]:
+        """What its configuration leaves to the model or the labels, as resolved, by the configuration's keys."""
+        return {}
 
     def weight_sums(self, batch: Batch) -> Tensor:
         """This rank's part of the normalisers, float64 [K], known before the forward pass."""
@@ -55,6 +84,47 @@ class Objective(nn.Module):
     def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:
         """This rank's part of the global loss, a scalar: the loss is its sum over ranks."""
         raise NotImplementedError
+
+    def predictions(self, output: Output) -> dict[str, Tensor]:
+        """What the output says of each row's labels, by the names of `tasks.scored`: float [B] each."""
+        raise NotImplementedError
+
+    def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
+        """The metrics that an evaluation reports, by name in its order, each with what makes a value the better one.
+
+        First those of the ranking, among drawn items as well where that is asked for, then those of the labels.
+
+        Raises:
+            UserError: metrics that there are not, or that these predictions cannot be measured by.
+        """
+        kinds = () if self.tasks is None else self.tasks.scored.values()
+        self.known_metrics.check(evaluation.wanted, kinds, rankings=self.ranking is not None)
+        rankings = self.rankings(evaluation)
+        found = {name: metric.direction for name, metric in rankings.items()}
+        if evaluation.sampled_items is not None:
+            found |= {f"{SAMPLED}{name}": metric.direction for name, metric in rankings.items() if not metric.depth}
+        if self.tasks is not None:
+            found |= self.tasks.task_metrics(self.wanted_of_tasks(evaluation))
+        return found
+
+    def group_keys(self, evaluation: EvaluationConfig) -> tuple[str, ...]:
+        """The columns of the data that these metrics group rows by; raises as `metrics`."""
+        self.metrics(evaluation)
+        return () if self.tasks is None else self.tasks.task_keys(self.wanted_of_tasks(evaluation))
+
+    def wanted_of_tasks(self, evaluation: EvaluationConfig) -> list[MetricConfig]:
+        """The metrics wanted of labels: where items are ranked, those that could be of either are the ranking's."""
+        if self.tasks is None:
+            return []
+        return [item for item in evaluation.wanted if self.ranking is None or not self.known_metrics.is_ranking(item)]
+
+    def rankings(self, evaluation: EvaluationConfig) -> dict[str, RankingMetric]:
+        """New metrics of the ranking, by the names that they are reported by."""
+        if self.ranking is None:
+            return {}
+        tasks = self.wanted_of_tasks(evaluation)
+        wanted = [item for item in evaluation.wanted if item.is_default or item not in tasks]
+        return self.known_metrics.of_rankings(wanted, evaluation.top_k)
 
 
 class Scores(NamedTuple):
@@ -68,8 +138,16 @@ class Scores(NamedTuple):
 class TaskObjective(Objective):
     """An objective over labels: a sum over terms of weight * mean loss, over the rows' weights of the global batch.
 
+    One of your own needs `losses` and `predictions`. Its constructor gets the run's labels where a parameter is
+    annotated `tuple[Label, ...]`, the model where one is annotated `Model`; what else it takes stands under
+    `objective.arguments`.
+
+    Args:
+        labels: of the run, in the order of the model's logits.
+        task_weights: by label; 1 where none is given.
+
     Attributes:
-        scored: name and type of all that `scores` returns.
+        scored: name and type of all that `predictions` returns.
 
     Raises:
         UserError: no label, or a task weight for a label that is not trained.
@@ -77,7 +155,7 @@ class TaskObjective(Objective):
 
     scored: dict[str, LabelType]
 
-    def __init__(self, labels: tuple[Label, ...], task_weights: dict[str, float]) -> None:
+    def __init__(self, labels: tuple[Label, ...], task_weights: Mapping[str, float]) -> None:
         super().__init__()
         if not labels:
             raise UserError("data.labels: at least one label is needed to train on")
@@ -89,19 +167,36 @@ class TaskObjective(Objective):
         self.task_weights = tuple(task_weights.get(name, 1.0) for name in names)
         self.scored = {label.name: label.type for label in labels}
 
-    def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
-        """Those of `measures`."""
-        check_wanted(evaluation.wanted, self.scored.values(), rankings=False)
-        return self.task_metrics(evaluation.wanted)
+    @property
+    def tasks(self) -> TaskObjective:
+        """Itself."""
+        return self
 
-    def group_keys(self, evaluation: EvaluationConfig) -> tuple[str, ...]:
-        """The columns that some of `measures` group by."""
-        self.metrics(evaluation)
-        return self.task_keys(evaluation.wanted)
+    def losses(self, output: Output, labels: Tensor) -> Tensor:
+        """The weighted sum of each row's losses, [B], from labels [B, T]. B may be 0."""
+        raise NotImplementedError
+
+    def targets(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """What the predictions are to be, and how much each row counts, by name: float [B] each."""
+        weights = row_weights(batch)
+        return {label.name: (batch.labels[:, t], weights) for t, label in enumerate(self.labels)}
+
+    def scores(self, output: Output, batch: Batch) -> dict[str, Scores]:
+        """Predictions beside what they are to be, by the names of `scored`."""
+        predictions, targets = self.predictions(output), self.targets(batch)
+        if predictions.keys() != self.scored.keys():
+            raise UserError(f"objective.name: predicts {', '.join(predictions)}, but scores {', '.join(self.scored)}")
+        for name, found in predictions.items():
+            one_a_row(found, targets[name][0], f"objective.name: its prediction of {name}")
+        return {name: Scores(predictions[name], *targets[name]) for name in self.scored}
+
+    def settings(self) -> dict[str, Any]:
+        """The weight of each label."""
+        return {"task_weights": {label.name: w for label, w in zip(self.labels, self.task_weights, strict=True)}}
 
     def measures(self, wanted: Sequence[MetricConfig]) -> dict[str, dict[str, Metric[Scored]]]:
         """New metrics of each name of `scored` that can be measured by them, by the names of the metrics."""
-        return {name: label_metrics(wanted, kind) for name, kind in self.scored.items()}
+        return {name: self.known_metrics.of_label(wanted, kind) for name, kind in self.scored.items()}
 
     def task_metrics(self, wanted: Sequence[MetricConfig]) -> dict[str, Direction]:
         """Those of each name of `scored`, with several the name before a slash; then the labels' mean AUC."""
@@ -124,14 +219,6 @@ class TaskObjective(Objective):
         """The name that a metric of `scored` is reported by."""
         return f"{scored}/{metric}" if len(self.scored) > 1 else metric
 
-    def losses(self, output: Output, labels: Tensor) -> Tensor:
-        """The weighted sum of each row's losses, [B], from labels [B, T]."""
-        raise NotImplementedError
-
-    def scores(self, output: Output, batch: Batch) -> dict[str, Scores]:
-        """Predictions (probabilities, or values for regression) beside what they are to be, by name."""
-        raise NotImplementedError
-
     def weight_sums(self, batch: Batch) -> Tensor:
         """The sum of row weights, float64 [1]."""
         return row_weights(batch).sum(dtype=torch.float64)[None]
@@ -139,8 +226,25 @@ class TaskObjective(Objective):
     def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:  # noqa: ARG002
         """This rank's part of the loss."""
         assert batch.weight_sums is not None
-        loss = (self.losses(output, batch.labels) * row_weights(batch)).sum()
+        weights = row_weights(batch)
+        loss = (one_a_row(self.losses(output, batch.labels), weights, "objective.name: its losses") * weights).sum()
         return loss / batch.weight_sums[0].clamp(min=torch.finfo(torch.float32).tiny).to(loss.dtype)
+
+
+def one_a_row(found: Any, rows: Tensor, where: str) -> Tensor:
+    """What code of a user's own has returned, if that is one number a row as in `rows`, [B].
+
+    A mean, say, would otherwise be multiplied by the rows' weights.
+
+    Raises:
+        UserError: it is something else; `where` names the code.
+    """
+    if not isinstance(found, Tensor) or found.shape != rows.shape:
+        what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(
+            f"{where}: returns {what} for {len(rows)} rows; let it return one number a row, [B], not their mean or sum"
+        )
+    return found
 
 
 def row_weights(batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from rechub_dist.config import EntireSpaceConfig
 from rechub_dist.embedded import Output
 from rechub_dist.errors import UserError
 from rechub_dist.features import Label
-from rechub_dist.objectives.base import Scores, TaskObjective, row_weights
+from rechub_dist.objectives.base import TaskObjective, row_weights
 
 LN2 = math.log(2)
 
@@ -25,7 +25,7 @@ class EntireSpaceObjective(TaskObjective):
     pCVR, the chance of a conversion given a click. pCVR has no loss of its own, so that nothing is learnt from clicked
     impressions alone.
 
-    `scores` has the click, for each conversion the click together with it (pCTR * pCVR), and as
+    `predictions` are of the click, for each conversion the click together with it (pCTR * pCVR), and as
     `<conversion>_given_click` pCVR on the clicked rows.
     """
 
@@ -49,16 +49,23 @@ class EntireSpaceObjective(TaskObjective):
             total = total - self.task_weights[t] * (both * log_p + (1 - both) * log_not)
         return total
 
-    def scores(self, output: Output, batch: Batch) -> dict[str, Scores]:
+    def predictions(self, output: Output) -> dict[str, Tensor]:
         """Of the click, of each click with conversion, and of each conversion given a click."""
-        click, *conversions = (logit.float() for logit in _columns(output))
+        click, *conversions = (logit.float().sigmoid() for logit in _columns(output))
+        found = {self.labels[0].name: click}
+        for label, conversion in zip(self.labels[1:], conversions, strict=True):
+            found[label.name] = click * conversion
+            found[f"{label.name}_given_click"] = conversion
+        return found
+
+    def targets(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """A conversion without a click is none; given a click, the other rows do not count."""
         clicked, weights = batch.labels[:, 0], row_weights(batch)
-        found = {self.labels[0].name: Scores(click.sigmoid(), clicked, weights)}
-        for t, conversion in enumerate(conversions, start=1):
-            converted, name = batch.labels[:, t], self.labels[t].name
-            both = click.sigmoid() * conversion.sigmoid()
-            found[name] = Scores(both, clicked * converted, weights)
-            found[f"{name}_given_click"] = Scores(conversion.sigmoid(), converted, weights * clicked)
+        found = {self.labels[0].name: (clicked, weights)}
+        for t, label in enumerate(self.labels[1:], start=1):
+            converted = batch.labels[:, t]
+            found[label.name] = clicked * converted, weights
+            found[f"{label.name}_given_click"] = converted, weights * clicked
         return found
 
 

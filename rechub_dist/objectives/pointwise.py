@@ -7,12 +7,10 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from rechub_dist.batch import Batch
 from rechub_dist.config import PointwiseConfig
 from rechub_dist.embedded import Output
-from rechub_dist.errors import UserError
 from rechub_dist.features import Label
-from rechub_dist.objectives.base import Scores, TaskObjective, row_weights
+from rechub_dist.objectives.base import TaskObjective, one_a_row
 
 
 class PointwiseObjective(TaskObjective):
@@ -42,30 +40,17 @@ class PointwiseObjective(TaskObjective):
         for t, (label, weight) in enumerate(zip(self.labels, self.task_weights, strict=True)):
             logits, wanted = output.logits[:, t], labels[:, t]
             if self.loss is not None:
-                terms.append(weight * self._own(self.loss, logits, wanted))
+                terms.append(weight * one_a_row(self.loss(logits, wanted), logits, "objective.loss"))
                 continue
             loss = F.binary_cross_entropy_with_logits if label.type == "classification" else F.mse_loss
             terms.append(weight * loss(logits, wanted, reduction="none"))
         return sum(terms[1:], terms[0])
 
-    @staticmethod
-    def _own(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
-        found = loss(logits, labels)
-        if not isinstance(found, Tensor) or found.shape != logits.shape:  # a mean would be multiplied by the weights
-            what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise UserError(
-                f"objective.loss: returns {what} for {len(logits)} rows; let it return one loss a row, [B], not their "
-                f"mean or sum"
-            )
-        return found
-
-    def scores(self, output: Output, batch: Batch) -> dict[str, Scores]:
-        """Of each label."""
+    def predictions(self, output: Output) -> dict[str, Tensor]:
+        """Of each label: the probability, or the value of a regression."""
         assert output.logits is not None
-        weights = row_weights(batch)
-        found = {}
-        for t, label in enumerate(self.labels):
-            logit = output.logits[:, t].float()
-            predictions = logit.sigmoid() if label.type == "classification" else logit
-            found[label.name] = Scores(predictions, batch.labels[:, t], weights)
-        return found
+        logits = output.logits.float().unbind(dim=1)
+        return {
+            label.name: logit.sigmoid() if label.type == "classification" else logit
+            for label, logit in zip(self.labels, logits, strict=True)
+        }

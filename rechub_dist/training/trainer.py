@@ -29,7 +29,6 @@ from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.optim import Optimizers
 from rechub_dist.embedding.sharding import draw_tables
 from rechub_dist.metrics.direction import watched_metric
-from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.reporting.health import Health
 from rechub_dist.reporting.logs import log_to
 from rechub_dist.reporting.metrics import Metrics
@@ -243,9 +242,9 @@ class Trainer:
 
     def _identity(self, step: int) -> dict[str, Any]:
         """The run's identity when it has done `step` steps."""
-        objective = self.parts.train_module.objective
+        negatives = self.parts.train_module.objective.negatives
         # What negatives are drawn by depends on all of the data.
-        counted = isinstance(objective, RetrievalObjective) and objective.needs_counts
+        counted = negatives is not None and negatives.needs_counts
         return identity(self.parts, self.passes.identity(self.passes.steps if counted else step))
 
     def _differing(self, run: dict[str, Any], step: int, where: str) -> list[str]:

@@ -86,7 +86,7 @@ class Validation:
             self._watchdog.mark(f"evaluating {split}", slow=True)
             self._report.advance(done)
 
-        found = evaluate(self._parts.train_module, self._parts, reader, self._rt, advance, self._stop.asked)
+        found = evaluate(self._parts, reader, self._rt, advance, self._stop.asked)
         seconds = max(1e-9, time.monotonic() - began)
         values = {**found.metrics, "samples_per_second": found.rows / seconds}
         if found.skipped:

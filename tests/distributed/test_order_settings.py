@@ -67,7 +67,7 @@ def positive_share(path: Path) -> np.ndarray:
         trainer = Trainer(config_of(path), rt)
         trainer.report.close()
         objective: Any = trainer.parts.train_module.objective
-        return objective.positive_share.numpy()
+        return objective.negatives.positive_share.numpy()
 
 
 def test_what_a_mix_cannot_do_is_told(pool: RankPool, sources: Path, tmp_path: Path) -> None:

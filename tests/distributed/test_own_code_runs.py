@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -110,9 +111,13 @@ def test_the_example(tmp_path: Path) -> None:
     (test,) = [record for record in recorded if record["split"] == "test"]
     assert found["auc"] == pytest.approx(test["auc"], abs=1e-9)
     assert found["auc"] > 0.6  # it has learnt something
+    assert found["Profit"] == pytest.approx(test["Profit"], abs=1e-9)
     table = pq.read_table(tmp_path / "predictions")
     assert table.num_rows == found["rows"] == 2000
+    chosen = table["predicted_label"].to_numpy() >= 0.3
+    labels = table["label"].to_numpy()
+    assert found["Profit"] == pytest.approx(np.mean(chosen * (4 * labels - (1 - labels))), abs=1e-6)
     refused = run("rechub-dist evaluate runs/own_model --data data/own_model/test", tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
-    assert "--allow-code model --allow-code loss --set code=examples/own_model" in refused.stderr
+    assert "--allow-code model --allow-code loss --allow-code metric --set code=examples/own_model" in refused.stderr

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rechub_dist.assembly.parts import build
-from rechub_dist.config import TableOptimizerConfig
+from rechub_dist.config import StorageConfig, TableOptimizerConfig
 from rechub_dist.data.counts import count_positives
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
@@ -19,7 +19,6 @@ from rechub_dist.embedding.local import LocalTables
 from rechub_dist.embedding.stage import split_dense
 from rechub_dist.evaluation.evaluate import evaluate_run
 from rechub_dist.models import catalogue
-from rechub_dist.objectives import RetrievalObjective
 from rechub_tests.pipelined import pipelined_modules
 from rechub_tests.ranks import RankPool
 from rechub_tests.representatives import each_model
@@ -56,10 +55,10 @@ def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     dense = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
     manifest = Manifest.read(f"{config.data.root}/{config.data.train}")
     spec = parts.spec
-    if isinstance(objective, RetrievalObjective):
-        if objective.needs_counts:
-            objective.set_counts(count_positives(manifest, objective.item.feature, objective.learned_history))
-        drawn = objective.draw_weights()
+    if (negatives := objective.negatives) is not None:
+        if negatives.needs_counts:
+            negatives.set_counts(count_positives(manifest, negatives.item.feature, negatives.learned_history))
+        drawn = negatives.draw_weights(StorageConfig())
         spec = replace(spec, cumulative={} if drawn is None else {"negatives": np.cumsum(drawn)})
     reader = ParquetReader(
         manifest,

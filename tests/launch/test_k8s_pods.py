@@ -63,7 +63,7 @@ NOT_THERE = [
     (
         "objective={name: retrieval, sampling: {name: file, path: w.npy}}",
         "objective.sampling.path: w.npy is not in the pods; use --set objective.sampling.path=/data/... "
-        "(--data-claim NAME), /runs/... (--output-claim NAME)\n",
+        "(--data-claim NAME), /runs/... (--output-claim NAME) or an address such as s3://bucket/folder\n",
     ),
     ("checkpoint.folder=/home/me/c", "checkpoint.folder: /home/me/c is not in the pods"),
     ("checkpoint.folder=c", "checkpoint.folder: c is not in the pods"),

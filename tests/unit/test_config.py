@@ -87,7 +87,7 @@ def test_it_is_frozen(run_yaml: Path) -> None:
         ("trian.epochs=3", "unknown key 'trian': did you mean 'train'?"),
         ("embedding.rules=[{tables: x, optimizer: {lrr: 3}}]", "'embedding.rules.0.optimizer.lrr': did you mean 'lr'?"),
         ("evaluation={topk: 3}", "did you mean 'top_k'?"),
-        ("objective={name: foo}", "'pointwise', 'entire_space', 'retrieval'"),
+        ("objective={name: foo}", "its name must be pointwise, entire_space, retrieval, or that of your own"),
         ("train.epochs=1.5", "train.epochs: input should be a valid integer, got 1.5"),
         ("train.epochs=0", "train.epochs: input should be greater than 0"),
         ("train.histograms=1", "train.histograms: input should be a valid boolean"),

@@ -9,16 +9,16 @@ import pytest
 from rechub_dist.config import MetricConfig
 from rechub_dist.config.evaluation import DEFAULT
 from rechub_dist.errors import UserError
-from rechub_dist.metrics.catalogue import label_metrics, rankings_at
+from rechub_dist.metrics.catalogue import KnownMetrics
 from rechub_dist.metrics.direction import Direction, goodness, watched_metric
 
 WANTED = [MetricConfig(name=name) for name in (DEFAULT, "rmse", "calibration_error", "coverage", "popularity")]
 REPORTED: dict[str, Direction] = {
     name: metric.direction
     for metrics in (
-        label_metrics(WANTED, "classification"),
-        label_metrics(WANTED, "regression"),
-        rankings_at(WANTED, (5, 10)),
+        KnownMetrics().of_label(WANTED, "classification"),
+        KnownMetrics().of_label(WANTED, "regression"),
+        KnownMetrics().of_rankings(WANTED, (5, 10)),
     )
     for name, metric in metrics.items()
 }

@@ -15,7 +15,6 @@ from rechub_dist.assembly.parts import build
 from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
 from rechub_dist.models import catalogue
-from rechub_dist.objectives import RetrievalObjective
 from rechub_tests.runs import SCHEMA, run_file
 
 
@@ -102,9 +101,9 @@ def test_weights_of_draws_are_told_by_what_they_are(root: Path, tmp_path: Path) 
         objective = {"name": "retrieval", "sampling": {"name": "file", "path": str(tmp_path / f"{name}.npy")}}
         config = load_run(run_file(tmp_path / name, root, "SASRec", objective=objective))
         parts = build(config, device="cpu", world_size=1)
-        drawing = parts.train_module.objective
-        assert isinstance(drawing, RetrievalObjective)
-        weights = drawing.draw_weights()
+        negatives = parts.train_module.objective.negatives
+        assert negatives is not None
+        weights = negatives.draw_weights(config.storage)
         assert weights is not None
         parts.spec.cumulative["negatives"] = np.cumsum(weights)
         one = identity(parts, "data")

@@ -16,11 +16,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from rechub_dist.assembly.parts import build
 from rechub_dist.batch import Batch
+from rechub_dist.config import StorageConfig
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.distributed.batchnorm import globalize
 from rechub_dist.models import catalogue
-from rechub_dist.objectives import RetrievalObjective
 from rechub_dist.objectives.retrieval import NEGATIVES
 from rechub_tests.runs import config_of, run_file, write_data
 from rechub_tests.waits import waits
@@ -59,9 +59,9 @@ def check(path: Path, ranks: int) -> None:
     """
     parts = build(config_of(path), device="cpu", world_size=ranks)
     objective, spec = parts.train_module.objective, parts.spec
-    if isinstance(objective, RetrievalObjective):
-        objective.set_counts(torch.ones(objective.item.table.rows))
-        weights = objective.draw_weights()
+    if (negatives := objective.negatives) is not None:
+        negatives.set_counts(torch.ones(negatives.item.table.rows))
+        weights = negatives.draw_weights(StorageConfig())
         if weights is not None:
             spec = replace(spec, cumulative={NEGATIVES: np.cumsum(weights)})
     manifest = Manifest.read(f"{parts.config.data.root}/train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +26,9 @@ CODE = """
 import torch
 import torch.nn.functional as F
 from torch import nn
-from rechub_dist.features import Feature
+from rechub_dist.features import Feature, Label
 from rechub_dist.models import DeepFM, Model, RecallModel
+from rechub_dist.objectives import Objective, TaskObjective
 
 class Net(DeepFM):
     def __init__(self, features: list[Feature], hidden_units: list[int], *, scale: dict[str, float] | None = None,
@@ -71,6 +73,73 @@ class Counting(torch.optim.SGD):
 class Growing(torch.optim.SGD):
     def step(self, closure=None):
         self.param_groups[0]["weight_decay"] += 1
+
+class Squared(TaskObjective):
+    def __init__(self, labels: tuple[Label, ...], model: Model, *, factor: float = 1.0) -> None:
+        super().__init__(labels, {})
+        self.factor, self.named = factor, type(model).__name__
+    def losses(self, output, labels):
+        return self.factor * (output.logits.sigmoid() - labels).square().sum(dim=1)
+    def predictions(self, output):
+        return {label.name: output.logits[:, t].sigmoid() for t, label in enumerate(self.labels)}
+
+class Mean(Squared):
+    def losses(self, output, labels):
+        return super().losses(output, labels).mean()
+
+class Column(Squared):
+    def predictions(self, output):
+        return {label.name: output.logits.sigmoid() for label in self.labels}
+
+class Other(Squared):
+    def predictions(self, output):
+        return {"other": output.logits[:, 0]}
+
+class Lossless(TaskObjective):
+    def predictions(self, output): ...
+
+class ForRecall(Squared):
+    def __init__(self, labels: tuple[Label, ...], model: RecallModel) -> None: ...
+
+class Nothing(Objective):
+    def forward(self, output, embedded, batch): ...
+    def weight_sums(self, batch): ...
+
+class Weighted(Squared):
+    def __init__(self, labels: tuple[Label, ...], model: Model) -> None:
+        super().__init__(labels, model)
+        self.weight = nn.Parameter(torch.ones(1))
+
+def sum_of(positive, negative, counts, *, factor: float = 1.0):
+    return factor * ((negative - positive[:, None]).sigmoid() * counts).sum(dim=1)
+
+class Count:
+    direction = "min"
+    group = None
+    def __init__(self, above: float = 0.5) -> None:
+        self.above, self.count = above, 0.0
+    def update(self, rows):
+        self.count += float((rows.predictions > self.above).sum())
+    def merge(self, ranks): ...
+    def compute(self):
+        return self.count
+
+class Sideways(Count):
+    direction = "sideways"
+
+class Groupless:
+    direction = "max"
+    def update(self, rows): ...
+    def merge(self, ranks): ...
+    def compute(self): ...
+
+class Unmerged:
+    def update(self, rows): ...
+
+class Depth(Count):
+    depth = 0
+    def __init__(self, k: int) -> None:
+        super().__init__()
 
 number = 3
 """
@@ -149,7 +218,10 @@ WRONG = [
     ([*NET, "model.pair=[1]"], r"model.pair: should be tuple\[int, int\], got \[1\]"),
     (["objective={name: pointwise, loss: half}"], r"objective.pointwise.loss: there is no 'half' \(a class"),
     (["objective={name: pointwise, loss_arguments: {a: 1}}"], "loss_arguments are those of your own loss"),
-    (["objective={name: pointwise, loss: own_code:one}"], "own_code:one has to take two tensors"),
+    (
+        ["objective={name: pointwise, loss: own_code:one}"],
+        "own_code:one has to take 2 tensors: logits \\[B\\], labels \\[B\\]",
+    ),
     (["objective={name: pointwise, loss: own_code:number}"], "own_code:number is neither a function nor a class"),
     (["objective={name: pointwise, loss: own_code:Trained}"], "own_code:Trained has parameters, and only a model's"),
     (["objective={name: pointwise, loss: own_code:Net}"], "missing key 'objective.loss_arguments.features'"),
@@ -226,9 +298,124 @@ def test_a_loss_of_ones_own(run_yaml: Path) -> None:
         torch.testing.assert_close(objective.losses(Output(logits=logits), labels), ours / 2)
     mean = built(run_yaml, "objective={name: pointwise, loss: own_code:mean}").train_module.objective
     with pytest.raises(
-        UserError, match=r"objective.loss: returns a tensor \[\] for 2 rows; let it return one loss a row"
+        UserError, match=r"objective.loss: returns a tensor \[\] for 2 rows; let it return one number a row"
     ):
         mean.losses(Output(logits=logits), labels)
+
+
+SQUARED = "objective={name: own_code:Squared, arguments: {factor: 3}}"
+
+
+def test_an_objective_of_ones_own(run_yaml: Path) -> None:
+    logits, labels = torch.tensor([[0.3], [-2.0]]), torch.tensor([[1.0], [0.0]])
+    parts = built(run_yaml, SQUARED)
+    objective: Any = parts.train_module.objective
+    assert objective.named == "DeepFM"
+    torch.testing.assert_close(
+        objective.losses(Output(logits=logits), labels), 3 * (logits.sigmoid() - labels).square()[:, 0]
+    )
+    assert list(objective.metrics(parts.config.evaluation)) == ["auc", "log_loss", "normalized_entropy", "calibration"]
+    found = identity(parts, "data")
+    assert found["objective"] == {
+        "name": "own_code:Squared", "arguments": {"factor": 3}, "task_weights": {"click": 1.0},
+    }  # fmt: skip
+    other = identity(built(run_yaml, SQUARED.replace("3", "4")), "data")
+    run = {"config": parts.config.dump(), "identity": found}
+    assert other_than(run, other, "here", run_yaml.parent) == ["objective.arguments.factor 3 -> 4"]
+
+
+OBJECTIVES = [
+    ("{name: own_code:Net}", "own_code:Net is no objective: derive a class from rechub_dist.objectives.TaskObjective"),
+    ("{name: own_code:Lossless}", "own_code:Lossless has no 'losses' of its own, which every TaskObjective needs"),
+    ("{name: own_code:Nothing}", "own_code:Nothing has neither tasks nor a ranking"),
+    ("{name: own_code:Weighted}", "own_code:Weighted has parameters, and only a model's are trained"),
+    ("{name: own_code:ForRecall}", "ForRecall wants a RecallModel, not a DeepFM"),
+    ("{name: own_code:Squared, arguments: {facto: 1}}", "unknown key 'objective.arguments.facto': did you mean 'fact"),
+    ("{name: own_code:Squared, arguments: {factor: x}}", "objective.arguments.factor: should be float, got 'x'"),
+    ("{name: own_code:Squared, factor: 1}", "unknown key 'objective.factor'"),
+    ("{name: squared}", "objective: its name must be pointwise, entire_space, retrieval, or that of your own, package"),
+]
+
+
+@pytest.mark.parametrize(("objective", "message"), OBJECTIVES)
+def test_objectives_that_do_not_fit(run_yaml: Path, objective: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        built(run_yaml, f"objective={objective}")
+    assert "\n" not in str(error.value)
+
+
+def test_what_an_objective_returns_is_one_number_a_row(run_yaml: Path) -> None:
+    output = Output(logits=torch.tensor([[0.3], [-2.0]]))
+    batch: Any = SimpleNamespace(
+        labels=torch.tensor([[1.0], [0.0]]), weights=None, rows=2, weight_sums=torch.tensor([2.0])
+    )
+    mean, column, other = (
+        built(run_yaml, f"objective={{name: own_code:{name}}}").train_module.objective
+        for name in ("Mean", "Column", "Other")
+    )
+    with pytest.raises(
+        UserError, match=r"its losses: returns a tensor \[\] for 2 rows; let it return one number a row"
+    ):
+        mean(output, None, batch)
+    with pytest.raises(UserError, match=r"its prediction of click: returns a tensor \[2, 1\] for 2 rows"):
+        column.tasks.scores(output, batch)
+    with pytest.raises(UserError, match="predicts other, but scores click"):
+        other.tasks.scores(output, batch)
+
+
+def test_a_loss_of_ones_own_for_a_recall_model(root: Path, run_yaml: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, root, "SASRec")
+    chosen = "objective={name: retrieval, loss: own_code:sum_of, loss_arguments: {factor: 2}}"
+    objective: Any = built(path, chosen, f"code={run_yaml.parent}").train_module.objective
+    positive, negative = torch.tensor([1.0, 2.0]), torch.tensor([[0.0, 3.0], [1.0, 1.0]])
+    counts = torch.tensor([[True, False], [True, True]])
+    wanted = 2 * torch.stack([torch.tensor(-1.0).sigmoid(), 2 * torch.tensor(-1.0).sigmoid()])
+    torch.testing.assert_close(objective._of_scores(positive, negative, counts), wanted)
+    assert objective.settings()["loss"] == "own_code:sum_of"
+    with pytest.raises(UserError, match=r"own_code:one has to take 3 tensors"):
+        built(path, "objective={name: retrieval, loss: own_code:one}", f"code={run_yaml.parent}")
+    with pytest.raises(UserError, match=r"there is no 'bcee' .*did you mean 'bce'"):
+        built(path, "objective={name: retrieval, loss: bcee}")
+
+
+def test_a_metric_of_ones_own(run_yaml: Path) -> None:
+    parts = built(
+        run_yaml, "evaluation.metrics=[default, {name: own_code:Count, above: 0.2, as: many}, own_code:Count]"
+    )
+    found = parts.train_module.objective.metrics(parts.config.evaluation)
+    assert list(found.items())[-2:] == [("many", "min"), ("Count", "min")]
+
+
+METRICS = [
+    ("own_code:number", "evaluation.metrics: own_code:number is no class"),
+    ("own_code:Coun", "evaluation.metrics: module 'own_code' has no 'Coun': did you mean 'Count'"),
+    ("own_code:Unmerged", "own_code:Unmerged has no method 'merge', which every metric needs"),
+    ("own_code:Sideways", "own_code:Sideways: every metric has an attribute 'direction': 'max' or 'min' or"),
+    ("own_code:Groupless", "own_code:Groupless: every metric has an attribute 'group': the column that it groups"),
+    ("own_code:Depth", "own_code:Depth is a metric of rankings, which recall models have"),
+    ("{name: own_code:Count, abov: 1}", "own_code:Count: unknown key 'abov': did you mean 'above'"),
+    ("{name: own_code:Count, above: x}", "own_code:Count.above: input should be a valid number, got 'x'"),
+    ("{name: own_code:Count, above: 0.1}, own_code:Count", "two metrics are reported as 'Count'; give one another"),
+]
+
+
+@pytest.mark.parametrize(("metrics", "message"), METRICS)
+def test_metrics_that_do_not_fit(run_yaml: Path, metrics: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        parts = built(run_yaml, f"evaluation.metrics=[{metrics}]")
+        parts.train_module.objective.metrics(parts.config.evaluation)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_measured_is_no_part_of_a_run(run_yaml: Path, tmp_path: Path) -> None:
+    """A checkpoint's metric is not imported to compare runs, but is where it is to measure."""
+    config = load_run(run_yaml, ["evaluation.metrics=[own_code:Count]"])
+    assert named_code(config.model_dump()) == {"evaluation.metrics.0": "own_code:Count"}
+    one = identity(build(config, device="cpu", world_size=1), "data")
+    run = {"config": config.dump(), "identity": one}
+    assert other_than(run, identity(built(run_yaml), "data"), "here", tmp_path) == []
+    with pytest.raises(UserError, match=r"its evaluation\.metrics\.0 is own_code:Count.* add --allow-code own_code"):
+        refuse_code(config.model_dump(), [], "here")
 
 
 def test_only_a_run_file_is_taken_at_its_word(run_yaml: Path) -> None:

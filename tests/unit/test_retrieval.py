@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rechub_dist.config import RetrievalConfig, SamplingConfig
+from rechub_dist.config import RetrievalConfig, SamplingConfig, StorageConfig
 from rechub_dist.data.counts import count_positives
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.distributed.collectives import gather_rows
 from rechub_dist.errors import UserError
 from rechub_dist.features import Label, SequenceFeature, SparseFeature, Table
 from rechub_dist.objectives import RetrievalObjective, losses
+from rechub_dist.objectives.negatives import Negatives
 from rechub_tests import cases_recall as recall
 
 RNG = np.random.default_rng(0)
@@ -115,15 +116,19 @@ def objective(model: Any, labels: tuple[Label, ...] = (), **config: Any) -> Retr
     return RetrievalObjective(RetrievalConfig(**config), model, labels)
 
 
+def told(negatives: Negatives) -> tuple[str, bool, bool | None]:
+    return negatives.source, negatives.shared, negatives.log_q
+
+
 def test_defaults_are_the_models() -> None:
     made = objective(recall.sasrec())
-    assert (made.loss, made.source, made.shared, made.log_q) == ("bce", "sampled", False, False)
+    assert (made.loss, *told(made.negatives)) == ("bce", "sampled", False, False)
     [lookup] = made.lookups()
     assert (lookup.feature.like, lookup.feature.exclude) == ("history", ("history", "item"))
     made = objective(recall.dssm())
-    assert (made.loss, made.source, made.shared, made.log_q) == ("softmax", "in_batch", True, True)
+    assert (made.loss, *told(made.negatives)) == ("softmax", "in_batch", True, True)
     assert made.lookups() == ()
-    assert objective(recall.narm()).source == "full"
+    assert objective(recall.narm()).negatives.source == "full"
     assert [lookup.feature.kind for lookup in objective(recall.narm()).lookups()] == ["catalogue"]
 
 
@@ -140,8 +145,8 @@ def test_log_q_is_for_a_softmax_over_shared_candidates() -> None:
 
 def test_log_q_is_the_chance_to_be_a_candidate() -> None:
     made = objective(recall.dssm(), negatives="in_batch_and_sampled", num_negatives=2, log_q=True)
-    made.set_counts(torch.tensor([1, 0, 3] + [0] * 8))
-    assert made.draw_weights() is None
+    made.negatives.set_counts(torch.tensor([1, 0, 3] + [0] * 8))
+    assert made.negatives.draw_weights(StorageConfig()) is None
 
     class Batch:
         weight_sums = torch.tensor([5.0, 5.0, 5.0])
@@ -154,11 +159,11 @@ def test_log_q_is_the_chance_to_be_a_candidate() -> None:
 @pytest.mark.parametrize("array", [np.ones(3), -np.ones(11), np.zeros(11)])
 def test_weights_from_a_file(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "w.npy", array)
-    made = objective(recall.sasrec(), sampling=SamplingConfig(name="file", path=tmp_path / "w.npy"))
+    made = objective(recall.sasrec(), sampling=SamplingConfig(name="file", path=str(tmp_path / "w.npy")))
     with pytest.raises(UserError, match="11 weights, one an item, are needed"):
-        made.draw_weights()
+        made.negatives.draw_weights(StorageConfig())
     np.save(tmp_path / "w.npy", np.arange(11.0))
-    assert made.draw_weights().tolist() == list(range(11))
+    assert made.negatives.draw_weights(StorageConfig()).tolist() == list(range(11))
     (tmp_path / "w.npy").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"w\.npy cannot be read"):
-        made.draw_weights()
+        made.negatives.draw_weights(StorageConfig())

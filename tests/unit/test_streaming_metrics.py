@@ -16,7 +16,7 @@ from rechub_dist.config import MetricConfig
 from rechub_dist.config.evaluation import DEFAULT
 from rechub_dist.distributed.runtime import Runtime, runtime
 from rechub_dist.metrics.binary import binary_metrics, regression_metrics
-from rechub_dist.metrics.catalogue import PROBABILITIES, RANKINGS, VALUES, label_metrics, rankings_at
+from rechub_dist.metrics.catalogue import PROBABILITIES, RANKINGS, VALUES, KnownMetrics
 from rechub_dist.metrics.grouped import group_aucs
 from rechub_dist.metrics.metric import Ranked, Scored
 from rechub_dist.metrics.ranking import best_of_parts, ranking_metrics
@@ -39,7 +39,7 @@ def scored(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def measured(one: Runtime, kind: Any, *wanted: dict[str, Any]) -> dict[str, float]:
     """The values of metrics that get the rows in batches, of which one is empty."""
-    metrics = label_metrics([MetricConfig(**item) for item in wanted], kind)
+    metrics = KnownMetrics().of_label([MetricConfig(**item) for item in wanted], kind)
     for rows in zip(*(np.split(column, [0, 100, 650]) for column in scored()), strict=True):
         for metric in metrics.values():
             metric.update(Scored(*rows))
@@ -63,9 +63,11 @@ def test_decisions_against_sklearn(one: Runtime, threshold: float) -> None:
 
 
 def test_nothing_is_predicted_positive(one: Runtime) -> None:
-    precision, recall = label_metrics(
-        [MetricConfig(name=name) for name in ("precision", "recall")], "classification"
-    ).values()
+    precision, recall = (
+        KnownMetrics()
+        .of_label([MetricConfig(name=name) for name in ("precision", "recall")], "classification")
+        .values()
+    )
     for metric in (precision, recall):
         metric.update(Scored(np.array([0.1, 0.4]), np.array([1.0, 0.0]), np.ones(2)))
         metric.merge(one)
@@ -98,7 +100,7 @@ def test_calibration_error_bucket_by_bucket(one: Runtime, buckets: int) -> None:
 
 def test_a_prediction_that_is_no_number_makes_all_so(one: Runtime) -> None:
     wanted = [MetricConfig(name=name) for name in ("precision", "recall", "f1", "calibration_error", "rmse", "auc")]
-    for metric in label_metrics(wanted, "classification").values():
+    for metric in KnownMetrics().of_label(wanted, "classification").values():
         metric.update(Scored(np.array([0.9, np.nan]), np.array([1.0, 0.0]), np.ones(2)))
         metric.merge(one)
         assert math.isnan(metric.compute())
@@ -106,10 +108,12 @@ def test_a_prediction_that_is_no_number_makes_all_so(one: Runtime) -> None:
 
 def test_nothing_to_measure_is_nan(one: Runtime) -> None:
     wanted = [MetricConfig(name=name) for name in (DEFAULT, "f1", "calibration_error", "rmse")]
-    for metric in label_metrics(wanted, "classification").values():
+    for metric in KnownMetrics().of_label(wanted, "classification").values():
         metric.merge(one)
         assert math.isnan(metric.compute())
-    for ranking in rankings_at([MetricConfig(name=DEFAULT), MetricConfig(name="coverage")], (5,)).values():
+    for ranking in (
+        KnownMetrics().of_rankings([MetricConfig(name=DEFAULT), MetricConfig(name="coverage")], (5,)).values()
+    ):
         ranking.merge(one)
         assert math.isnan(ranking.compute())
 
@@ -142,7 +146,7 @@ def test_rankings_to_the_last_bit_and_what_they_recommend(one: Runtime) -> None:
     places = (scores > scores.gather(1, targets[:, None])).sum(1).float()
     places[5] = math.nan
     wanted = [MetricConfig(name=name) for name in (DEFAULT, "map", "coverage", "popularity")]
-    metrics = rankings_at(wanted, (2, 8))
+    metrics = KnownMetrics().of_rankings(wanted, (2, 8))
     for part in (slice(0, 50), slice(50, 50), slice(50, 90)):
         for metric in metrics.values():
             metric.update(Ranked(places[part], targets[part], top[part], items))

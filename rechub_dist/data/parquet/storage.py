@@ -179,7 +179,13 @@ def join(root: str, name: str) -> str:
 
 
 def read_text(path: str, settings: StorageConfig) -> str | None:
-    """A small text file wherever it lies; None where there is none.
+    """A small text file wherever it lies; raises and returns as `read_bytes`."""
+    found = read_bytes(path, settings)
+    return None if found is None else found.decode()
+
+
+def read_bytes(path: str, settings: StorageConfig) -> bytes | None:
+    """A small file wherever it lies; None where there is none.
 
     Raises:
         UserError: it cannot be read.
@@ -192,8 +198,7 @@ def read_text(path: str, settings: StorageConfig) -> str | None:
         with store.filesystem.open_input_file(inside) as source:
             return source.read()
 
-    found = store.patiently(fetch, path)
-    return None if found is None else found.decode()
+    return store.patiently(fetch, path)
 
 
 def exists(path: str, settings: StorageConfig) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rechub_dist.config import RunConfig, read_run, stored_run
+from rechub_dist.config.locations import Location
 from rechub_dist.data.parquet.storage import local_path
-from rechub_dist.data.places import Place, places
+from rechub_dist.data.places import places
 from rechub_dist.data.run_file import resolve_dataset
 from rechub_dist.errors import UserError
 from rechub_dist.launching.kubernetes.rules import CONFIG_MAP_BYTES, PORTS
@@ -57,7 +58,7 @@ def _in_pods(address: str, pod: PodView) -> bool:
     return mount is not None and mount.kept
 
 
-def _check_place(place: Place, pod: PodView) -> None:
+def _check_place(place: Location, pod: PodView) -> None:
     path = local_path(place.address)
     if path is None:
         return  # in a store
