@@ -17,20 +17,48 @@ import torch
 
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
-from rechub_tests.runs import last_checkpoint, losses, run_file, train
+from rechub_tests.runs import last_checkpoint, losses, output, records, run_file, train
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "own_model"
 CODE = '''
 import torch
 import torch.nn.functional as F
+from rechub_dist.features import Label
 from rechub_dist.models import DeepFM
+from rechub_dist.objectives import TaskObjective
 
 class Net(DeepFM):
     """DeepFM under another name."""
 
 def bce(logits, labels):
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+class Bernoulli(TaskObjective):
+    def __init__(self, labels: tuple[Label, ...]) -> None:
+        super().__init__(labels, {})
+
+    def losses(self, output, labels):
+        return bce(output.logits, labels).sum(dim=1)
+
+    def predictions(self, output):
+        return dict(zip(self.scored, output.logits.sigmoid().unbind(dim=1)))
+
+class Share:
+    """Of predictions above one half."""
+    direction, group = "max", None
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64)
+
+    def update(self, rows):
+        self.sums += torch.tensor([(rows.predictions > 0.5).sum(), len(rows.predictions)])
+
+    def merge(self, ranks):
+        self.sums = ranks.add_up(self.sums)
+
+    def compute(self):
+        return (self.sums[0] / self.sums[1]).item()
 
 def mean(logits, labels):
     return bce(logits, labels).mean()
@@ -48,10 +76,24 @@ def test_the_same_run_under_another_name(pool: RankPool, data_root: Path, tmp_pa
     ours = run_file(tmp_path / "ours", data_root, "DeepFM")
     theirs = own_run(tmp_path / "theirs", data_root, "own_ranks_code")
     pool.run(2, train, ours)
+    wanted = last_checkpoint(ours)
     named = ["model.name=own_ranks_code:Net", "objective={name: pointwise, loss: own_ranks_code:bce}"]
     pool.run(2, train, theirs, [*named, "optimizer.name=torch.optim:Adam"])
+    check_same(theirs, ours, wanted)
+    whole = own_run(tmp_path / "whole", data_root, "own_ranks_code_2")
+    named = ["model.name=own_ranks_code_2:Net", "objective={name: 'own_ranks_code_2:Bernoulli'}"]
+    pool.run(2, train, whole, [*named, "evaluation.metrics=[default, own_ranks_code_2:Share]"])
+    check_same(whole, ours, wanted)
+    (test,) = records(whole, "test")
+    arguments = [str(output(whole)), "--data", str(data_root / "test"), "--json", "--set", f"code={whole.parent}"]
+    command = [sys.executable, "-m", "rechub_dist", "evaluate", *arguments, "--allow-code", "own_ranks_code_2"]
+    alone = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert alone["Share"] == pytest.approx(test["Share"], abs=1e-12)
+
+
+def check_same(theirs: Path, ours: Path, wanted: dict[str, torch.Tensor]) -> None:
     assert losses(theirs) == losses(ours)
-    found, wanted = last_checkpoint(theirs), last_checkpoint(ours)
+    found = last_checkpoint(theirs)
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert torch.equal(found[name], value), name

@@ -399,11 +399,15 @@ METRICS = [
 ]
 
 
+def measured(path: Path, override: str) -> None:
+    parts = built(path, override)
+    parts.train_module.objective.metrics(parts.config.evaluation)
+
+
 @pytest.mark.parametrize(("metrics", "message"), METRICS)
 def test_metrics_that_do_not_fit(run_yaml: Path, metrics: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        parts = built(run_yaml, f"evaluation.metrics=[{metrics}]")
-        parts.train_module.objective.metrics(parts.config.evaluation)
+        measured(run_yaml, f"evaluation.metrics=[{metrics}]")
     assert "\n" not in str(error.value)
 
 
