@@ -16,13 +16,11 @@ import torch
 import yaml
 from torch.profiler import ProfilerActivity
 
-import rechub_dist.training.trainer as trainer_module
 from on_gpu.common import DENSE, DENSE_LR, DIM, HIDDEN, SPARSE, TABLE_LR, Sampler, Setting
 from on_gpu.trace import summary
 from rechub_dist.data.run_file import load_run
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.training.feed import Feed
-from rechub_dist.training.pipeline import make_pipeline
 from rechub_dist.training.trainer import Trainer
 
 CASES = [  # the most telling first: the time may be short
@@ -92,9 +90,10 @@ def profile(setting: Setting) -> None:
     profiler = torch.profiler.profile(activities=activities)
     seen: dict[str, Any] = {}
 
-    def made(*args: Any, **kwargs: Any) -> Any:
-        found = make_pipeline(*args, **kwargs)
-        progress = found.progress
+    with runtime(setting.device, 120) as rt:
+        trainer = Trainer(load_run(path), rt)
+        stage, pipeline = trainer.parts.train_module.stage, trainer.loop.pipeline
+        progress = pipeline.progress
 
         def counted(batches: Any, step: int) -> Any:
             if step == warm:
@@ -106,15 +105,10 @@ def profile(setting: Setting) -> None:
                 setting.wait()
                 seen["seconds"] = time.perf_counter() - seen["began"]
                 profiler.stop()
-            seen["pipelined"] = len(getattr(getattr(found, "inner", None), "_pipelined_modules", []))
+            seen["pipelined"] = len(getattr(getattr(pipeline, "inner", None), "_pipelined_modules", []))
             return value
 
-        found.progress = counted  # type: ignore[method-assign]
-        return found
-
-    with runtime(setting.device, 120) as rt, mock.patch.object(trainer_module, "make_pipeline", made):
-        trainer = Trainer(load_run(path), rt)
-        stage = trainer.parts.train_module.stage
+        pipeline.progress = counted  # type: ignore[method-assign]
         trainer.fit()
         trainer.checkpoints.close(60)
         trainer.report.close()

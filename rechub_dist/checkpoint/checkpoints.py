@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -17,14 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rechub_dist import __version__
-from rechub_dist.checkpoint.coverage import check_coverage
 from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import read_manifest, read_tensors
-from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError, Manifest, render
+from rechub_dist.checkpoint.manifest import DamagedError, Manifest
 from rechub_dist.checkpoint.position import Position, position_of
-from rechub_dist.checkpoint.retention import clean
+from rechub_dist.checkpoint.publish import Publisher
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
 from rechub_dist.checkpoint.together import agree, reason_of, verify_together
@@ -67,7 +66,7 @@ class Checkpoints:
 
     def __init__(self, folder: Folder, runtime: Runtime, config: CheckpointConfig, lease: Lease | None = None) -> None:
         self.folder = folder
-        self._lease = lease
+        self._publisher = Publisher(folder, config, lease)
         self._rt = runtime
         self._config = config
         self._group: dist.ProcessGroup | None = None
@@ -75,7 +74,7 @@ class Checkpoints:
         self._buffer: Tensor | None = None
         self._news: list[Save] = []
         self._last: Save | None = None
-        self._position: Position | None = None
+        self._position: Position | None = None  # of what is saved, is being saved, or was loaded
         self._id: str | None = None  # of the run, in all its checkpoints
 
     def prepare(self) -> None:
@@ -100,6 +99,13 @@ class Checkpoints:
         """The steps that have a checkpoint, oldest first."""
         return self._rt.from_main(lambda: steps_in(self.folder.files()))
 
+    def has(self, position: Position) -> bool:
+        """Whether this position is saved, or was loaded; an earlier save of it is waited for."""
+        if position != self._position:
+            return False
+        self.wait()
+        return self._last is None or self._last.error is None
+
     def save(self, state: Tensors, position: Position, run: dict[str, Any]) -> None:
         """Begin to save; then remove what retention does not keep. An earlier save is waited for.
 
@@ -111,12 +117,10 @@ class Checkpoints:
         """
         self._began = time.monotonic()
         self.wait()
-        if position == self._position and self._last is not None and self._last.error is None:
-            return  # the same state is saved already
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._position = position
-        token = self._rt.from_main(self._begin)
+        token = self._rt.from_main(self._publisher.begin)
         self._id = self._id or token
         name = f"rank-{self._rt.rank:05d}-{token}.safetensors"
         file = plan_file(state, self._rt.rank, self._rt.world_size, name)
@@ -155,16 +159,6 @@ class Checkpoints:
         self._thread.start()
         if not self._config.asynchronous:
             self.wait()
-
-    def _begin(self) -> str:
-        """What the names of a save's files have in common; on the main rank.
-
-        Raises:
-            LostError: the folder is another attempt's.
-        """
-        if self._lease is not None:
-            self._lease.check()
-        return secrets.token_hex(4)
 
     def wait(self) -> None:
         """Wait for the save that is under way, if any."""
@@ -227,7 +221,8 @@ class Checkpoints:
                 self._check_run(manifest, differing)
                 self._fill(manifest, state)
                 self._id = manifest.run.get("id")
-                return position_of(manifest.run)
+                self._position = position_of(manifest.run)
+                return self._position
             except DamagedError as error:
                 damaged.append(str(error))
                 if self._rt.is_main:
@@ -291,9 +286,9 @@ class Checkpoints:
                 files = {part[0]: part[1] for part in parts if part[1] is not None}
                 size = sum(found.size for found in files.values())
                 if error is None:
-                    error = self._publish(Manifest(step, run, files, merge([part[2] for part in parts])))
+                    error = self._publisher.publish(Manifest(step, run, files, merge([part[2] for part in parts])))
                 seconds = time.monotonic() - self._began
-                warning = self._clean(position, saved=error is None)
+                warning = self._publisher.clean(position, self._id, saved=error is None)
             error, warning, size, seconds = self._from_main((error, warning, size, seconds))
         except RuntimeError as failure:  # of the process group: a rank is gone, as training will find out, too
             error = f"{self.folder.path(step_folder(step))}: the ranks lost touch: {reason_of(failure)}"
@@ -309,46 +304,9 @@ class Checkpoints:
             before.join()
         if self._last is not None and (self._last.step != position.step or self._last.error is not None):
             return  # there is no checkpoint of it, as was told
-        try:
-            saved = read_manifest(self.folder, position.step)
-            run = {**saved.run, "position": asdict(position)}
-            if self._lease is not None:
-                self._lease.fence()
-            self.folder.replace(f"{step_folder(position.step)}/{MANIFEST}", render(replace(saved, run=run)))
-            warning = self._clean(position, saved=True)
-        except Exception as failure:  # whatever the store's client raises
-            where = self.folder.path(step_folder(position.step))
-            warning = f"{where}: the outcome of the evaluation cannot be recorded: {reason_of(failure)}"
+        warning = self._publisher.amend(position, self._id)
         if warning is not None:
             self._news.append(Save(position.step, 0.0, 0.0, 0, error=warning))
-
-    def _publish(self, manifest: Manifest) -> str | None:
-        """Write the manifest, on the main rank; returns what is in the way."""
-        folder = step_folder(manifest.step)
-        try:
-            check_coverage(manifest, self.folder.path(folder))
-            if self._lease is not None:
-                self._lease.fence()
-            for name, record in manifest.files.items():
-                if self.folder.size(f"{folder}/{name}") != record.size:
-                    return (
-                        f"{self.folder.path(f'{folder}/{name}')}: the main rank does not see this file as it was "
-                        f"written; the folder must be one that all hosts share"
-                    )
-            self.folder.replace(f"{folder}/{MANIFEST}", render(manifest))
-        except Exception as failure:  # whatever the store's client raises
-            return f"{self.folder.path(f'{folder}/{MANIFEST}')}: {reason_of(failure)}"
-        return None
-
-    def _clean(self, position: Position, *, saved: bool) -> str | None:
-        """Clean up, on the main rank; returns what is in the way."""
-        try:
-            if self._lease is not None:
-                self._lease.fence()
-            clean(self.folder, self._config, position, self._id, saved=saved)
-        except Exception as failure:  # whatever the store's client raises
-            return f"{self.folder.address}: old checkpoints cannot be removed: {reason_of(failure)}"
-        return None
 
     def _gather(self, part: T) -> list[T] | None:
         """All ranks' parts on the main rank, for the thread."""

@@ -94,8 +94,9 @@ class Loop:
             for due in self.schedule.ahead(first):
                 self._segment(feed, due.step, here, stored)
                 if feed.stopped:
-                    self.saves.keep(self.position)  # it may have come while that was saved
                     self.preempted = True
+                    if self.position.step:  # a stop may come while the step before is saved
+                        self.saves.keep(self.position)
                     return False
                 if due.pass_ends or due.run_ends:
                     self._account(feed, here, first)
@@ -177,8 +178,7 @@ class Loop:
             return self.stop.asked()
 
         if not self.passes.wait(asked_to_stop):
-            asked = torch.tensor([int(self.stop.asked())])
-            self.preempted = bool(self.rt.add_up(asked))
+            self.preempted = bool(self.rt.add_up(torch.tensor([int(self.stop.asked())])))
             return False
         self.report.say(f"more data: {self.passes.steps - self.position.step:,} steps")
         self.report.start("training", self.schedule.steps, self.position.step)

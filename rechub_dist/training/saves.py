@@ -23,7 +23,6 @@ class Saves:
     """Saves where the run stands, once for each position, and reports what has come of it. All methods are collective.
 
     Args:
-        saved: the position of the checkpoint that the run goes on from.
         identity: the run's, when it has done so many steps.
     """
 
@@ -37,7 +36,6 @@ class Saves:
         rt: Runtime,
         report: Reporter,
         watchdog: Watchdog,
-        saved: Position,
         identity: Callable[[int], dict[str, Any]],
     ) -> None:
         self._checkpoints = checkpoints
@@ -48,16 +46,12 @@ class Saves:
         self._rt = rt
         self._report = report
         self._watchdog = watchdog
-        self._saved = saved
         self._identity = identity
 
     def keep(self, position: Position) -> None:
-        """Save, unless this position is saved."""
-        if position != self._saved:
-            self.save(position)
-
-    def save(self, position: Position) -> None:
-        """Begin to save; training waits until the state is copied."""
+        """Begin to save, unless this position is saved; training waits until the state is copied."""
+        if self._checkpoints.has(position):
+            return
         self._watchdog.mark("saving a checkpoint", slow=True)
         state = train_state(self._module, self._parts.layout, self._optimizers)
         config = self._parts.config
@@ -70,12 +64,10 @@ class Saves:
         if self._rt.is_main and not (config.output_dir / "config.yaml").exists():
             with suppress(OSError):  # somebody has removed the folder
                 write_config(config)
-        self._saved = position
         self.tell()
 
     def amend(self, position: Position) -> None:
         """Put what an evaluation has found into the checkpoint of the same step."""
-        self._saved = position
         self._checkpoints.amend(position)
 
     def tell(self) -> None:

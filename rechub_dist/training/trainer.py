@@ -138,7 +138,7 @@ class Trainer:
             passes,
             Schedule(config, passes, validates=reader is not None),
             Validation(parts, module, passes, reader, rt, report, watchdog, stop, self._best_by),
-            Saves(self.checkpoints, parts, module, optimizers, passes, rt, report, watchdog, begins_at, self._identity),
+            Saves(self.checkpoints, parts, module, optimizers, passes, rt, report, watchdog, self._identity),
             report,
             watchdog,
             stop,

@@ -48,7 +48,7 @@ with runtime("cpu", 60) as rt:
     torch.manual_seed(0)
     for entry in state.values():
         entry.pieces[0].values.normal_()
-    trainer.loop.saves.save(trainer.position)
+    trainer.loop.saves.keep(trainer.position)
     trainer.checkpoints.check_last()
     _, again = opened(rt)
     for key, entry in state.items():

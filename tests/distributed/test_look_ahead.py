@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from unittest import mock
 import pytest
 import torch
 
-import rechub_dist.training.trainer as trainer_module
 from rechub_dist.assembly import readers
 from rechub_dist.batch import Batch
 from rechub_dist.checkpoint import saved_steps
@@ -20,9 +19,9 @@ from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.errors import UserError
 from rechub_dist.training import feed
 from rechub_dist.training import pipeline as pipelines
-from rechub_dist.training.pipeline import Pipeline, make_pipeline
-from rechub_dist.training.trainer import Summary, run
+from rechub_dist.training.trainer import Summary
 from rechub_tests.damage import spoil_pages
+from rechub_tests.pipelined import train_watched
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import last_checkpoint, losses, output, records, run_file, train, write_data
 
@@ -52,20 +51,13 @@ def train_until(path: Path, step: int) -> Summary:
     """Rank 1 is asked to stop while it trains on the (0-based) `step`."""
     hosted = Hosted()
 
-    def made(*args: Any, **kwargs: Any) -> Pipeline:
-        pipeline = make_pipeline(*args, **kwargs)
-        progress = pipeline.progress
+    def watched(number: int, progress: Callable[[], Any]) -> Any:
+        if number == step and torch.distributed.get_rank() == 1:
+            hosted.stop.ask()
+        return progress()
 
-        def watched(batches: Iterator[Batch], number: int) -> Any:
-            if number == step and torch.distributed.get_rank() == 1:
-                hosted.stop.ask()
-            return progress(batches, number)
-
-        pipeline.progress = watched  # type: ignore[method-assign]
-        return pipeline
-
-    with looking_ahead(), mock.patch.object(trainer_module, "make_pipeline", made):
-        return run(load_run(path, []), hosted)
+    with looking_ahead():
+        return train_watched(load_run(path, []), watched, hosted)
 
 
 def same(path: Path, reference: Path, tolerance: float = 0.0) -> None:

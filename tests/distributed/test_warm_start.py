@@ -37,7 +37,7 @@ def initial(path: Path, folder: Path) -> Path:
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(load_run(path, [f"checkpoint.folder={folder}"]), rt)
-        trainer.loop.saves.save(trainer.position)
+        trainer.loop.saves.keep(trainer.position)
         trainer.checkpoints.check_last()
         trainer.report.close()
     return folder / "step-0000000000"

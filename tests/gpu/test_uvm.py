@@ -18,7 +18,6 @@ from rechub_dist.embedding.optim import kernels
 from rechub_dist.embedding.sharding import table_shards
 from rechub_dist.errors import UserError
 from rechub_dist.evaluation.evaluate import evaluate_run
-from rechub_dist.training.pipeline import make_pipeline
 from rechub_dist.training.trainer import Trainer
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import last_checkpoint, losses, records, run_file, train
@@ -115,12 +114,11 @@ def caches(path: Path) -> tuple[int, list[int], str, int]:
         trainer.fit()
         looked_up(trainer)
         held = kernels(trainer.module)
-        pipeline = make_pipeline(config.distributed.pipeline, trainer.module, trainer.optimizers, rt.device)
         locks = sum(int(kernel.lxu_cache_locking_counter.sum()) for kernel in held)
         rows = sum(placed.table.rows for placed in trainer.parts.layout.tables.values())
         trainer.checkpoints.close(60)
         trainer.report.close()
-        return rows, [kernel.lxu_cache_state.numel() for kernel in held], type(pipeline).__name__, locks
+        return rows, [kernel.lxu_cache_state.numel() for kernel in held], type(trainer.loop.pipeline).__name__, locks
 
 
 @pytest.mark.gpu

@@ -6,26 +6,46 @@ import contextlib
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import fbgemm_gpu
 import torch
 import torchrec
 
 import rechub_dist
-import rechub_dist.training.trainer as trainer_module
 from rechub_dist.batch import Batch
+from rechub_dist.config import RunConfig
+from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.distributed.runtime import device_type, runtime
 from rechub_dist.training.feed import Feed
-from rechub_dist.training.pipeline import Pipeline, make_pipeline
-from rechub_dist.training.trainer import Trainer
-from rechub_tests.runs import config_of, train
+from rechub_dist.training.pipeline import make_pipeline
+from rechub_dist.training.trainer import Summary, Trainer
+from rechub_tests.runs import config_of
 
 SYNC = "called a synchronizing CUDA operation"  # torch's words
 _PACKAGES = {Path(str(module.__file__)).resolve().parent for module in (rechub_dist, torchrec, fbgemm_gpu)}
+
+
+def train_watched(
+    config: RunConfig, around: Callable[[int, Callable[[], Any]], Any], hosted: Hosted | None = None
+) -> Summary:
+    """Train; `around` gets each (0-based) step's number and what does the step, and does it."""
+    with runtime(device_type(config.device), 60) as rt:
+        trainer = Trainer(config, rt, hosted)
+        pipeline = trainer.loop.pipeline
+        progress = pipeline.progress
+
+        def watched(batches: Iterator[Batch], step: int) -> Any:
+            return around(step, lambda: progress(batches, step))
+
+        pipeline.progress = watched  # type: ignore[method-assign]
+        try:
+            return trainer.fit()
+        finally:
+            trainer.checkpoints.close(60)
+            trainer.report.close()
 
 
 def pipelined_modules(path: Path) -> tuple[int, int]:
@@ -52,26 +72,18 @@ def syncs_of(path: Path, first: int, last: int) -> dict[str, int]:
     recorder = SyncRecorder()
     seen_to = 0
 
-    def made(*args: Any, **kwargs: Any) -> Pipeline:
-        pipeline = make_pipeline(*args, **kwargs)
-        progress = pipeline.progress
-
-        def watched(batches: Iterator[Batch], step: int) -> Any:
-            nonlocal seen_to
-            if step + 1 == first:
-                recorder.start()
-            found = progress(batches, step)
-            seen_to = step + 1
-            if step + 1 == last:
-                recorder.stop()
-            return found
-
-        pipeline.progress = watched  # type: ignore[method-assign]
-        return pipeline
+    def watched(step: int, progress: Callable[[], Any]) -> Any:
+        nonlocal seen_to
+        if step + 1 == first:
+            recorder.start()
+        found = progress()
+        seen_to = step + 1
+        if step + 1 == last:
+            recorder.stop()
+        return found
 
     try:
-        with mock.patch.object(trainer_module, "make_pipeline", made):
-            train(path)
+        train_watched(config_of(path), watched)
     finally:
         recorder.stop()
     assert seen_to >= last, f"the run has {seen_to} steps"

@@ -1,0 +1,80 @@
+"""What the main rank does to a folder of checkpoints: makes one visible, amends it, removes old ones."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import asdict, replace
+
+from rechub_dist.checkpoint.coverage import check_coverage
+from rechub_dist.checkpoint.folder import Folder, step_folder
+from rechub_dist.checkpoint.lease import Lease
+from rechub_dist.checkpoint.load import read_manifest
+from rechub_dist.checkpoint.manifest import MANIFEST, Manifest, render
+from rechub_dist.checkpoint.position import Position
+from rechub_dist.checkpoint.retention import clean
+from rechub_dist.checkpoint.together import reason_of
+from rechub_dist.config import CheckpointConfig
+
+
+class Publisher:
+    """Changes what a folder shows, as long as its lease is held. For the main rank alone; nothing is collective.
+
+    All but `begin` run beside training and raise nothing: they return what was in the way, as one line, or None.
+    """
+
+    def __init__(self, folder: Folder, config: CheckpointConfig, lease: Lease | None) -> None:
+        self._folder = folder
+        self._config = config
+        self._lease = lease
+
+    def begin(self) -> str:
+        """What the names of a save's files have in common, new for each save.
+
+        Raises:
+            LostError: the folder is another attempt's.
+        """
+        if self._lease is not None:
+            self._lease.check()
+        return secrets.token_hex(4)
+
+    def publish(self, manifest: Manifest) -> str | None:
+        """Write the manifest of files that are all written: from then on there is a checkpoint."""
+        folder = step_folder(manifest.step)
+        try:
+            check_coverage(manifest, self._folder.path(folder))
+            self._fence()
+            for name, record in manifest.files.items():
+                if self._folder.size(f"{folder}/{name}") != record.size:
+                    return (
+                        f"{self._folder.path(f'{folder}/{name}')}: the main rank does not see this file as it was "
+                        f"written; the folder must be one that all hosts share"
+                    )
+            self._folder.replace(f"{folder}/{MANIFEST}", render(manifest))
+        except Exception as failure:  # whatever the store's client raises
+            return f"{self._folder.path(f'{folder}/{MANIFEST}')}: {reason_of(failure)}"
+        return None
+
+    def amend(self, position: Position, run_id: str | None) -> str | None:
+        """Record another position of the same step in its manifest, then clean up."""
+        try:
+            saved = read_manifest(self._folder, position.step)
+            run = {**saved.run, "position": asdict(position)}
+            self._fence()
+            self._folder.replace(f"{step_folder(position.step)}/{MANIFEST}", render(replace(saved, run=run)))
+            return self.clean(position, run_id, saved=True)
+        except Exception as failure:  # whatever the store's client raises
+            where = self._folder.path(step_folder(position.step))
+            return f"{where}: the outcome of the evaluation cannot be recorded: {reason_of(failure)}"
+
+    def clean(self, position: Position, run_id: str | None, *, saved: bool) -> str | None:
+        """Remove what retention does not keep."""
+        try:
+            self._fence()
+            clean(self._folder, self._config, position, run_id, saved=saved)
+        except Exception as failure:  # whatever the store's client raises
+            return f"{self._folder.address}: old checkpoints cannot be removed: {reason_of(failure)}"
+        return None
+
+    def _fence(self) -> None:
+        if self._lease is not None:
+            self._lease.fence()
