@@ -43,7 +43,8 @@ def run(wheel: Path) -> Run:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
-    subprocess.run([*pip, str(wheel)], check=True)
+    # Not from the checkout: what an editable install has left there would count as installed.
+    subprocess.run([*pip, str(wheel)], check=True, cwd=folder)
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "others.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
