@@ -288,7 +288,7 @@ def _item_batches(objective: RetrievalObjective, parts: Parts, runtime: Runtime)
             rank=rank,
             world_size=world,
             shuffle=False,
-            lanes=world,
+            streams=world,
         )
     )
     for batch in agreed_batches(reader, runtime, None, lambda: False, Tally(), []):

@@ -1,4 +1,4 @@
-"""A stream of days: the sub-folders of a folder, in the order of their names."""
+"""Partitions in sequence: the sub-folders of a folder, in the order of their names."""
 
 from __future__ import annotations
 
