@@ -64,7 +64,7 @@ def _counts(parts: Parts, rt: Runtime, item: SparseFeature, history: SequenceFea
     paths: list[Source] = [data.train] if data.mix is None else [source.path for source in data.mix]
     manifests = [read_manifest(config, rt, path, parts.spec) for path in paths]
     counts = [
-        rt.add_up(rt.together(lambda m=manifest: count_positives(m, item, history, rt.rank, rt.world_size)))  # type: ignore[misc]
+        rt.all_reduce_sum(rt.together(lambda m=manifest: count_positives(m, item, history, rt.rank, rt.world_size)))  # type: ignore[misc]
         for manifest in manifests
     ]
     if data.mix is None:

@@ -135,7 +135,7 @@ def agreed_batches(
             message = message or str(error)
         runtime.raise_together(message, stop=stop())
         if batch is None:
-            tally.add(*runtime.add_up(torch.tensor([read, skipped])).tolist())
+            tally.add(*runtime.all_reduce_sum(torch.tensor([read, skipped])).tolist())
             skips += tally.note(runtime.gather_list(notices))
             tally.check(reader.rows, whole=True, what=reader.manifest.path)
             return
@@ -196,7 +196,7 @@ def _ranking(
         hidden = None
         if seen is not None and config.exclude_seen:
             hidden = Jagged(runtime.gather(seen.values), runtime.gather(seen.lengths))
-        places = target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=runtime.add_up)
+        places = target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=runtime.all_reduce_sum)
         top = None
         if depth:
             ids, scores = (runtime.gather(part) for part in top_items(rows[0], rows[1], catalogue, depth, hidden))
@@ -205,7 +205,7 @@ def _ranking(
             metric.update(Ranked(places, rows[2], top, len(catalogue.place)))
         if config.sampled_items is not None:
             among = runtime.gather(_drawn(objective, config.sampled_items, target, seen, parts))
-            places = target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up)
+            places = target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.all_reduce_sum)
             for metric in sampled.values():
                 metric.update(Ranked(places, rows[2], None, len(catalogue.place)))
         ranked += len(places)
@@ -345,7 +345,7 @@ def _only(
 
 def _check_catalogue(held: Tensor, rows: int, parts: Parts, runtime: Runtime) -> None:
     """Refuse items that are missing, or there twice."""
-    counts = runtime.add_up(torch.bincount(held, minlength=rows))
+    counts = runtime.all_reduce_sum(torch.bincount(held, minlength=rows))
     wrong = (counts != 1).nonzero()[:, 0]
     if len(wrong):
         raise UserError(

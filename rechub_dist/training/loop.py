@@ -178,7 +178,7 @@ class Loop:
 
         if not self.passes.wait(asked_to_stop):
             asked = torch.tensor([int(self.stop.asked())])
-            self.preempted = bool(self.rt.add_up(asked))
+            self.preempted = bool(self.rt.all_reduce_sum(asked))
             return False
         self.report.say(f"more data: {self.passes.steps - self.position.step:,} steps")
         self.report.start("training", self.schedule.steps, self.position.step)

@@ -110,7 +110,7 @@ class LossCheck:
         Raises:
             UserError: too many steps in a row may not.
         """
-        total = float(self._rt.add_up(loss.detach().double().reshape(1)))
+        total = float(self._rt.all_reduce_sum(loss.detach().double().reshape(1)))
         if not self._bad(total):
             self._in_a_row = 0
             return True

@@ -179,7 +179,7 @@ class Trainer:
     def _all_listen(self) -> bool:
         """Whether all ranks handle signals from here on, and none has been asked to stop already."""
         try:
-            return not self.rt.add_up(torch.tensor([int(self._stop.asked())])).item()
+            return not self.rt.all_reduce_sum(torch.tensor([int(self._stop.asked())])).item()
         except RuntimeError:
             if self._stop.asked():  # and so was the rank that is missing, before it could listen
                 return False
