@@ -153,7 +153,7 @@ class Trainer:
     def fit(self) -> Summary:
         """Train to the end, or to a signal; evaluate; keep checkpoints. Collective."""
         loop, start, began = self.loop, self.position, time.monotonic()
-        health = Health(self.config.output_dir / "health", self.rt.rank, loop.watchdog.gets_on)
+        health = Health(self.config.output_dir / "health", self.rt.rank, loop.watchdog.is_healthy)
         with self._stop.listening():  # also while the last checkpoint is written
             with loop.watchdog, health:
                 loop.preempted = not self._all_listen()
