@@ -21,8 +21,8 @@ from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
 from rechub_dist.data.passes import Passes
 from rechub_dist.data.stored import Trace
+from rechub_dist.distributed.external_control import ExternalControl
 from rechub_dist.distributed.flight import dump_to
-from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, environment, runtime
 from rechub_dist.distributed.watchdog import Watchdog
@@ -45,10 +45,10 @@ from rechub_dist.training.schedule import Schedule
 from rechub_dist.training.validation import Validation
 
 
-def run(config: RunConfig, hosted: Hosted | None = None, *, take_over: bool = False) -> Summary:
+def run(config: RunConfig, control: ExternalControl | None = None, *, take_over: bool = False) -> Summary:
     """Train as `config` says on this rank; called on every rank.
 
-    `hosted` is how a process that runs this in one of its threads asks it to stop, and reads along. `take_over` takes
+    `control` is how a process that runs this in one of its threads asks it to stop, and reads along. `take_over` takes
     the folders from another run that holds them, which then ends.
 
     Raises:
@@ -60,7 +60,7 @@ def run(config: RunConfig, hosted: Hosted | None = None, *, take_over: bool = Fa
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
         lease = Lease(config, rt, take_over=take_over)
         try:
-            trainer = Trainer(config, rt, hosted, lease)
+            trainer = Trainer(config, rt, control, lease)
             try:
                 return trainer.fit()
             finally:
@@ -77,7 +77,7 @@ class Trainer:
     """
 
     def __init__(
-        self, config: RunConfig, rt: Runtime, hosted: Hosted | None = None, lease: Lease | None = None
+        self, config: RunConfig, rt: Runtime, control: ExternalControl | None = None, lease: Lease | None = None
     ) -> None:
         self.config = config
         self.rt = rt
@@ -111,8 +111,8 @@ class Trainer:
         )
         self.checkpoints.prepare()
         begins_at = self._resume()
-        self.report = self._reporter(hosted, begins_at)
-        self._stop = Stop() if hosted is None else hosted.stop
+        self.report = self._reporter(control, begins_at)
+        self._stop = Stop() if control is None else control.stop
         self._lease.stopping = self._stop.asked
         self.loop = self._loop(begins_at)
 
@@ -205,7 +205,7 @@ class Trainer:
             self.loop.preempted = True
             return {}
 
-    def _reporter(self, hosted: Hosted | None, begins_at: Position) -> Reporter:
+    def _reporter(self, control: ExternalControl | None, begins_at: Position) -> Reporter:
         config, rt = self.config.monitor, self.rt
         metrics = None
         if config.metrics_port is not None:
@@ -217,7 +217,7 @@ class Trainer:
             start_step=begins_at.step,
             json_lines=config.json_lines,
             metrics=metrics,
-            records=None if hosted is None else hosted.records,
+            records=None if control is None else control.records,
         )
 
     def _resume(self) -> Position:

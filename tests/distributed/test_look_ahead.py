@@ -16,7 +16,7 @@ from rechub_dist.assembly import readers
 from rechub_dist.batch import Batch
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.data.run_file import load_run
-from rechub_dist.distributed.hosted import Hosted
+from rechub_dist.distributed.external_control import ExternalControl
 from rechub_dist.errors import UserError
 from rechub_dist.training import feed
 from rechub_dist.training import pipeline as pipelines
@@ -50,7 +50,7 @@ def train_ahead(path: Path, overrides: list[str] | None = None) -> Summary:
 
 def train_until(path: Path, step: int) -> Summary:
     """Rank 1 is asked to stop while it trains on the (0-based) `step`."""
-    hosted = Hosted()
+    control = ExternalControl()
 
     def made(*args: Any, **kwargs: Any) -> Pipeline:
         pipeline = make_pipeline(*args, **kwargs)
@@ -58,14 +58,14 @@ def train_until(path: Path, step: int) -> Summary:
 
         def watched(batches: Iterator[Batch], number: int) -> Any:
             if number == step and torch.distributed.get_rank() == 1:
-                hosted.stop.ask()
+                control.stop.ask()
             return progress(batches, number)
 
         pipeline.progress = watched  # type: ignore[method-assign]
         return pipeline
 
     with looking_ahead(), mock.patch.object(trainer_module, "make_pipeline", made):
-        return run(load_run(path, []), hosted)
+        return run(load_run(path, []), control)
 
 
 def same(path: Path, reference: Path, tolerance: float = 0.0) -> None:
