@@ -6,7 +6,7 @@
 
 Both read the same Parquet files (zstd, dictionary-encoded, with page checksums, which the reader verifies and bare
 decoding does not) from a warm page cache: `decode` calls `read_row_group` for
-one row group after another and throws the columns away; the reader shuffles, converts and assembles batches of 4096 that
+one row group after another and throws the columns away; the reader shuffles, converts and makes batches of 4096 that
 are ready to be trained on. What the reader takes longer is what shuffling, checking, converting and batching cost.
 
     flat     26 int64 id columns, 13 float32 columns and a label, row groups of 65,536 rows
