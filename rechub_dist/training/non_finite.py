@@ -25,7 +25,7 @@ _ADVICE = (
 _SKIPS_IN_A_ROW = 20  # then the weights are at fault, not the rows
 
 
-class LossCheck:
+class NonFiniteGuard:
     """Looks at the losses of a run, step by step.
 
     Tables are updated inside the backward pass. So `skip` asks between forward and backward (`accepts`, a small

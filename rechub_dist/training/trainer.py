@@ -37,7 +37,7 @@ from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.reporting.step_times import StepTimes
 from rechub_dist.reporting.summary import Summary
 from rechub_dist.training.loop import Loop
-from rechub_dist.training.non_finite import LossCheck
+from rechub_dist.training.non_finite import NonFiniteGuard
 from rechub_dist.training.output import make_output, refuse_foreign
 from rechub_dist.training.pipeline import make_pipeline
 from rechub_dist.training.saves import Saves
@@ -127,7 +127,7 @@ class Trainer:
         watchdog = Watchdog(rt, config.output_dir / "logs", stall)
         train_module, module, optimizers, passes = parts.train_module, self.module, self.optimizers, self.passes
         watched = (train_module.model, train_module.objective)
-        losses = LossCheck(config.train, config.output_dir / "non_finite", rt, watched)
+        guard = NonFiniteGuard(config.train, config.output_dir / "non_finite", rt, watched)
         trace = config.output_dir / "rows" if config.train.trace_rows else None
         reader = self.valid_reader
         return Loop(
@@ -135,7 +135,7 @@ class Trainer:
             rt,
             train_module,
             optimizers,
-            make_pipeline(config.distributed.pipeline, module, optimizers, rt.device, losses),
+            make_pipeline(config.distributed.pipeline, module, optimizers, rt.device, guard),
             passes,
             Schedule(config, passes, validates=reader is not None),
             Validation(parts, module, passes, reader, rt, report, watchdog, stop, self._best_by),
@@ -144,7 +144,7 @@ class Trainer:
             watchdog,
             stop,
             self._lease,
-            losses,
+            guard,
             StepTimes(config.monitor.profile_every),
             None if trace is None else Trace(trace, rt.from_main(time.time_ns), rt.rank),
             begins_at,
