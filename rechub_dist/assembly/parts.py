@@ -111,8 +111,8 @@ def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
     torch.manual_seed(config.seed)
     found = plan(config, device=device, world_size=world_size)
     stage = EmbeddingStage(found.layout, found.model.dense_features(), config.seed)
-    step = TrainModule(stage, found.model, found.objective, world_size)
-    return Parts(config, found.schema, found.labels, found.layout, found.spec, step, found)
+    train_module = TrainModule(stage, found.model, found.objective, world_size)
+    return Parts(config, found.schema, found.labels, found.layout, found.spec, train_module, found)
 
 
 def build_model(config: RunConfig, schema: FeatureSchema) -> Model:

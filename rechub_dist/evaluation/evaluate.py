@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from rechub_dist.assembly.identity import vocabularies_of
 from rechub_dist.assembly.parts import Parts, TrainModule, build
 from rechub_dist.assembly.readers import evaluation_reader, items_spec, read_manifest
-from rechub_dist.assembly.sharded import shard_step
+from rechub_dist.assembly.sharded import shard_train_module
 from rechub_dist.batch import Batch
 from rechub_dist.checkpoint import open_checkpoints
 from rechub_dist.checkpoint.state import weights_state
@@ -68,12 +68,12 @@ def load_best(config: RunConfig, parts: Parts, rt: Runtime) -> int:
         UserError: the run has no checkpoint, or was trained with other vocabularies.
     """
     checkpoints = open_checkpoints(config, rt)
-    module = shard_step(parts, rt, trains=False)
+    module = shard_train_module(parts, rt, trains=False)
     return checkpoints.load_best(weights_state(module, parts.layout), rt.together(lambda: vocabularies_of(parts)))
 
 
 def evaluate(
-    step: TrainModule,
+    train_module: TrainModule,
     parts: Parts,
     reader: ParquetReader,
     runtime: Runtime,
@@ -87,11 +87,11 @@ def evaluate(
     Raises:
         Stopped: on all ranks, between two batches, when `stop` says so on one.
     """
-    training = step.training
-    step.eval()
+    training = train_module.training
+    train_module.eval()
     try:
         with torch.no_grad():
-            tally, skips, objective, wanted = Tally(), list[Skipped](), step.objective, parts.config.evaluation
+            tally, skips, objective, wanted = Tally(), list[Skipped](), train_module.objective, parts.config.evaluation
             tasks = None
             if isinstance(objective, TaskObjective):
                 tasks = Measured(objective, wanted.wanted)
@@ -100,15 +100,15 @@ def evaluate(
             fault = (lambda: None) if tasks is None else tasks.fault
             batches = on_device(agreed_batches(reader, runtime, advance, stop, tally, skips, fault), runtime)
             if isinstance(objective, RetrievalObjective):
-                found = _ranking(step, objective, parts, batches, tasks, runtime)
+                found = _ranking(train_module, objective, parts, batches, tasks, runtime)
             else:
                 assert tasks is not None
                 for batch in batches:
-                    tasks.add(step.model(step.stage(batch)), batch)
+                    tasks.add(train_module.model(train_module.stage(batch)), batch)
                 found = tasks.finish(runtime)
             return replace(found, skipped=tally.skipped, skips=tuple(skips))
     finally:
-        step.train(training)
+        train_module.train(training)
 
 
 def agreed_batches(
@@ -167,7 +167,7 @@ def on_device(batches: Iterator[Batch], runtime: Runtime) -> Iterator[Batch]:
 
 
 def _ranking(
-    step: TrainModule,
+    train_module: TrainModule,
     objective: RetrievalObjective,
     parts: Parts,
     batches: Iterator[Batch],
@@ -178,15 +178,15 @@ def _ranking(
 
     Each rank scores all ranks' users against its own part of the catalogue. Auxiliary tasks are measured as well.
     """
-    model, config = step.model, parts.config.evaluation
+    model, config = train_module.model, parts.config.evaluation
     assert isinstance(model, RecallModel)
-    catalogue = catalogue_of(step, objective, parts, runtime)
+    catalogue = catalogue_of(train_module, objective, parts, runtime)
     metrics = objective.rankings(config)
     depth = max((metric.depth for metric in metrics.values()), default=0)
     sampled = {name: metric for name, metric in objective.rankings(config).items() if not metric.depth}
     ranked = 0
     for batch in batches:
-        embedded = step.stage(batch)
+        embedded = train_module.stage(batch)
         user, mask = model.user(embedded)
         if tasks is not None:
             tasks.add(model(embedded), batch)
@@ -246,15 +246,15 @@ def _drawn(objective: RetrievalObjective, count: int, target: Tensor, seen: Jagg
     return torch.from_numpy(drawn).view(n, count).to(target.device)
 
 
-def catalogue_of(step: TrainModule, objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Catalogue:
+def catalogue_of(train_module: TrainModule, objective: RetrievalObjective, parts: Parts, runtime: Runtime) -> Catalogue:
     """This rank's part of the items: every rank has about as many."""
-    model = step.model
+    model = train_module.model
     assert isinstance(model, RecallModel)
     rows = objective.item.table.rows
     ids, vectors = [torch.empty(0, dtype=torch.int64)], []
     for batch in _item_batches(objective, parts, runtime):
         ids.append(batch.feature(objective.item.feature.name).values())
-        vectors.append(model.item(step.stage(batch.to(runtime.device))))
+        vectors.append(model.item(train_module.stage(batch.to(runtime.device))))
     held = torch.cat(ids)
     _check_catalogue(held, rows, parts, runtime)
     place = torch.full((rows,), -1)

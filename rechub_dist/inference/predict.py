@@ -132,20 +132,20 @@ def predicted(
 
 def user_vectors(parts: Parts, batch: Batch) -> tuple[Tensor, Tensor]:
     """A recall model's user vectors [B, Q, D], and which are live, bool [B, Q], of a batch of `prediction_spec`."""
-    step, objective = parts.train_module, parts.train_module.objective
+    train_module, objective = parts.train_module, parts.train_module.objective
     assert isinstance(objective, RetrievalObjective)
-    assert isinstance(step.model, RecallModel)
+    assert isinstance(train_module.model, RecallModel)
     there = tuple(feature for feature in parts.spec.dense if feature not in objective.item_dense)
     dense = with_missing(batch.dense, there, parts.spec.dense)
     whole = replace(batch, dense=dense, id_weights=with_no_weights(parts.spec, batch.id_weights, dense))
-    return step.model.user(step.stage(whole))
+    return train_module.model.user(train_module.stage(whole))
 
 
 def _scores(parts: Parts, batch: Batch) -> dict[str, pa.Array]:
-    step = parts.train_module
-    assert isinstance(step.objective, TaskObjective)
-    unlabelled = replace(batch, labels=batch.labels.new_zeros(batch.rows, len(step.objective.labels)))
-    scores = step.objective.scores(step.model(step.stage(batch)), unlabelled)
+    train_module = parts.train_module
+    assert isinstance(train_module.objective, TaskObjective)
+    unlabelled = replace(batch, labels=batch.labels.new_zeros(batch.rows, len(train_module.objective.labels)))
+    scores = train_module.objective.scores(train_module.model(train_module.stage(batch)), unlabelled)
     return {f"predicted_{name}": pa.array(score.predictions.float().cpu().numpy()) for name, score in scores.items()}
 
 

@@ -211,10 +211,10 @@ class Run:
         return pa.concat_tables([piece for piece in pieces if piece is not None]).combine_chunks()
 
     def _items(self, batch: Batch, objective: RetrievalObjective) -> dict[str, pa.Array]:
-        step = self._parts.train_module
-        assert isinstance(step.model, RecallModel)
+        train_module = self._parts.train_module
+        assert isinstance(train_module.model, RecallModel)
         whole = batch_of_items(batch.to(torch.device("cpu")), objective, self._parts)
-        return {"vector": _fixed(step.model.item(step.stage(whole.to(self._rt.device))))}
+        return {"vector": _fixed(train_module.model.item(train_module.stage(whole.to(self._rt.device))))}
 
 
 def as_settings(overrides: Mapping[str, Any] | None) -> list[str]:

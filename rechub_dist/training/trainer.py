@@ -13,7 +13,7 @@ from rechub_dist.assembly.identity import identity, other_than
 from rechub_dist.assembly.parts import Parts, build
 from rechub_dist.assembly.precision import check_precision
 from rechub_dist.assembly.readers import check_items, check_kinds, open_passes, optional_reader, warning_of, with_draws
-from rechub_dist.assembly.sharded import shard_step
+from rechub_dist.assembly.sharded import shard_train_module
 from rechub_dist.checkpoint import Position, open_checkpoints
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.state import train_state, weights_state
@@ -105,7 +105,7 @@ class Trainer:
         rt.together(lambda: make_output(config, rt))
         log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
         self._begun_with: list[str] = []
-        self.module = shard_step(self.parts, rt, notes=self._begun_with)
+        self.module = shard_train_module(self.parts, rt, notes=self._begun_with)
         self.optimizers = rt.together(
             lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule, make_dense)
         )
