@@ -6,7 +6,7 @@
 
 Both read the same Parquet files (zstd, dictionary-encoded, with page checksums, which the reader verifies and bare
 decoding does not) from a warm page cache: `decode` calls `read_row_group` for
-one row group after another and throws the columns away; the reader shuffles, converts and deals batches of 4096 that
+one row group after another and throws the columns away; the reader shuffles, converts and makes batches of 4096 that
 are ready to be trained on. What the reader takes longer is what shuffling, checking, converting and batching cost.
 
     flat     26 int64 id columns, 13 float32 columns and a label, row groups of 65,536 rows
@@ -101,10 +101,10 @@ def decode(manifest: Manifest, spec: BatchSpec) -> int:
     return rows
 
 
-def consume(manifest: Manifest, spec: BatchSpec, lanes: int | None, prefetch: int) -> int:
-    """An epoch of batches; returns the rows read. No lanes: the stored order."""
-    shuffle = lanes is not None
-    reader = ParquetReader(manifest, spec, batch_size=BATCH, shuffle=shuffle, lanes=lanes, prefetch=prefetch)
+def consume(manifest: Manifest, spec: BatchSpec, streams: int | None, prefetch: int) -> int:
+    """An epoch of batches; returns the rows read. No streams: the stored order."""
+    shuffle = streams is not None
+    reader = ParquetReader(manifest, spec, batch_size=BATCH, shuffle=shuffle, streams=streams, prefetch=prefetch)
     return sum(batch.rows for batch in reader.batches(0))
 
 
@@ -126,9 +126,9 @@ def main(
             spec = write(folder, size)
             manifest = Manifest.read(str(folder))
             runs: dict[str, Callable[[], int]] = {"decode": lambda m=manifest, s=spec: decode(m, s)}  # type: ignore[misc]
-            for lanes in (None, 4, 16):
-                title = "stored order" if lanes is None else f"shuffled, {lanes} lanes"
-                runs[title] = lambda m=manifest, s=spec, n=lanes: consume(m, s, n, prefetch)  # type: ignore[misc]
+            for streams in (None, 4, 16):
+                title = "stored order" if streams is None else f"shuffled, {streams} streams"
+                runs[title] = lambda m=manifest, s=spec, n=streams: consume(m, s, n, prefetch)  # type: ignore[misc]
             times = measure(runs, rounds, manifest.rows)
             for title, found in times.items():
                 ratios = [
@@ -164,7 +164,7 @@ def first_batch(files: int) -> None:
             batches.close()
             print(
                 f"{files:,} files, {what}: manifest {listed - began:.2f} s, first batch {ended - listed:.2f} s later "
-                f"({reader.order.lanes} lanes)"
+                f"({reader.order.streams} streams)"
             )
 
 

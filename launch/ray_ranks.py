@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig
 
 from rechub_dist.checkpoint.folder import step_folder
 from rechub_dist.config import RunConfig
-from rechub_dist.distributed.hosted import Hosted, hosted
+from rechub_dist.distributed.external_control import ExternalControl, external_control
 from rechub_dist.distributed.process import LAUNCH, quiet_libraries
 from rechub_dist.errors import UserError
 from rechub_dist.launching.search import evaluations
@@ -101,10 +101,10 @@ def work(job: dict[str, Any]) -> Any:
     from rechub_dist.inference.predict import predict_run  # noqa: PLC0415 - takes seconds
     from rechub_dist.training.trainer import run  # noqa: PLC0415 - takes seconds, and a driver can do without
 
-    task, desk, host = job["work"], job["desk"], hosted()
+    task, desk, control = job["work"], job["desk"], external_control()
     if ray.get(desk.begin.remote(task.training)) is not None:
         return None
-    host.ended.clear()
+    control.ended.clear()
     try:
         if task.evaluate is not None:
             step, found = evaluate_run(task.config, task.evaluate)
@@ -112,28 +112,28 @@ def work(job: dict[str, Any]) -> Any:
         if task.predict is not None:
             step, rows = predict_run(task.config, task.predict)
             return {"step": step, "rows": rows, "predictions": task.predict.out}
-        attendant = threading.Thread(target=_attend, args=(host, task), name="rechub-dist-attendant", daemon=True)
+        attendant = threading.Thread(target=_attend, args=(control, task), name="rechub-dist-attendant", daemon=True)
         attendant.start()
-        threading.Thread(target=_listen, args=(host, desk), name="rechub-dist-listener", daemon=True).start()
+        threading.Thread(target=_listen, args=(control, desk), name="rechub-dist-listener", daemon=True).start()
         os.environ[LAUNCH] = job["launch"]
-        summary = run(task.config, host, take_over=task.take_over)
+        summary = run(task.config, control, take_over=task.take_over)
     except UserError as error:
         ray.get(desk.tell.remote(str(error)))
         return None
     finally:
-        host.ended.set()
+        control.ended.set()
     attendant.join(_GRACE_SECONDS)  # one whose report fails leaves the others waiting
     return summary
 
 
-def _listen(host: Hosted, desk: Any) -> None:
+def _listen(control: ExternalControl, desk: Any) -> None:
     """Beside the training: stop it when the driver says so. A job that is stopped has few seconds."""
     with suppress(RayActorError):  # the driver is gone, and Ray ends the ranks
         ray.get(desk.asked.remote())
-        host.stop.ask()
+        control.stop.ask()
 
 
-def _attend(host: Hosted, work: Work) -> None:
+def _attend(control: ExternalControl, work: Work) -> None:
     """Beside the training: tell Ray what the main rank records, and the training that its node is to go.
 
     Ray's reports and its news of preemption are collective: all ranks' attendants do the same rounds.
@@ -141,19 +141,19 @@ def _attend(host: Hosted, work: Work) -> None:
     main = ray.train.get_context().get_world_rank() == 0
     reports = _Reports(work)
     with suppress(RayActorError):  # the driver is gone, and Ray ends the ranks
-        while not _round(host, reports, main):
-            host.ended.wait(_LOOK_SECONDS)
+        while not _round(control, reports, main):
+            control.ended.wait(_LOOK_SECONDS)
 
 
-def _round(host: Hosted, reports: _Reports, main: bool) -> bool:
+def _round(control: ExternalControl, reports: _Reports, main: bool) -> bool:
     """One round of the attendants; returns whether it is the last."""
-    ended = host.ended.is_set()
-    found = reports.take(host) if main else None
+    ended = control.ended.is_set()
+    found = reports.take(control) if main else None
     due, over = broadcast_from_rank_zero((found is not None, ended))
     if due:
         _report(*(found or ({}, None)))
     if ray.train.get_preemption_info() is not None:
-        host.stop.ask()
+        control.stop.ask()
     return bool(over)
 
 
@@ -164,11 +164,11 @@ class _Reports:
         self._work = work
         self._latest: dict[str, Any] = {}
 
-    def take(self, host: Hosted) -> tuple[dict[str, Any], str | None] | None:
+    def take(self, control: ExternalControl) -> tuple[dict[str, Any], str | None] | None:
         """The latest metrics of each split, and the path of a new checkpoint; None if there is nothing new."""
         checkpoint, new = None, False
-        while not host.records.empty():
-            record = host.records.get()
+        while not control.records.empty():
+            record = control.records.get()
             split, place = record.pop("split"), {"step": record.pop("step"), "epoch": record.pop("epoch")}
             if split not in self._work.splits:
                 continue
@@ -240,10 +240,10 @@ def _prepare(address: str, port: int) -> None:
     )
     hosts = "1" if world == local_world else "2"  # or more: it is about the network interface
     os.environ.update(environment(Launch(local_world, hosts, f"{address}:{port}")))
-    hosted().stop_on_signals()
+    external_control().stop_on_signals()
 
 
 def _save_and_stop() -> None:
     """In the main thread of each worker, when Ray is to end it: at a change of their number, all may have work."""
-    hosted().stop.ask()
-    hosted().ended.wait(_GRACE_SECONDS)
+    external_control().stop.ask()
+    external_control().ended.wait(_GRACE_SECONDS)

@@ -5,7 +5,7 @@
 #       [--outer-restarts N]
 #
 # Prints the equivalent torchrun command, and takes every option of `rechub-dist train`. torchrun restarts workers, but
-# ends everywhere when the host dies that the others meet at: --outer-restarts starts this host's agent again, and the
+# ends everywhere when the host of the rendezvous store dies: --outer-restarts starts this host's agent again, and the
 # run goes on from its checkpoint as soon as that host is back. A mistake (exit code 2), a run that is done and a request
 # to stop are not restarted. PYTHON names the interpreter.
 set -u

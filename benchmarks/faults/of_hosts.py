@@ -78,8 +78,8 @@ def host_preempted(scene: Scene) -> Times:
     return times
 
 
-def meeting_host_killed(scene: Scene) -> Times:
-    """The host that all meet at loses power, and is started anew after 5 s."""
+def rendezvous_host_killed(scene: Scene) -> Times:
+    """The host of the rendezvous store loses power, and is started anew after 5 s."""
     hosts = scene.hosts = Hosts(2)
     run, other = (scene.start_on(host, "2", "--outer-restarts", "9") for host in (0, 1))
     scene.reach(110, run)
@@ -95,12 +95,12 @@ def meeting_host_killed(scene: Scene) -> Times:
 
 
 def first_host_killed(scene: Scene) -> Times:
-    """The first host loses power for good; the hosts meet at a store of its own on a third one."""
+    """The first host loses power for good; the rendezvous store is a separate one on a third host."""
     hosts = scene.hosts = Hosts(3)
     store = hosts.run(2, [sys.executable, "-m", "rechub_dist", "store", "--port", "29400"])
     store.wait_for("listening")
-    meet = ("--rdzv", f"{hosts.address(2)}:29400", "--rdzv-external")
-    run, other = (scene.start_on(host, "1:2", *meet) for host in (0, 1))
+    store = ("--rdzv", f"{hosts.address(2)}:29400", "--rdzv-external")
+    run, other = (scene.start_on(host, "1:2", *store) for host in (0, 1))
     scene.reach(110, run)
     at = time.monotonic()
     hosts.kill(0)
@@ -123,6 +123,6 @@ OF_HOSTS: tuple[Fault, ...] = (
     host_joins,
     host_gone_and_back,
     host_preempted,
-    meeting_host_killed,
+    rendezvous_host_killed,
     first_host_killed,
 )

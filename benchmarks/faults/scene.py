@@ -85,8 +85,8 @@ class Scene:
     def start_on(self, host: int, nnodes: str, *options: str) -> Command:
         """The command on one of several hosts, with one rank each."""
         assert self.hosts is not None
-        meet = options if "--rdzv" in options else ("--rdzv", f"{self.hosts.address(0)}:29400", *options)
-        command = train_command(self.run_file, "--nproc", "1", "--nnodes", nnodes, *meet)
+        rendezvous = options if "--rdzv" in options else ("--rdzv", f"{self.hosts.address(0)}:29400", *options)
+        command = train_command(self.run_file, "--nproc", "1", "--nnodes", nnodes, *rendezvous)
         return self.hosts.run(host, command, {"RECHUB_OUTER_PAUSE": "1"})
 
     def reach(self, step: int, run: Command) -> None:

@@ -24,7 +24,7 @@ class Profit:
 
     def merge(self, ranks: Runtime) -> None:
         """Add the ranks' sums."""
-        self.sums = ranks.add_up(self.sums)
+        self.sums = ranks.all_reduce_sum(self.sums)
 
     def compute(self) -> float:
         """Profit a row."""

@@ -115,7 +115,9 @@ def _memory(parts: Parts, rt: Runtime) -> tuple[int, str]:
     return max(0, memory_for_tables(total) - rest), assumed
 
 
-def unsharded_bytes(step: nn.Module) -> int:
+def unsharded_bytes(train_module: nn.Module) -> int:
     """Of the parameters that each rank holds whole."""
     sharded = ("stage.pooled.", "stage.unpooled.")
-    return sum(p.numel() * p.element_size() for name, p in step.named_parameters() if not name.startswith(sharded))
+    return sum(
+        p.numel() * p.element_size() for name, p in train_module.named_parameters() if not name.startswith(sharded)
+    )

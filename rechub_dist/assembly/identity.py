@@ -129,7 +129,7 @@ def _resolved(found: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
             "batch_size": data.batch_size,
             "shuffle": data.shuffle,
             "shuffle_rows": data.shuffle_rows,
-            "max_lanes": data.max_lanes,
+            "max_streams": data.max_streams,
             "drop_last": data.drop_last,
             "order": data.order,
             **facts,

@@ -63,7 +63,7 @@ def _counts(parts: Parts, rt: Runtime, item: SparseFeature, history: SequenceFea
     paths: list[Source] = [data.train] if data.mix is None else [source.path for source in data.mix]
     manifests = [read_manifest(config, rt, path, parts.spec) for path in paths]
     counts = [
-        rt.add_up(rt.together(lambda m=manifest: count_positives(m, item, history, rt.rank, rt.world_size)))  # type: ignore[misc]
+        rt.all_reduce_sum(rt.together(lambda m=manifest: count_positives(m, item, history, rt.rank, rt.world_size)))  # type: ignore[misc]
         for manifest in manifests
     ]
     if data.mix is None:
@@ -206,7 +206,7 @@ def warning_of(config: RunConfig, reader: ParquetReader) -> str | None:
         data.batch_size,
         reader.world_size,
         shuffle_rows=data.shuffle_rows,
-        max_lanes=data.max_lanes,
+        max_streams=data.max_streams,
     )
 
 
@@ -276,12 +276,12 @@ def _reader(
         shuffle=data.shuffle and training,
         seed=config.seed,
         shuffle_rows=data.shuffle_rows,
-        max_lanes=data.max_lanes,
+        max_streams=data.max_streams,
         prefetch=data.prefetch,
         drop_last=data.drop_last and training,
         mix=mix,
-        # In evaluation the order is free, and a lane a rank lets each open its own row groups only.
-        lanes=None if training else rt.world_size,
+        # In evaluation the order is free, and a stream a rank lets each open its own row groups only.
+        streams=None if training else rt.world_size,
         finish=_for_device(parts, training=training) if looks_ahead(rt.device) else None,
     )
 

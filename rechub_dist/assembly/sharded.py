@@ -12,7 +12,7 @@ from rechub_dist.embedding.planning import kind_of, make_plan
 from rechub_dist.embedding.sharding import mark_optimizers, shard
 
 
-def shard_step(
+def shard_train_module(
     parts: Parts, rt: Runtime, *, trains: bool = True, notes: list[str] | None = None
 ) -> DistributedModelParallel:
     """Plan and shard a run's tables, make batch normalisation global, and put DDP around the rest. Collective.

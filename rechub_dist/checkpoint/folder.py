@@ -53,12 +53,12 @@ class Folder:
         """All files by name, with their sizes in bytes."""
         root = self._root.rstrip("/")
         selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
-        found = self._store.patiently(lambda _: self._filesystem.get_file_info(selector), self.address)
+        found = self._store.with_retries(lambda _: self._filesystem.get_file_info(selector), self.address)
         return {info.path[len(root) + 1 :]: info.size for info in found if info.type == pafs.FileType.File}
 
     def size(self, name: str) -> int | None:
         """A file's size in bytes; None where there is none."""
-        info = self._store.patiently(lambda _: self._filesystem.get_file_info(self._inside(name)), self.path(name))
+        info = self._store.with_retries(lambda _: self._filesystem.get_file_info(self._inside(name)), self.path(name))
         return info.size if info.type == pafs.FileType.File else None
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> memoryview:
@@ -80,7 +80,7 @@ class Folder:
                 return data[:done].data
 
         try:
-            found = self._store.patiently(fetch, self.path(name))
+            found = self._store.with_retries(fetch, self.path(name))
         except BadFileError as error:
             raise DamagedError(str(error)) from error
         if length is not None and len(found) < length:

@@ -11,6 +11,7 @@ import torch
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.load import read_manifest, read_rows
 from rechub_dist.checkpoint.manifest import DamagedError, Manifest, NewerError
+from rechub_dist.config.versions import with_current_keys
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -71,13 +72,13 @@ def inspect_checkpoint(folder: Folder, manifest: Manifest) -> dict[str, Any]:
         summary = TensorSummary(name, saved.dtype, saved.shape, len(saved.pieces), sharding, math.sqrt(squares))
         tensors.append(asdict(summary))
     run = manifest.run
-    data = run["identity"]["data"]
+    data = with_current_keys(run["identity"])["data"]
     return {
         "path": folder.path(step_folder(manifest.step)),
         "step": manifest.step,
         "position": run["position"],
         "data": {
-            key: data[key] for key in ("batch_size", "order", "shuffle", "shuffle_rows", "max_lanes", "drop_last")
+            key: data[key] for key in ("batch_size", "order", "shuffle", "shuffle_rows", "max_streams", "drop_last")
         },
         "model": run["identity"]["model"]["name"],
         "seed": run["identity"]["seed"],

@@ -42,14 +42,14 @@ class _Vectors:
         self.rows, self.width = entry.shape
         self.store, self.path = locate(config.file, storage)
 
-    def patiently(self, work: Callable[[Any], T]) -> T:
+    def with_retries(self, work: Callable[[Any], T]) -> T:
         """What `work` makes of the open file."""
 
         def attempt(_number: int) -> T:
             with self.store.filesystem.open_input_file(self.path) as source:
                 return work(source)
 
-        return self.store.patiently(attempt, f"warm_start.embeddings: {self.config.file}")
+        return self.store.with_retries(attempt, f"warm_start.embeddings: {self.config.file}")
 
     def wrong(self, what: str) -> UserError:
         """What is wrong with the file."""
@@ -71,7 +71,7 @@ class _Npy(_Vectors):
                 last = min(first + step, piece.row + rows, shape[0])
                 row = self.width * dtype.itemsize
                 offset, length = start + first * row, (last - first) * row
-                data = self.patiently(lambda source, o=offset, n=length: source.read_at(n, o))  # type: ignore[misc]
+                data = self.with_retries(lambda source, o=offset, n=length: source.read_at(n, o))  # type: ignore[misc]
                 if len(data) < length:
                     raise self.wrong(f"ends before row {last:,} of {shape[0]:,}")
                 vectors = np.frombuffer(data, dtype).reshape(last - first, self.width)
@@ -81,7 +81,7 @@ class _Npy(_Vectors):
         return shape[0]
 
     def _header(self) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-        head = io.BytesIO(self.patiently(lambda source: source.read_at(min(source.size(), 4096), 0)))
+        head = io.BytesIO(self.with_retries(lambda source: source.read_at(min(source.size(), 4096), 0)))
         try:
             version = np.lib.format.read_magic(head)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -97,7 +97,7 @@ class _Npy(_Vectors):
 
 class _Parquet(_Vectors):
     def load(self) -> int:
-        metadata = self.patiently(lambda source: open_parquet(source).metadata)
+        metadata = self.with_retries(lambda source: open_parquet(source).metadata)
         schema = metadata.schema.to_arrow_schema()
         for column in (self.config.id, self.config.vector):
             if column not in schema.names:
@@ -118,7 +118,7 @@ class _Parquet(_Vectors):
             return open_parquet(source).read_row_group(group, columns=[name]).column(name).combine_chunks()
 
         try:
-            found = self.patiently(read)
+            found = self.with_retries(read)
         except pa.ArrowException as error:
             raise self.wrong(f"row group {group} cannot be read: {one_line(error)}") from error
         if found.null_count:

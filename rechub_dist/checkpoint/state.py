@@ -34,18 +34,18 @@ def weights_state(module: DistributedModelParallel, layout: Layout) -> dict[str,
     return _weights_state(module.module, layout, sharded_weights(module, layout))
 
 
-def local_weights_state(step: nn.Module, layout: Layout) -> dict[str, Entry]:
+def local_weights_state(train_module: nn.Module, layout: Layout) -> dict[str, Entry]:
     """As `weights_state`, of a train module that is not sharded, all of whose tables are replicated."""
-    return _weights_state(step, layout, {})
+    return _weights_state(train_module, layout, {})
 
 
-def _weights_state(step: Any, layout: Layout, sharded: dict[str, ShardedTensor]) -> dict[str, Entry]:
+def _weights_state(train_module: Any, layout: Layout, sharded: dict[str, ShardedTensor]) -> dict[str, Entry]:
     state: dict[str, Entry] = {}
     for name, placed in layout.tables.items():
         replicated = placed.collection == REPLICATED
-        weight = step.stage.replicated.local.weight(name).detach() if replicated else sharded[name]
+        weight = train_module.stage.replicated.local.weight(name).detach() if replicated else sharded[name]
         state[f"tables/{name}/weight"] = _table_entry(weight, placed)
-    for name, value in step.model.state_dict().items():
+    for name, value in train_module.model.state_dict().items():
         state[f"dense/{name}"] = Entry.whole(value.detach())
     return state
 

@@ -165,7 +165,8 @@ def inspect(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Global batch of the run to come.")] = 8192,
     ranks: Annotated[int, typer.Option(min=1, help="Ranks of the run to come.")] = 1,
-    max_lanes: Annotated[int, typer.Option(min=1, help="data.max_lanes of the run to come.")] = 64,
+    max_streams: Annotated[int, typer.Option(min=1, help="data.max_streams of the run to come.")] = 64,
+    max_lanes: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,  # its former name
 ) -> None:
     """Show schema, rows, row groups and null counts, and how well the rows would be mixed in training.
 
@@ -190,10 +191,10 @@ def inspect(
     if write:
         raise typer.BadParameter("--write needs --schema")
     for shown in [f"{path}/{split}" for split in splits] or [path]:
-        _show(shown, batch_size, ranks, max_lanes)
+        _show(shown, batch_size, ranks, max_lanes or max_streams)
 
 
-def _show(path: str, batch_size: int, ranks: int, max_lanes: int) -> None:
+def _show(path: str, batch_size: int, ranks: int, max_streams: int) -> None:
     """Print what `inspect` tells of one split."""
     from rechub_dist.data.order.quality import layout_quality, layout_warning  # noqa: PLC0415
     from rechub_dist.data.parquet.manifest import Manifest, describe  # noqa: PLC0415
@@ -211,7 +212,7 @@ def _show(path: str, batch_size: int, ranks: int, max_lanes: int) -> None:
         highlight=False,
     )
     counts = Manifest.read(str(path)).counts
-    quality = layout_quality(counts, batch_size, ranks, max_lanes=max_lanes)
+    quality = layout_quality(counts, batch_size, ranks, max_streams=max_streams)
     console.print(
         f"shuffled in batches of {batch_size:,} on {ranks:,} rank(s): a batch has rows of "
         f"{quality.groups_per_batch:.0f} row groups, rank correlation of stored and read order "
@@ -220,7 +221,7 @@ def _show(path: str, batch_size: int, ranks: int, max_lanes: int) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    if (warning := layout_warning(str(path), counts, batch_size, ranks, max_lanes=max_lanes)) is not None:
+    if (warning := layout_warning(str(path), counts, batch_size, ranks, max_streams=max_streams)) is not None:
         console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
 

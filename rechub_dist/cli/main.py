@@ -63,10 +63,13 @@ def train(
     nproc: Nproc = None,
     nnodes: Annotated[str, typer.Option(metavar="N | MIN:MAX", help="Hosts of the run.", rich_help_panel=_HOSTS)] = "1",
     rdzv: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where the hosts meet: one of them.", rich_help_panel=_HOSTS)
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Address of the rendezvous store, on one of the hosts.", rich_help_panel=_HOSTS
+        ),
     ] = None,
     rdzv_id: Annotated[
-        str, typer.Option(help="Tells runs that meet at one place apart.", rich_help_panel=_HOSTS)
+        str, typer.Option(help="Tells runs that share a rendezvous store apart.", rich_help_panel=_HOSTS)
     ] = "rechub-dist",
     rdzv_external: Annotated[
         bool, typer.Option(help="A `rechub-dist store` listens there.", rich_help_panel=_HOSTS)
@@ -77,7 +80,7 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Seconds to wait for missing hosts (default: 600), and, if given, for the rendezvous and its name.",
+            help="Seconds to wait for missing hosts (default: 600), and, if given, for the rendezvous store too.",
             rich_help_panel=_HOSTS,
         ),
     ] = None,
@@ -243,7 +246,7 @@ def examples(
 
 @app.command()
 def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: any.")] = RENDEZVOUS) -> None:
-    """Be the place where the hosts of runs meet (--rdzv, --rdzv-external), on a host that trains nothing."""
+    """Serve the rendezvous store of runs (--rdzv, --rdzv-external), on a host that trains nothing."""
     from rechub_dist.launching.launcher import serve_store  # noqa: PLC0415
 
     serve_store(port)

@@ -64,7 +64,7 @@ Source = str | Selection | tuple[str | Selection, ...]
 
 
 class DataConfig(Section):
-    """Where the rows come from and how they are dealt into batches."""
+    """Where the rows come from and how they are put into batches."""
 
     root: str = Field(description="folder of a prepared data set: a path, or an address such as s3://bucket/folder")
     dataset: str | dict[str, Any] | None = Field(
@@ -104,10 +104,10 @@ class DataConfig(Section):
     drop_last: bool = Field(False, description="leave the last batch of each pass over train out where it is short")
     shuffle: bool = Field(True, description="shuffle rows anew each epoch, or within each partition")
     shuffle_rows: int = Field(8_000_000, gt=0, description="rows in the shuffle's windows over all ranks")
-    max_lanes: int = Field(
+    max_streams: int = Field(
         64,
         gt=0,
-        description="places of the data that are read side by side; raise it to the number of ranks beyond that",
+        description="streams of row groups that a batch interleaves; with more ranks, raise it to their number",
     )
     prefetch: int = Field(4, gt=0, description="batches a rank prepares ahead")
     on_bad_file: Literal["error", "skip"] = Field(

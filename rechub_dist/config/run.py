@@ -20,7 +20,7 @@ from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import StrictLoader, dump_yaml, parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
-from rechub_dist.config.versions import with_former_defaults
+from rechub_dist.config.versions import RENAMED, with_current_keys, with_former_defaults
 from rechub_dist.config.warm_start import WarmStartConfig
 from rechub_dist.errors import UserError, nearest, one_line
 
@@ -134,6 +134,10 @@ def run_from(tree: Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfi
 
 
 def _changed(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> RunConfig:
+    try:
+        tree = with_current_keys(tree)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
     for override in overrides:
         _override(tree, override)
     return _validate(tree, where)
@@ -203,7 +207,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
-    *parents, leaf = key.split(".")
+    *parents, leaf = RENAMED.get(key, key).split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
@@ -215,7 +219,7 @@ def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 def _validate(tree: Mapping[str, Any], where: str) -> RunConfig:
     try:
-        tree = from_objective(with_former_defaults(tree))
+        tree = from_objective(with_former_defaults(with_current_keys(tree)))
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
     try:

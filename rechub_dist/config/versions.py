@@ -18,6 +18,28 @@ VERSION = 1
 # kind, `optimizer?` where there is one. `*` is each entry of a list or mapping.
 FORMER: dict[int, dict[str, Any]] = {}
 
+# Keys of sections that have been renamed: the former name is still accepted, and not documented.
+RENAMED = {"data.max_lanes": "data.max_streams"}
+
+
+def with_current_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's tree with the current names of its keys.
+
+    Raises:
+        ValueError: a key has two values, one under its former name and one under the current one.
+    """
+    found = dict(tree)
+    for former, current in RENAMED.items():
+        section, _, old = former.partition(".")
+        new = current.removeprefix(f"{section}.")
+        node = found.get(section)
+        if not isinstance(node, dict) or old not in node:
+            continue
+        if node.get(new, node[old]) != node[old]:
+            raise ValueError(f"{former} is {node[old]!r}, {current} {node[new]!r}; write {current} alone")
+        found[section] = {new if key == old else key: value for key, value in node.items()}
+    return found
+
 
 def with_former_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A run's tree with the defaults of its version written out, where today's are others.

@@ -34,7 +34,7 @@ def count_positives(
         rank=rank,
         world_size=world_size,
         shuffle=False,
-        lanes=world_size,
+        streams=world_size,
     )
     counts = torch.zeros(item.table.rows, dtype=torch.int64)
     for batch in reader.batches(0):

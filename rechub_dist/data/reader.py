@@ -17,7 +17,7 @@ from rechub_dist.data.collate import assemble
 from rechub_dist.data.columns.fit import check_schema, column_uses
 from rechub_dist.data.columns.window import Window, open_window
 from rechub_dist.data.negatives import Draw
-from rechub_dist.data.order.epoch import MAX_LANES, SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
+from rechub_dist.data.order.epoch import MAX_STREAMS, SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
 from rechub_dist.data.order.epoch import Window as Place
 from rechub_dist.data.order.mix import Mix, MixEpoch, MixOrder
 from rechub_dist.data.parquet.files import DataFile, OpenFiles
@@ -35,7 +35,7 @@ class ParquetReader:
     """One rank's batches of a data set.
 
     Which rows make which global batch depends on the manifest, `batch_size`, `shuffle`, `seed`, `shuffle_rows`,
-    `max_lanes` and `lanes` alone (see `RowOrder`), neither on the world size nor on where an epoch is taken up.
+    `max_streams` and `streams` alone (see `RowOrder`), neither on the world size nor on where an epoch is taken up.
 
     Args:
         manifest: the data set.
@@ -45,12 +45,13 @@ class ParquetReader:
         shuffle: False keeps the stored order.
         seed: of the order and of drawn negatives.
         shuffle_rows: bound on the rows in open windows over all ranks (a quarter more are opened ahead).
-        max_lanes: bound on the number of lanes.
+        max_streams: bound on the number of streams.
         prefetch: batches that wait in the queue; 0 reads in the caller's thread.
-        lanes: overrides the number of lanes; a multiple of the world size suits an unshuffled pass on several ranks.
+        streams: overrides the number of streams; for an unshuffled pass on several ranks, a multiple of the world size
+            is best.
         drop_last: leave out the last batch of an epoch where it is short.
         mix: the manifest's row groups are those of several sources, of which each batch has a fixed share. Not with
-            `lanes`.
+            `streams`.
         finish: what becomes of each batch in the thread that reads it, before it is handed on.
 
     Raises:
@@ -69,9 +70,9 @@ class ParquetReader:
         shuffle: bool = True,
         seed: int = 0,
         shuffle_rows: int = SHUFFLE_ROWS,
-        max_lanes: int = MAX_LANES,
+        max_streams: int = MAX_STREAMS,
         prefetch: int = 4,
-        lanes: int | None = None,
+        streams: int | None = None,
         drop_last: bool = False,
         mix: Mix | None = None,
         finish: Callable[[Batch], Batch] | None = None,
@@ -83,8 +84,8 @@ class ParquetReader:
         check_schema(manifest.schema, spec, manifest.path)
         if manifest.skip_bad and any(catalogue.name not in spec.idle for catalogue in spec.catalogues):
             raise UserError(
-                "data.on_bad_file: skip does not go with negatives: full, which deals all items to the planned rows of "
-                "each batch; use on_bad_file: error, or sampled or in_batch negatives"
+                "data.on_bad_file: skip does not go with negatives: full, which shares all items out over the planned "
+                "rows of each batch; use on_bad_file: error, or sampled or in_batch negatives"
             )
         self.manifest = manifest
         self.spec = spec
@@ -100,8 +101,8 @@ class ParquetReader:
                 shuffle=shuffle,
                 seed=seed,
                 shuffle_rows=shuffle_rows,
-                max_lanes=max_lanes,
-                lanes=lanes,
+                max_streams=max_streams,
+                streams=streams,
                 drop_last=drop_last,
             )
         else:
@@ -112,7 +113,7 @@ class ParquetReader:
                 shuffle=shuffle,
                 seed=seed,
                 shuffle_rows=shuffle_rows,
-                max_lanes=max_lanes,
+                max_streams=max_streams,
                 drop_last=drop_last,
             )
 
@@ -173,7 +174,7 @@ def _fill(source: _Source, start_step: int, ready: queue.Queue[Any], stop: threa
             except BaseException as error:  # whatever it is, it belongs to the consumer
                 item = error
             while not stop.is_set():
-                # while the consumer is busy, open windows that will be due: lanes tend to need new ones together
+                # while the consumer is busy, open windows that will be due: streams tend to need new ones together
                 if ready.full() and source.open_ahead():
                     continue
                 with contextlib.suppress(queue.Full):
@@ -250,8 +251,8 @@ class _Source:
     def open_ahead(self) -> bool:
         """Open the window that is due next. False where nothing is, or enough are open ahead.
 
-        As many windows are open as the rank reads lanes when all have joined, a quarter more, and one. Only windows
-        that the rank surely needs are opened.
+        At most as many windows are open as the rank reads streams after the ramp-up, a quarter more, and one. Only
+        windows that the rank is sure to need are opened.
         """
         if not self._ahead:
             return False
@@ -267,10 +268,10 @@ class _Source:
     def _due(self) -> int | None:
         """The window to open ahead, if any."""
         reader, order = self._reader, self._order
-        lanes = -(-reader.order.lanes // reader.world_size)
-        if len(self._windows) > lanes + lanes // 4:
+        streams = -(-reader.order.streams // reader.world_size)
+        if len(self._windows) > streams + streams // 4:
             return None
-        due = [(order.window(i).first_step, i) for i in order.joining(self._step) if i not in self._windows]
+        due = [(order.window(i).first_step, i) for i in order.ramp_up(self._step) if i not in self._windows]
         for piece in self._slices:
             index = order.following(piece.window)
             while index is not None and index in self._windows:

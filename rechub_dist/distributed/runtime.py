@@ -68,7 +68,7 @@ class Runtime:
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]  # type: ignore[return-value]
 
-    def add_up(self, part: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, part: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over ranks. Collective."""
         total = part.clone()
         dist.all_reduce(total, group=self._group_for(part))
@@ -126,7 +126,7 @@ class _Alone(Runtime):
         """The result of `work`."""
         return work()
 
-    def add_up(self, part: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, part: torch.Tensor) -> torch.Tensor:
         """The tensor; a copy."""
         return part.clone()
 

@@ -95,7 +95,7 @@ class Watchdog:
             if now - state.at > self._allowed(state):
                 self._give_up(state, now - state.at)
 
-    def gets_on(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether this rank's last mark is younger than it may be."""
         state = self._state
         return time.monotonic() - state.at <= self._allowed(state)

@@ -77,8 +77,8 @@ class Optimizers:
         for schedule in self._schedules:
             schedule_factor(schedule, schedule.warmup_steps)  # the first step that needs decay_steps, if any does
         self._clip = dense.clip_norm
-        step = module.module
-        self.parameters: dict[str, nn.Parameter] = dict(step.model.named_parameters())
+        train_module = module.module
+        self.parameters: dict[str, nn.Parameter] = dict(train_module.model.named_parameters())
         arguments: dict[str, Any] = {"lr": dense.lr, "weight_decay": dense.weight_decay}
         if dense.name in ("adam", "adamw"):
             arguments["betas"] = dense.betas
@@ -91,7 +91,7 @@ class Optimizers:
             self.dense = _DENSE[dense.name](list(self.parameters.values()), **_with_eps(dense, arguments))
         self.replicated: dict[str, torch.optim.Optimizer] = {}
         for placed in layout.tables_in(REPLICATED):
-            local: LocalTables = step.stage.replicated.local
+            local: LocalTables = train_module.stage.replicated.local
             config = placed.optimizer
             arguments = {"lr": config.lr, **({"betas": config.betas} if config.name == "adam" else {})}
             self.replicated[placed.table.name] = _DENSE[config.name](

@@ -116,7 +116,7 @@ class Planned:
     note: str
 
 
-def make_plan(step: nn.Module, layout: Layout, cluster: Cluster, batch_size: int, kind: Kind) -> Planned | None:
+def make_plan(train_module: nn.Module, layout: Layout, cluster: Cluster, batch_size: int, kind: Kind) -> Planned | None:
     """Which rank holds which shard, from what all ranks have agreed on; None where nothing is sharded.
 
     The optimizers are marked already, so that the planner counts their states. On a GPU it counts the batches in
@@ -163,11 +163,11 @@ def make_plan(step: nn.Module, layout: Layout, cluster: Cluster, batch_size: int
         debug=False,
     )
     try:
-        plan = planner.plan(step, sharders())
+        plan = planner.plan(train_module, sharders())
     except PlannerError as error:
         if error.error_type not in _SHORTAGES:
             raise
-        raise UserError(_shortage(enumerator.enumerate(step, sharders()), cluster, placed)) from error
+        raise UserError(_shortage(enumerator.enumerate(train_module, sharders()), cluster, placed)) from error
     return Planned(plan, _note(chosen, cluster) if cuda else "")
 
 

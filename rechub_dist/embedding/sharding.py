@@ -1,4 +1,4 @@
-"""A training step's collections -> sharded over ranks, as planned (`planning`), and their weights."""
+"""A train module's collections -> sharded over ranks, as planned (`planning`), and their weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rechub_dist.embedding.optim import fused_optimizer, kernels
 from rechub_dist.embedding.planning import sharded_tables, sharders
 
 
-def mark_optimizers(step: nn.Module, layout: Layout) -> None:
+def mark_optimizers(train_module: nn.Module, layout: Layout) -> None:
     """Mark the collections' parameters with their fused optimizers, for their kernels and for the planner."""
     placed = sharded_tables(layout)
-    for name, parameter in step.named_parameters():
+    for name, parameter in train_module.named_parameters():
         table = placed.get(name.rsplit(".", 2)[-2])
         if table is not None and name.startswith(("stage.pooled.", "stage.unpooled.")):
             cls, arguments = fused_optimizer(table.optimizer)
@@ -30,16 +30,16 @@ def mark_optimizers(step: nn.Module, layout: Layout) -> None:
 
 
 def shard(
-    step: nn.Module,
+    train_module: nn.Module,
     layout: Layout,
     plan: ShardingPlan | None,
     group: dist.ProcessGroup,
     device: torch.device,
     bucket_mb: int,
 ) -> DistributedModelParallel:
-    """Shard the step's collections and put DDP around the rest. The tables' weights are whatever was in memory."""
+    """Shard the train module's collections and put DDP around the rest. The tables' weights are left uninitialised."""
     module = DistributedModelParallel(
-        step,
+        train_module,
         env=ShardingEnv.from_process_group(group),
         device=device,
         plan=plan or ShardingPlan({}),

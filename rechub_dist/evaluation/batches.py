@@ -37,7 +37,7 @@ def agreed_batches(
             message = message or str(error)
         runtime.raise_together(message, stop=stop())
         if batch is None:
-            tally.add(*runtime.add_up(torch.tensor([read, skipped])).tolist())
+            tally.add(*runtime.all_reduce_sum(torch.tensor([read, skipped])).tolist())
             skips += tally.note(runtime.gather_list(notices))
             tally.check(reader.rows, whole=True, what=reader.manifest.path)
             return

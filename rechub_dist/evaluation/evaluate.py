@@ -10,7 +10,7 @@ import torch
 from rechub_dist.assembly.identity import vocabularies_of
 from rechub_dist.assembly.parts import Parts, build
 from rechub_dist.assembly.readers import evaluation_reader
-from rechub_dist.assembly.sharded import shard_step
+from rechub_dist.assembly.sharded import shard_train_module
 from rechub_dist.checkpoint import open_checkpoints
 from rechub_dist.checkpoint.state import weights_state
 from rechub_dist.config import RunConfig
@@ -51,7 +51,7 @@ def load_best(config: RunConfig, parts: Parts, rt: Runtime) -> int:
         UserError: the run has no checkpoint, or was trained with other vocabularies.
     """
     checkpoints = open_checkpoints(config, rt)
-    module = shard_step(parts, rt, trains=False)
+    module = shard_train_module(parts, rt, trains=False)
     return checkpoints.load_best(weights_state(module, parts.layout), rt.together(lambda: vocabularies_of(parts)))
 
 

@@ -57,7 +57,7 @@ def rank_items(
         hidden = None
         if seen is not None and config.exclude_seen:
             hidden = Jagged(runtime.gather(seen.values), runtime.gather(seen.lengths))
-        places = target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=runtime.add_up)
+        places = target_ranks(rows[0], rows[1], catalogue, rows[2], hidden, total=runtime.all_reduce_sum)
         top = None
         if depth:
             ids, scores = (runtime.gather(part) for part in top_items(rows[0], rows[1], catalogue, depth, hidden))
@@ -66,7 +66,7 @@ def rank_items(
             metric.update(Ranked(places, rows[2], top, len(catalogue.place)))
         if config.sampled_items is not None:
             among = runtime.gather(_drawn(ranking, config.sampled_items, target, seen, parts))
-            places = target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.add_up)
+            places = target_ranks(rows[0], rows[1], catalogue, rows[2], among=among, total=runtime.all_reduce_sum)
             for metric in sampled.values():
                 metric.update(Ranked(places, rows[2], None, len(catalogue.place)))
         ranked += len(places)
@@ -151,7 +151,7 @@ def _item_batches(parts: Parts, ranking: Ranking, runtime: Runtime) -> Iterator[
             rank=rank,
             world_size=world,
             shuffle=False,
-            lanes=world,
+            streams=world,
         )
     )
     for batch in agreed_batches(reader, runtime, None, lambda: False, Tally(), []):
@@ -208,7 +208,7 @@ def _only(
 
 def _check_catalogue(held: Tensor, rows: int, parts: Parts, runtime: Runtime) -> None:
     """Refuse items that are missing, or there twice."""
-    counts = runtime.add_up(torch.bincount(held, minlength=rows))
+    counts = runtime.all_reduce_sum(torch.bincount(held, minlength=rows))
     wrong = (counts != 1).nonzero()[:, 0]
     if len(wrong):
         raise UserError(

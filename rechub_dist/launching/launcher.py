@@ -40,16 +40,16 @@ class Launch:
     Attributes:
         nproc: ranks on this host.
         nnodes: hosts, `2`, or a range of them, `1:3`.
-        rendezvous: HOST:PORT where the hosts meet; None on one machine alone.
-        run_id: tells runs that meet at one place apart.
+        rendezvous: HOST:PORT of the rendezvous store; None on one machine alone.
+        run_id: tells runs that share a rendezvous store apart.
         external_store: a `rechub-dist store` listens there, rather than the agent of that host.
         max_restarts: how often workers are started again after a failure.
         grace_seconds: from a request to stop to SIGKILL.
-        join_seconds: how long to wait for hosts that are missing. Where it is given, also for the rendezvous itself,
+        join_seconds: how long to wait for hosts that are missing. Where it is given, also for the rendezvous store,
             whose name may not be known yet; else that is a mistake.
 
     Raises:
-        UserError: hosts that are no number or range, or several without a place to meet.
+        UserError: hosts that are no number or range, or several without a rendezvous store.
     """
 
     nproc: int = 1
@@ -66,11 +66,11 @@ class Launch:
         if not (low.isdigit() and (high or low).isdigit() and 1 <= int(low) <= int(high or low)):
             raise UserError(f"--nnodes {self.nnodes}: write a number of hosts, or a range like 1:3")
         if self.rendezvous is None and self.nnodes != "1":
-            raise UserError(f"--nnodes {self.nnodes}: several hosts need a place to meet, --rdzv HOST:PORT")
+            raise UserError(f"--nnodes {self.nnodes}: several hosts need a rendezvous store, --rdzv HOST:PORT")
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port of the rendezvous; port 0, any free one, on one machine."""
+        """Host and port of the rendezvous store; port 0, any free one, on one machine."""
         if self.rendezvous is None:
             return "localhost", 0
         return parse_address(self.rendezvous)

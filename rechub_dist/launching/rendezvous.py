@@ -1,4 +1,4 @@
-"""Where the hosts of a run meet: its address, whether this host keeps it, and what listens there."""
+"""The rendezvous store of a run: its address, whether this host keeps it, and what listens there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rechub_dist.launching.ports import RENDEZVOUS
 
 _DEFAULT_ROUTE = ("198.51.100.1", "2001:db8::1")  # addresses for documentation: nothing is sent there
 _CONNECT_SECONDS = 3.0
-_RETRY_SECONDS = 1.0  # between two looks for a rendezvous that is to come
+_RETRY_SECONDS = 1.0  # between two looks for a store that is to come
 _ANSWER_SECONDS = 20.0  # for a rendezvous store to answer; another service may never do
 
 
@@ -92,7 +92,7 @@ def listens(host: str, port: int) -> bool:
 
 
 def await_rendezvous(host: str, port: int, seconds: float) -> None:
-    """Wait until this host's part in the rendezvous is known: the name is its own, or a store listens there.
+    """Wait until it is known who keeps the rendezvous store: the name is this host's own, or a store listens there.
 
     For hosts that start in any order under names that are known only once their host runs. Returns after `seconds`
     whatever is there.
@@ -106,7 +106,7 @@ def await_rendezvous(host: str, port: int, seconds: float) -> None:
             if is_here(host, port) or listens(host, port):
                 return
         if not told:
-            print(f"waiting for the rendezvous at {host}:{port}", file=sys.stderr, flush=True)
+            print(f"waiting for the rendezvous store at {host}:{port}", file=sys.stderr, flush=True)
             told = True
         time.sleep(_RETRY_SECONDS)
 
@@ -142,20 +142,20 @@ def _silent() -> Iterator[None]:
 
 
 def interface(host: str, port: int, *, others: bool) -> tuple[str | None, str | None]:
-    """The network interface and address by which this host reaches the rendezvous, and so the other hosts.
+    """The network interface and address by which this host reaches the rendezvous store, and so the other hosts.
 
     A host's own name often stands for an address that others cannot reach, or for none.
 
     Args:
-        host: of the rendezvous.
-        port: of the rendezvous.
+        host: of the store.
+        port: of the store.
         others: whether there are other hosts: then a loopback address is of no use to them.
 
     Returns:
         None for each where it cannot be told.
 
     Raises:
-        UserError: the rendezvous has a name that does not resolve.
+        UserError: the store has a name that does not resolve.
     """
     for family, address in addresses(host, port):
         local = _source_address(family, address, port or 1)

@@ -89,7 +89,7 @@ class GroupedAUC:
             received = ranks.exchange([_packed(pieces) for pieces in outgoing], self._check)
             self._sums += self._measure([table for data in received if len(data) for table in _unpacked(data)])
         self._parts = []
-        self._sums = ranks.add_up(torch.from_numpy(self._sums)).numpy()
+        self._sums = ranks.all_reduce_sum(torch.from_numpy(self._sums)).numpy()
 
     def compute(self) -> float:
         """The value; NaN where no group has both labels, or a prediction is NaN."""

@@ -33,7 +33,7 @@ class OfSums:
 
     def merge(self, ranks: Runtime) -> None:
         """Add the ranks' sums."""
-        self._sums = ranks.add_up(torch.from_numpy(self._sums)).numpy()
+        self._sums = ranks.all_reduce_sum(torch.from_numpy(self._sums)).numpy()
 
     def compute(self) -> float:
         """The value."""

@@ -12,14 +12,14 @@ _SECONDS = 5.0
 
 
 class Health:
-    """While it is entered, touches `folder/rank-<rank>` every five seconds as long as `gets_on()` is true.
+    """While it is entered, touches `folder/rank-<rank>` every five seconds as long as `is_healthy()` is true.
 
     From a thread of its own: touching may hang with the file system.
     """
 
-    def __init__(self, folder: Path, rank: int, gets_on: Callable[[], bool]) -> None:
+    def __init__(self, folder: Path, rank: int, is_healthy: Callable[[], bool]) -> None:
         self._file = folder / f"rank-{rank}"
-        self._gets_on = gets_on
+        self._is_healthy = is_healthy
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -33,7 +33,7 @@ class Health:
 
     def _run(self) -> None:
         while True:
-            if self._gets_on():
+            if self._is_healthy():
                 with suppress(OSError):  # a full disk is no reason to be ended
                     self._file.parent.mkdir(parents=True, exist_ok=True)
                     self._file.touch()

@@ -17,7 +17,7 @@ from rechub_dist.errors import UserError
 from rechub_dist.objectives import Objective
 from rechub_dist.reporting.step_times import WAITING_FOR_DATA
 from rechub_dist.skips import Skipped, Tally
-from rechub_dist.training.non_finite import LossCheck
+from rechub_dist.training.non_finite import NonFiniteGuard
 
 
 class _Asked(NamedTuple):
@@ -51,7 +51,7 @@ class Feed:
         runtime: Runtime,
         stop: Callable[[], bool],
         sequences: tuple[str, ...] = (),
-        losses: LossCheck | None = None,
+        guard: NonFiniteGuard | None = None,
         watchdog: Watchdog | None = None,
     ) -> None:
         self._batches = batches
@@ -60,7 +60,7 @@ class Feed:
         self._stop = stop
         self._sequences = sequences
         self._real = self._computed = 0.0  # positions over all ranks
-        self._losses = losses
+        self._guard = guard
         self._mark = watchdog.mark if watchdog is not None else _unwatched
         self._ahead = looks_ahead(runtime.device)
         self._asked: _Asked | None = None
@@ -102,7 +102,7 @@ class Feed:
             return _Asked(None, None, control, None)
         control[0] = message is not None
         control[1] = self._stop()
-        control[2] = self._losses.sent() if self._losses is not None else 0
+        control[2] = self._guard.sent() if self._guard is not None else 0
         if batch is not None:
             control[3:8] = torch.tensor([*self._count(batch), batch.rows, batch.skipped, len(batch.notices)])
             control[8 : 8 + terms] = self._objective.weight_sums(batch)
@@ -121,8 +121,8 @@ class Feed:
         failed, stop, loss, real, computed, rows, skipped, notices, *others = asked.control.tolist()
         if failed:
             self._runtime.raise_together(asked.message)
-        if self._losses is not None:
-            self._losses.received(loss)
+        if self._guard is not None:
+            self._guard.received(loss)
         if stop:
             self.stopped = True
             raise StopIteration
@@ -135,8 +135,8 @@ class Feed:
         batch.weight_sums = asked.control[8 : 8 + self._objective.terms]
         if batch.candidates is not None:
             batch.candidates = tuple(int(n) for n in others[self._objective.terms :])
-        if self._losses is not None:
-            self._losses.keep(batch)
+        if self._guard is not None:
+            self._guard.keep(batch)
         return batch
 
     def padded_share(self) -> float | None:

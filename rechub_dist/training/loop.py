@@ -26,7 +26,7 @@ from rechub_dist.reporting.step_times import StepTimes
 from rechub_dist.seeds import seed_from
 from rechub_dist.training.feed import Feed
 from rechub_dist.training.meter import Meter
-from rechub_dist.training.non_finite import LossCheck
+from rechub_dist.training.non_finite import NonFiniteGuard
 from rechub_dist.training.pipeline import Pipeline
 from rechub_dist.training.saves import Saves
 from rechub_dist.training.schedule import Due, Schedule
@@ -57,7 +57,7 @@ class Loop:
     watchdog: Watchdog
     stop: Stop
     lease: Lease
-    losses: LossCheck
+    guard: NonFiniteGuard
     times: StepTimes
     trace: Trace | None
     position: Position
@@ -81,14 +81,14 @@ class Loop:
         first = self.position.step
         with closing(here.reader.batches(here.number, first - here.first_step)) as batches:
             stored = StoredRows(here.reader, here.number)
-            self.losses.begin(stored, here.first_step, first)
+            self.guard.begin(stored, here.first_step, first)
             feed = Feed(
                 self.lease.guard(batches),
                 self.train_module.objective,
                 self.rt,
                 self.stop.asked,
                 self.train_module.sequences(),
-                self.losses,
+                self.guard,
                 self.watchdog,
             )
             for due in self.schedule.ahead(first):
@@ -108,7 +108,7 @@ class Loop:
         """Train to step `end`; the pipeline is empty afterwards."""
         began = time.monotonic()
         batches = islice(feed, end - self.position.step)
-        meter = Meter(self.rt, self.passes, self.losses, feed, self.position.step)
+        meter = Meter(self.rt, self.passes, self.guard, feed, self.position.step)
         with tf32_products(self.config.train.tf32):
             while True:
                 step = self.position.step
@@ -178,7 +178,7 @@ class Loop:
             return self.stop.asked()
 
         if not self.passes.wait(asked_to_stop):
-            self.preempted = bool(self.rt.add_up(torch.tensor([int(self.stop.asked())])))
+            self.preempted = bool(self.rt.all_reduce_sum(torch.tensor([int(self.stop.asked())])))
             return False
         self.report.say(f"more data: {self.passes.steps - self.position.step:,} steps")
         self.report.start("training", self.schedule.steps, self.position.step)

@@ -12,16 +12,16 @@ from torch import Tensor
 from rechub_dist.data.passes import Passes
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.training.feed import Feed
-from rechub_dist.training.non_finite import LossCheck
+from rechub_dist.training.non_finite import NonFiniteGuard
 
 
 class Meter:
     """What there is to tell of the steps since the last time, beginning with (0-based) step `first`."""
 
-    def __init__(self, rt: Runtime, passes: Passes, losses: LossCheck, feed: Feed, first: int) -> None:
+    def __init__(self, rt: Runtime, passes: Passes, guard: NonFiniteGuard, feed: Feed, first: int) -> None:
         self._rt = rt
         self._passes = passes
-        self._check = losses
+        self._guard = guard
         self._feed = feed
         self._first, self._began = first, time.monotonic()
         self._losses: list[Tensor] = []
@@ -30,7 +30,7 @@ class Meter:
         """Note this rank's part of a (0-based) step's loss; None where the step was left out."""
         if loss is not None:
             self._losses.append(loss)
-            self._check.note(step, loss)
+            self._guard.note(step, loss)
 
     def take(self, step: int, rate: float) -> tuple[dict[str, float], str]:
         """Of the steps up to `step`: mean loss over all ranks, samples/s, learning rate, share of padding. Collective.
@@ -58,5 +58,5 @@ class Meter:
             return math.nan
         total = torch.stack(self._losses).double().cpu()
         dist.all_reduce(total, group=self._rt.control)
-        self._check.check(self._first, total)
+        self._guard.check(self._first, total)
         return float(total.mean())

@@ -25,7 +25,7 @@ _ADVICE = (
 _SKIPS_IN_A_ROW = 20  # then the weights are at fault, not the rows
 
 
-class LossCheck:
+class NonFiniteGuard:
     """Looks at the losses of a run, step by step.
 
     Tables are updated inside the backward pass. So `skip` asks between forward and backward (`accepts`, a small
@@ -110,7 +110,7 @@ class LossCheck:
         Raises:
             UserError: too many steps in a row may not.
         """
-        total = float(self._rt.add_up(loss.detach().double().reshape(1)))
+        total = float(self._rt.all_reduce_sum(loss.detach().double().reshape(1)))
         if not self._bad(total):
             self._in_a_row = 0
             return True

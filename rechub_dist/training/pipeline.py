@@ -14,7 +14,7 @@ from rechub_dist.assembly.readers import looks_ahead
 from rechub_dist.batch import Batch
 from rechub_dist.embedding.optim import Optimizers, kernels
 from rechub_dist.embedding.planning import kind_of
-from rechub_dist.training.non_finite import LossCheck
+from rechub_dist.training.non_finite import NonFiniteGuard
 
 
 class Pipeline(Protocol):
@@ -31,23 +31,23 @@ class Pipeline(Protocol):
 
 
 def train_step(
-    module: DistributedModelParallel, batch: Batch, optimizers: Optimizers, losses: LossCheck | None, step: int
+    module: DistributedModelParallel, batch: Batch, optimizers: Optimizers, guard: NonFiniteGuard | None, step: int
 ) -> Tensor | None:
     """Forward, backward, step: what training on a batch is. Collective.
 
     Args:
         module: the sharded `TrainModule`.
-        losses: decides between forward and backward, which updates the tables, whether the step is taken at all.
+        guard: decides between forward and backward, which updates the tables, whether the step is taken at all.
         step: its (0-based) number.
 
     Returns:
         This rank's part of the loss, float []; None if the step was left out.
     """
     optimizers.zero_grad()
-    if losses is not None:
-        losses.before()
+    if guard is not None:
+        guard.before()
     loss, local = module(batch)
-    if losses is not None and not losses.accepts(step, local):
+    if guard is not None and not guard.accepts(step, local):
         return None
     loss.backward()
     optimizers.step()
@@ -58,17 +58,21 @@ class PlainPipeline:
     """Forward, backward, step; one batch at a time. The next one is copied to another device meanwhile."""
 
     def __init__(
-        self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device, losses: LossCheck | None
+        self,
+        module: DistributedModelParallel,
+        optimizers: Optimizers,
+        device: torch.device,
+        guard: NonFiniteGuard | None,
     ) -> None:
         self._module = module
         self._optimizers = optimizers
         self._copies = _Copies(device) if looks_ahead(device) else None
-        self._losses = losses if losses is not None and losses.skips else None
+        self._guard = guard if guard is not None and guard.skips else None
 
     def progress(self, batches: Iterator[Batch], step: int, /) -> Tensor | None:
         """Train on the next batch."""
         batch = next(batches) if self._copies is None else self._copies.take(batches)
-        local = train_step(self._module, batch, self._optimizers, self._losses, step)
+        local = train_step(self._module, batch, self._optimizers, self._guard, step)
         if self._copies is not None:
             self._copies.send_for(batches)
         return local
@@ -110,10 +114,14 @@ class SparseDistPipeline:
     """TorchRec's: the ids of the next batches travel while this one is computed."""
 
     def __init__(
-        self, module: DistributedModelParallel, optimizers: Optimizers, device: torch.device, losses: LossCheck | None
+        self,
+        module: DistributedModelParallel,
+        optimizers: Optimizers,
+        device: torch.device,
+        guard: NonFiniteGuard | None,
     ) -> None:
         self.inner = _Choosing(module, _Chosen(optimizers), device, execute_all_batches=True)
-        self.inner.losses = losses if losses is not None and losses.skips else None
+        self.inner.guard = guard if guard is not None and guard.skips else None
         self._released = False
 
     def progress(self, batches: Iterator[Batch], step: int, /) -> Tensor | None:
@@ -121,8 +129,8 @@ class SparseDistPipeline:
         if self._released:
             self.inner.attach()
             self._released = False
-        if self.inner.losses is not None:
-            self.inner.losses.before()
+        if self.inner.guard is not None:
+            self.inner.guard.before()
         self.inner.step = step
         local = self.inner.progress(batches)
         return local if self.inner.accepted else None
@@ -136,7 +144,7 @@ class SparseDistPipeline:
 class _Choosing(TrainPipelineSparseDist):
     """Leaves backward and optimizers out where the loss is not accepted."""
 
-    losses: LossCheck | None = None
+    guard: NonFiniteGuard | None = None
     step = 0
 
     @property
@@ -147,7 +155,7 @@ class _Choosing(TrainPipelineSparseDist):
     def _backward(self, losses: Tensor) -> None:
         # the step's first output, this rank's part times the number of ranks
         part = losses.detach().sum() / self._model.module.world_size
-        self._optimizer.accepted = self.losses is None or self.losses.accepts(self.step, part)
+        self._optimizer.accepted = self.guard is None or self.guard.accepts(self.step, part)
         if self.accepted:
             super()._backward(losses)
 
@@ -210,11 +218,11 @@ def make_pipeline(
     module: DistributedModelParallel,
     optimizers: Optimizers,
     device: torch.device,
-    losses: LossCheck | None = None,
+    guard: NonFiniteGuard | None = None,
 ) -> Pipeline:
     """The pipeline for this device; see `kind_of`."""
-    skips = losses is not None and losses.skips
+    skips = guard is not None and guard.skips
     kind = kind_of(setting, module.module.stage.layout, device.type, skips=skips)
     if kind == "prefetch":
         return PrefetchPipeline(module, optimizers, device)
-    return (SparseDistPipeline if kind == "sparse_dist" else PlainPipeline)(module, optimizers, device, losses)
+    return (SparseDistPipeline if kind == "sparse_dist" else PlainPipeline)(module, optimizers, device, guard)

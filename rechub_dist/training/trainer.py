@@ -13,7 +13,7 @@ from rechub_dist.assembly.identity import identity, other_than
 from rechub_dist.assembly.parts import Parts, build
 from rechub_dist.assembly.precision import check_precision
 from rechub_dist.assembly.readers import check_items, check_kinds, open_passes, optional_reader, warning_of, with_draws
-from rechub_dist.assembly.sharded import shard_step
+from rechub_dist.assembly.sharded import shard_train_module
 from rechub_dist.checkpoint import Position, open_checkpoints
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.state import train_state, weights_state
@@ -21,8 +21,8 @@ from rechub_dist.checkpoint.warm_start import warm_start
 from rechub_dist.config import RunConfig
 from rechub_dist.data.passes import Passes
 from rechub_dist.data.stored import Trace
+from rechub_dist.distributed.external_control import ExternalControl
 from rechub_dist.distributed.flight import dump_to
-from rechub_dist.distributed.hosted import Hosted
 from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, environment, runtime
 from rechub_dist.distributed.watchdog import Watchdog
@@ -36,7 +36,7 @@ from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.reporting.step_times import StepTimes
 from rechub_dist.reporting.summary import Summary
 from rechub_dist.training.loop import Loop
-from rechub_dist.training.non_finite import LossCheck
+from rechub_dist.training.non_finite import NonFiniteGuard
 from rechub_dist.training.output import make_output, refuse_foreign
 from rechub_dist.training.pipeline import make_pipeline
 from rechub_dist.training.saves import Saves
@@ -44,10 +44,10 @@ from rechub_dist.training.schedule import Schedule
 from rechub_dist.training.validation import Validation
 
 
-def run(config: RunConfig, hosted: Hosted | None = None, *, take_over: bool = False) -> Summary:
+def run(config: RunConfig, control: ExternalControl | None = None, *, take_over: bool = False) -> Summary:
     """Train as `config` says on this rank; called on every rank.
 
-    `hosted` is how a process that runs this in one of its threads asks it to stop, and reads along. `take_over` takes
+    `control` is how a process that runs this in one of its threads asks it to stop, and reads along. `take_over` takes
     the folders from another run that holds them, which then ends.
 
     Raises:
@@ -59,7 +59,7 @@ def run(config: RunConfig, hosted: Hosted | None = None, *, take_over: bool = Fa
     with runtime(device, config.distributed.timeout_seconds, config.distributed.threads) as rt:
         lease = Lease(config, rt, take_over=take_over)
         try:
-            trainer = Trainer(config, rt, hosted, lease)
+            trainer = Trainer(config, rt, control, lease)
             try:
                 return trainer.fit()
             finally:
@@ -76,7 +76,7 @@ class Trainer:
     """
 
     def __init__(
-        self, config: RunConfig, rt: Runtime, hosted: Hosted | None = None, lease: Lease | None = None
+        self, config: RunConfig, rt: Runtime, control: ExternalControl | None = None, lease: Lease | None = None
     ) -> None:
         self.config = config
         self.rt = rt
@@ -104,14 +104,14 @@ class Trainer:
         rt.together(lambda: make_output(config, rt))
         log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
         self._begun_with: list[str] = []
-        self.module = shard_step(self.parts, rt, notes=self._begun_with)
+        self.module = shard_train_module(self.parts, rt, notes=self._begun_with)
         self.optimizers = rt.together(
             lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule, make_dense)
         )
         self.checkpoints.prepare()
         begins_at = self._resume()
-        self.report = self._reporter(hosted, begins_at)
-        self._stop = Stop() if hosted is None else hosted.stop
+        self.report = self._reporter(control, begins_at)
+        self._stop = Stop() if control is None else control.stop
         self._lease.stopping = self._stop.asked
         self.loop = self._loop(begins_at)
 
@@ -126,7 +126,7 @@ class Trainer:
         watchdog = Watchdog(rt, config.output_dir / "logs", stall)
         train_module, module, optimizers, passes = parts.train_module, self.module, self.optimizers, self.passes
         watched = (train_module.model, train_module.objective)
-        losses = LossCheck(config.train, config.output_dir / "non_finite", rt, watched)
+        guard = NonFiniteGuard(config.train, config.output_dir / "non_finite", rt, watched)
         trace = config.output_dir / "rows" if config.train.trace_rows else None
         reader = self.valid_reader
         return Loop(
@@ -134,7 +134,7 @@ class Trainer:
             rt,
             train_module,
             optimizers,
-            make_pipeline(config.distributed.pipeline, module, optimizers, rt.device, losses),
+            make_pipeline(config.distributed.pipeline, module, optimizers, rt.device, guard),
             passes,
             Schedule(config, passes, validates=reader is not None),
             Validation(parts, module, passes, reader, rt, report, watchdog, stop, self._best_by),
@@ -143,7 +143,7 @@ class Trainer:
             watchdog,
             stop,
             self._lease,
-            losses,
+            guard,
             StepTimes(config.monitor.profile_every),
             None if trace is None else Trace(trace, rt.from_main(time.time_ns), rt.rank),
             begins_at,
@@ -152,7 +152,7 @@ class Trainer:
     def fit(self) -> Summary:
         """Train to the end, or to a signal; evaluate; keep checkpoints. Collective."""
         loop, start, began = self.loop, self.position, time.monotonic()
-        health = Health(self.config.output_dir / "health", self.rt.rank, loop.watchdog.gets_on)
+        health = Health(self.config.output_dir / "health", self.rt.rank, loop.watchdog.is_healthy)
         with self._stop.listening():  # also while the last checkpoint is written
             with loop.watchdog, health:
                 loop.preempted = not self._all_listen()
@@ -178,7 +178,7 @@ class Trainer:
     def _all_listen(self) -> bool:
         """Whether all ranks handle signals from here on, and none has been asked to stop already."""
         try:
-            return not self.rt.add_up(torch.tensor([int(self._stop.asked())])).item()
+            return not self.rt.all_reduce_sum(torch.tensor([int(self._stop.asked())])).item()
         except RuntimeError:
             if self._stop.asked():  # and so was the rank that is missing, before it could listen
                 return False
@@ -204,7 +204,7 @@ class Trainer:
             self.loop.preempted = True
             return {}
 
-    def _reporter(self, hosted: Hosted | None, begins_at: Position) -> Reporter:
+    def _reporter(self, control: ExternalControl | None, begins_at: Position) -> Reporter:
         config, rt = self.config.monitor, self.rt
         metrics = None
         if config.metrics_port is not None:
@@ -216,7 +216,7 @@ class Trainer:
             start_step=begins_at.step,
             json_lines=config.json_lines,
             metrics=metrics,
-            records=None if hosted is None else hosted.records,
+            records=None if control is None else control.records,
         )
 
     def _resume(self) -> Position:

@@ -15,7 +15,7 @@ from rechub_dist.assembly import readers
 from rechub_dist.batch import Batch
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.data.run_file import load_run
-from rechub_dist.distributed.hosted import Hosted
+from rechub_dist.distributed.external_control import ExternalControl
 from rechub_dist.errors import UserError
 from rechub_dist.training import feed
 from rechub_dist.training import pipeline as pipelines
@@ -49,15 +49,15 @@ def train_ahead(path: Path, overrides: list[str] | None = None) -> Summary:
 
 def train_until(path: Path, step: int) -> Summary:
     """Rank 1 is asked to stop while it trains on the (0-based) `step`."""
-    hosted = Hosted()
+    control = ExternalControl()
 
     def watched(number: int, progress: Callable[[], Any]) -> Any:
         if number == step and torch.distributed.get_rank() == 1:
-            hosted.stop.ask()
+            control.stop.ask()
         return progress()
 
     with looking_ahead():
-        return train_watched(load_run(path, []), watched, hosted)
+        return train_watched(load_run(path, []), watched, control)
 
 
 def same(path: Path, reference: Path, tolerance: float = 0.0) -> None:

@@ -55,7 +55,7 @@ class Share:
         self.sums += torch.tensor([(rows.predictions > 0.5).sum(), len(rows.predictions)])
 
     def merge(self, ranks):
-        self.sums = ranks.add_up(self.sums)
+        self.sums = ranks.all_reduce_sum(self.sums)
 
     def compute(self):
         return (self.sums[0] / self.sums[1]).item()

@@ -1,4 +1,4 @@
-"""A stream of days: trained in the order of their names, killed, resumed, and growing while the ranks train."""
+"""Partitions in sequence: trained in the order of their names, killed, resumed, and growing while the ranks train."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def days(tmp_path: Path) -> Path:
     return root
 
 
-def stream(folder: Path, root: Path, **sections: Any) -> Path:
+def partitioned(folder: Path, root: Path, **sections: Any) -> Path:
     data = {"root": str(root), "batch_size": 64, "eval_batch_size": 50, "order": "sequential-partitions"}
     sections = {"train": {"epochs": 1, "log_every": 1}, **sections}
     return run_file(
@@ -69,13 +69,13 @@ def equal_runs(path: Path, reference: Path) -> None:
 
 
 def test_days_are_trained_one_after_the_other(pool: RankPool, days: Path, tmp_path: Path) -> None:
-    path = stream(tmp_path / "run", days, checkpoint={"keep_last": 5})
+    path = partitioned(tmp_path / "run", days, checkpoint={"keep_last": 5})
     assert pool.run(2, train, path)[0].step == STEPS
     assert [record["epoch"] for record in records(path, "train")] == [0] * 4 + [1] * 4 + [2] * 3
     assert [record["step"] for record in records(path, "valid")] == [4, 8, 11]  # after each day
     assert saved_steps(output(path) / "checkpoints") == [4, 8, 11]
     # another world size, from where another run of these days stopped, goes on with the same curve
-    elastic = stream(tmp_path / "elastic", days)
+    elastic = partitioned(tmp_path / "elastic", days)
     for ranks, steps in ((3, 2), (1, 6), (2, STEPS)):
         pool.run(ranks, train, elastic, [f"train.max_steps={steps}"])
     torch.testing.assert_close(losses(elastic), losses(path), rtol=0, atol=1e-4)
@@ -83,11 +83,11 @@ def test_days_are_trained_one_after_the_other(pool: RankPool, days: Path, tmp_pa
 
 def test_a_day_trains_on_the_day_alone(pool: RankPool, days: Path, tmp_path: Path) -> None:
     # the first day by itself, as a data set, is the first pass
-    path, alone = stream(tmp_path / "run", days), tmp_path / "alone"
+    path, alone = partitioned(tmp_path / "run", days), tmp_path / "alone"
     shutil.copytree(days, alone)
     for number in (1, 2):
         shutil.rmtree(alone / "train" / day(number))
-    reference = stream(tmp_path / "reference", alone, data={"root": str(alone), "order": "epochs"})
+    reference = partitioned(tmp_path / "reference", alone, data={"root": str(alone), "order": "epochs"})
     pool.run(1, train, path)
     pool.run(1, train, reference)
     assert losses(reference) == losses(path)[:4]
@@ -97,9 +97,9 @@ def test_a_day_trains_on_the_day_alone(pool: RankPool, days: Path, tmp_path: Pat
 def test_killed_in_the_middle_of_a_day(pool: RankPool, days: Path, tmp_path: Path) -> None:
     model = {"hidden_units": [1024, 1024]}
     sections = {"model": model, "checkpoint": {"every_steps": 3}}
-    reference = stream(tmp_path / "reference", days, **sections)
+    reference = partitioned(tmp_path / "reference", days, **sections)
     pool.run(2, train, reference)
-    path = stream(tmp_path / "killed", days, **sections)
+    path = partitioned(tmp_path / "killed", days, **sections)
     process = start(path, 2)
     wait_for(process, lambda: done_steps(path) >= 6)
     os.kill(process.pid, signal.SIGKILL)
@@ -116,7 +116,7 @@ def test_killed_in_the_middle_of_a_day(pool: RankPool, days: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_folder_that_grows_while_two_ranks_train(pool: RankPool, days: Path, tmp_path: Path) -> None:
-    reference = stream(tmp_path / "reference", days)
+    reference = partitioned(tmp_path / "reference", days)
     pool.run(2, train, reference)
     grown = days / "train"
     later = tmp_path / "later"
@@ -124,7 +124,7 @@ def test_a_folder_that_grows_while_two_ranks_train(pool: RankPool, days: Path, t
     for number in (1, 2):
         (grown / day(number)).rename(later / day(number))
     follow = {"root": str(days), "follow": True}
-    path = stream(tmp_path / "follow", days, data=follow)
+    path = partitioned(tmp_path / "follow", days, data=follow)
     process = start(path, 2)
     # the first day is done, evaluated and saved, and the ranks wait
     wait_for(process, lambda: saved_steps(output(path) / "checkpoints") == [4])
@@ -157,7 +157,7 @@ def test_a_folder_that_grows_while_two_ranks_train(pool: RankPool, days: Path, t
 
 
 def test_the_past_must_stay_as_it_was_and_the_future_is_free(pool: RankPool, days: Path, tmp_path: Path) -> None:
-    path = stream(tmp_path / "run", days)
+    path = partitioned(tmp_path / "run", days)
     pool.run(1, train, path, ["train.max_steps=6"])  # within the second day
     shutil.rmtree(days / "train" / day(2))
     shutil.copytree(days / "train" / day(0), days / "train" / day(3))
@@ -174,7 +174,7 @@ def test_the_past_must_stay_as_it_was_and_the_future_is_free(pool: RankPool, day
 
 
 def test_what_does_not_fit_is_told(pool: RankPool, days: Path, tmp_path: Path) -> None:
-    path = stream(tmp_path / "run", days)
+    path = partitioned(tmp_path / "run", days)
     shutil.copy(next((days / "train" / day(0)).glob("*.parquet")), days / "train" / "stray.parquet")
     with pytest.raises(UserError, match=r"train: 'stray\.parquet' lies beside the partitions"):
         pool.run(2, train, path)
@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_told(pool: RankPool, days: Path, tmp_path: Path) -
 
 
 def test_short_last_batches_can_be_left_out(pool: RankPool, days: Path, tmp_path: Path) -> None:
-    path = stream(tmp_path / "run", days, data={"drop_last": True})
+    path = partitioned(tmp_path / "run", days, data={"drop_last": True})
     assert pool.run(2, train, path)[0].step == 3 + 3 + 2
     assert np.isfinite(losses(path)).all()
     # evaluation scores each row all the same

@@ -47,7 +47,7 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
     import torch.distributed as dist  # noqa: PLC0415
 
     from rechub_dist.assembly.parts import build  # noqa: PLC0415
-    from rechub_dist.assembly.sharded import shard_step  # noqa: PLC0415
+    from rechub_dist.assembly.sharded import shard_train_module  # noqa: PLC0415
     from rechub_dist.checkpoint import Checkpoints, Position  # noqa: PLC0415
     from rechub_dist.checkpoint.folder import Folder  # noqa: PLC0415
     from rechub_dist.checkpoint.state import train_state  # noqa: PLC0415
@@ -60,7 +60,7 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
         for name, path in paths.items():
             config = config_of(path)
             parts = build(config, device="cpu", world_size=rt.world_size)
-            module = shard_step(parts, rt)
+            module = shard_train_module(parts, rt)
             optimizers = Optimizers(module, parts.layout, config.optimizer, config.embedding.schedule)
             state = train_state(module, parts.layout, optimizers)
             first: dict[tuple[str, int], torch.Tensor] = {}

@@ -20,7 +20,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 import rechub_dist.training.trainer as trainer_module
 from rechub_dist.assembly.parts import Parts
-from rechub_dist.assembly.sharded import shard_step
+from rechub_dist.assembly.sharded import shard_train_module
 from rechub_dist.checkpoint import saved_steps
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.embedding.sharding import draw_tables, table_shards
@@ -143,7 +143,7 @@ def train_over_garbage(path: Path) -> int:
     drawn = 0
 
     def spoiled(parts: Parts, rt: Runtime, **more: Any) -> DistributedModelParallel:
-        module = shard_step(parts, rt, **more)
+        module = shard_train_module(parts, rt, **more)
         for name, shards in table_shards(module, parts.layout).items():
             for shard in shards:
                 shard.tensor[:, : parts.layout.tables[name].table.dim] = torch.nan
@@ -155,7 +155,7 @@ def train_over_garbage(path: Path) -> int:
         draw_tables(*args)
 
     with (
-        mock.patch.object(trainer_module, "shard_step", spoiled),
+        mock.patch.object(trainer_module, "shard_train_module", spoiled),
         mock.patch.object(trainer_module, "draw_tables", counted),
     ):
         train(path)

@@ -90,7 +90,7 @@ RUNS: dict[str, tuple[dict[str, Any], int, tuple[int, ...]]] = {
     ),
     "mmoe": (  # two tasks, schedules, a clipped gradient, a short last batch left out
         {
-            "data": {"batch_size": 48, "labels": ["click", "stay"], "drop_last": True, "max_lanes": 4},
+            "data": {"batch_size": 48, "labels": ["click", "stay"], "drop_last": True, "max_streams": 4},
             "model": {
                 "name": "MMoE",
                 "features": ["user", "item", "history", "age", "profile"],

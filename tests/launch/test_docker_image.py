@@ -69,7 +69,7 @@ def test_signals_reach_torchrun_and_pods_name_the_same_user() -> None:
     assert home[1] in {mount["mountPath"] for mount in template["spec"]["containers"][0]["volumeMounts"]}
 
 
-def test_the_trial_of_two_workers_meets_at_the_first() -> None:
+def test_the_trial_of_two_workers_has_its_rendezvous_store_at_the_first() -> None:
     services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
     for worker in ("worker-0", "worker-1"):
         assert "--rdzv-endpoint=worker-0:29400" in services[worker]["command"]

@@ -37,8 +37,8 @@ def test_a_run_moves_from_launcher_to_launcher(
 
     hosts = Hosts(2)
     try:
-        meet = ("--nnodes", "2", "--nproc", "1", "--rdzv", f"{hosts.address(0)}:29400")
-        first, second = (hosts.run(host, train_command(path, *meet)) for host in (0, 1))
+        options = ("--nnodes", "2", "--nproc", "1", "--rdzv", f"{hosts.address(0)}:29400")
+        first, second = (hosts.run(host, train_command(path, *options)) for host in (0, 1))
         first.wait_for("step 40: saved")
         second.signal(signal.SIGTERM)
         assert (first.wait(), second.wait()) == (0, 0), first.text

@@ -33,7 +33,7 @@ def path(launch_data: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_a_pod_that_is_evicted_and_one_that_waits(hosts: Hosts, path: Path) -> None:
     second = start(hosts, 1, path)  # the first one has no node yet, and no name
-    second.wait_for(f"waiting for the rendezvous at {NAME}:29400")
+    second.wait_for(f"waiting for the rendezvous store at {NAME}:29400")
     hosts.name(NAME, 0)
     first = start(hosts, 0, path)
     first.wait_for("step 20: saved")

@@ -159,8 +159,8 @@ def test_a_run_file_that_no_config_map_holds(tmp_path: Path) -> None:
         ("job", 1, 0, "must lie in 1024 .. 65535"),
         ("job", 1, 80, "must lie in 1024 .. 65535"),  # of root
         ("job", 2, 65535, "must lie in 1024 .. 65535"),
-        ("job", 1, 29400, "listen on port 29400, but the pods meet there"),
-        ("pytorchjob", 4, 29397, "listen on port 29400, but the pods meet there"),
+        ("job", 1, 29400, "listen on port 29400, but that is the rendezvous store's"),
+        ("pytorchjob", 4, 29397, "listen on port 29400, but that is the rendezvous store's"),
         ("rayjob", 2, 8079, "listen on port 8080, but Ray tells its own metrics there"),
         ("rayjob", 1, 52365, "listen on port 52365, but Ray's agent listens there"),
         ("rayjob", 1, 15000, "listen on port 15000, but Ray's workers listen there"),

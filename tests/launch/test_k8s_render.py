@@ -91,7 +91,7 @@ def test_attempts_of_a_job_know_each_other(kind: str) -> None:
     assert environment["RECHUB_LAUNCH"]["valueFrom"]["fieldRef"]["fieldPath"] == label
 
 
-def test_the_pods_meet_at_the_first_of_them() -> None:
+def test_the_first_pod_has_the_rendezvous_store() -> None:
     objects = render("job", "--workers", "3")
     job, service, template = by_kind(objects, "Job"), by_kind(objects, "Service"), trainer_pod(objects)
     assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["completionMode"]) == (3, 3, "Indexed")

@@ -17,7 +17,7 @@ import torchrec
 import rechub_dist
 from rechub_dist.batch import Batch
 from rechub_dist.config import RunConfig
-from rechub_dist.distributed.hosted import Hosted
+from rechub_dist.distributed.external_control import ExternalControl
 from rechub_dist.distributed.runtime import device_type, runtime
 from rechub_dist.training.feed import Feed
 from rechub_dist.training.pipeline import make_pipeline
@@ -29,11 +29,11 @@ _PACKAGES = {Path(str(module.__file__)).resolve().parent for module in (rechub_d
 
 
 def train_watched(
-    config: RunConfig, around: Callable[[int, Callable[[], Any]], Any], hosted: Hosted | None = None
+    config: RunConfig, around: Callable[[int, Callable[[], Any]], Any], control: ExternalControl | None = None
 ) -> Summary:
     """Train; `around` gets each (0-based) step's number and what does the step, and does it."""
     with runtime(device_type(config.device), 60) as rt:
-        trainer = Trainer(config, rt, hosted)
+        trainer = Trainer(config, rt, control)
         pipeline = trainer.loop.pipeline
         progress = pipeline.progress
 

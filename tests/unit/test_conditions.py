@@ -229,7 +229,7 @@ def test_strings_and_floats_of_any_type(tmp_path: Path, kind: pa.DataType, where
     pq.write_table(table, tmp_path / "p.parquet")
     spec = BatchSpec((SparseFeature("a", Table("a", 50), hash=True),), (DenseFeature("x"),), collections={"c": ("a",)})
     manifest = Manifest.read(Selection(path=str(tmp_path), where=(where,)))
-    reader = ParquetReader(manifest, spec, batch_size=4, shuffle=False, lanes=1)
+    reader = ParquetReader(manifest, spec, batch_size=4, shuffle=False, streams=1)
     [batch] = list(reader.batches(0))
     assert batch.dense[:, 0].tolist() == [1.0, 0.75]
     assert len(set(batch.feature("a").values().tolist())) == 1

@@ -41,6 +41,18 @@ def test_defaults_and_overrides(run_yaml: Path) -> None:
     assert config.model.parameters == {"hidden_units": [1]}
 
 
+def test_former_names_of_keys_are_accepted(run_yaml: Path) -> None:
+    wanted = load_run(run_yaml, ["data.max_streams=4"])
+    assert load_run(run_yaml, ["data.max_lanes=4"]) == wanted
+    assert stored_run(wanted.dump().replace("max_streams", "max_lanes"), "stored") == wanted
+    run_yaml.write_text(RUN.replace("root: data", "root: data, max_lanes: 8"))
+    assert load_run(run_yaml).data.max_streams == 8
+    assert load_run(run_yaml, ["data.max_streams=4"]) == load_run(run_yaml, ["data.max_lanes=4"]) == wanted
+    run_yaml.write_text(RUN.replace("root: data", "root: data, max_lanes: 8, max_streams: 4"))
+    with pytest.raises(UserError, match=r"data\.max_lanes is 8, data\.max_streams 4; write data\.max_streams alone"):
+        load_run(run_yaml)
+
+
 def test_the_dump_loads_as_the_same_configuration(run_yaml: Path, tmp_path: Path) -> None:
     config = load_run(run_yaml, ["embedding.rules=[{tables: 'a*', sharding: row_wise}]", "objective={name: pointwise}"])
     (tmp_path / "again.yaml").write_text(config.dump())

@@ -85,5 +85,5 @@ def test_numbers_of_any_type_are_dense_values(tmp_path: Path) -> None:
     folder = shards(tmp_path / "data", pa.array([1, 2]), pa.array([0.5], pa.float16()), pa.array([True]), pa.nulls(2))
     spec = BatchSpec(dense=(DenseFeature("a", missing="fill", fill=7.0),))
     manifest = Manifest.read(str(folder), fit=lambda schema, where: check_schema(schema, spec, where))
-    reader = ParquetReader(manifest, spec, batch_size=10, shuffle=False, lanes=1)
+    reader = ParquetReader(manifest, spec, batch_size=10, shuffle=False, streams=1)
     assert next(reader.batches(0)).dense[:, 0].tolist() == [1.0, 2.0, 0.5, 1.0, 7.0, 7.0]

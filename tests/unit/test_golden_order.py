@@ -34,9 +34,9 @@ LAYOUTS: dict[str, list[int]] = {
     "uneven": _many(31, 0, 60),
     "one": [333],
     "few": [70, 70, 60],
-    "many": [40] * 300,  # beyond 32 a lane: turned
+    "many": [40] * 300,  # beyond 32 per stream: with phases
     "large": [4000] * 9,  # row groups that are much of the bound on open rows
-    "wide": _many(200, 5, 30),  # more lanes than begin at once
+    "wide": _many(200, 5, 30),  # more streams than start at once
     "wider": [20] * 260,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -45,12 +45,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "large-batch": {"batch_size": 500, "seed": 7},
     "stored": {"batch_size": 64, "shuffle": False},
     "drop-last": {"batch_size": 48, "drop_last": True, "seed": 3},
-    "few-lanes": {"batch_size": 33, "max_lanes": 4, "seed": 3},
-    "one-lane": {"batch_size": 32, "max_lanes": 1},
-    "many-lanes": {"batch_size": 64, "max_lanes": 256, "seed": 5},
+    "few-streams": {"batch_size": 33, "max_streams": 4, "seed": 3},
+    "one-stream": {"batch_size": 32, "max_streams": 1},
+    "many-streams": {"batch_size": 64, "max_streams": 256, "seed": 5},
     "tight": {"batch_size": 64, "shuffle_rows": 400, "seed": 5},
     "tighter": {"batch_size": 64, "shuffle_rows": 20_000, "seed": 5},
-    "lanes": {"batch_size": 50, "shuffle": False, "lanes": 6},
+    "streams": {"batch_size": 50, "shuffle": False, "streams": 6},
 }
 MIXES = {
     "mix": Mix((20, 4), (3.0, 1.0), (False, True)),
@@ -77,7 +77,7 @@ def rows_of(order: RowOrder | MixOrder, epoch: int) -> str:
     return found.hexdigest()[:16]
 
 
-# Lanes that come to their next windows at about the same time: row groups, least rows, their spread, its stride; batch
+# Streams that reach their next windows at about the same time: row groups, least rows, their spread, its stride; batch
 # size and bound on open rows. Of the first two a threshold in what counts as such a time changes the order.
 CROWDED = [
     (138, 747, 725, 37, 32, 14_342),
@@ -131,8 +131,8 @@ def current() -> dict[str, str]:
             found[f"{layout}/{setting}"] = " ".join(rows_of(order, epoch) for epoch in (0, 3))
     for layout, values in (
         ("even", {"shuffle_rows": 600}),
-        ("many", {"max_lanes": 8}),
-    ):  # just beyond the bounds of turning
+        ("many", {"max_streams": 8}),
+    ):  # just beyond the bounds from which streams get phases
         found[f"{layout}/bound"] = rows_of(RowOrder(LAYOUTS[layout], 64, **values), 0)
     found |= {f"windows/{number}": windows(*case) for number, case in enumerate(CROWDED)}
     for name, mix in MIXES.items():

@@ -27,7 +27,7 @@ def test_what_a_rank_decodes_is_what_its_shares_take() -> None:
                 ),
             )
         found = layout_quality(counts, batch_size, world, shuffle_rows=300)
-        # a lane between two ranks may skip one of them in a window: that is taken as read
+        # a stream between two ranks may skip one of them in a window: that is taken as read
         assert decoded / sum(counts) <= found.amplification <= 1.3 * decoded / sum(counts)
         assert peak <= found.peak_rows <= 1.5 * peak
 
@@ -42,10 +42,10 @@ def test_the_stored_order_correlates_and_a_shuffle_does_not() -> None:
 
 
 def test_a_true_shuffle_is_told_from_a_poor_one_by_the_mean_of_a_batch() -> None:
-    # what `lanes` stands for: the spread of the mean stored place of a batch, over that of a true shuffle
+    # what `streams` stands for: the spread of the mean stored place of a batch, over that of a true shuffle
     spread = {}
-    for lanes in (1, 8, 64):
-        order = RowOrder([1000] * 100, 256, lanes=lanes)
+    for streams in (1, 8, 64):
+        order = RowOrder([1000] * 100, 256, streams=streams)
         epoch = order.epoch(0)
         means = []
         for step in range(order.steps - 1):
@@ -56,7 +56,7 @@ def test_a_true_shuffle_is_told_from_a_poor_one_by_the_mean_of_a_batch() -> None
                 place = epoch.window(window)
                 places.append(place.group * 1000 + place.start + permutation[start:stop])
             means.append(np.concatenate(places).mean())
-        spread[lanes] = np.std(means) / (100_000 / np.sqrt(12) / np.sqrt(256))
+        spread[streams] = np.std(means) / (100_000 / np.sqrt(12) / np.sqrt(256))
     assert spread[1] > 2 * spread[8] > 4 * spread[64]
 
 
@@ -86,14 +86,14 @@ def test_warnings(counts: list[int], world: int, faults: tuple[str, ...]) -> Non
         assert fault in str(told)
 
 
-def test_more_ranks_than_lanes() -> None:
+def test_more_ranks_than_streams() -> None:
     told = layout_warning("data/train", [65_536] * 4000, 8192, 256)
     assert told is not None
-    assert "256 ranks decode each row 4.3 times, as they share 64 lanes" in told
-    assert "data.max_lanes: 256 and data.shuffle_rows: 16777216" in told
-    mended = layout_quality([65_536] * 4000, 8192, 256, shuffle_rows=1 << 24, max_lanes=256)
+    assert "256 ranks decode each row 4.3 times, as they share 64 streams" in told
+    assert "data.max_streams: 256 and data.shuffle_rows: 16777216" in told
+    mended = layout_quality([65_536] * 4000, 8192, 256, shuffle_rows=1 << 24, max_streams=256)
     assert mended.amplification < 1.4
-    assert layout_warning("data/train", [65_536] * 4000, 8192, 256, shuffle_rows=1 << 24, max_lanes=256) is None
+    assert layout_warning("data/train", [65_536] * 4000, 8192, 256, shuffle_rows=1 << 24, max_streams=256) is None
 
 
 def test_refuses_what_has_no_rows() -> None:

@@ -168,6 +168,8 @@ def test_a_prepared_folder_is_shown_split_by_split(tmp_path: Path) -> None:
     assert prepared_splits(str(tmp_path)) == ("train", "test")
     assert prepared_splits(str(tmp_path / "train")) == ()
     shown = CliRunner().invoke(data_app, ["inspect", str(tmp_path)]).stdout
+    for option in ("--max-streams", "--max-lanes"):  # the latter is the former name
+        assert CliRunner().invoke(data_app, ["inspect", str(tmp_path), option, "64"]).stdout == shown
     assert "5 rows in" in shown
     assert "2 rows in" in shown
     guessed = CliRunner().invoke(data_app, ["inspect", str(tmp_path), "--schema"]).stdout

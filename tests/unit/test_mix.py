@@ -125,7 +125,7 @@ def test_windows_know_their_steps_and_what_follows() -> None:
             after = epoch.following(index)
             if after is not None:
                 assert min(used[after]) in (max(steps), max(steps) + 1)
-                assert epoch.window(after).lane == window.lane
+                assert epoch.window(after).stream == window.stream
 
 
 def test_a_pass_of_a_source_is_shuffled_by_itself(tmp_path: Path) -> None:
@@ -138,12 +138,12 @@ def test_a_pass_of_a_source_is_shuffled_by_itself(tmp_path: Path) -> None:
     assert first != sorted(first)
 
 
-def test_open_windows_are_those_of_the_lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_windows_are_those_of_the_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a source that is repeated many times opens one pass after the other, and a rank opens what it needs
     layout = [[30] * 16, [8, 8]]
     manifest = united(tmp_path, layout)
     reader = ParquetReader(manifest, SPEC, batch_size=24, prefetch=0, mix=mix_of(layout, (2, 1), (False, True)))
-    assert [order.lanes for order in reader.order.sources] == [16, 2]
+    assert [order.streams for order in reader.order.sources] == [16, 2]
     most = 0
     from rechub_dist.data.reader import _Source  # noqa: PLC0415
 
@@ -162,7 +162,7 @@ def test_open_windows_are_those_of_the_lanes(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(_Source, "_read", read_window)
     next(reader.batches(1, reader.steps - 1))
-    assert len(opened) <= 18  # one of each lane
+    assert len(opened) <= 18  # one of each stream
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def check(path: Path, ranks: int) -> None:
             spec = replace(spec, cumulative={NEGATIVES: np.cumsum(weights)})
     manifest = Manifest.read(f"{parts.config.data.root}/train")
     batches = ParquetReader(manifest, spec, batch_size=64, world_size=ranks, prefetch=0).batches(0)
-    step = parts.train_module.to("meta").train()
-    globalize(step.model)
+    train_module = parts.train_module.to("meta").train()
+    globalize(train_module.model)
     for number in range(2):  # what is moved once is, in the first
         batch = next(batches)
         batch.weight_sums = objective.weight_sums(batch)
@@ -75,9 +75,9 @@ def check(path: Path, ranks: int) -> None:
         batch.candidates = batch.candidates and batch.candidates * ranks
         batch = batch.to(torch.device("meta"))
         with waits() as found:
-            step(batch)[0].backward()
+            train_module(batch)[0].backward()
         assert number == 0 or not found, found
-    assert all(parameter.grad is not None for parameter in step.model.parameters())
+    assert all(parameter.grad is not None for parameter in train_module.model.parameters())
 
 
 @pytest.mark.parametrize("placement", ["sharded", "replicated"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rechub_dist.data.order.epoch import EpochOrder, RowOrder, lane_count, permutation
+from rechub_dist.data.order.epoch import EpochOrder, RowOrder, permutation, stream_count
 
 WORLDS = (1, 2, 3, 4, 7)
 layouts = st.lists(st.integers(0, 40), min_size=1, max_size=12)
@@ -44,14 +44,14 @@ def stored(counts: list[int]) -> list[tuple[int, int]]:
     batch_size=st.integers(1, 50),
     shuffle=st.booleans(),
     shuffle_rows=st.integers(1, 400),
-    lanes=st.none() | st.integers(1, 9),
+    streams=st.none() | st.integers(1, 9),
     seed=st.integers(0, 2**40),
     epoch=st.integers(0, 3),
 )
 def test_each_row_once_and_the_same_batches_for_every_world_size(
-    *, counts: list[int], batch_size: int, shuffle: bool, shuffle_rows: int, lanes: int | None, seed: int, epoch: int
+    *, counts: list[int], batch_size: int, shuffle: bool, shuffle_rows: int, streams: int | None, seed: int, epoch: int
 ) -> None:
-    order = RowOrder(counts, batch_size, shuffle=shuffle, seed=seed, shuffle_rows=shuffle_rows, lanes=lanes)
+    order = RowOrder(counts, batch_size, shuffle=shuffle, seed=seed, shuffle_rows=shuffle_rows, streams=streams)
     reference = batches(order.epoch(epoch))
     assert sorted(row for batch in reference for row in batch) == stored(counts)
     assert [len(batch) for batch in reference[:-1]] == [batch_size] * (len(reference) - 1)
@@ -74,9 +74,9 @@ def test_shares_differ_by_one_row_at_most(counts: list[int], batch_size: int, wo
 
 
 @settings(max_examples=60, deadline=None)
-@given(counts=layouts, batch_size=st.integers(1, 50), lanes=st.none() | st.integers(1, 9))
-def test_windows_know_their_first_and_last_step(counts: list[int], batch_size: int, lanes: int | None) -> None:
-    epoch = RowOrder(counts, batch_size, shuffle_rows=100, lanes=lanes).epoch(1)
+@given(counts=layouts, batch_size=st.integers(1, 50), streams=st.none() | st.integers(1, 9))
+def test_windows_know_their_first_and_last_step(counts: list[int], batch_size: int, streams: int | None) -> None:
+    epoch = RowOrder(counts, batch_size, shuffle_rows=100, streams=streams).epoch(1)
     used: dict[int, list[int]] = {}
     for step in range(epoch.order.steps):
         for piece in epoch.share(step).slices:
@@ -90,7 +90,7 @@ def test_windows_know_their_first_and_last_step(counts: list[int], batch_size: i
 @given(counts=layouts, batch_size=st.integers(1, 50))
 def test_unshuffled_is_the_stored_order(counts: list[int], batch_size: int) -> None:
     order = RowOrder(counts, batch_size, shuffle=False)
-    assert order.lanes == 1
+    assert order.streams == 1
     assert [row for batch in batches(order.epoch(0)) for row in batch] == stored(counts)
 
 
@@ -106,7 +106,7 @@ def test_epochs_and_seeds_differ() -> None:
 def test_rows_of_a_batch_come_from_all_over_the_data() -> None:
     order = RowOrder([100] * 64, 64)
     epoch = order.epoch(0)
-    first, end = (rows // 64 for rows in order.deal.settled())
+    first, end = (rows // 64 for rows in order.interleave.settled())
     assert first <= 10
     assert end >= 90
     for step in range(100):
@@ -115,7 +115,7 @@ def test_rows_of_a_batch_come_from_all_over_the_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "shuffle_rows", "lanes"),
+    ("counts", "shuffle_rows", "streams"),
     [
         ([100_000] * 1000, 8_000_000, 64),
         ([1_000_000] * 64, 8_000_000, 8),
@@ -126,23 +126,23 @@ def test_rows_of_a_batch_come_from_all_over_the_data() -> None:
         ([], 50, 1),
     ],
 )
-def test_lane_count(counts: list[int], shuffle_rows: int, lanes: int) -> None:
-    assert lane_count(counts, shuffle_rows) == lanes
-    assert RowOrder(counts, 10, shuffle_rows=shuffle_rows).lanes == lanes
+def test_stream_count(counts: list[int], shuffle_rows: int, streams: int) -> None:
+    assert stream_count(counts, shuffle_rows) == streams
+    assert RowOrder(counts, 10, shuffle_rows=shuffle_rows).streams == streams
 
 
 def test_a_rank_opens_only_what_it_needs() -> None:
     counts = [1000] * 64
-    for order in (RowOrder(counts, 256), RowOrder(counts, 256, shuffle=False, lanes=4)):
+    for order in (RowOrder(counts, 256), RowOrder(counts, 256, shuffle=False, streams=4)):
         epoch = order.epoch(0)
         opened = [{s.window for step in range(order.steps) for s in epoch.share(step, r, 4).slices} for r in range(4)]
-        # while not all lanes are there, ranks may share some
+        # while not all streams are active, ranks may share some
         assert all(16 <= len(windows) <= 16 + 6 * order.shuffle for windows in opened)
         assert len(set().union(*opened)) == 64
 
 
 def peak_rows(epoch: EpochOrder) -> int:
-    """Rows in open windows, of all lanes, in the step that has most."""
+    """Rows in open windows, of all streams, in the step that has most."""
     open_rows = np.zeros(epoch.order.steps + 1, np.int64)
     for window in map(epoch.window, range(epoch.windows)):
         open_rows[window.first_step : window.last_step + 1] += window.stop - window.start
@@ -162,10 +162,10 @@ def test_open_rows_are_bounded_where_row_groups_are_equal(
     *, groups: int, size: int, last: int, batch_size: int, shuffle_rows: int, epoch: int
 ) -> None:
     order = RowOrder([size] * groups + [min(size, last)], batch_size, shuffle_rows=shuffle_rows)
-    ahead = order.lanes // 4 + 1
-    assert order.lanes * size <= shuffle_rows
-    bound = max((order.lanes + ahead) * size, shuffle_rows * 5 // 4)
-    # the row group that ends within a batch stands beside the next one of its lane until then
+    ahead = order.streams // 4 + 1
+    assert order.streams * size <= shuffle_rows
+    bound = max((order.streams + ahead) * size, shuffle_rows * 5 // 4)
+    # the row group that ends within a batch stands beside the next one of its stream until then
     assert peak_rows(order.epoch(epoch)) <= bound + max(batch_size, size)
 
 
@@ -178,23 +178,23 @@ def test_open_rows_are_bounded_where_row_groups_are_equal(
         ([100_000] * 1000, 7_200_000),
     ],
 )
-def test_lanes_change_windows_at_different_times(counts: list[int], most: int) -> None:
+def test_streams_change_windows_at_different_times(counts: list[int], most: int) -> None:
     order = RowOrder(counts, 8192)
     epoch = order.epoch(0)
-    assert order.lanes * max(counts) <= 8_000_000
+    assert order.streams * max(counts) <= 8_000_000
     assert peak_rows(epoch) <= most
     for ranks in (2, 4):  # for each rank too
-        lanes = order.lanes // ranks
+        streams = order.streams // ranks
         for rank in range(ranks):
             windows = list(map(epoch.window, range(epoch.windows)))
-            own = [b for a, b in pairwise(windows) if a.lane == b.lane and b.lane // lanes == rank]
+            own = [b for a, b in pairwise(windows) if a.stream == b.stream and b.stream // streams == rank]
             crossings = np.bincount([w.first_step for w in own])
-            assert crossings.max() <= max(1, lanes // 4)
+            assert crossings.max() <= max(1, streams // 4)
 
 
 def test_few_row_groups_are_not_decoded_twice_where_memory_suffices() -> None:
     assert RowOrder([65_536] * 32, 8192).epoch(0).windows == 32
-    assert RowOrder([1_000_000] * 32, 8192).epoch(0).windows > 32  # its lanes would hold 16 M rows at once
+    assert RowOrder([1_000_000] * 32, 8192).epoch(0).windows > 32  # its streams would hold 16 M rows at once
 
 
 @settings(max_examples=50, deadline=None)
@@ -225,7 +225,7 @@ def test_permutations_are_uniform() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"batch_size": 0}, "batch_size is 0"), ({"seed": -1}, "seed is -1"), ({"lanes": 0}, "lanes is 0")],
+    [({"batch_size": 0}, "batch_size is 0"), ({"seed": -1}, "seed is -1"), ({"streams": 0}, "streams is 0")],
 )
 def test_refuses_impossible_settings(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

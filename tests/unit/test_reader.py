@@ -130,7 +130,7 @@ layouts = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=4), min_siz
     world=st.sampled_from((2, 3, 4, 7)),
     shuffle=st.booleans(),
     shuffle_rows=st.sampled_from((1, 60, 1000)),
-    lanes=st.none() | st.integers(1, 5),
+    streams=st.none() | st.integers(1, 5),
     seed=st.integers(0, 5),
     resume=st.floats(0, 1),
 )
@@ -236,9 +236,9 @@ def test_only_the_needed_windows_and_columns_are_read(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy)
     reader = ParquetReader(manifest, SPEC, batch_size=64, rank=1, world_size=4, prefetch=0, seed=3)
-    assert reader.order.lanes == 32
+    assert reader.order.streams == 32
     assert len(list(reader.batches(0))) == 25
-    # a quarter of the row groups, and what ranks share while not all lanes are there
+    # a quarter of the row groups, and what ranks share while not all streams are active
     assert 8 <= len(reads) <= 12
     assert all(columns == ["row", "history", "x", "y"] for columns in reads.values())
     reads.clear()
@@ -253,7 +253,7 @@ def test_only_the_needed_windows_and_columns_are_read(tmp_path: Path, monkeypatc
 def test_open_windows_are_bounded(tmp_path: Path, ahead: bool) -> None:
     manifest = write(tmp_path, [[20] * 16] * 2)
     reader = ParquetReader(manifest, SPEC, batch_size=16, shuffle_rows=8 * 20, prefetch=0)
-    assert reader.order.lanes == 8
+    assert reader.order.streams == 8
     most = 0
 
     class Source(_Source):
@@ -268,9 +268,9 @@ def test_open_windows_are_bounded(tmp_path: Path, ahead: bool) -> None:
             pass
         for index, opened in source._windows.items():
             assert opened.last_step > step
-            # what is open ahead is the next of its lane
+            # what is open ahead is the next of its stream
             assert opened.first_step <= step + 1 or index - 1 in source._windows
-    assert most == (11 if ahead else 9)  # a batch straddles the windows of one lane
+    assert most == (11 if ahead else 9)  # a batch straddles the windows of one stream
     assert not source._windows
 
 

@@ -1,4 +1,4 @@
-"""Where hosts meet: addresses of all kinds, and what listens there."""
+"""The rendezvous store: addresses of all kinds, and what listens there."""
 
 from __future__ import annotations
 

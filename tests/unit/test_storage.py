@@ -200,10 +200,12 @@ def test_a_file_system_that_hangs_without_any_time_out(tmp_path: Path) -> None:
 def test_an_answer_that_comes_too_late_is_nobodys() -> None:
     store = Store(pafs.LocalFileSystem(), "", StorageConfig(attempt_seconds=0.2))
     release = threading.Event()
-    found = store.patiently(lambda attempt: release.wait() and "late" if attempt == 0 else f"attempt {attempt}", "it")
+    found = store.with_retries(
+        lambda attempt: release.wait() and "late" if attempt == 0 else f"attempt {attempt}", "it"
+    )
     release.set()
     assert found == "attempt 1"
-    assert [store.patiently(lambda _, n=n: n, "it") for n in range(50)] == list(range(50))  # type: ignore[misc]
+    assert [store.with_retries(lambda _, n=n: n, "it") for n in range(50)] == list(range(50))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def check_extremes(files: Sequence[DataFile], spec: BatchSpec) -> None:
                 return dict(_extremes(parquet, spec))
 
         try:
-            found = file.store.patiently(read, file.path)
+            found = file.store.with_retries(read, file.path)
         except BadFileError:  # it is told, or left out, where its rows are read
             continue
         where = f"{file.path} (by its statistics, each value once)"

@@ -1,18 +1,18 @@
 """Which row comes when: pure arithmetic over the sizes of row groups, without I/O.
 
-The row groups, permuted by (seed, epoch), form one virtual stream, which is cut into L contiguous *lanes* of
-`N // L + (l < N % L)` rows. Rows are dealt from them to the global batches like cards (see `Deal`). A lane's *windows*
-are the pieces of row groups that it holds, whole row groups but for those that a lane's boundary cuts; the rows of a
-window are permuted by (seed, epoch, window). Within a global batch the rows stand in lane order, and a rank takes a
+The row groups, permuted by (seed, epoch), form one sequence of N rows, which is cut into L contiguous *streams* of
+`N // L + (l < N % L)` rows. The global batches interleave their rows (see `Interleave`). A stream's *windows* are the
+pieces of row groups that it holds: whole row groups, except where a stream's boundary cuts one. The rows of a window
+are permuted by (seed, epoch, window). Within a global batch the rows are in stream order, and a rank takes a
 contiguous slice of it.
 
-Row groups of equal size can make all lanes come to their next windows at once, which would hold twice the memory for
-that step, and leave the reader nothing to do between. Where this happens the lanes are *turned*: each begins at
-another part of a row group, and reads what lies before it at its end.
+With row groups of equal size all streams can reach their next windows at once, which would take twice the memory at
+that step, and leave the reader nothing to do in between. Where this happens each stream gets a *phase*: it begins in
+the middle of a row group, and reads what comes before that point at its end.
 
 L and the permutations never depend on the world size, so neither do the rows of a global batch nor their order. All
-permutations come from the raw 64-bit stream of PCG64, seeded by SeedSequence, both of which numpy guarantees to stay
-the same over versions and platforms (`Generator.permutation` has no such guarantee).
+permutations come from the raw 64-bit output of PCG64, seeded by SeedSequence; numpy guarantees that both stay the same
+across versions and platforms (`Generator.permutation` has no such guarantee).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rechub_dist.data.order.deal import FIRST_LANES, Deal, longest_lag
+from rechub_dist.data.order.interleave import FIRST_STREAMS, Interleave, longest_lag
 
 IntArray = NDArray[np.int64]
 
@@ -31,9 +31,9 @@ IntArray = NDArray[np.int64]
 # every change of those. Golden hashes stand beside it (tests/golden/order-<version>.json).
 ORDER_VERSION = 4
 
-MAX_LANES = 64
+MAX_STREAMS = 64
 SHUFFLE_ROWS = 8_000_000
-_MANY_GROUPS = 32  # a lane: then another one to decode is of no matter
+_MANY_GROUPS = 32  # per stream: then decoding one more hardly matters
 _GROUPS, _ROWS = 0, 1  # what a permutation is for: the last word but one of its seed
 
 
@@ -43,14 +43,14 @@ class Window(NamedTuple):
     Attributes:
         group: index of the row group in the manifest's order.
         start, stop: its rows within the row group.
-        lane: the lane that it belongs to.
+        stream: the stream that it belongs to.
         first_step, last_step: the steps whose global batches take its first and its last row.
     """
 
     group: int
     start: int
     stop: int
-    lane: int
+    stream: int
     first_step: int
     last_step: int
 
@@ -61,7 +61,7 @@ class Windows(NamedTuple):
     group: IntArray
     start: IntArray
     stop: IntArray
-    lane: IntArray
+    stream: IntArray
     first_step: IntArray
     last_step: IntArray
 
@@ -120,10 +120,10 @@ def permutation(n: int, *seed: int) -> IntArray:
     return words.view(np.int64)
 
 
-def lane_count(counts: Sequence[int], shuffle_rows: int = SHUFFLE_ROWS, max_lanes: int = MAX_LANES) -> int:
-    """The number of lanes: the largest power of two within all of these, and `shuffle_rows` // largest row group."""
+def stream_count(counts: Sequence[int], shuffle_rows: int = SHUFFLE_ROWS, max_streams: int = MAX_STREAMS) -> int:
+    """The number of streams: the largest power of two within all of these, and `shuffle_rows` // largest row group."""
     sizes = [count for count in counts if count]
-    most = min(max_lanes, len(sizes), shuffle_rows // max(sizes, default=1))
+    most = min(max_streams, len(sizes), shuffle_rows // max(sizes, default=1))
     return int(1 << (most.bit_length() - 1)) if most > 0 else 1
 
 
@@ -133,11 +133,11 @@ class RowOrder:
     Args:
         counts: rows of each row group, in the manifest's order; empty row groups are fine.
         batch_size: rows of a global batch; the last one of an epoch holds what is left.
-        shuffle: False keeps the stored order (with one lane).
+        shuffle: False keeps the stored order (with one stream).
         seed: of the permutations.
         shuffle_rows: bound on the rows that stand in open windows over all ranks.
-        max_lanes: bound on the number of lanes. More ranks than lanes share them, and what they decode.
-        lanes: overrides the number of lanes. For an unshuffled pass where the order of rows is of no matter, a
+        max_streams: bound on the number of streams. More ranks than streams share them, and what they decode.
+        streams: overrides the number of streams. For an unshuffled pass where the order of rows is of no matter, a
             multiple of the world size lets each rank read its own row groups instead of a part of every one.
         drop_last: leave out the last batch of an epoch where it is short. Which rows these are differs from epoch to
             epoch, if they are shuffled.
@@ -148,7 +148,7 @@ class RowOrder:
         steps: an epoch's batches.
 
     Raises:
-        ValueError: for a batch size or number of lanes below 1, or a negative seed.
+        ValueError: for a batch size or number of streams below 1, or a negative seed.
     """
 
     def __init__(
@@ -159,16 +159,16 @@ class RowOrder:
         shuffle: bool = True,
         seed: int = 0,
         shuffle_rows: int = SHUFFLE_ROWS,
-        max_lanes: int = MAX_LANES,
-        lanes: int | None = None,
+        max_streams: int = MAX_STREAMS,
+        streams: int | None = None,
         drop_last: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, must be at least 1")
         if seed < 0:
             raise ValueError(f"seed is {seed}, must not be negative")
-        if lanes is not None and lanes < 1:
-            raise ValueError(f"lanes is {lanes}, must be at least 1")
+        if streams is not None and streams < 1:
+            raise ValueError(f"streams is {streams}, must be at least 1")
         self.counts: IntArray = np.asarray(counts, dtype=np.int64).reshape(-1)
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -176,22 +176,22 @@ class RowOrder:
         self.total = int(self.counts.sum())
         self.steps = self.total // batch_size if drop_last else -(-self.total // batch_size)
         self.rows = min(self.total, self.steps * batch_size)
-        self.lanes = lanes or (lane_count(self.counts.tolist(), shuffle_rows, max_lanes) if shuffle else 1)
-        self.deal = Deal(self.total, self.lanes, self._lag() if shuffle else 0)
-        # Whether lanes that come to their next windows at once are turned: where they would hold more than the bound
-        # and its quarter, or can well afford it.
-        self.turns = shuffle and (
-            2 * self.lanes * int(self.counts.max(initial=0)) > shuffle_rows + shuffle_rows // 4
-            or np.count_nonzero(self.counts) >= _MANY_GROUPS * self.lanes
+        self.streams = streams or (stream_count(self.counts.tolist(), shuffle_rows, max_streams) if shuffle else 1)
+        self.interleave = Interleave(self.total, self.streams, self._lag() if shuffle else 0)
+        # Whether streams that reach their next windows at once get phases: where without they would hold more than the
+        # bound and a quarter, or where the extra decoding is cheap.
+        self.phased = shuffle and (
+            2 * self.streams * int(self.counts.max(initial=0)) > shuffle_rows + shuffle_rows // 4
+            or np.count_nonzero(self.counts) >= _MANY_GROUPS * self.streams
         )
 
     def _lag(self) -> int:
-        """Rounds after which more lanes join: time enough to open their row groups.
+        """Rounds between two stages of the ramp-up: time enough to open the next row groups.
 
-        Lanes join between two batches where that can be, so that ranks need not share them.
+        A stage begins between two batches where possible, so that ranks need not share streams.
         """
-        even = -(-self.batch_size // FIRST_LANES)
-        lag = min(self.batch_size, longest_lag(self.total, self.lanes))
+        even = -(-self.batch_size // FIRST_STREAMS)
+        lag = min(self.batch_size, longest_lag(self.total, self.streams))
         return lag // even * even or lag
 
     def batch_rows(self, step: int) -> int:
@@ -218,59 +218,59 @@ class EpochOrder:
         groups = np.flatnonzero(order.counts)
         if order.shuffle:
             groups = groups[permutation(len(groups), order.seed, _GROUPS, epoch)]
-        self._lane_sizes = order.deal.sizes
-        self._lane_starts = np.cumsum(self._lane_sizes) - self._lane_sizes
+        self._stream_sizes = order.interleave.sizes
+        self._stream_starts = np.cumsum(self._stream_sizes) - self._stream_sizes
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(order.counts[groups])])
-        self._lay_out(groups, bounds, np.zeros(order.lanes, np.int64))
-        if order.turns and self._crowded():
-            self._lay_out(groups, bounds, self._turns(bounds))
+        self._lay_out(groups, bounds, np.zeros(order.streams, np.int64))
+        if order.phased and self._crowded():
+            self._lay_out(groups, bounds, self._phases(bounds))
 
-    def _lay_out(self, groups: IntArray, bounds: IntArray, turns: IntArray) -> None:
-        """Cut the virtual stream of `groups`, which begin at `bounds`, into windows, in the order of reading.
+    def _lay_out(self, groups: IntArray, bounds: IntArray, phases: IntArray) -> None:
+        """Cut the sequence of `groups`, which begin at `bounds`, into windows, in the order of reading.
 
-        Lane l begins with its row `turns[l]`; it goes on with its first row after its last one.
+        Stream l begins with its row `phases[l]`, and wraps around from its last row to its first.
         """
-        N, lane_starts = self.order.total, self._lane_starts
-        # windows by their place in the stream: cut at every row group's and every lane's boundary, and at the turns
-        cuts = np.unique(np.concatenate([bounds, lane_starts, lane_starts + turns]))
+        N, stream_starts = self.order.total, self._stream_starts
+        # windows in the order of the sequence: cut at the boundaries of row groups and streams, and at the phases
+        cuts = np.unique(np.concatenate([bounds, stream_starts, stream_starts + phases]))
         starts = cuts[:-1]
-        # lanes without rows share their start with the next one: side="right" gives the last, which holds the rows
+        # streams without rows share their start with the next one: side="right" gives the last, which holds the rows
         # (unless it starts at N, beyond every window)
-        lane = np.searchsorted(lane_starts, starts, side="right") - 1
-        # and by their place in the order of reading, where a lane's rows have the same places, turned
-        read = lane_starts[lane] + (starts - lane_starts[lane] - turns[lane]) % self._lane_sizes[lane]
+        stream = np.searchsorted(stream_starts, starts, side="right") - 1
+        # and in the order of reading, in which a stream has the same places, its rows rotated by its phase
+        read = stream_starts[stream] + (starts - stream_starts[stream] - phases[stream]) % self._stream_sizes[stream]
         by_reading = np.argsort(read)
-        starts, self._lane, read = starts[by_reading], lane[by_reading], read[by_reading]
+        starts, self._stream, read = starts[by_reading], stream[by_reading], read[by_reading]
         self._cuts = np.append(read, N)
         place = np.searchsorted(bounds, starts, side="right") - 1
         self._group = groups[place] if N else groups
         self._offset = starts - bounds[place]
-        first, last = read - lane_starts[self._lane], self._cuts[1:] - 1 - lane_starts[self._lane]
-        self._first_step = self.order.deal.place(self._lane, first) // self.order.batch_size
-        self._last_step = self.order.deal.place(self._lane, last) // self.order.batch_size
+        first, last = read - stream_starts[self._stream], self._cuts[1:] - 1 - stream_starts[self._stream]
+        self._first_step = self.order.interleave.place(self._stream, first) // self.order.batch_size
+        self._last_step = self.order.interleave.place(self._stream, last) // self.order.batch_size
         beginnings = np.flatnonzero(first == 0)
         self._beginnings = beginnings[np.argsort(self._first_step[beginnings], kind="stable")]
 
     def _crowded(self) -> bool:
-        """Whether more than a quarter of the lanes, and one, change windows in an eighth of the time of a window."""
+        """Whether more than a quarter of the streams, and one, change windows in an eighth of the time of a window."""
         later = np.delete(self._first_step, self._beginnings)
-        span = max(1, int(self._last_step.max(initial=0)) * self.order.lanes // max(1, self.windows) // 8)
-        return len(later) > 0 and int(np.bincount(later // span).max()) > self.order.lanes // 4 + 1
+        span = max(1, int(self._last_step.max(initial=0)) * self.order.streams // max(1, self.windows) // 8)
+        return len(later) > 0 and int(np.bincount(later // span).max()) > self.order.streams // 4 + 1
 
-    def _turns(self, bounds: IntArray) -> IntArray:
-        """Where each lane begins, so that lanes change windows at different times, int64 [L].
+    def _phases(self, bounds: IntArray) -> IntArray:
+        """The row that each stream begins with, so that streams change windows at different times, int64 [L].
 
-        That is within the lane's first whole row group; the fractions of it that are left are multiples of the golden
-        ratio, of which any run of neighbours is spread well: a rank reads neighbouring lanes.
+        It lies within the stream's first whole row group; the fractions of it that are left are multiples of the golden
+        ratio, any consecutive of which are well spread: a rank reads neighbouring streams.
         """
-        ends = self._lane_starts + self._lane_sizes
-        first = np.minimum(np.searchsorted(bounds, self._lane_starts), len(bounds) - 2)
+        ends = self._stream_starts + self._stream_sizes
+        first = np.minimum(np.searchsorted(bounds, self._stream_starts), len(bounds) - 2)
         begin, size = bounds[first], bounds[first + 1] - bounds[first]
-        golden = np.arange(self.order.lanes, dtype=np.int64) * 40503 % 65536  # 65536 / 1.618
-        left = (golden * (size - 1) // 65536 - self.order.deal.begins) % np.maximum(size, 1)
-        turned = begin - self._lane_starts + size - 1 - left
-        # a lane that is no more than that row group never changes windows
-        return np.where((begin >= self._lane_starts) & (begin + size <= ends) & (size < self._lane_sizes), turned, 0)
+        golden = np.arange(self.order.streams, dtype=np.int64) * 40503 % 65536  # 65536 / 1.618
+        left = (golden * (size - 1) // 65536 - self.order.interleave.starts) % np.maximum(size, 1)
+        phase = begin - self._stream_starts + size - 1 - left
+        # a stream that is just that row group never changes windows
+        return np.where((begin >= self._stream_starts) & (begin + size <= ends) & (size < self._stream_sizes), phase, 0)
 
     @property
     def windows(self) -> int:
@@ -280,28 +280,28 @@ class EpochOrder:
     def all_windows(self) -> Windows:
         """The windows, in the order of their indices."""
         stop = self._offset + np.diff(self._cuts)
-        return Windows(self._group, self._offset, stop, self._lane, self._first_step, self._last_step)
+        return Windows(self._group, self._offset, stop, self._stream, self._first_step, self._last_step)
 
     def following(self, index: int) -> int | None:
-        """The window that window `index`'s lane goes on with; None where no batch needs another."""
+        """The window that window `index`'s stream goes on with; None where no batch needs another."""
         after = index + 1
-        if after == self.windows or self._lane[after] != self._lane[index]:
+        if after == self.windows or self._stream[after] != self._stream[index]:
             return None
         return after if self._first_step[after] < self.order.steps else None
 
-    def joining(self, step: int) -> list[int]:
-        """The first windows of the lanes that join after `step`, soonest first."""
+    def ramp_up(self, step: int) -> list[int]:
+        """The first windows, by index, of the streams that start after `step`, soonest first."""
         later = np.searchsorted(self._first_step[self._beginnings], step, side="right")
         return [int(index) for index in self._beginnings[later:] if self._first_step[index] < self.order.steps]
 
     def window(self, index: int) -> Window:
-        """Window `index`; those of a lane are numbered consecutively, in the order of use."""
+        """Window `index`; those of a stream are numbered consecutively, in the order of use."""
         start = int(self._offset[index])
         return Window(
             group=int(self._group[index]),
             start=start,
             stop=start + int(self._cuts[index + 1] - self._cuts[index]),
-            lane=int(self._lane[index]),
+            stream=int(self._stream[index]),
             first_step=int(self._first_step[index]),
             last_step=int(self._last_step[index]),
         )
@@ -331,17 +331,17 @@ class EpochOrder:
     def slices(self, step: int, low: int, high: int) -> list[Slice]:
         """Rows low .. high - 1, at least one, of global batch `step`."""
         begin, n = step * self.order.batch_size, self.order.batch_rows(step)
-        if self.order.lanes == 1:
+        if self.order.streams == 1:
             return self._pieces(begin + low, begin + high)
-        given = self.order.deal.given(begin)
-        takes = self.order.deal.given(begin + n) - given
+        given = self.order.interleave.given(begin)
+        takes = self.order.interleave.given(begin + n) - given
         ends = np.cumsum(takes)
-        lanes = slice(np.searchsorted(ends, low, side="right"), np.searchsorted(ends, high, side="left") + 1)
-        ends, begins = ends[lanes], (ends - takes)[lanes]
-        base = self._lane_starts[lanes] + given[lanes] - begins
+        streams = slice(np.searchsorted(ends, low, side="right"), np.searchsorted(ends, high, side="left") + 1)
+        ends, begins = ends[streams], (ends - takes)[streams]
+        base = self._stream_starts[streams] + given[streams] - begins
         start, stop = base + np.maximum(begins, low), base + np.minimum(ends, high)
         first = np.searchsorted(self._cuts, start, side="right") - 1
-        if ((stop <= self._cuts[first + 1]) & (start < stop)).all():  # the usual case: no lane changes windows
+        if ((stop <= self._cuts[first + 1]) & (start < stop)).all():  # the usual case: no stream changes windows
             cuts = self._cuts[first]
             return list(map(Slice, first.tolist(), (start - cuts).tolist(), (stop - cuts).tolist()))
         places = zip(start.tolist(), stop.tolist(), strict=True)

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from rechub_dist.data.order.epoch import (
-    MAX_LANES,
+    MAX_STREAMS,
     SHUFFLE_ROWS,
     EpochOrder,
     IntArray,
@@ -59,13 +59,13 @@ class MixOrder:
         counts: rows of each row group of all sources.
         batch_size: rows of a global batch. It has fewer where a source is at the last batch of its pass.
         mix: the sources.
-        shuffle, seed, shuffle_rows, max_lanes, drop_last: as of `RowOrder`; a source gets its share of `shuffle_rows`.
+        shuffle, seed, shuffle_rows, max_streams, drop_last: see `RowOrder`; a source gets its share of `shuffle_rows`.
 
     Attributes:
         sources: the order of each source.
         rows: rows of the first epoch's batches; those of others may differ, see `rows_before`.
         steps: an epoch's batches.
-        lanes: of all sources.
+        streams: of all sources.
 
     Raises:
         ValueError: for impossible sizes; a source with so little weight that a batch has no row of it, or with fewer
@@ -81,7 +81,7 @@ class MixOrder:
         shuffle: bool = True,
         seed: int = 0,
         shuffle_rows: int = SHUFFLE_ROWS,
-        max_lanes: int = MAX_LANES,
+        max_streams: int = MAX_STREAMS,
         drop_last: bool = False,
     ) -> None:
         self.batch_size = batch_size
@@ -97,7 +97,7 @@ class MixOrder:
                 shuffle=shuffle,
                 seed=seed + number * _SEEDS,
                 shuffle_rows=max(1, shuffle_rows * quota // batch_size),
-                max_lanes=max_lanes,
+                max_streams=max_streams,
                 drop_last=drop_last,
             )
             if not order.steps:
@@ -107,7 +107,7 @@ class MixOrder:
         if not passes:
             raise ValueError("all sources are repeated: an epoch would have no end")
         self.steps = min(passes)
-        self.lanes = sum(order.lanes for order in self.sources)
+        self.streams = sum(order.streams for order in self.sources)
         self.rows = self.rows_before(1, 0)
 
     def rows_before(self, epoch: int, step: int) -> int:
@@ -132,7 +132,7 @@ class MixEpoch:
         self.order = order
         self.epoch = epoch
         self._begin = epoch * order.steps  # the run's batches before this epoch
-        self._stride = max(len(source.counts) + 2 * source.lanes + 1 for source in order.sources)
+        self._stride = max(len(source.counts) + 2 * source.streams + 1 for source in order.sources)
         # of each source the pass that it is in, and one that ends or begins
         self._pass = lru_cache(2 * len(order.sources))(lambda source, number: order.sources[source].epoch(number))
 
@@ -176,7 +176,7 @@ class MixEpoch:
         return one.permutation(within)
 
     def following(self, index: int) -> int | None:
-        """The window that window `index`'s lane goes on with; None where this epoch and pass need no other."""
+        """The window that window `index`'s stream goes on with; None where this epoch and pass need no other."""
         _, _, within, one = self._find(index)
         after = one.following(within)
         if after is None:
@@ -184,14 +184,14 @@ class MixEpoch:
         after += index - within
         return after if self.window(after).first_step < self.order.steps else None
 
-    def joining(self, step: int) -> list[int]:
-        """The first windows of the lanes that join after `step`, in this epoch and the sources' passes."""
+    def ramp_up(self, step: int) -> list[int]:
+        """The first windows, by index, of the streams that start after `step` in this epoch and the sources' passes."""
         order = self.order
         found = []
         for source, one in enumerate(order.sources):
             number, at = divmod(self._begin + step, one.steps)
             base = (number * len(order.sources) + source) * self._stride
-            found += [base + index for index in self._pass(source, number).joining(at)]
+            found += [base + index for index in self._pass(source, number).ramp_up(at)]
         return [index for index in found if self.window(index).first_step < order.steps]
 
     def _find(self, index: int) -> tuple[int, int, int, EpochOrder]:

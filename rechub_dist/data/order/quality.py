@@ -9,9 +9,9 @@ from itertools import chain
 
 import numpy as np
 
-from rechub_dist.data.order.epoch import MAX_LANES, SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder
+from rechub_dist.data.order.epoch import MAX_STREAMS, SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder
 
-GOOD_LANES = 32  # with fewer, the mean of a batch of sorted data strays well beyond that of a true shuffle
+GOOD_STREAMS = 32  # with fewer, the mean of a batch of sorted data strays well beyond that of a true shuffle
 _LITTLE = 1_000_000  # rows that are read soon enough however they lie
 _DECODED_OFTEN = 1.4
 _MUCH_BETTER = 1.25
@@ -25,7 +25,7 @@ class LayoutQuality:
 
     Attributes:
         rows, row_groups, largest: of the data set; `largest` is the rows of the largest row group.
-        lanes: places of the data that are read side by side, L.
+        streams: places of the data that are read side by side, L.
         open_share: the share of the rows that is open at a time, over all ranks.
         groups_per_batch: row groups that a batch has rows of, on average.
         rank_correlation: Spearman's, between where rows are stored and when they come; 0 for a true shuffle, 1 for
@@ -37,7 +37,7 @@ class LayoutQuality:
     rows: int
     row_groups: int
     largest: int
-    lanes: int
+    streams: int
     open_share: float
     groups_per_batch: float
     rank_correlation: float
@@ -52,14 +52,14 @@ def layout_quality(
     *,
     shuffle: bool = True,
     shuffle_rows: int = SHUFFLE_ROWS,
-    max_lanes: int = MAX_LANES,
+    max_streams: int = MAX_STREAMS,
 ) -> LayoutQuality:
     """Simulate the first epoch over row groups of these sizes; batches and ranks are sampled where there are many.
 
     Raises:
         ValueError: for a batch size or world size below 1, or no rows at all.
     """
-    order = RowOrder(counts, batch_size, shuffle=shuffle, shuffle_rows=shuffle_rows, max_lanes=max_lanes)
+    order = RowOrder(counts, batch_size, shuffle=shuffle, shuffle_rows=shuffle_rows, max_streams=max_streams)
     if world_size < 1 or not order.total:
         raise ValueError(f"{order.total} rows over {world_size} ranks: there must be one of each at least")
     epoch = order.epoch(0)
@@ -73,7 +73,7 @@ def layout_quality(
         rows=order.total,
         row_groups=int(np.count_nonzero(order.counts)),
         largest=int(order.counts.max()),
-        lanes=order.lanes,
+        streams=order.streams,
         open_share=_peak(epoch, sizes, np.arange(epoch.windows)) / order.total,
         groups_per_batch=groups,
         rank_correlation=correlation,
@@ -89,7 +89,7 @@ def layout_warning(
     world_size: int,
     *,
     shuffle_rows: int = SHUFFLE_ROWS,
-    max_lanes: int = MAX_LANES,
+    max_streams: int = MAX_STREAMS,
 ) -> str | None:
     """What is bad about a layout, and would be much better with other row groups or settings, as one line.
 
@@ -97,11 +97,11 @@ def layout_warning(
 
     Args:
         path: where the data is, for the line.
-        counts, batch_size, world_size, shuffle_rows, max_lanes: as of `layout_quality`.
+        counts, batch_size, world_size, shuffle_rows, max_streams: as of `layout_quality`.
     """
 
-    def quality(counts: Sequence[int], shuffle_rows: int = shuffle_rows, lanes: int = max_lanes) -> LayoutQuality:
-        return layout_quality(counts, batch_size, world_size, shuffle_rows=shuffle_rows, max_lanes=lanes)
+    def quality(counts: Sequence[int], shuffle_rows: int = shuffle_rows, streams: int = max_streams) -> LayoutQuality:
+        return layout_quality(counts, batch_size, world_size, shuffle_rows=shuffle_rows, max_streams=streams)
 
     found = quality(counts)
     if found.rows < _LITTLE:
@@ -110,19 +110,19 @@ def layout_warning(
     mended = [size] * (found.rows // size) + [found.rows % size]
     better = quality(mended)
     faults = []
-    if found.lanes < min(GOOD_LANES, better.lanes) and found.open_share < 0.5:
+    if found.streams < min(GOOD_STREAMS, better.streams) and found.open_share < 0.5:
         faults.append(f"a batch mixes rows of {found.groups_per_batch:.0f} places only")
     if found.amplification >= max(_DECODED_OFTEN, _MUCH_BETTER * better.amplification):
         faults.append(f"{world_size} rank(s) decode each row {found.amplification:.1f} times")
-    if not faults and world_size > max_lanes:
-        # sharing lanes is not the layout's fault: it may do well with a lane a rank
-        lanes = 1 << (world_size - 1).bit_length()
-        rows = max(shuffle_rows, lanes * found.largest)
-        if found.amplification >= max(_DECODED_OFTEN, _MUCH_BETTER * quality(counts, rows, lanes).amplification):
+    if not faults and world_size > max_streams:
+        # sharing streams is not the layout's fault: it may do well with a stream a rank
+        streams = 1 << (world_size - 1).bit_length()
+        rows = max(shuffle_rows, streams * found.largest)
+        if found.amplification >= max(_DECODED_OFTEN, _MUCH_BETTER * quality(counts, rows, streams).amplification):
             more = f" and data.shuffle_rows: {rows}" if rows > shuffle_rows else ""
             return (
                 f"{path}: {world_size} ranks decode each row {found.amplification:.1f} times, as they share "
-                f"{found.lanes} lanes; begin the run with data.max_lanes: {lanes}{more}"
+                f"{found.streams} streams; begin the run with data.max_streams: {streams}{more}"
             )
     if not faults:
         return None
@@ -133,11 +133,11 @@ def layout_warning(
 
 
 def _suggested(rows: int) -> int:
-    """Rows of a row group that are a power of two: small enough to have 8 for each of the lanes, or as small as pays.
+    """Rows of a row group that are a power of two: small enough to have 8 for each of the streams, or as small as pays.
 
     Smaller ones are read more slowly, column by column.
     """
-    return min(65_536, max(16_384, 1 << (rows // (8 * MAX_LANES)).bit_length() - 1))
+    return min(65_536, max(16_384, 1 << (rows // (8 * MAX_STREAMS)).bit_length() - 1))
 
 
 def _windows(epoch: EpochOrder, rank: int, world_size: int) -> IntArray:
@@ -147,14 +147,14 @@ def _windows(epoch: EpochOrder, rank: int, world_size: int) -> IntArray:
     def met(steps: Iterable[int]) -> list[int]:
         return [piece.window for step in steps for piece in epoch.share(step, rank, world_size).slices]
 
-    # while all lanes are there, the place of each within the batch recurs after so many steps
-    period = order.lanes // math.gcd(order.lanes, order.batch_size)
-    first, end = order.deal.settled()
+    # while all streams are active, the place of each within the batch recurs after so many steps
+    period = order.streams // math.gcd(order.streams, order.batch_size)
+    first, end = order.interleave.settled()
     first, end = -(-first // order.batch_size), min(end // order.batch_size, order.steps)
     if end <= first:
         return np.unique(np.array(met(range(order.steps)), np.int64))
-    lanes = np.unique(windows.lane[met(range(first, min(first + period, end)))])
-    settled = np.isin(windows.lane, lanes) & (windows.last_step >= first) & (windows.first_step < end)
+    streams = np.unique(windows.stream[met(range(first, min(first + period, end)))])
+    settled = np.isin(windows.stream, streams) & (windows.last_step >= first) & (windows.first_step < end)
     others = met(chain(range(first), range(end, order.steps)))
     return np.union1d(np.flatnonzero(settled), np.array(others, np.int64))
 

@@ -112,7 +112,7 @@ class OpenFiles:
                 outcome.set_exception(error)
             return parquet, outcome
 
-        parquet, outcome = file.store.patiently(work, f"{file.path}: row group {group}")
+        parquet, outcome = file.store.with_retries(work, f"{file.path}: row group {group}")
         with self._lock:
             spare = self._files.pop(file.path, None)  # another thread's
             self._files[file.path] = parquet

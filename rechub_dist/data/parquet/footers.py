@@ -51,7 +51,7 @@ def read_footer(store: Store, path: str) -> Footer:
         with store.filesystem.open_input_file(store.inside(path)) as source:
             return footer_bytes(source), etag(source)
 
-    tail, version = store.patiently(fetch, f"{path}: it")
+    tail, version = store.with_retries(fetch, f"{path}: it")
     metadata = parse_footer(tail, path)
     counts = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     try:

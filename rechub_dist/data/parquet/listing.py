@@ -68,7 +68,7 @@ def _find(path: str, settings: StorageConfig) -> list[Found]:
             break
         inside, fixed = further, fixed + 1
     pattern = "/".join(parts[fixed:]).rstrip("/")
-    listed = store.patiently(lambda _: _listing(store, inside, alone=not pattern), f"{path}: it")
+    listed = store.with_retries(lambda _: _listing(store, inside, alone=not pattern), f"{path}: it")
     if listed is None:
         raise UserError(f"{path}: there is no such file or folder; check the path of the data")
     if not pattern and len(listed) == 1 and listed[0].path == inside:
@@ -92,7 +92,7 @@ def _find(path: str, settings: StorageConfig) -> list[Found]:
 
 def _is_there(store: Store, path: str) -> bool:
     """Whether a file or folder has this path in the store's file system."""
-    kind = store.patiently(lambda _: store.filesystem.get_file_info(path).type, f"{store.address(path)}: it")
+    kind = store.with_retries(lambda _: store.filesystem.get_file_info(path).type, f"{store.address(path)}: it")
     return kind != pafs.FileType.NotFound
 
 

@@ -1,4 +1,4 @@
-"""A stream of days: the sub-folders of a folder, in the order of their names."""
+"""Partitions in sequence: the sub-folders of a folder, in the order of their names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def new_partitions(
         UserError: no such folder, files beside the partitions, or a partition that comes before a known one.
     """
     store, root = locate(path, settings)
-    listing = store.patiently(lambda _: store.filesystem.get_file_info(pafs.FileSelector(root)), path)
+    listing = store.with_retries(lambda _: store.filesystem.get_file_info(pafs.FileSelector(root)), path)
     seen = [info for info in listing if not info.base_name.startswith((".", "_"))]
     _check_folders(path, seen)
     names = sorted({info.base_name for info in seen} - set(known))

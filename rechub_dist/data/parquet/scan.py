@@ -30,7 +30,7 @@ def footers(manifest: Manifest, threads: int = THREADS) -> Iterator[pq.FileMetaD
             with open_file(file) as parquet:
                 return parquet.metadata
 
-        return file.store.patiently(read, file.path)
+        return file.store.with_retries(read, file.path)
 
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(one, manifest.files)

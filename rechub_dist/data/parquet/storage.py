@@ -1,4 +1,4 @@
-"""File systems by the address of their files, and patience with them."""
+"""File systems by the address of their files, used with retries."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _REFUSED = re.compile(
 
 @dataclass(frozen=True)
 class Store:
-    """A file system, what its addresses begin with, and how patiently it is used.
+    """A file system, what its addresses begin with, and how long it is retried.
 
     Attributes:
         filesystem: of pyarrow.
@@ -62,7 +62,7 @@ class Store:
         """The address of a path of the file system."""
         return self.prefix + path
 
-    def patiently(self, work: Callable[[int], T], what: str) -> T:
+    def with_retries(self, work: Callable[[int], T], what: str) -> T:
         """The result of `work(attempt)`, tried again while the store fails, until the deadline.
 
         Attempts run in another thread, as not every file system can be told when to give up on a hanging
@@ -198,13 +198,13 @@ def read_bytes(path: str, settings: StorageConfig) -> bytes | None:
         with store.filesystem.open_input_file(inside) as source:
             return source.read()
 
-    return store.patiently(fetch, path)
+    return store.with_retries(fetch, path)
 
 
 def exists(path: str, settings: StorageConfig) -> bool:
     """Whether a file or folder is there."""
     store, inside = locate(path, settings)
-    kind = store.patiently(lambda _: store.filesystem.get_file_info(inside.rstrip("/") or "/").type, path)
+    kind = store.with_retries(lambda _: store.filesystem.get_file_info(inside.rstrip("/") or "/").type, path)
     return kind != pafs.FileType.NotFound
 
 

@@ -46,7 +46,7 @@ def job(settings: Settings, config: RunConfig) -> list[Manifest]:
     }
     spec = {
         **_indexed(settings),
-        # By pod: when the first pod goes, where the others meet, all of them fail at once.
+        # By pod: when the first pod goes, which has the rendezvous store, all of them fail at once.
         "backoffLimitPerIndex": settings.backoff_limit,
         "maxFailedIndexes": 0,
         **_time_to_live(settings),
@@ -108,7 +108,7 @@ def pytorchjob(settings: Settings, config: RunConfig) -> list[Manifest]:
 def trainjob(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A TrainJob of Kubeflow Trainer (v2), which says nodes and ranks, and the TrainingRuntime with its pods."""
     name = settings.name
-    # The trainer finds its container by this name, and says in the environment where they are to meet.
+    # The trainer finds its container by this name, and puts the rendezvous store's address into the environment.
     arguments = train(settings, "$(PET_MASTER_ADDR):$(PET_MASTER_PORT)")
     template = pod(settings, trainer(settings, config, "node", arguments))
     node = {

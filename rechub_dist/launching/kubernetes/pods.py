@@ -42,7 +42,7 @@ def selector(settings: Settings, component: str) -> dict[str, str]:
 def train(settings: Settings, rendezvous: str) -> list[str]:
     """The arguments of `rechub-dist` in a pod that trains.
 
-    The pods meet at the first of them. Our agent rather than torchrun's command, which exits with 1 whatever has
+    The first pod has the rendezvous store. Our agent rather than torchrun's command, which exits with 1 whatever has
     happened: the cluster is to tell a mistake and a pod that has saved as it was asked to from a failure.
     """
     return [

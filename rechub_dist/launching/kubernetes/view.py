@@ -80,7 +80,7 @@ def pod_view(kind: str, settings: Settings) -> PodView:
         memory=settings.memory_bytes,
         cpus=settings.threads,
         mounts=mounts(settings),
-        taken=_RAY_PORTS if ray else ((range(RENDEZVOUS, RENDEZVOUS + 1), "the pods meet there"),),
+        taken=_RAY_PORTS if ray else ((range(RENDEZVOUS, RENDEZVOUS + 1), "that is the rendezvous store's"),),
     )
 
 

@@ -1,4 +1,4 @@
-"""A training in a thread of a process that is not its own: a worker of a cluster framework."""
+"""Control of a training from outside: by a process that runs it in a thread, such as a cluster framework's worker."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from rechub_dist.distributed.process import Stop, stop_signals
 
 
-class Hosted:
-    """What such a process and the training in it have to do with each other.
+class ExternalControl:
+    """What such a process and the training in it share.
 
     Attributes:
         stop: asks the training to save and stop.
@@ -33,6 +33,6 @@ class Hosted:
 
 
 @cache
-def hosted() -> Hosted:
-    """That of this process."""
-    return Hosted()
+def external_control() -> ExternalControl:
+    """The one of this process."""
+    return ExternalControl()
