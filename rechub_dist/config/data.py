@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from rechub_dist.config.section import Section
+
+SHUFFLE_ROWS: Final = 8_000_000
+MAX_STREAMS: Final = 64
 
 
 class MixSource(Section):
@@ -103,9 +106,9 @@ class DataConfig(Section):
     )
     drop_last: bool = Field(False, description="leave the last batch of each pass over train out where it is short")
     shuffle: bool = Field(True, description="shuffle rows anew each epoch, or within each partition")
-    shuffle_rows: int = Field(8_000_000, gt=0, description="rows in the shuffle's windows over all ranks")
+    shuffle_rows: int = Field(SHUFFLE_ROWS, gt=0, description="rows in the shuffle's windows over all ranks")
     max_streams: int = Field(
-        64,
+        MAX_STREAMS,
         gt=0,
         description="streams of row groups that a batch interleaves; with more ranks, raise it to their number",
     )

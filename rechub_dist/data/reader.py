@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from rechub_dist.batch import Batch
+from rechub_dist.config.data import MAX_STREAMS, SHUFFLE_ROWS
 from rechub_dist.data.collate import assemble
 from rechub_dist.data.columns.fit import check_schema, column_uses
 from rechub_dist.data.columns.window import Window, open_window
 from rechub_dist.data.negatives import Draw
-from rechub_dist.data.order.epoch import MAX_STREAMS, SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder, Slice
+from rechub_dist.data.order.epoch import EpochOrder, IntArray, RowOrder, Slice
 from rechub_dist.data.order.epoch import Window as Place
 from rechub_dist.data.order.mix import Mix, MixEpoch, MixOrder
 from rechub_dist.data.parquet.files import DataFile, OpenFiles

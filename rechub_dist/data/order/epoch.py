@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rechub_dist.config.data import MAX_STREAMS, SHUFFLE_ROWS
 from rechub_dist.data.order.interleave import FIRST_STREAMS, Interleave, longest_lag
 
 IntArray = NDArray[np.int64]
@@ -31,8 +32,6 @@ IntArray = NDArray[np.int64]
 # every change of those. Golden hashes stand beside it (tests/golden/order-<version>.json).
 ORDER_VERSION = 4
 
-MAX_STREAMS = 64
-SHUFFLE_ROWS = 8_000_000
 _MANY_GROUPS = 32  # per stream: then decoding one more hardly matters
 _GROUPS, _ROWS = 0, 1  # what a permutation is for: the last word but one of its seed
 

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from rechub_dist.config.data import MAX_STREAMS, SHUFFLE_ROWS
 from rechub_dist.data.order.epoch import (
-    MAX_STREAMS,
-    SHUFFLE_ROWS,
     EpochOrder,
     IntArray,
     RowOrder,

@@ -9,7 +9,8 @@ from itertools import chain
 
 import numpy as np
 
-from rechub_dist.data.order.epoch import MAX_STREAMS, SHUFFLE_ROWS, EpochOrder, IntArray, RowOrder
+from rechub_dist.config.data import MAX_STREAMS, SHUFFLE_ROWS
+from rechub_dist.data.order.epoch import EpochOrder, IntArray, RowOrder
 
 GOOD_STREAMS = 32  # with fewer, the mean of a batch of sorted data strays well beyond that of a true shuffle
 _LITTLE = 1_000_000  # rows that are read soon enough however they lie
