@@ -236,7 +236,7 @@ def stored_and_read(path: Path) -> int:
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)
-        reader = trainer.passes.at(0).reader
+        reader = trainer.passes.current(0).reader
         stored = StoredRows(reader, epoch=1)
         assert isinstance(reader.manifest, Manifest)
         for step, batch in enumerate(reader.batches(epoch=1)):
