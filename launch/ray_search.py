@@ -16,6 +16,7 @@ from ray.tune.search import BasicVariantGenerator
 
 from rechub_dist.assembly.identity import differences
 from rechub_dist.config import RunConfig
+from rechub_dist.config.versions import with_current_keys
 from rechub_dist.distributed.process import stop_signals
 from rechub_dist.errors import UserError
 from rechub_dist.launch.ray_ranks import GOODNESS, Work
@@ -73,7 +74,7 @@ def search(plan: Search, workers: Workers, concurrent: int | None) -> bool:
     )
     if known.exists():
         saved = json.loads(known.read_text(encoding="utf-8"))
-        found = differences(saved | {"run": _compared(saved["run"])}, identity)
+        found = differences(saved | {"run": _compared(with_current_keys(saved["run"]))}, identity)
         if found:
             raise UserError(
                 f"output_dir: {folder} holds another search; these differ (then -> now): {'; '.join(found)}. Choose "
