@@ -187,12 +187,12 @@ def diff(
 def _identity(folder: Folder, manifest: CheckpointManifest, allowed: list[str]) -> dict[str, Any]:
     """The identity of a checkpoint's run; as it was recorded, where torchrec is not there to resolve it."""
     from rechub_dist.checkpoint.folder import step_folder  # noqa: PLC0415
+    from rechub_dist.config.versions import with_current_keys  # noqa: PLC0415
 
     try:
         from rechub_dist.assembly.identity import recorded  # noqa: PLC0415
     except ImportError:
-        found: dict[str, Any] = manifest.run["identity"]
-        return found
+        return with_current_keys(manifest.run["identity"])
     return recorded(manifest.run, folder.path(step_folder(manifest.step)), allowed)
 
 
