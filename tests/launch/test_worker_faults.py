@@ -44,7 +44,7 @@ def test_a_stopped_worker_is_told_and_the_run_goes_on(launch_data: Path, tmp_pat
     wait_for_step(path, 12)
     os.kill(run.workers()[1], signal.SIGSTOP)
     assert run.wait() == 0, run.text
-    assert run.saw("watchdog: rank 0 .*nothing is heard of rank 1"), run.text
+    assert run.saw("watchdog: rank 0 .*no sign of life from rank 1"), run.text
     assert run.saw("resumed at step"), run.text
     written = next((output(path) / "logs").glob("stalled-rank-0-*.txt")).read_text()
     assert "trainer.py" in written
