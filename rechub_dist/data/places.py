@@ -13,10 +13,10 @@ class Place(NamedTuple):
     """A file or folder of a run.
 
     Attributes:
-        key: of the run file.
-        address: the path or address that a rank opens: below the data's root where the run file says so.
-        written: whether ranks write there, and make it where it is missing.
-        path_only: whether an address will not do.
+        key: the key of the run file that names it.
+        address: the path or address that ranks open; relative ones of data are already below the data's root.
+        written: whether ranks write there, and create it where it is missing.
+        path_only: whether it must be a path, not an address.
     """
 
     key: str
