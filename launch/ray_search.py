@@ -16,11 +16,12 @@ from ray.tune.search import BasicVariantGenerator
 
 from rechub_dist.assembly.identity import differences
 from rechub_dist.config import RunConfig
+from rechub_dist.config.versions import with_current_keys
 from rechub_dist.distributed.process import stop_signals
 from rechub_dist.errors import UserError
 from rechub_dist.launch.ray_ranks import GOODNESS, Work
 from rechub_dist.launch.ray_workers import Workers, fit
-from rechub_dist.launching.search import Draw, note_trial, trial_config
+from rechub_dist.launching.search import Distribution, note_trial, trial_config
 from rechub_dist.metrics.direction import Direction
 
 _LONGEST = 10**6  # evaluations; ASHA wants to know an end
@@ -40,7 +41,7 @@ class Search:
     """
 
     config: RunConfig
-    space: dict[str, Draw]
+    space: dict[str, Distribution]
     metric: str
     mode: Direction
     trials: int
@@ -73,7 +74,7 @@ def search(plan: Search, workers: Workers, concurrent: int | None) -> bool:
     )
     if known.exists():
         saved = json.loads(known.read_text(encoding="utf-8"))
-        found = differences(saved | {"run": _compared(saved["run"])}, identity)
+        found = differences(saved | {"run": _compared(with_current_keys(saved["run"]))}, identity)
         if found:
             raise UserError(
                 f"output_dir: {folder} holds another search; these differ (then -> now): {'; '.join(found)}. Choose "
@@ -116,15 +117,15 @@ def _tuner(plan: Search, trainable: Any, concurrent: int) -> tune.Tuner:
     )
 
 
-def _domain(draw: Draw) -> Any:
+def _domain(distribution: Distribution) -> Any:
     """In Tune's words."""
-    if draw.uniform is not None:
-        return tune.uniform(*draw.uniform)
-    if draw.loguniform is not None:
-        return tune.loguniform(*draw.loguniform)
-    if draw.randint is not None:
-        return tune.randint(draw.randint[0], draw.randint[1] + 1)
-    return tune.choice(list(draw.choice or ()))
+    if distribution.uniform is not None:
+        return tune.uniform(*distribution.uniform)
+    if distribution.loguniform is not None:
+        return tune.loguniform(*distribution.loguniform)
+    if distribution.randint is not None:
+        return tune.randint(distribution.randint[0], distribution.randint[1] + 1)
+    return tune.choice(list(distribution.choice or ()))
 
 
 def _room(workers: Workers) -> int:

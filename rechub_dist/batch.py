@@ -19,21 +19,21 @@ class Batch(Pipelineable):
     """One rank's rows of a global batch.
 
     Attributes:
-        rows: real rows B. The jagged collections hold `stride` >= rows rows, equal on all ranks; the surplus ones at
-            the end are empty.
-        dense: float32 [rows, sum of dims], the dense features side by side in the order asked for.
+        rows: B, the number of real rows. The jagged collections hold `stride` >= rows rows, equal on all ranks; the
+            padding rows at the end are empty.
+        dense: float32 [rows, sum of dims], the dense features concatenated in the requested order.
         jagged: ids by collection name; every collection has the same stride.
         labels: float32 [rows, T].
         weights: float32 [rows], or None where every row weighs 1.
-        id_weights: by name of a weighted feature, float32, one for each of its ids.
-        longest: by feature the most ids that a row has, where the host knows it: to ask a GPU would be to wait for it.
-        weight_sums: float64 [K] over all ranks, the objective's normalisers; set by the trainer, None before that.
-        candidates: how many distinct items each rank brings as candidates for all, where the objective has counted
-            them in host memory (`Objective.prepare`); of this rank alone until the trainer has asked the others.
-        keys: by column that a metric groups by, the rows' values as Arrow holds them, int64 or large_string [rows];
+        id_weights: by name of the weighted feature, float32, one weight per id.
+        longest: by feature, the largest number of ids in a row where the host knows it: asking a GPU means a sync.
+        weight_sums: float64 [K], the objective's normalisers over all ranks; None until the trainer has set them.
+        candidates: how many distinct items each rank contributes as candidates for all, where the objective has counted
+            them in host memory (`Objective.prepare`); this rank's alone until the trainer has gathered the others.
+        keys: by column that a metric groups by, the rows' values as an Arrow array, int64 or large_string [rows];
             always in host memory.
-        skipped: rows of this rank's share that are left out, because their files are bad.
-        notices: what this batch is the first of the rank's to leave out.
+        skipped: rows of this rank's share that are missing because their files are bad.
+        notices: what this batch is the first on this rank to skip.
     """
 
     rows: int
@@ -50,14 +50,14 @@ class Batch(Pipelineable):
     notices: tuple[Skipped, ...] = ()
 
     def feature(self, name: str) -> JaggedTensor:
-        """The ids of one feature, the padding rows included. Raises KeyError for an unknown one."""
+        """The ids of one feature, padding rows included. Raises KeyError for an unknown feature."""
         for collection in self.jagged.values():
             if name in collection.keys():  # noqa: SIM118 - no mapping
                 return collection[name]
         raise KeyError(name)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """The same batch on `device`."""
+        """The same batch on `device`; `keys` stay in host memory."""
         return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
@@ -65,7 +65,7 @@ class Batch(Pipelineable):
         return self._map(lambda x: x.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Keep the memory alive until `stream` has used it."""
+        """Keep the tensors' memory from being reused before `stream` is done with it."""
         tensors = (self.dense, self.labels, self.weights, self.weight_sums, *self.id_weights.values())
         for value in (*tensors, *self.jagged.values()):
             if value is not None:

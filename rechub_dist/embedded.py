@@ -1,7 +1,7 @@
-"""What a model asks for, what it is given and what it returns. Torch only: a notebook needs no more than this.
+"""What a model asks for, what it gets and what it returns. Depends on torch alone, so that notebooks can use it.
 
-A model says which tables it reads through `lookups()`; the embedding stage (sharded over ranks, or `LocalTables` in
-one process) reads them and hands the model an `Embedded`; the model answers with an `Output`.
+A model declares the tables it reads through `lookups()`; the embedding stage (sharded over ranks, or `LocalTables` in
+one process) reads them and passes the model an `Embedded`; the model returns an `Output`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LookupFeature = IdFeature | NegativeFeature | CatalogueFeature
 class Lookup:
     """Read the ids of `feature` from `table`.
 
-    `pooling="sum" | "mean"` gives one vector a row, [B, D]; `None` gives a `Sequence`. `table` carries the width that
-    the model relies on. `name` is the key in `Embedded`; by convention the feature's name, or `<feature>.linear` for
+    `pooling="sum" | "mean"` gives one vector per row, [B, D]; `None` gives a `Sequence`. `table` has the width that the
+    model relies on. `name` is the key in `Embedded`: by convention the feature's name, or `<feature>.linear` for
     first-order weights.
     """
 
@@ -33,7 +33,7 @@ class Lookup:
 
     @property
     def dim(self) -> int:
-        """The vector's width."""
+        """The width of the vectors. Raises ValueError where the table has none yet."""
         if self.table.dim is None:
             raise ValueError(f"table {self.table.name!r} has no width: give it a dim, or the run an embedding.dim")
         return self.table.dim
@@ -42,8 +42,8 @@ class Lookup:
 class Jagged(NamedTuple):
     """Ids of a feature for B rows: `values` int64 [sum of lengths], row after row, and `lengths` int [B].
 
-    `weights` float [sum of lengths] belong to a feature with weights, one an id. `longest` is the largest length, if
-    it is known without a look at the tensor, which may lie on a GPU that is busy.
+    `weights`, float [sum of lengths], one per id, are those of a weighted feature. `longest` is the largest length
+    where the host knows it; reading it from a GPU means a sync.
     """
 
     values: Tensor
@@ -53,12 +53,12 @@ class Jagged(NamedTuple):
 
     @staticmethod
     def single(ids: Tensor) -> Jagged:
-        """One id a row: ids int [B]."""
+        """From one id per row: ids int [B]."""
         return Jagged(ids.long(), torch.ones_like(ids, dtype=torch.int32))
 
     @staticmethod
     def padded(ids: Tensor, lengths: Tensor) -> Jagged:
-        """From right-padded ids int [B, L]; what lies beyond a row's length is left out."""
+        """From right-padded ids int [B, L] and lengths int [B]; ids beyond a row's length are dropped."""
         mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         return Jagged(ids[mask].long(), lengths.to(torch.int32))
 
@@ -66,8 +66,8 @@ class Jagged(NamedTuple):
 class Sequence(NamedTuple):
     """Right-padded vectors [B, L, D] with the rows' lengths int64 [B], 0 <= lengths <= L and L >= 1.
 
-    L is the longest length in this batch, not a constant. Values beyond a row's length are zero, but no model may
-    rely on it: use `mask`. `total` is the sum of the lengths, if it is known without a look at them.
+    L is the longest length in this batch, not a constant. Values beyond a row's length are zero, but models must not
+    rely on that: use `mask`. `total` is the sum of the lengths where the host knows it.
     """
 
     values: Tensor
@@ -89,25 +89,25 @@ class Embedded:
     dense: dict[str, Tensor] = field(default_factory=dict)  # dense features: float32 [B, dim]
 
     def stack(self, names: list[str]) -> Tensor:
-        """The pooled vectors `names`, all of one width: [B, len(names), D]."""
+        """The pooled vectors `names`, all of width D: [B, len(names), D]. Raises KeyError for an unknown name."""
         return torch.stack([self.vectors[name] for name in names], dim=1)
 
     def concat(self, vectors: list[str], dense: list[str]) -> Tensor:
-        """Pooled vectors and dense features side by side: [B, sum of widths]."""
+        """Pooled vectors, then dense features, concatenated: [B, sum of widths]. Raises KeyError as `stack`."""
         return torch.cat([*(self.vectors[n] for n in vectors), *(self.dense[n] for n in dense)], dim=1)
 
 
 @dataclass
 class Output:
-    """What a model returns: a ranking model `logits`, a recall model `user` and `item`, with `logits` of further tasks.
+    """What a model returns: ranking models `logits`, recall models `user` and `item`, and `logits` of further tasks.
 
     Attributes:
-        logits: [B, T], one column a label, in the run's label order.
-        user: [B, Q, D], the user's vectors (one a position, or one an interest).
+        logits: float [B, T], one column per label, in the run's label order.
+        user: float [B, Q, D], the user's vectors (one per position, or one per interest).
         user_mask: bool [B, Q], True where `user` is real.
-        item: [B, N, D]; for models that train on every position N = Q and item[:, t] is the item that follows
+        item: float [B, N, D]; for models that train on every position, N = Q and item[:, t] is the item that follows
             position t.
-        aux: further losses by name, one value a row, [B]; they enter the loss as the rows' main losses do.
+        aux: further losses by name, float [B], one value per row; added to the main loss row by row.
     """
 
     logits: Tensor | None = None
@@ -118,14 +118,14 @@ class Output:
 
 
 def rows_of(lengths: Tensor, total: int) -> Tensor:
-    """For each value of a jagged feature the row that it belongs to: int64 [total]."""
+    """The row that each value of a jagged feature belongs to, int64 [total]; `total` is the sum of `lengths`."""
     return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths, output_size=total)
 
 
 def to_padded(values: Tensor, lengths: Tensor, longest: int | None = None) -> Sequence:
     """Jagged vectors [sum of lengths, D] as a right-padded `Sequence` [B, max length (at least 1), D].
 
-    Where the largest length is not given it is looked up, for which the host waits for a GPU.
+    Where `longest` is not given it is read from `lengths`, which on a GPU means a sync.
     """
     if longest is None:
         longest = int(lengths.max()) if len(lengths) else 0

@@ -1,7 +1,7 @@
-"""Features and tables: what a data set holds, in words that need nothing but the standard library.
+"""Features and tables: how the columns of a data set are described. Needs nothing but the standard library.
 
 A *table* is an embedding matrix. A *feature* is a column of the data set; sparse and sequence features read a table,
-and several features may read the same one (a target item and the history of items, say).
+and several features may share one (a target item and the history of items, for example).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ IdPolicy = Literal["error", "drop", "unknown"]
 
 @dataclass(frozen=True)
 class RowsOf:
-    """Marks a whole number of a model's constructor, `item_num: Annotated[int, RowsOf("history")]`.
+    """Marks an integer parameter of a model's constructor: `item_num: Annotated[int, RowsOf("history")]`.
 
-    A run file may leave it out: it is then the rows of the table that the feature given as `history` reads.
+    A run file may omit it: it is then the number of rows of the table that the feature given as `history` reads.
     """
 
     parameter: str
@@ -27,8 +27,11 @@ class RowsOf:
 class Table:
     """An embedding table of `rows` vectors of width `dim`.
 
-    `dim=None` leaves the width to the model's own `embedding_dim` (or `hidden_size`), else to the run's
-    `embedding.dim`. Weights start as N(0, init_std^2); `init_std=0` starts at zero.
+    With `dim=None` the width is the model's own `embedding_dim` (or `hidden_size`), else the run's `embedding.dim`.
+    Weights are initialised from N(0, init_std^2), with zeros where `init_std=0`.
+
+    Raises:
+        ValueError: a name, size or `init_std` that no table can have.
     """
 
     name: str
@@ -51,9 +54,9 @@ class Table:
 
     @property
     def stored_dim(self) -> int:
-        """The width in memory, in which the surplus columns stay zero: fused kernels want multiples of 4.
+        """The width in memory, `dim` padded with zero columns to a multiple of 4, as fused kernels require.
 
-        It is the same wherever the table lies, since row-wise Adagrad averages over it. Checkpoints hold `dim` columns.
+        It is the same for every placement, since row-wise Adagrad averages over it. Checkpoints hold `dim` columns.
 
         Raises:
             ValueError: the table has no width yet.
@@ -64,16 +67,16 @@ class Table:
 
     @property
     def linear(self) -> Table:
-        """The table of first-order (wide) weights over the same ids: one scalar an id, zero at first."""
+        """The table of first-order (wide) weights of the same ids: one scalar per id, initially zero."""
         return Table(f"{self.name}.linear", self.rows, dim=1, init_std=0.0)
 
 
 @dataclass(frozen=True)
 class DenseFeature:
-    """`dim` float values a row (a scalar column, or a fixed-size list column when `dim` > 1).
+    """`dim` float values per row (a scalar column, or a fixed-size list column when `dim` > 1).
 
-    `transform="log"` takes sign(x) * log(1 + |x|). `missing="fill"` puts `fill` where a value is missing (before the
-    transform); `missing="error"` refuses the row group. NaN counts as missing.
+    `transform="log"` is sign(x) * log(1 + |x|). `missing="fill"` replaces missing values by `fill` before the
+    transform; `missing="error"` rejects the row group. NaN counts as missing.
     """
 
     name: str
@@ -90,27 +93,30 @@ class DenseFeature:
 
     @property
     def source(self) -> str:
-        """The data set's column."""
+        """The name of the column in the data set."""
         return self.name if self.column is None else self.column
 
 
 @dataclass(frozen=True)
 class SparseFeature:
-    """Ids into `table`: one a row or several (a list column), pooled to one vector a row.
+    """Ids into `table`: one per row, or several (a list column), pooled to one vector per row.
 
-    A column of integers holds the ids themselves, unless they are hashed or looked up in a vocabulary; a column of
-    strings needs one of the two. Either may be dictionary-encoded.
+    An integer column holds the ids themselves, unless they are hashed or looked up in a vocabulary; a string column
+    needs one of the two. Either may be dictionary-encoded.
 
     Args:
         table: the table that the ids index; ids are 0 .. table.rows - 1.
-        pooling: how several ids become one vector; an empty list gives the zero vector.
+        pooling: how the vectors of several ids are combined; an empty list gives the zero vector.
         hash: hash any integer or string into the table instead of requiring an id in range.
         out_of_range: what to do with an id outside the table, or a value that is not in the vocabulary: `error`
-            refuses the file by name, `drop` removes the id, `unknown` replaces it by `unknown_id`.
-        missing: the same for a missing (null) id. A missing list is an empty one.
-        weights: a column that holds a weight for each id, in lists of the same lengths; not negative. Vectors are
-            multiplied by them before they are summed, and a mean divides by their sum.
-        vocabulary: a Parquet file with the columns `value` and `id`, in which the column's values are looked up.
+            rejects the file by name, `drop` removes the id, `unknown` replaces it by `unknown_id`.
+        missing: the same for a null id. A null list counts as empty.
+        weights: a column with a non-negative weight for each id, in lists of the same lengths. Vectors are multiplied
+            by them before they are summed; a mean divides by their sum.
+        vocabulary: a Parquet file with columns `value` and `id`, in which the column's values are looked up.
+
+    Raises:
+        ValueError: `hash` and `vocabulary` together, or an `unknown_id` outside the table.
     """
 
     name: str
@@ -130,16 +136,16 @@ class SparseFeature:
 
     @property
     def source(self) -> str:
-        """The data set's column."""
+        """The name of the column in the data set."""
         return self.name if self.column is None else self.column
 
 
 @dataclass(frozen=True)
 class SequenceFeature:
-    """An ordered list of ids into `table`, read unpooled as vectors with their lengths.
+    """An ordered list of ids into `table`, looked up without pooling.
 
-    At most `max_length` ids a row are kept: the last ones (`keep="last"`, the newest of a history in time order) or
-    the first. What ids are, and their policies, is as for `SparseFeature`.
+    At most `max_length` ids per row are kept: the last (`keep="last"`, the newest of a history in time order) or the
+    first. Ids and their policies are as in `SparseFeature`. Raises ValueError as it does, and for `max_length` below 1.
     """
 
     name: str
@@ -161,21 +167,24 @@ class SequenceFeature:
 
     @property
     def source(self) -> str:
-        """The data set's column."""
+        """The name of the column in the data set."""
         return self.name if self.column is None else self.column
 
 
 @dataclass(frozen=True)
 class CrossFeature:
-    """The combinations of the ids of `inputs`, hashed into a table of `buckets` rows that is the cross's own.
+    """The combinations of the ids of `inputs`, hashed into a table of `buckets` rows of the cross's own.
 
-    A row has one id for each combination: one where every input has one, none where an input has none.
+    A row has one id per combination: one where every input has one id, none where an input has none.
 
     Args:
-        inputs: two features or more.
+        inputs: two or more different features.
         buckets: rows of the table; combinations that share a bucket share a vector.
-        dim: the table's width, as in `Table`; first-order (wide) weights need none.
-        pooling: how several combinations become one vector.
+        dim: the table's width, as in `Table`; not needed for first-order (wide) weights.
+        pooling: how the vectors of several combinations are combined.
+
+    Raises:
+        ValueError: fewer than two different inputs, or a table that cannot be.
     """
 
     name: str
@@ -189,7 +198,7 @@ class CrossFeature:
     def __post_init__(self) -> None:
         if len({feature.name for feature in self.inputs}) < max(2, len(self.inputs)):
             names = [feature.name for feature in self.inputs]
-            raise ValueError(f"feature {self.name!r}: inputs are {names}, must be two different features or more")
+            raise ValueError(f"feature {self.name!r}: inputs are {names}, must be two or more different features")
         _ = self.table  # checks buckets, dim and init_std
 
     @property
@@ -200,16 +209,19 @@ class CrossFeature:
 
 @dataclass(frozen=True)
 class TimeGapFeature:
-    """How long before the row's own time each behaviour of its history was, in buckets: an id a behaviour.
+    """How long before the row's own time each behaviour of its history was, in buckets: one id per behaviour.
 
-    The bucket of a gap is the number of `boundaries` that it reaches, so there are len(boundaries) + 1; they index
-    a table of this feature's own. A behaviour after the row's time is an error, since it would tell the future.
+    The bucket of a gap is the number of `boundaries` that it reaches, so there are len(boundaries) + 1; they index a
+    table of the feature's own. A behaviour after the row's time is an error, since it would leak the future.
 
     Args:
-        times: the column with the behaviours' times, lists that are in step with the history.
-        now: the column with the row's time, in the same unit (numbers, or timestamps).
-        boundaries: ascending gaps in the columns' unit, for timestamps in seconds.
+        times: the column with the behaviours' times, lists aligned with the history.
+        now: the column with the row's time, in the same unit (numbers or timestamps).
+        boundaries: ascending gaps in the columns' unit; in seconds for timestamps.
         max_length, keep: those of the history.
+
+    Raises:
+        ValueError: `max_length` below 1, or boundaries that do not ascend.
     """
 
     name: str
@@ -239,11 +251,14 @@ class TimeGapFeature:
 
 @dataclass(frozen=True)
 class NegativeFeature:
-    """Ids drawn from `table` while the batch is collated; no column holds them.
+    """Negative ids, drawn from `table` while the batch is collated; no column holds them.
 
-    A row gets `count` ids for each id of the feature `like` (of the row as kept, after `max_length`). The draws depend
-    on (seed, epoch, the row's position in the epoch) alone. `uniform` ones leave out the ids that the row holds in any
-    of the features `exclude`; others are drawn by the weights that the reader is given for this feature.
+    A row gets `count` ids for each id of the feature `like` (as cut to `max_length`). The draws depend on (seed, epoch,
+    the row's position in the epoch) alone. With `uniform` the ids that the row has in any of the features `exclude` are
+    never drawn; otherwise ids are drawn by the weights that the reader gets for this feature.
+
+    Raises:
+        ValueError: `count` below 1.
     """
 
     name: str
@@ -261,20 +276,20 @@ class NegativeFeature:
 
 @dataclass(frozen=True)
 class CatalogueFeature:
-    """All ids of `table`, once in each global batch: dealt evenly over its rows, in order."""
+    """All ids of `table`, once in each global batch: spread evenly over its rows, in order."""
 
     name: str
     table: Table
     kind: Literal["catalogue"] = "catalogue"
 
 
-StoredFeature = SparseFeature | SequenceFeature  # its ids stand in a column
+StoredFeature = SparseFeature | SequenceFeature  # its ids are in a column
 IdFeature = StoredFeature | CrossFeature | TimeGapFeature
 Feature = DenseFeature | IdFeature
 
 
 def with_width(feature: Feature, dim: int) -> Feature:
-    """The feature with a table of width `dim` where its own has none; a cross's inputs likewise."""
+    """The feature with `dim` as the width of its table where that has none; likewise for a cross's inputs."""
     if isinstance(feature, DenseFeature):
         return feature
     if isinstance(feature, CrossFeature):
@@ -291,7 +306,7 @@ def _with_dim(table: Table, dim: int) -> Table:
 
 @dataclass(frozen=True)
 class Label:
-    """A target column (any numeric or boolean type). A classification label must be 0 or 1; null is an error."""
+    """A target column of any numeric or boolean type. Classification labels must be 0 or 1; nulls are an error."""
 
     name: str
     column: str | None = None
@@ -299,16 +314,16 @@ class Label:
 
     @property
     def source(self) -> str:
-        """The data set's column."""
+        """The name of the column in the data set."""
         return self.name if self.column is None else self.column
 
 
 @dataclass(frozen=True)
 class FeatureSchema:
-    """What a data set offers: features and labels by name, and the column of row weights, if there is one.
+    """The features and labels of a data set, and the column of row weights, if there is one.
 
     Raises:
-        ValueError: where two features share a name, or two tables share a name and differ.
+        ValueError: two features or labels share a name, or different tables do.
     """
 
     features: tuple[Feature, ...]
@@ -326,7 +341,7 @@ class FeatureSchema:
                 known = tables.setdefault(feature.table.name, feature.table)
                 if known != feature.table:
                     raise ValueError(
-                        f"table {known.name!r} is declared twice and differs: {known} (feature {feature.name!r}: "
+                        f"table {known.name!r} is declared twice, differently: {known} (feature {feature.name!r}: "
                         f"{feature.table})"
                     )
 
@@ -339,7 +354,7 @@ class FeatureSchema:
 
 def _check_ids(feature: SparseFeature | SequenceFeature) -> None:
     if feature.hash and feature.vocabulary is not None:
-        raise ValueError(f"feature {feature.name!r}: gives both hash and vocabulary; an id comes from one of them")
+        raise ValueError(f"feature {feature.name!r}: has both hash and vocabulary; give one of them")
     if not 0 <= feature.unknown_id < feature.table.rows:
         raise ValueError(
             f"feature {feature.name!r}: unknown_id {feature.unknown_id} is outside its table {feature.table.name!r} "

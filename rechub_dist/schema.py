@@ -1,4 +1,4 @@
-"""A data set's schema file: names, tables, features and labels as YAML, checked and turned into a `FeatureSchema`."""
+"""Parses a data set's schema file: tables, features and labels in YAML, checked and made a `FeatureSchema`."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ KINDS: dict[str, type[Feature]] = {
 def parse_schema(tree: dict[str, Any], root: str = "") -> FeatureSchema:
     """The schema that a `dataset.yaml` describes.
 
-    A sparse or sequence feature names a table of `tables`, or gives `rows` (and `dim`, `init_std`) and so owns a table
-    of its own name. A cross names its inputs, which may stand before it or after it. The files of vocabularies are
-    found below `root`, the folder of the data.
+    A sparse or sequence feature names a table of `tables`, or gives `rows` (and `dim`, `init_std`) for a table of its
+    own, of the same name. A cross names its inputs, which may be declared before or after it. Paths of vocabularies are
+    relative to `root`, the data set's folder.
 
     Raises:
-        UserError: unknown keys, kinds, tables; wrong types; contradictions.
+        UserError: unknown keys, kinds or tables, wrong types, or contradictions; names the key.
     """
     _known(tree, {"name", "tables", "features", "labels", "weight"}, "dataset")
     tables = {name: _build(Table, name, spec, f"dataset.tables.{name}") for name, spec in _items(tree, "tables")}
@@ -49,7 +49,7 @@ def parse_schema(tree: dict[str, Any], root: str = "") -> FeatureSchema:
     labels = tuple(_build(Label, name, spec, f"dataset.labels.{name}") for name, spec in _items(tree, "labels"))
     weight = tree.get("weight")
     if weight is not None and not isinstance(weight, str):
-        raise UserError(f"dataset.weight: names a column, got {weight!r}")
+        raise UserError(f"dataset.weight: write the name of a column, got {weight!r}")
     if not features:
         raise UserError("dataset.features: at least one feature is needed")
     try:
@@ -71,7 +71,7 @@ def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Featu
     rest = {key: value for key, value in spec.items() if key not in own_table}
     shared = rest.get("table", None if own else name)
     if own and shared is not None:
-        raise UserError(f"{where}: names table {shared!r} and gives {', '.join(own)} too; write those with the table")
+        raise UserError(f"{where}: names table {shared!r} and gives {', '.join(own)} too; give those in tables")
     if own and name in tables:
         raise UserError(f"{where}: gives {', '.join(own)}, but a table {name!r} is declared too; write table: {name}")
     if shared is not None and shared not in tables:
@@ -83,7 +83,7 @@ def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Featu
 
 
 def _below(root: str, spec: dict[str, Any]) -> dict[str, Any]:
-    """The feature with its vocabulary below `root`, unless that is an address or absolute."""
+    """The feature with its vocabulary's path below `root`, unless that is an address or absolute."""
     path = spec.get("vocabulary")
     if not isinstance(path, str) or "://" in path:
         return spec

@@ -1,4 +1,4 @@
-"""Files that cannot be used, what is left out because of them, and the account of an epoch's rows."""
+"""Unusable files, the rows that are skipped because of them, and the accounting of an epoch's rows."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ Reason = Literal["missing", "unreadable", "corrupt", "changed", "schema"]
 
 
 class BadFileError(UserError):
-    """A file that is at fault itself, so that reading it again is of no use; a failing store is not meant."""
+    """The file itself is bad, so retrying would not help; not for a store that fails."""
 
     def __init__(self, message: str, reason: Reason) -> None:
         super().__init__(message)
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[BadFileError], tuple[str, Reason]]:
-        return type(self), (str(self), self.reason)  # for another process
+        return type(self), (str(self), self.reason)  # to pickle it for another process
 
 
 class Skipped(NamedTuple):
-    """Rows that are left out, all of them for one reason.
+    """Rows that were skipped for one reason.
 
     Attributes:
         file: its path.
-        row_group: its index in the file; None for a whole file whose row groups are unknown.
-        first_row: of the skipped rows within the row group; None for a whole file.
-        rows: how many; None for a whole file, which is no part of the plan of an epoch.
-        reason: in one word.
-        message: in one line.
+        row_group: index of the row group in the file; None for a whole file whose row groups are unknown.
+        first_row: index of the first skipped row in the row group; None for a whole file.
+        rows: number of rows; None for a whole file, whose rows no epoch has planned.
+        reason: one word.
+        message: one line.
     """
 
     file: str
@@ -42,7 +42,7 @@ class Skipped(NamedTuple):
 
 
 class Tally:
-    """The rows of some steps, over all ranks: read, or skipped for a reason."""
+    """Counts the rows of some steps over all ranks: those read, and those skipped by reason."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -56,7 +56,7 @@ class Tally:
         self.skipped += skipped
 
     def note(self, notices: Iterable[Skipped]) -> list[Skipped]:
-        """Take in what the ranks have skipped; returns what is new, as several ranks may share a piece."""
+        """Record what the ranks have skipped; returns the new notices, as several ranks may report the same piece."""
         new = []
         for notice in notices:
             piece = notice[:3]
@@ -67,25 +67,25 @@ class Tally:
         return new
 
     def check(self, planned: int, *, whole: bool, what: str) -> None:
-        """Make sure that no row is unaccounted for.
+        """Check that every row is accounted for.
 
         Args:
-            planned: rows of these steps by the manifest.
-            whole: the steps are a whole epoch, so that every skipped piece has passed in full.
-            what: for the error.
+            planned: rows of these steps according to the manifest.
+            whole: whether the steps are a whole epoch, so that every skipped piece was counted in full.
+            what: names the steps in the error.
 
         Raises:
-            RuntimeError: it does not add up; this is a fault of the program, not of the data.
+            RuntimeError: the counts do not add up, which is a bug, not a fault of the data.
         """
         reasons = sum(self._reasons.values())
         if self.read + self.skipped != planned or (whole and reasons != self.skipped):
             raise RuntimeError(
                 f"{what}: {planned} rows were planned, but {self.read} were read and {self.skipped} skipped "
-                f"({reasons} by reason); this is an error in rechub_dist"
+                f"({reasons} by reason); this is a bug in rechub_dist"
             )
 
     def values(self) -> dict[str, float]:
-        """The account for a record: `rows_read`, `rows_skipped`, and for each reason `rows_skipped_<reason>`."""
+        """The counts as metrics: `rows_read`, `rows_skipped`, and `rows_skipped_<reason>` for each reason."""
         reasons = {f"rows_skipped_{reason}": rows for reason, rows in sorted(self._reasons.items())}
         return {"rows_read": self.read, "rows_skipped": self.skipped, **reasons}
 

@@ -21,7 +21,7 @@ from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import read_manifest, read_tensors
-from rechub_dist.checkpoint.manifest import DamagedError, Manifest
+from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError
 from rechub_dist.checkpoint.position import Position, position_of
 from rechub_dist.checkpoint.publish import Publisher
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
@@ -286,7 +286,9 @@ class Checkpoints:
                 files = {part[0]: part[1] for part in parts if part[1] is not None}
                 size = sum(found.size for found in files.values())
                 if error is None:
-                    error = self._publisher.publish(Manifest(step, run, files, merge([part[2] for part in parts])))
+                    error = self._publisher.publish(
+                        CheckpointManifest(step, run, files, merge([part[2] for part in parts]))
+                    )
                 seconds = time.monotonic() - self._began
                 warning = self._publisher.clean(position, self._id, saved=error is None)
             error, warning, size, seconds = self._from_main((error, warning, size, seconds))
@@ -320,10 +322,10 @@ class Checkpoints:
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
-    def _opened(self, step: int | None = None) -> Manifest:
+    def _opened(self, step: int | None = None) -> CheckpointManifest:
         """A checkpoint's manifest, from the main rank; without a step that of the best, else the newest."""
 
-        def read() -> Manifest | DamagedError:
+        def read() -> CheckpointManifest | DamagedError:
             try:
                 return best_manifest(self.folder) if step is None else read_manifest(self.folder, step)
             except DamagedError as error:
@@ -334,7 +336,7 @@ class Checkpoints:
             raise found
         return found
 
-    def _fill(self, manifest: Manifest, state: Tensors) -> None:
+    def _fill(self, manifest: CheckpointManifest, state: Tensors) -> None:
         """Verify the checkpoint and load it."""
         verify_together(self._rt, self.folder, manifest)
 
@@ -348,7 +350,7 @@ class Checkpoints:
 
         agree(self._rt, read)
 
-    def _check_run(self, manifest: Manifest, differing: Differing) -> None:
+    def _check_run(self, manifest: CheckpointManifest, differing: Differing) -> None:
         """Refuse a checkpoint of another run, or one with a position that this version does not understand."""
         where = self.folder.path(step_folder(manifest.step))
         unknown = manifest.run["position"].keys() - {field.name for field in fields(Position)}

@@ -12,7 +12,7 @@ from torch import nn
 
 from rechub_dist.checkpoint.folder import Folder, step_folder
 from rechub_dist.checkpoint.load import read_rows
-from rechub_dist.checkpoint.manifest import Manifest, SavedTensor
+from rechub_dist.checkpoint.manifest import CheckpointManifest, SavedTensor
 from rechub_dist.checkpoint.tensors import DTYPES, framed
 from rechub_dist.data.parquet.outputs import check_file, refuse_overlap, whole_file
 from rechub_dist.embedding.local import LocalTables
@@ -21,7 +21,7 @@ from rechub_dist.errors import UserError, nearest
 _WHAT = "a consolidated checkpoint"
 
 
-def check_target(folder: Folder, manifest: Manifest, out: Path) -> None:
+def check_target(folder: Folder, manifest: CheckpointManifest, out: Path) -> None:
     """Refuse, before the work, a file that `consolidate` may not write.
 
     Raises:
@@ -40,7 +40,7 @@ def _is_consolidated(path: Path) -> bool:
         return False
 
 
-def consolidate(folder: Folder, manifest: Manifest, out: Path, *, optimizer: bool = False) -> Iterator[int]:
+def consolidate(folder: Folder, manifest: CheckpointManifest, out: Path, *, optimizer: bool = False) -> Iterator[int]:
     """Write the weights, and the optimizers' states if asked, to one file under their canonical names.
 
     Yields the bytes of each block that is written; no more than one, of 64 MiB, is in memory. The file appears when it

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from rechub_dist.checkpoint.manifest import DamagedError, Manifest, SavedTensor
+from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedTensor
 from rechub_dist.checkpoint.tensors import TABLE_STATES, matrix_shape
 
 
-def check_coverage(manifest: Manifest, path: str) -> None:
+def check_coverage(manifest: CheckpointManifest, path: str) -> None:
     """Prove that the pieces of each tensor cover its rows and columns exactly once, and that no table lacks any.
 
     From the manifest alone; that the files have these bytes is `verify`'s to prove.

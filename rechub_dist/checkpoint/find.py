@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from rechub_dist.checkpoint.folder import Folder, step_of, steps_in
 from rechub_dist.checkpoint.load import read_manifest
-from rechub_dist.checkpoint.manifest import Manifest
+from rechub_dist.checkpoint.manifest import CheckpointManifest
 from rechub_dist.config import StorageConfig, parse_yaml
 from rechub_dist.data.parquet.storage import join, read_text
 from rechub_dist.errors import UserError, one_line
@@ -58,7 +58,7 @@ def _named(address: str, settings: StorageConfig) -> tuple[str | None, StorageCo
 
 def find_checkpoint(
     address: str, settings: StorageConfig | None, wanted: Literal["best", "newest"] | int = "best"
-) -> tuple[Folder, Manifest]:
+) -> tuple[Folder, CheckpointManifest]:
     """The checkpoint that is meant by an address, and `wanted` where that leaves a choice; files are there in full.
 
     Raises:
@@ -77,7 +77,7 @@ def find_checkpoint(
     return folder, read_manifest(folder, step)
 
 
-def best_manifest(folder: Folder) -> Manifest:
+def best_manifest(folder: Folder) -> CheckpointManifest:
     """The best checkpoint of a run, or the newest where none is best or that one is gone.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.load import read_manifest, read_rows
-from rechub_dist.checkpoint.manifest import DamagedError, Manifest, NewerError
+from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, NewerError
 from rechub_dist.config.versions import with_current_keys
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -61,7 +61,7 @@ def list_checkpoints(folder: Folder) -> list[dict[str, Any]]:
     return [{**line, "best": line["step"] == best} for line in found]
 
 
-def inspect_checkpoint(folder: Folder, manifest: Manifest) -> dict[str, Any]:
+def inspect_checkpoint(folder: Folder, manifest: CheckpointManifest) -> dict[str, Any]:
     """Everything about a checkpoint that can be told on a screen."""
     tables = manifest.run["tables"]
     tensors = []
@@ -92,7 +92,9 @@ def inspect_checkpoint(folder: Folder, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def diff_checkpoints(first: tuple[Folder, Manifest], second: tuple[Folder, Manifest]) -> list[dict[str, Any]]:
+def diff_checkpoints(
+    first: tuple[Folder, CheckpointManifest], second: tuple[Folder, CheckpointManifest]
+) -> list[dict[str, Any]]:
     """The tensors that differ: missing on one side, of another shape or type, or of other bits.
 
     Of other bits: how many, and the largest absolute difference.

@@ -12,8 +12,8 @@ from rechub_dist.checkpoint.folder import Folder, step_folder
 from rechub_dist.checkpoint.manifest import (
     BLOCK,
     MANIFEST,
+    CheckpointManifest,
     DamagedError,
-    Manifest,
     SavedPiece,
     checksum,
     parse,
@@ -24,7 +24,7 @@ READ = 64 << 20  # bytes that are read at once, at most, but for a single row th
 _GAP = 64 << 10  # unwanted bytes that are read rather than to ask twice
 
 
-def read_manifest(folder: Folder, step: int) -> Manifest:
+def read_manifest(folder: Folder, step: int) -> CheckpointManifest:
     """A checkpoint's manifest; every file that it names is there at its full size.
 
     Raises:
@@ -41,13 +41,13 @@ def read_manifest(folder: Folder, step: int) -> Manifest:
     return manifest
 
 
-def blocks_of(manifest: Manifest, rank: int = 0, world_size: int = 1) -> list[tuple[str, int]]:
+def blocks_of(manifest: CheckpointManifest, rank: int = 0, world_size: int = 1) -> list[tuple[str, int]]:
     """The blocks of files, (file, index), that a rank verifies: all ranks' are of about equal size."""
     blocks = [(file, i) for file, record in manifest.files.items() for i in range(len(record.checksums))]
     return blocks[len(blocks) * rank // world_size : len(blocks) * (rank + 1) // world_size]
 
 
-def verify(folder: Folder, manifest: Manifest, blocks: Iterable[tuple[str, int]]) -> Iterator[int]:
+def verify(folder: Folder, manifest: CheckpointManifest, blocks: Iterable[tuple[str, int]]) -> Iterator[int]:
     """Compare blocks with their checksums; yields the bytes of each that is good.
 
     Raises:
@@ -94,7 +94,7 @@ class _Read:
 
 
 @torch.no_grad()
-def read_tensors(folder: Folder, manifest: Manifest, wanted: Iterable[tuple[str, Entry]]) -> None:
+def read_tensors(folder: Folder, manifest: CheckpointManifest, wanted: Iterable[tuple[str, Entry]]) -> None:
     """Fill this rank's pieces of tensors from those that the checkpoint has under the given names.
 
     Only the rows that are needed are read, 64 MiB at a time.
@@ -112,7 +112,7 @@ def read_tensors(folder: Folder, manifest: Manifest, wanted: Iterable[tuple[str,
             read.deliver(data[read.offset - start : read.offset - start + read.length])
 
 
-def read_rows(folder: Folder, manifest: Manifest, key: str) -> Iterator[Tensor]:
+def read_rows(folder: Folder, manifest: CheckpointManifest, key: str) -> Iterator[Tensor]:
     """A whole tensor as a matrix, block of rows after block of rows, each 64 MiB at most.
 
     Raises:
@@ -128,7 +128,7 @@ def read_rows(folder: Folder, manifest: Manifest, key: str) -> Iterator[Tensor]:
         yield block
 
 
-def _reads(folder: Folder, manifest: Manifest, key: str, entry: Entry) -> Iterator[_Read]:
+def _reads(folder: Folder, manifest: CheckpointManifest, key: str, entry: Entry) -> Iterator[_Read]:
     saved = manifest.tensors.get(key)
     where = folder.path(step_folder(manifest.step))
     if saved is None:

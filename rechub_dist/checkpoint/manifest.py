@@ -58,12 +58,13 @@ class SavedTensor:
 
 
 FORMAT = 1  # of the manifest; what it is written in stands with docs/checkpoints.md
-# What `Manifest.run` may hold. A key more is a new format: who does not know it would go on as if it were not there.
+# What `CheckpointManifest.run` may hold. A key more is a new format: who does not know it would go on as if it were
+# not there.
 RUN_KEYS = frozenset({"id", "position", "identity", "config", "tables", "world_size", "saved_at", "versions"})
 
 
 @pydantic_dataclass(frozen=True, config=_CONFIG)
-class Manifest:
+class CheckpointManifest:
     """Everything that a checkpoint of one step consists of, besides the manifest itself.
 
     Attributes:
@@ -82,12 +83,12 @@ class Manifest:
         return sum(record.size for record in self.files.values())
 
 
-_MANIFEST = TypeAdapter(Manifest)
+_MANIFEST = TypeAdapter(CheckpointManifest)
 # The same in every format, so that any version can tell a file that is damaged from one that it does not know.
 _SEALED = re.compile(rb'\{"checksum":"([0-9a-f]{32})","manifest":(.*)\}', re.DOTALL)
 
 
-def render(manifest: Manifest) -> bytes:
+def render(manifest: CheckpointManifest) -> bytes:
     """The manifest as JSON, with a checksum of its bytes before it."""
     return seal(_MANIFEST.dump_json(manifest))
 
@@ -97,7 +98,7 @@ def seal(body: bytes) -> bytes:
     return b'{"checksum":"%s","manifest":%s}' % (checksum(body).encode(), body)
 
 
-def parse(text: bytes, path: str) -> Manifest:
+def parse(text: bytes, path: str) -> CheckpointManifest:
     """The manifest that `render` made, of this version or an older one.
 
     Its bytes are compared with the checksum as they are: other versions of the libraries may write the same values in

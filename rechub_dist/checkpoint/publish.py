@@ -9,7 +9,7 @@ from rechub_dist.checkpoint.coverage import check_coverage
 from rechub_dist.checkpoint.folder import Folder, step_folder
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import read_manifest
-from rechub_dist.checkpoint.manifest import MANIFEST, Manifest, render
+from rechub_dist.checkpoint.manifest import MANIFEST, CheckpointManifest, render
 from rechub_dist.checkpoint.position import Position
 from rechub_dist.checkpoint.retention import clean
 from rechub_dist.checkpoint.together import reason_of
@@ -37,7 +37,7 @@ class Publisher:
             self._lease.check()
         return secrets.token_hex(4)
 
-    def publish(self, manifest: Manifest) -> str | None:
+    def publish(self, manifest: CheckpointManifest) -> str | None:
         """Write the manifest of files that are all written: from then on there is a checkpoint."""
         folder = step_folder(manifest.step)
         try:

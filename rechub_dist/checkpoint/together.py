@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.load import blocks_of, consume, verify
-from rechub_dist.checkpoint.manifest import DamagedError, Manifest
+from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import one_line
 
@@ -32,7 +32,7 @@ def agree(rt: Runtime, work: Callable[[], None]) -> None:
         raise DamagedError(damage[0])
 
 
-def verify_together(rt: Runtime, folder: Folder, manifest: Manifest) -> None:
+def verify_together(rt: Runtime, folder: Folder, manifest: CheckpointManifest) -> None:
     """Compare all of a checkpoint with its checksums, each rank a share of it. Collective; raises as `agree`."""
     agree(rt, lambda: consume(verify(folder, manifest, blocks_of(manifest, rt.rank, rt.world_size))))
 

@@ -18,7 +18,7 @@ from rechub_dist.reporting.strict_json import dumps
 
 if TYPE_CHECKING:
     from rechub_dist.checkpoint.folder import Folder
-    from rechub_dist.checkpoint.manifest import Manifest
+    from rechub_dist.checkpoint.manifest import CheckpointManifest
     from rechub_dist.config import StorageConfig
 
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Look into checkpoints, verify, compare and convert them.")
@@ -184,19 +184,19 @@ def diff(
     Console().print(table)
 
 
-def _identity(folder: Folder, manifest: Manifest, allowed: list[str]) -> dict[str, Any]:
+def _identity(folder: Folder, manifest: CheckpointManifest, allowed: list[str]) -> dict[str, Any]:
     """The identity of a checkpoint's run; as it was recorded, where torchrec is not there to resolve it."""
     from rechub_dist.checkpoint.folder import step_folder  # noqa: PLC0415
+    from rechub_dist.config.versions import with_current_keys  # noqa: PLC0415
 
     try:
         from rechub_dist.assembly.identity import recorded  # noqa: PLC0415
     except ImportError:
-        found: dict[str, Any] = manifest.run["identity"]
-        return found
+        return with_current_keys(manifest.run["identity"])
     return recorded(manifest.run, folder.path(step_folder(manifest.step)), allowed)
 
 
-def _find(address: str, step: str, storage: str | None) -> tuple[Folder, Manifest]:
+def _find(address: str, step: str, storage: str | None) -> tuple[Folder, CheckpointManifest]:
     from rechub_dist.checkpoint.find import find_checkpoint  # noqa: PLC0415
 
     if step in ("best", "newest"):

@@ -75,10 +75,10 @@ def sequences(
 
     Example: rechub-dist data sequences ratings.csv --out data/mine --user userId --item movieId --time timestamp
     """
-    from rechub_dist.data.prepare.events import Columns, Plan, prepare_events  # noqa: PLC0415
+    from rechub_dist.data.prepare.events import Columns, EventPlan, prepare_events  # noqa: PLC0415
 
     least = (2 if split == "session" else 5) if min_user_events is None else min_user_events
-    plan = Plan(split, valid_from, test_from, least, min_item_events, max_length)
+    plan = EventPlan(split, valid_from, test_from, least, min_item_events, max_length)
     counts = prepare_events(events, out, Columns(user, item, time), plan)
     _report(out)
     print(

@@ -24,7 +24,7 @@ class MixSource(Section):
 
 
 class StorageConfig(Section):
-    """How files are reached, on object stores above all, and how patiently.
+    """How files are reached, on object stores above all, and how often they are retried.
 
     Credentials come from the environment (`AWS_ACCESS_KEY_ID`, for one) or the places that the store's own tools use.
     """

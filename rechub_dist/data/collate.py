@@ -1,6 +1,6 @@
-"""Windows -> batches, without a loop over rows: a batch is put together from slices of windows.
+"""Windows -> batches: concatenates slices of windows, without a loop over rows.
 
-What lies side by side in a window's block is one view, and one concatenation in a batch.
+Columns that are adjacent in a window's block are sliced as one view, and concatenated at once.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from rechub_dist.data.spec import WEIGHTED, BatchSpec
 
 
 class Pieces(NamedTuple):
-    """One feature's ids for n rows, in pieces, and their number in each row, integers [n]."""
+    """One feature's ids for n rows, in pieces, and the number of ids of each row, integers [n]."""
 
     values: Sequence[Ints]
     lengths: Ints
 
     def whole(self) -> tuple[Ints, Ints]:
-        """The ids in one piece, int64, and their number in each row."""
+        """The ids in one array, int64, and the number of ids of each row."""
         if len(self.values) == 1 and self.values[0].dtype == np.int64:
             return self.values[0], self.lengths
         return _joined(self.values, np.dtype(np.int64)), self.lengths
@@ -38,12 +38,12 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
 
     Args:
         spec: the spec that the windows were opened with.
-        parts: the slices; none of them for a rank without rows.
-        stride: the rows of the jagged collections; those beyond the real ones are empty.
-        draw: what negatives depend on.
+        parts: the slices; empty for a rank without rows.
+        stride: rows of the jagged collections, at least the number of real ones; the others are empty.
+        draw: what the draws of negatives depend on.
 
     Returns:
-        A batch whose ids are int64 and whose lengths are int32.
+        A batch in host memory, with ids int64 and lengths int32.
     """
     n = sum(stop - start for _, start, stop in parts)
     assert n <= stride
@@ -53,7 +53,7 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
     ones = np.ones(n, np.int64)
 
     def ids(name: str) -> Pieces:
-        """Ids and their number a row."""
+        """A feature's ids, whether flat or ragged."""
         return Pieces([block[place[name]]], ones) if name in place else ragged[name]
 
     for feature in (*spec.stored, *spec.time_gaps, *spec.crosses):
@@ -69,7 +69,7 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
         if flat[first : first + len(keys)] == tuple(keys):
             lengths, per_key = _one_each(len(keys), n, stride), [n] * len(keys)
             longest.update(dict.fromkeys(keys, min(n, 1)))
-            values = block[first : first + len(keys)].reshape(-1)  # a view: the keys are neighbours in the block
+            values = block[first : first + len(keys)].reshape(-1)  # a view: the keys are adjacent in the block
         else:
             lengths = np.zeros((len(keys), stride), np.int32)
             for row, key in zip(lengths, keys, strict=True):
@@ -83,7 +83,7 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
             lengths=torch.from_numpy(lengths.reshape(-1)),
             weights=_key_weights(keys, weights, ids) if collection == WEIGHTED else None,
             stride=stride,
-            length_per_key=per_key,  # or TorchRec adds the lengths up, on a GPU where it has to wait for the sums
+            length_per_key=per_key,  # else TorchRec would sum the lengths itself, on a GPU with a sync
         )
 
     D = sum(dense.dim for dense in spec.dense)
@@ -103,14 +103,14 @@ def assemble(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]], stride: 
 
 @lru_cache(maxsize=16)
 def _one_each(keys: int, n: int, stride: int) -> Ints:
-    """One id in each of the first n rows, int32 [keys, stride]: batches share it, since no one writes into a batch."""
+    """Lengths of one id in each of the first n rows, int32 [keys, stride]; shared, as nothing writes into a batch."""
     lengths = np.zeros((keys, stride), np.int32)
     lengths[:, :n] = 1
     return lengths
 
 
 def _draw(spec: BatchSpec, ids: Callable[[str], Pieces], ragged: dict[str, Pieces], draw: Draw, n: int) -> None:
-    """Add what no column holds: drawn ids, and catalogues."""
+    """Add the features that no column holds, negatives and catalogues, to `ragged`."""
     for name in spec.idle:
         ragged[name] = Pieces((), np.zeros(n, np.int64))
     for negative in spec.negatives:
@@ -126,27 +126,27 @@ def _draw(spec: BatchSpec, ids: Callable[[str], Pieces], ragged: dict[str, Piece
 
 
 def _key_weights(keys: Sequence[str], weights: dict[str, Floats], ids: Callable[[str], Pieces]) -> torch.Tensor:
-    """The weights of a collection's ids in key order; features without weights have 1."""
+    """The weights of a collection's ids in key order, float32 [ids]; 1 for features without weights."""
     pieces = [weights[key] if key in weights else np.ones(ids(key).lengths.sum(), np.float32) for key in keys]
     return torch.from_numpy(np.concatenate(pieces))
 
 
 def _flat_block(spec: BatchSpec, parts: Sequence[tuple[Window, int, int]]) -> tuple[tuple[str, ...], Ints]:
-    """The features that have one id a row in all the slices, and these ids, int64 [features, n]."""
+    """The features with exactly one id per row in all slices, and these ids, int64 [features, n]."""
     if not parts:
         flat = tuple(f.name for f in (*spec.in_key_order, *spec.time_gaps, *spec.crosses))
         return flat, np.zeros((len(flat), 0), np.int64)
     flat = parts[0][0].flat
     if all(window.flat == flat for window, _, _ in parts):
         return flat, _block([(w.ids, a, b) for w, a, b in parts], len(flat), np.dtype(np.int64))
-    # where ids were dropped in some windows, those features are ragged in this batch
+    # a feature that lost ids in some window is ragged in this batch
     flat = tuple(name for name in flat if all(name in window.flat for window, _, _ in parts))
     picked = [([w.ids[w.flat.index(name)] for name in flat], a, b) for w, a, b in parts]
     return flat, _block(picked, len(flat), np.dtype(np.int64))
 
 
 def _block(parts: Sequence[tuple[Rows, int, int]], height: int, dtype: np.dtype[Any]) -> Any:
-    """Columns `start .. stop - 1` of each `(rows, start, stop)` side by side, [height, n]."""
+    """Columns `start .. stop - 1` of each `(rows, start, stop)`, concatenated: [height, n]."""
     joined = np.empty((height, sum(stop - start for _, start, stop in parts)), dtype)
     end = 0
     for rows, start, stop in parts:
@@ -160,7 +160,7 @@ def _block(parts: Sequence[tuple[Rows, int, int]], height: int, dtype: np.dtype[
 
 
 def _joined(pieces: Sequence[Ints], dtype: np.dtype[Any]) -> Any:
-    """The pieces one after another, cast in the same pass: several times as fast as `np.concatenate`."""
+    """The pieces concatenated and cast in one pass: several times as fast as `np.concatenate`."""
     joined = np.empty(sum(map(len, pieces)), dtype)
     end = 0
     for piece in pieces:
@@ -170,7 +170,7 @@ def _joined(pieces: Sequence[Ints], dtype: np.dtype[Any]) -> Any:
 
 
 def _ragged_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> Pieces:
-    """The ids of one feature, as they lie in the windows."""
+    """The ids of one feature, in the order of the slices."""
     values: list[Ints] = []
     lengths: list[Ints] = []
     for window, start, stop in parts:
@@ -184,13 +184,13 @@ def _ragged_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> Piece
 
 
 def _key_slices(key: str, parts: Sequence[tuple[Window, int, int]]) -> pa.Array:
-    """The values of a key, as they lie in the windows; of no type where there are no rows."""
+    """The values of a key, in the order of the slices; of type null where there are no rows."""
     pieces = [window.keys[key].slice(start, stop - start) for window, start, stop in parts]
     return pa.concat_arrays(pieces) if pieces else pa.nulls(0)
 
 
 def _weight_slices(name: str, parts: Sequence[tuple[Window, int, int]]) -> Floats:
-    """The weights of one feature's ids; a weighted feature is never flat."""
+    """The weights of one feature's ids, float32; a weighted feature is never flat."""
     pieces = [np.zeros(0, np.float32)]
     for window, start, stop in parts:
         column = window.ragged[name]

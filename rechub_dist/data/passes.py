@@ -43,7 +43,7 @@ class Passes(Protocol):
     def rows(self) -> int:
         """Rows of the data that is known, each once."""
 
-    def at(self, step: int) -> Pass:
+    def current(self, step: int) -> Pass:
         """The pass that the run's step `step` belongs to."""
 
     def rows_before(self, step: int) -> int:
@@ -77,7 +77,7 @@ class Epochs:
         """Rows of an epoch."""
         return self.reader.rows
 
-    def at(self, step: int) -> Pass:
+    def current(self, step: int) -> Pass:
         """The epoch of a step."""
         number = step // self.reader.steps
         return Pass(number, self.reader, number * self.reader.steps)
@@ -145,7 +145,7 @@ class Partitions:
         """Rows of all partitions so far."""
         return self._rows[-1]
 
-    def at(self, step: int) -> Pass:
+    def current(self, step: int) -> Pass:
         """The partition of a step; beyond the end the last one.
 
         Raises:
@@ -158,15 +158,15 @@ class Partitions:
         """Rows of the steps before `step`."""
         if not self._passes:
             return 0
-        here = self.at(step)
-        return self._rows[here.number] + here.reader.rows_before(0, min(step, here.end) - here.first_step)
+        current = self.current(step)
+        return self._rows[current.number] + current.reader.rows_before(0, min(step, current.end) - current.first_step)
 
     def identity(self, step: int) -> dict[str, str]:
         """The fingerprint of each partition that has been begun: those to come are free to change."""
         return {
-            name: here.reader.manifest.fingerprint()
-            for name, here in zip(self._names, self._passes, strict=True)
-            if here.first_step < step
+            name: begun.reader.manifest.fingerprint()
+            for name, begun in zip(self._names, self._passes, strict=True)
+            if begun.first_step < step
         }
 
     def wait(self, stop: Callable[[], bool]) -> bool:

@@ -18,8 +18,13 @@ from rechub_dist.data.collate import assemble
 from rechub_dist.data.columns.fit import check_schema, column_uses
 from rechub_dist.data.columns.window import Window, open_window
 from rechub_dist.data.negatives import Draw
-from rechub_dist.data.order.epoch import EpochOrder, IntArray, RowOrder, Slice
-from rechub_dist.data.order.epoch import Window as Place
+from rechub_dist.data.order.epoch import (
+    EpochOrder,
+    IntArray,
+    RowOrder,
+    ShuffleWindow,
+    Slice,
+)
 from rechub_dist.data.order.mix import Mix, MixEpoch, MixOrder
 from rechub_dist.data.parquet.files import DataFile, OpenFiles
 from rechub_dist.data.parquet.manifest import Manifest
@@ -309,7 +314,7 @@ class _Source:
             return _Opened(None, place.first_step, place.last_step, notice)
         return _Opened(window, place.first_step, place.last_step)
 
-    def _read(self, file: DataFile, group: int, place: Place, permutation: IntArray | None) -> Window:
+    def _read(self, file: DataFile, group: int, place: ShuffleWindow, permutation: IntArray | None) -> Window:
         """Read and convert a piece of a row group."""
 
         def convert(whole: RowGroup) -> Window:

@@ -1,4 +1,4 @@
-"""Rows in memory -> batches, by the very code that a data set's row groups go through."""
+"""Rows in memory -> batches, by the same code as a data set's row groups."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ GIVEN = "the rows given"
 
 
 class RowEncoder:
-    """Turns rows into ids and numbers as `spec` says: with its vocabularies, hashes, crosses and transforms.
+    """Encodes rows as `spec` says: with its vocabularies, hashes, crosses and transforms.
 
-    What the reader makes of a row group's columns, this makes of the same columns in memory, value by value.
+    The result is the same, value by value, as that of the reader for the same columns in a file.
     """
 
     def __init__(self, spec: BatchSpec) -> None:
         self.spec = spec
 
     def batches(self, rows: Any, size: int) -> Iterator[Batch]:
-        """The rows in their order, `size` to a batch; without rows one empty batch.
+        """The rows in their order, `size` per batch; one empty batch if there are none.
 
         Args:
-            rows: see `table_of`; columns that the spec does not read are left alone.
+            rows: see `table_of`; columns that the spec does not read are ignored.
             size: at least 1.
 
         Raises:
-            UserError: a column is missing or of a wrong type, or a value of it does not fit.
+            UserError: a column is missing or has a wrong type, or a value is invalid.
         """
         table = table_of(rows, column_names(self.spec))
         check_schema(table.schema, self.spec, GIVEN)
@@ -52,15 +52,15 @@ class RowEncoder:
 
 
 def table_of(rows: Any, columns: list[str]) -> pa.Table:
-    """Those of `columns` that are there, as Arrow has them.
+    """An Arrow table of those of `columns` that `rows` has.
 
     Args:
-        rows: a pandas DataFrame, an Arrow table or record batch, whatever gives an Arrow stream (polars does), or a
-            dict of columns: lists, NumPy or Arrow arrays.
-        columns: names.
+        rows: a pandas DataFrame, an Arrow table or record batch, anything that exports an Arrow stream (polars does),
+            or a dict of columns: lists, NumPy or Arrow arrays.
+        columns: their names.
 
     Raises:
-        UserError: it is none of these, or a column of it cannot be converted.
+        UserError: `rows` is none of these, or cannot be converted.
     """
     try:
         if is_pandas(rows):
@@ -73,18 +73,18 @@ def table_of(rows: Any, columns: list[str]) -> pa.Table:
         if not isinstance(rows, pa.Table) and hasattr(rows, "__arrow_c_stream__"):
             rows = pa.table(rows)
     except (pa.ArrowException, ValueError, TypeError) as error:
-        raise UserError(f"{GIVEN}: no Arrow table can be made of them: {one_line(error)}") from error
+        raise UserError(f"{GIVEN}: cannot be converted to an Arrow table: {one_line(error)}") from error
     if not isinstance(rows, pa.Table):
         raise UserError(
-            f"{GIVEN}: are a {type(rows).__name__}; give a pandas DataFrame, an Arrow table, a dict of columns, or the "
+            f"{GIVEN}: got a {type(rows).__name__}; give a pandas DataFrame, an Arrow table, a dict of columns, or the "
             "path of Parquet files"
         )
-    # by number: a name may be there twice, which is told where it is read
+    # by number: a name may occur twice, which is reported where it is read
     return rows.select([place for place, name in enumerate(rows.schema.names) if name in set(columns)])
 
 
 def like(rows: Any, table: pa.Table) -> Any:
-    """A table with a row for each of `rows`, as what these are: a DataFrame with their index, a dict, else Arrow."""
+    """`table`, which has a row for each of `rows`, in their type: a DataFrame with their index, a dict, else Arrow."""
     if is_pandas(rows):
         return table.to_pandas().set_axis(rows.index, axis=0)
     if isinstance(rows, Mapping):
@@ -98,5 +98,5 @@ def is_pandas(rows: Any) -> bool:
 
 
 def _column(values: Any) -> Any:
-    """A matrix has a list in each row."""
+    """The values as Arrow takes them: a matrix as a list of its rows."""
     return list(values) if isinstance(values, np.ndarray) and values.ndim > 1 else values

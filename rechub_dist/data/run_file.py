@@ -1,4 +1,4 @@
-"""A run file with the schema of its data, which may lie beside the data."""
+"""Loads a run file together with the schema of its data set."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rechub_dist.errors import UserError
 
 
 def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a run file, apply `section.key=value` overrides and inline the data set's schema.
+    """The run that a run file describes, with `section.key=value` overrides applied and the schema inlined.
 
     Raises:
-        UserError: unreadable or duplicate YAML, unknown keys, wrong types; the message names key and fix.
+        UserError: unreadable YAML, duplicate or unknown keys, wrong types, no schema; the message names key and fix.
     """
     config = read_run(path, overrides)
     if config.code is None and named_code(config.model_dump()):
@@ -25,7 +25,11 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
-    """The same configuration with the schema inline, so that it does not depend on where the run file lies."""
+    """The same configuration with the schema inlined, so that it no longer depends on the run file's location.
+
+    Raises:
+        UserError: the schema's file is missing or unreadable.
+    """
     dataset = config.data.dataset
     if not isinstance(dataset, dict):
         dataset = _schema(config, base)
@@ -37,7 +41,7 @@ def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
 
 
 def _schema(config: RunConfig, base: Path) -> dict[str, Any]:
-    """The tree of the schema's file: named, and relative to `base`, or dataset.yaml of the data's root."""
+    """The content of the schema's file: the named one, relative to `base`, else dataset.yaml in the data's root."""
     from rechub_dist.data.parquet.storage import join, read_text  # noqa: PLC0415 - pyarrow is slow to import
 
     named, root = config.data.dataset, config.data.root

@@ -1,4 +1,4 @@
-"""What the reader has to deliver: derived from the model, the objective and the layout of their tables."""
+"""What the reader delivers, as model, objective and table layout require."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from rechub_dist.features import (
     TimeGapFeature,
 )
 
-WEIGHTED: Final = "weighted"  # the collection of pooled tables of which some feature has weights
+WEIGHTED: Final = "weighted"  # the collection of pooled tables with weighted features
 
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """The columns to read and the shape of the batches to build from them.
+    """The columns to read, and the layout of the batches to build from them.
 
     Attributes:
-        features: the id features to deliver, and those that others of them are made from.
-        dense: the dense features, side by side in `Batch.dense` in this order.
+        features: the id features to deliver, and the inputs of crosses among them.
+        dense: the dense features, in the order of their columns in `Batch.dense`.
         labels: one column of `Batch.labels` each, in this order.
         weight: the column of row weights, or None.
-        keys: columns whose values are delivered as they are, for metrics that group by them.
-        collections: the jagged collections of `Batch.jagged`: the names of their features in the key order of their
-            KeyedJaggedTensor. A feature may stand in several.
-        aligned: groups of features that have equally many ids in each row, position by position.
+        keys: columns whose values are delivered unchanged, for metrics that group by them.
+        collections: the jagged collections of `Batch.jagged`: names of features in the key order of the
+            KeyedJaggedTensor. A feature may be in several.
+        aligned: groups of features whose ids correspond by position, so that each row has equally many.
         cumulative: for negatives that are not uniform, the running sum of the ids' weights, float64 [rows of table].
-        idle: drawn features and catalogues that get no ids here: training needs them, evaluation does not.
+        idle: negatives and catalogues that get no ids: training needs them, evaluation does not.
     """
 
     features: tuple[LookupFeature, ...] = ()
@@ -54,7 +54,7 @@ class BatchSpec:
 
     @cached_property
     def stored(self) -> tuple[StoredFeature, ...]:
-        """The features whose ids stand in a column."""
+        """The features whose ids are in a column."""
         return tuple(f for f in self.features if isinstance(f, SparseFeature | SequenceFeature))
 
     @cached_property
@@ -84,12 +84,12 @@ class BatchSpec:
 
     @cached_property
     def in_key_order(self) -> tuple[StoredFeature, ...]:
-        """The features with a column, in the order of the collections' keys: so that keys are neighbours in a block."""
+        """`stored` in the order of the collections' keys, so that the keys of a collection are adjacent in a block."""
         features = {f.name: f for f in self.stored}
         keys = [key for names in self.collections.values() for key in names]
         return tuple(features[name] for name in dict.fromkeys([*keys, *features]) if name in features)
 
     @cached_property
     def float_rows(self) -> int:
-        """How many floats a row has: dense values, labels, and the weight if there is one."""
+        """Number of floats per row: dense values, labels, and the weight if there is one."""
         return sum(dense.dim for dense in self.dense) + len(self.labels) + bool(self.weight)

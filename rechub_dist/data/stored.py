@@ -1,4 +1,4 @@
-"""Where the rows of a batch are stored, from the order alone: to inspect a batch, and to trace what was trained on."""
+"""Where the rows of a batch are stored: to inspect a batch, and to trace what was trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Stored(NamedTuple):
 
 
 class StoredRows:
-    """One rank's rows of the batches of an epoch, in the batch's order; rows of bad files that are left out too."""
+    """Locates a rank's rows of each batch of an epoch, in the batch's order; including rows that are skipped."""
 
     def __init__(self, reader: ParquetReader, epoch: int) -> None:
         self._reader = reader
@@ -34,18 +34,19 @@ class StoredRows:
         self._open: dict[int, Stored] = {}
 
     @cached_property
-    def _order(self) -> EpochOrder | MixEpoch:  # made when it is wanted: mostly it is not
+    def _order(self) -> EpochOrder | MixEpoch:  # lazy, as it is rarely needed
         return self._reader.order.epoch(self._epoch)
 
     def of(self, step: int) -> list[Stored]:
-        """Those of `step` of the epoch.
+        """This rank's rows of the epoch's batch `step`, in pieces.
 
         Raises:
-            UserError: where rows have to meet conditions, and their file cannot be read.
+            IndexError: `step` is outside the epoch.
+            UserError: rows are selected by conditions, and their file cannot be read.
         """
         slices = self._order.share(step, self._reader.rank, self._reader.world_size).slices
         indices = {piece.window for piece in slices}
-        # those of windows that are still open are found once
+        # windows that several steps share are located once
         self._open = {index: self._open.get(index) or self._window(index) for index in indices}
         return [
             self._open[piece.window]._replace(rows=self._open[piece.window].rows[piece.start : piece.stop])
@@ -64,9 +65,9 @@ class StoredRows:
 
 
 class Trace:
-    """Appends to a file what a rank's steps are trained on: a JSON line a step, `{"step": n, "stored": [...]}`.
+    """Writes which rows a rank's steps are trained on: one JSON line per step, `{"step": n, "stored": [...]}`.
 
-    A run that is taken up again writes new files: `attempt` sorts after those before it.
+    A resumed run writes a new file; `attempt` numbers them in order.
     """
 
     def __init__(self, folder: Path, attempt: int, rank: int) -> None:
@@ -74,13 +75,13 @@ class Trace:
         self._file = (folder / f"{attempt:020d}-rank-{rank}.jsonl").open("w", encoding="utf-8")
 
     def write(self, step: int, stored: list[Stored]) -> None:
-        """Write that the 1-based `step` is done. Raises UserError where that cannot be: half a trace is of no use."""
+        """Record the rows of 1-based `step`. Raises UserError if that fails, as half a trace is useless."""
         pieces = [[piece.path, piece.group, piece.rows.tolist()] for piece in stored]
         try:
             self._file.write(json.dumps({"step": step, "stored": pieces}) + "\n")
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"train.trace_rows: {self._file.name} cannot be written: {error.strerror or error}; make room, or "
-                "leave the trace out"
+                f"train.trace_rows: {self._file.name} cannot be written: {error.strerror or error}; free some "
+                "space, or turn train.trace_rows off"
             ) from error

@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch; unlike SyncBatchNorm it runs on CPU, and with no local row at all."""
+"""Batch normalisation over the global batch; unlike SyncBatchNorm, on CPU as well, and on ranks without rows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """`nn.BatchNorm1d` over inputs [N, C] whose statistics are those of all ranks' rows together."""
+    """`nn.BatchNorm1d` over inputs [N, C], with statistics over the rows of all ranks."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Normalise [N, C]; N may differ between ranks and be 0."""
+        """Normalise [N, C]; N may differ between ranks and be 0. Collective in training, forward and backward."""
         if not self.training:
             return super().forward(input)
         stats = torch.cat([input.sum(0), input.square().sum(0), input.new_full((1,), len(input))])
@@ -22,7 +22,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         mean = stats[: self.num_features] / count
         variance = (stats[self.num_features : -1] / count - mean.square()).clamp(min=0)
         if self.running_mean is not None and self.running_var is not None:
-            # One row has no variance: it takes the running statistics and leaves them as they are.
+            # A single row has no variance: the running statistics are used, and not updated.
             enough = count > 1
             with torch.no_grad():
                 self._update_running(mean, variance, count, enough)
@@ -43,14 +43,14 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
 
 
 def globalize(module: nn.Module) -> None:
-    """Turn every `nn.BatchNorm1d` below `module` into a global one, in place; parameters and buffers stay."""
+    """Make every `nn.BatchNorm1d` in `module` a global one, in place; parameters and buffers are kept."""
     for child in module.modules():
         if type(child) is nn.BatchNorm1d:
             child.__class__ = GlobalBatchNorm1d
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """Sum over ranks; every rank's loss depends on every rank's input, so the gradient is summed as well."""
+    """Sum over ranks. Every rank's loss depends on every rank's input, so gradients are summed as well."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ARG004

@@ -1,4 +1,4 @@
-"""Rows from all ranks, with gradients and without."""
+"""All-gather of rows whose number differs between ranks, with gradients and without."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 def all_rows(
     rows: Tensor, group: dist.ProcessGroup | None = None, sizes: Sequence[int] | None = None
 ) -> tuple[Tensor, Sequence[int]]:
-    """All ranks' rows [n_r, ...] in rank order, the same on every rank: [sum of n_r, ...], and each n_r.
+    """All ranks' rows [n_r, ...] in rank order, the same on every rank: [sum of n_r, ...], and each n_r. Collective.
 
-    Called on every rank; the ranks' numbers of rows may differ and be 0. Where `sizes`, each n_r, is not given, the
-    ranks tell each other, and the host waits for their answers. No gradient passes.
+    The numbers of rows may differ between ranks and be 0. Without `sizes` (each n_r) they are gathered first, which the
+    host waits for. Not differentiable: see `gather_rows`.
     """
     if sizes is None:
         size = torch.tensor([len(rows)], device=rows.device)
@@ -31,9 +31,9 @@ def all_rows(
 
 
 def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
-    """The rows of `all_rows`, for a loss: a rank's rows get the sum of all ranks' gradients, which all depend on them.
+    """The rows of `all_rows`, differentiable: the gradient of a rank's rows is the sum over all ranks' losses.
 
-    Without a process group there is one rank, and nothing changes.
+    Collective, forward and backward. Without a process group, or with one rank, returns `rows`.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows

@@ -12,11 +12,11 @@ from rechub_dist.distributed.process import Stop, stop_signals
 
 
 class ExternalControl:
-    """What such a process and the training in it share.
+    """What the hosting process and the training share.
 
     Attributes:
         stop: asks the training to save and stop.
-        records: what the main rank writes to metrics.jsonl, as it is written.
+        records: the records of metrics.jsonl, on the main rank, as they are written.
         ended: set while no training runs.
     """
 
@@ -27,12 +27,12 @@ class ExternalControl:
         self.ended.set()
 
     def stop_on_signals(self) -> None:
-        """Have SIGTERM and SIGHUP ask the training to stop; for the main thread, which the training does not have."""
-        for number in set(stop_signals()) - {signal.SIGINT}:  # that one the framework keeps for itself
+        """Make SIGTERM and SIGHUP ask the training to stop. Call it from the main thread: the training has another."""
+        for number in set(stop_signals()) - {signal.SIGINT}:  # the framework handles that one itself
             signal.signal(number, lambda _number, _frame: self.stop.ask())
 
 
 @cache
 def external_control() -> ExternalControl:
-    """The one of this process."""
+    """The instance of this process, always the same."""
     return ExternalControl()

@@ -1,4 +1,4 @@
-"""The last exchanges of this rank, as torch's flight recorder has them: for one that hangs, to tell in which."""
+"""This rank's last collectives from torch's flight recorder, to tell in which one a rank hangs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 _FILE = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")  # the older name means the same
-_DUMPS = {"nccl": "_dump_nccl_trace", "gloo": "_dump_fr_trace"}  # each is there where torch is built with it
+_DUMPS = {"nccl": "_dump_nccl_trace", "gloo": "_dump_fr_trace"}  # present if torch was built with the backend
 _TOLD = 5
 
 
 def dump_to(folder: Path) -> None:
-    """Have NCCL's watchdog write its record to `folder/nccl-rank-<r>` where an exchange takes too long.
+    """Have NCCL's watchdog write its record to `folder/nccl-rank-<r>` when a collective times out.
 
-    Called before process groups are made. What the environment says already stands.
+    To be called before process groups are created. Settings that are already in the environment take precedence.
     """
     if not any(name in os.environ for name in _FILE):
         os.environ[_FILE[0]] = str(folder.absolute() / "nccl-rank-")
@@ -27,9 +27,9 @@ def dump_to(folder: Path) -> None:
 
 
 def exchanges() -> list[tuple[str, bytes]]:
-    """What the recorders of NCCL and Gloo hold, by backend, pickled; may wait for a device that hangs.
+    """(backend, pickled record) of each flight recorder, NCCL's and Gloo's; may block on a device that hangs.
 
-    Without stacks, which take seconds to be made readable.
+    Without stacks, which take seconds to symbolise.
     """
     c10d = torch._C._distributed_c10d
     there = {backend: getattr(c10d, name) for backend, name in _DUMPS.items() if hasattr(c10d, name)}
@@ -37,8 +37,8 @@ def exchanges() -> list[tuple[str, bytes]]:
 
 
 def unfinished(dump: bytes) -> list[str]:
-    """A line for each of the oldest exchanges of a record that have not ended, else for the last that has."""
-    entries = pickle.loads(dump).get("entries", [])  # of this very process
+    """A line for each of the oldest collectives of a record that have not ended (5 at most), else for the last one."""
+    entries = pickle.loads(dump).get("entries", [])  # trusted: this process wrote it
     waiting = [entry for entry in entries if not (entry.get("retired") or entry.get("state") == "completed")]
     if waiting:
         return [f"not ended: {_line(entry)}" for entry in waiting[:_TOLD]]
@@ -50,5 +50,5 @@ def _line(entry: Mapping[str, Any]) -> str:
     group = "/".join(str(name) for name in entry.get("process_group", ()) if name)
     return (
         f"{entry['profiling_name']} number {entry['collective_seq_id']} of group {group}, sizes "
-        f"{entry.get('input_sizes')}, {entry.get('state')}, asked for {age:.0f} s ago"
+        f"{entry.get('input_sizes')}, {entry.get('state')}, issued {age:.0f} s ago"
     )

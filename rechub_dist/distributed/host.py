@@ -1,4 +1,4 @@
-"""What this host, or the container on it, gives to its processes."""
+"""The resources that this host, or the container on it, gives to its processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rechub_dist.errors import UserError
 
-_FILES = 64  # that a rank has open besides its connections
+_FILES = 64  # open files of a rank besides its connections
 _CONNECTIONS = 8  # to each other rank: of each process group, and of the exchange of ids
 _SHARED = 512 << 20  # bytes of shared memory below which NCCL may fail between the ranks of a host
 
@@ -19,10 +19,10 @@ _SYS = Path("/sys/fs/cgroup")
 
 
 def host_memory(proc: Path = _PROC, sys: Path = _SYS) -> int:
-    """Bytes of memory that there are: the machine's, or what the control groups (v1 and v2) of this process allow.
+    """Bytes of memory: the machine's, or less where the control groups (v1 or v2) of this process say so.
 
     Args:
-        proc: the file that names the control groups of this process.
+        proc: the file that lists the control groups of this process.
         sys: where their file systems are mounted.
     """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -30,10 +30,10 @@ def host_memory(proc: Path = _PROC, sys: Path = _SYS) -> int:
 
 
 def allow_open_files(world_size: int) -> None:
-    """Let this rank open as many files as it may; Linux gives less at first.
+    """Raise this process's soft limit of open files to the hard limit.
 
     Raises:
-        UserError: not enough for its connections to the other ranks.
+        UserError: the hard limit is too low for a rank's connections to the others.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -47,7 +47,7 @@ def allow_open_files(world_size: int) -> None:
 
 
 def warn_of_little_shared_memory(local_world_size: int, folder: str = "/dev/shm") -> None:
-    """Say so where NCCL has little room for what the ranks of a host exchange; a container has 64 MB unless told."""
+    """Warn on stderr if shared memory is too small for NCCL between a host's ranks; containers default to 64 MB."""
     try:
         found = os.statvfs(folder)
     except OSError:
@@ -55,15 +55,16 @@ def warn_of_little_shared_memory(local_world_size: int, folder: str = "/dev/shm"
     size = found.f_blocks * found.f_frsize
     if local_world_size > 1 and size < _SHARED:
         print(
-            f"warning: {folder} has {size >> 20} MB, by which NCCL moves data between the {local_world_size} ranks of "
-            f"this host; give the container more (docker --shm-size 1g, rechub-dist k8s render --shared-memory 1Gi)",
+            f"warning: {folder} has {size >> 20} MB, through which NCCL moves data between the "
+            f"{local_world_size} ranks of this host; give the container more (docker --shm-size 1g, "
+            f"rechub-dist k8s render --shared-memory 1Gi)",
             file=sys.stderr,
             flush=True,
         )
 
 
 def require_home() -> None:
-    """For libraries that keep files in the user's home, as Ray does.
+    """Check that the user has a home folder, as libraries that keep files there (Ray) need.
 
     Raises:
         UserError: there is none.
@@ -72,13 +73,12 @@ def require_home() -> None:
         Path.home()
     except RuntimeError as error:
         raise UserError(
-            f"user {os.getuid()} has no entry in the passwd file, and HOME is not set: set HOME to a folder that it "
-            f"can write"
+            f"user {os.getuid()} has no entry in the passwd file, and HOME is not set: set HOME to a writable folder"
         ) from error
 
 
 def _limits(proc: Path, sys: Path) -> Iterator[int]:
-    """The limits of this process's groups and of those that they are in."""
+    """The limits, in bytes, of this process's groups and of their parents."""
     try:
         lines = proc.read_text().splitlines()
     except OSError:
@@ -100,7 +100,7 @@ def _limits(proc: Path, sys: Path) -> Iterator[int]:
 def _limit(file: Path) -> Iterator[int]:
     try:
         text = file.read_text().strip()
-    except OSError:  # no such group here: a container sees its own as the root
+    except OSError:  # not visible here: a container sees its own group as the root
         return
     if text.isdecimal():  # not "max"
         yield int(text)

@@ -1,6 +1,6 @@
-"""This process among others: its exit codes, signals that ask it to stop, and its end with that of its agent.
+"""Exit codes, signals that ask this process to stop, and its end when its agent dies.
 
-Imports nothing heavy: it is in force before torch is loaded.
+Imports nothing heavy, as it is needed before torch is loaded.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from typing import Final
 
 MISTAKE: Final = 2  # a user's: never restarted
 STALLED: Final = 3  # ended by the watchdog
-PREEMPTED: Final = 75  # of a worker that has saved and ended as it was asked to; the command: `preempted_exit_code`
-AGENT_PID: Final = "RECHUB_AGENT_PID"  # in the environment of our own agent's workers
-LAUNCH: Final = "RECHUB_LAUNCH"  # in the environment: the same for all attempts of one launcher, on all hosts
+PREEMPTED: Final = 75  # of a worker that saved and stopped on request; for the command see `preempted_exit_code`
+AGENT_PID: Final = "RECHUB_AGENT_PID"  # environment variable of the workers of our own agent
+LAUNCH: Final = "RECHUB_LAUNCH"  # environment variable: the same for all attempts of one launcher, on all hosts
 
-_SAME_REQUEST_SECONDS = 1.0  # a process group's signal and the agent's own of it are one request
+_SAME_REQUEST_SECONDS = 1.0  # the terminal's signal and the agent's copy of it are one request
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """The signals that ask a run to save and stop: SIGTERM, SIGINT and, unless nohup has it ignored, SIGHUP."""
+    """The signals that ask a run to save and stop: SIGTERM, SIGINT and, unless it is ignored (nohup), SIGHUP."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
 
 
 class Terminal:
-    """What this process prints to, if that is a terminal: when it is closed, a line to it would be an error."""
+    """The terminal on this process's standard streams, if any: once it is closed, printing to it fails."""
 
     def __init__(self) -> None:
         self._standard = [number for number in (0, 1, 2) if _is_terminal(number)]
 
     def leave_if_closed(self) -> None:
-        """Print to nowhere from here on, if it is closed by now."""
+        """Redirect the streams to /dev/null if the terminal has been closed."""
         for number in self._standard:
             if not _is_terminal(number):
                 nowhere = os.open(os.devnull, os.O_RDWR)
@@ -55,15 +55,15 @@ def _is_terminal(number: int) -> bool:
 
 
 def preempted_exit_code() -> int:
-    """What the command exits with when the run has stopped as it was asked to: RECHUB_PREEMPTED_EXIT_CODE, else 0.
+    """The command's exit code when the run has stopped on request: RECHUB_PREEMPTED_EXIT_CODE, default 0.
 
-    A scheduler that keeps a run going takes 0 for done, and would not start this part of it again with the others.
+    Schedulers that restart a run take 0 for finished, and would not restart this part of it with the others.
     """
     return int(os.environ.get("RECHUB_PREEMPTED_EXIT_CODE", "0"))
 
 
 def die_with_agent() -> None:
-    """Ask the kernel to end this worker when the agent that started it is killed, so that no orphan trains on."""
+    """Have the kernel kill this worker when the agent that started it dies, so that no orphan keeps training."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     pr_set_pdeathsig = 1
@@ -74,7 +74,7 @@ def die_with_agent() -> None:
 
 
 def quiet_libraries() -> None:
-    """Turn off library chatter that a user can do nothing about; RECHUB_DEBUG=1 lets it through."""
+    """Silence library warnings that users can do nothing about; RECHUB_DEBUG=1 keeps them."""
     if os.environ.get("RECHUB_DEBUG"):
         return
     warnings.filterwarnings("ignore")
@@ -83,13 +83,13 @@ def quiet_libraries() -> None:
 
 
 class Requests:
-    """Counts requests to stop; signals that come together are one."""
+    """Counts requests to stop; signals within a second of the first are one request."""
 
     def __init__(self) -> None:
         self._first: float | None = None
 
     def note(self) -> int:
-        """Note a signal: 1 for the first request, 0 for a repetition of it, 2 for a further request."""
+        """Note a signal. Returns 1 for the first request, 0 for a repetition of it, 2 for a further one."""
         now = time.monotonic()
         if self._first is None:
             self._first = now
@@ -98,9 +98,9 @@ class Requests:
 
 
 class Stop:
-    """Whether SIGTERM, SIGINT or SIGHUP (see `stop_signals`) has asked this process to stop, while it is `listening`.
+    """Whether this process has been asked to stop, by `ask` or, while it is `listening`, by a signal (`stop_signals`).
 
-    The first request is taken up at the next step; a second one is not waited for.
+    The first request takes effect at the next step; a second signal ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -108,18 +108,18 @@ class Stop:
         self._requests = Requests()
 
     def ask(self) -> None:
-        """Ask it to stop, from any thread."""
+        """Request the stop; from any thread."""
         self._asked.set()
 
     def asked(self) -> bool:
-        """Whether it was."""
+        """Whether a stop was requested."""
         return self._asked.is_set()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals. Only the main thread can; in another one nothing changes.
+        """Handle the signals within the block. Does nothing outside the main thread.
 
-        Once asked, this goes on up to the end of the process: a repetition of the request may come after training.
+        After a request the handlers stay for the life of the process: it may be repeated after training.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

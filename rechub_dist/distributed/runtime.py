@@ -1,4 +1,4 @@
-"""Process group and device of this rank, and how ranks agree on an error."""
+"""A rank's process groups and device, small collectives, and how ranks agree on an error."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Bytes = NDArray[np.uint8]
 
 
 class Stopped(Exception):  # noqa: N818 - no error
-    """All ranks agree to stop, as one of them was asked to."""
+    """All ranks stop, as at least one was asked to."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """This rank's place. `control` is a CPU group for small host-side exchanges."""
+    """This rank in its world. `control` is a CPU (gloo) group for small host-side collectives."""
 
     rank: int
     world_size: int
@@ -46,7 +46,11 @@ class Runtime:
         return self.rank == 0
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do local work that may fail on some ranks; if it did on any, all raise the first failing rank's error."""
+        """The result of local work that may fail. Collective.
+
+        Raises:
+            UserError: on all ranks, the one of the first rank on which `work` has raised one.
+        """
         result: T | None = None
         message: str | None = None
         try:
@@ -57,7 +61,7 @@ class Runtime:
         return result  # type: ignore[return-value]
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """Do work on the main rank alone, and give its result, or its UserError, to all. Collective."""
+        """The result of work that only the main rank does, on all ranks; raises its UserError on all. Collective."""
         box: list[T | None] = [None]
 
         def guarded() -> None:
@@ -69,25 +73,25 @@ class Runtime:
         return box[0]  # type: ignore[return-value]
 
     def all_reduce_sum(self, part: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over ranks. Collective."""
+        """The sum of a tensor over ranks, in a new tensor; shapes are the same on all ranks. Collective."""
         total = part.clone()
         dist.all_reduce(total, group=self._group_for(part))
         return total
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """All ranks' rows, in rank order, on every rank. Collective; their numbers may differ and be 0."""
+        """All ranks' rows [n_r, ...], in rank order, on every rank; n_r may differ and be 0. Collective."""
         return all_rows(rows, self._group_for(rows))[0]
 
     def gather_list(self, items: Sequence[T]) -> list[T]:
-        """All ranks' items, in rank order, on every rank; any that can be pickled. Collective."""
+        """All ranks' items, in rank order, on every rank; anything that can be pickled. Collective."""
         found: list[Sequence[T]] = [()] * self.world_size
         dist.all_gather_object(found, items, group=self.control)
         return [item for part in found for item in part]
 
     def exchange(self, parts: Sequence[Bytes], check: Callable[[int], None]) -> list[Bytes]:
-        """Send `parts[r]`, bytes in host memory, to rank r; returns what each rank has sent here. Collective.
+        """All-to-all of bytes in host memory: sends `parts[r]` to rank r, returns what each rank sent here. Collective.
 
-        `check` is told how many bytes will come, before they do; all ranks raise the first UserError that it raises.
+        `check` gets the number of incoming bytes before they are sent; a UserError that it raises is raised on all.
         """
         outgoing = [len(part) for part in parts]
         sizes = torch.empty(self.world_size, dtype=torch.int64)
@@ -103,7 +107,7 @@ class Runtime:
         return self.control if tensor.device.type == "cpu" else self.group
 
     def raise_together(self, message: str | None, *, stop: bool = False) -> None:
-        """Raise a UserError on all ranks if any comes with a message, `Stopped` if any wants to stop. Collective."""
+        """Raise UserError on all ranks if any has a message, else `Stopped` if any wants to stop. Collective."""
         flags = torch.tensor([message is not None, stop], dtype=torch.int64)
         dist.all_reduce(flags, group=self.control)
         if not flags[0]:
@@ -116,7 +120,7 @@ class Runtime:
 
 
 class _Alone(Runtime):
-    """A process by itself: what ranks would exchange, it has."""
+    """A single process without process groups: collectives are local."""
 
     def together(self, work: Callable[[], T]) -> T:
         """The result of `work`."""
@@ -127,7 +131,7 @@ class _Alone(Runtime):
         return work()
 
     def all_reduce_sum(self, part: torch.Tensor) -> torch.Tensor:
-        """The tensor; a copy."""
+        """A copy of the tensor."""
         return part.clone()
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
@@ -139,12 +143,12 @@ class _Alone(Runtime):
         return list(items)
 
     def exchange(self, parts: Sequence[Bytes], check: Callable[[int], None]) -> list[Bytes]:
-        """The one part; raises what `check` raises."""
+        """The one part. Raises what `check` raises."""
         check(sum(len(part) for part in parts))
         return list(parts)
 
     def raise_together(self, message: str | None, *, stop: bool = False) -> None:
-        """Raise what there is to raise."""
+        """Raise UserError if there is a message, else `Stopped` if `stop`."""
         if message is not None:
             raise UserError(message)
         if stop:
@@ -152,18 +156,18 @@ class _Alone(Runtime):
 
 
 def alone(device: torch.device) -> Runtime:
-    """This process by itself, whatever the environment says: no process group is made, and none is left behind.
+    """A runtime of this process alone, whatever the environment says; it makes no process group.
 
-    For those who load a run whole; what is sharded needs the groups of `runtime`.
+    For loading a run whole; anything sharded needs the groups of `runtime`.
     """
-    return _Alone(0, 1, 1, device, None, None)  # type: ignore[arg-type]  # no exchange asks for them
+    return _Alone(0, 1, 1, device, None, None)  # type: ignore[arg-type]  # no collective needs them
 
 
 def environment() -> tuple[int, int, int, int]:
-    """Rank, world size, local rank and local world size, as torchrun gives them; one process without it.
+    """(rank, world size, local rank, local world size) from torchrun's variables; (0, 1, 0, 1) without them.
 
     Raises:
-        UserError: the environment describes a part of a run that could not find its other parts.
+        UserError: the variables are incomplete or no numbers, or srun has started several of this command.
     """
     read = os.environ.get
     if "WORLD_SIZE" not in os.environ:
@@ -182,38 +186,46 @@ def environment() -> tuple[int, int, int, int]:
 def _number(name: str, default: str) -> int:
     text = os.environ.get(name, default)
     if not text.isdecimal():
-        raise UserError(f"the environment has {name}={text}, which is no number: unset it, or start ranks with --nproc")
+        raise UserError(
+            f"the environment has {name}={text}, which is not a number: unset it, or start ranks with --nproc"
+        )
     return int(text)
 
 
 def _refuse_srun() -> None:
-    """Refuse to be one of several tasks that `srun` has started: each would train the whole run by itself."""
+    """Raise UserError if `srun` has started several of this command: each would train the whole run by itself."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     task = os.environ.get("SLURM_PROCID", "0")
     if tasks not in ("", "0", "1") or task not in ("", "0"):
         raise UserError(
             f"srun has started several of this command (this is task {task}), and each would train the whole run: "
-            f"start one a host (--ntasks-per-node=1) with --nnodes, --nproc and --rdzv, as launch/slurm/ shows"
+            f"start one per host (--ntasks-per-node=1) with --nnodes, --nproc and --rdzv, as launch/slurm/ shows"
         )
 
 
 def device_type(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """CUDA where it is wanted and there.
+    """The device type to use: CUDA where it is wanted and available.
 
     Raises:
-        UserError: CUDA is asked for and absent.
+        UserError: `cuda` is wanted but not available.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda is asked for, but torch finds no CUDA device; use device: auto or cpu")
+        raise UserError("device: cuda, but torch finds no CUDA device; use device: auto or cpu")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
 def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int | None = None) -> Iterator[Runtime]:
-    """Join the process group that the environment describes, or make one of this process alone.
+    """Join the process group that the environment describes, or create one of this process alone. Collective.
+
+    The groups are destroyed when the block ends.
+
+    Args:
+        timeout_seconds: of collectives.
+        threads: of torch on this rank; by default the host's CPUs divided by its ranks.
 
     Raises:
-        UserError: the environment, or this host, is none in which the rank could take part.
+        UserError: the environment or the resources of this host do not allow the rank to run.
     """
     rank, world, local_rank, local_world = environment()
     die_with_agent()
@@ -226,14 +238,14 @@ def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"rank {rank} is number {local_rank + 1} on this host, which has {torch.cuda.device_count()} GPU(s): "
-                f"start at most one rank a GPU (--nproc), or set device: cpu"
+                f"start at most one rank per GPU (--nproc), or set device: cpu"
             )
         torch.cuda.set_device(target)
         if local_rank == 0:
             warn_of_little_shared_memory(local_world)
     timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if device == "cuda" else "gloo"
-    # Bound to its GPU a rank connects here, where it is told which one does not, rather than within the first exchange.
+    # Bound to its GPU a rank connects here, where a failure names it, rather than within the first collective.
     bound = target if device == "cuda" else None
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, timeout=timeout, device_id=bound)
@@ -250,7 +262,7 @@ def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory: activations come and go each step, and fetching fresh pages costs a tenth of it."""
+    """Have glibc keep freed memory: faulting in fresh pages for each step's activations costs a tenth of the step."""
     m_trim_threshold, m_mmap_threshold = -1, -3
     with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
         libc = ctypes.CDLL(None)

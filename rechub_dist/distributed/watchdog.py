@@ -1,4 +1,4 @@
-"""A rank that makes no progress ends with its threads' stacks told, so that its agent starts it again."""
+"""Ends a rank that makes no progress, with the stacks of its threads, so that its agent restarts it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from rechub_dist.distributed.runtime import Runtime
 T = TypeVar("T")
 
 WAITING = "waiting for the other ranks"
-_PATIENCE = 10.0  # times the limit: for a first step, an evaluation, a checkpoint, a wait for data
-_FOR_OTHERS = 1.25  # times the limit: of those that wait for each other, the one at fault is to speak first
-_TELL_SECONDS = 5.0  # for what may hang as well: a file, or the store that ranks report to
+_PATIENCE = 10.0  # times the limit, for the first step, an evaluation, a checkpoint, a wait for data
+_FOR_OTHERS = 1.25  # times the limit, for ranks that wait, so that the one that is waited for reports first
+_TELL_SECONDS = 5.0  # for what may hang too: a file, or the store that ranks report to
 
 
 class _State(NamedTuple):
@@ -36,16 +36,15 @@ class _State(NamedTuple):
 
 
 class Watchdog:
-    """Watches this rank's progress from a thread while it is entered.
+    """Context manager that watches this rank's progress from a thread.
 
-    The training thread says by `mark` what it goes on to do. Where it has said nothing for `stall_seconds` (ten times
-    as long for what may take long), the process tells which rank hangs, doing what, and which ranks are behind; writes
-    the stacks of all threads to stderr and to `folder`, and there the exchanges that have not ended, NCCL's and Gloo's;
-    and exits with `process.STALLED`. A process that was itself
-    stopped for a while (Ctrl-Z, a frozen container) starts to count anew.
+    The training thread calls `mark` with what it does next. After `stall_seconds` without a mark (ten times as long for
+    what may take long), the process reports what it hangs in and which ranks are behind; writes the stacks of all
+    threads to stderr and to `folder`, with the unfinished collectives of NCCL and Gloo; and exits with
+    `process.STALLED`. If the process itself was stopped for a while (Ctrl-Z, a frozen container), the time restarts.
 
-    Marks are made at the same points on all ranks, and told to the others through the process group's store; so those
-    that have made the fewest are the ones that the others wait for.
+    Marks are made at the same points on all ranks, and shared through the process group's store; so the ranks with the
+    fewest marks are the ones that the others wait for.
     """
 
     def __init__(self, rt: Runtime, folder: Path, stall_seconds: float) -> None:
@@ -61,17 +60,17 @@ class Watchdog:
         self._stepped = False
 
     def mark(self, doing: str, *, slow: bool = False) -> None:
-        """This rank has come to something new."""
+        """Note progress: this rank now does `doing`, which may take long if `slow`. Not collective."""
         self._state = _State(self._state.marks + 1, time.monotonic(), doing, slow or not self._stepped)
 
     def stepped(self, step: int) -> None:
-        """A training step is done."""
+        """Note that training step `step` is done."""
         self._step, self._stepped = step, True
 
     def __enter__(self) -> Self:
         self._state = _State(0, time.monotonic(), "starting", True)
         if self._rt.world_size > 1:
-            # a connection of its own: the other may be in use for long
+            # a separate connection: the other one may be blocked for long
             self._store = _get_default_store().clone()  # type: ignore[attr-defined]
         self._end.clear()
         works = [self._watch, *([self._report] if self._store is not None else [])]
@@ -89,14 +88,14 @@ class Watchdog:
         looked = time.monotonic()
         while not self._end.wait(self._interval):
             now = time.monotonic()
-            if now - looked > 2 * self._interval + 1:  # this process was stopped: nothing is known of that time
+            if now - looked > 2 * self._interval + 1:  # this process was stopped: that time does not count
                 self._state = self._state._replace(at=now)
             looked, state = now, self._state
             if now - state.at > self._allowed(state):
                 self._give_up(state, now - state.at)
 
     def is_healthy(self) -> bool:
-        """Whether this rank's last mark is younger than it may be."""
+        """Whether this rank's last mark is recent enough."""
         state = self._state
         return time.monotonic() - state.at <= self._allowed(state)
 
@@ -104,17 +103,17 @@ class Watchdog:
         return self._limit * (_PATIENCE if state.slow else 1.0) * (_FOR_OTHERS if state.doing == WAITING else 1.0)
 
     def _report(self) -> None:
-        """Tell the other ranks of this one's marks; apart from `_watch`, as the store's host may not answer."""
+        """Publish this rank's marks; in a thread of its own, as the store's host may not answer."""
         assert self._store is not None
         while not self._end.wait(self._interval):
-            with suppress(Exception):  # it is gone: then the peers' connections break, which ends this rank
+            with suppress(Exception):  # the store is gone: then the peers' connections break, which ends this rank
                 self._store.set(f"watchdog/{self._rt.rank}", f"{self._state.marks} {time.time()}")
 
     def _give_up(self, state: _State, silence: float) -> None:
         blame = _in_time(self._behind, state.marks) if self._store is not None else ""
         text = (
             f"rank {self._rt.rank} (process {os.getpid()} on {socket.gethostname()}) has made no progress for "
-            f"{silence:.0f} s after step {self._step}, while {state.doing}{blame}; it ends, to be started again"
+            f"{silence:.0f} s after step {self._step}, while {state.doing}{blame}; exiting, to be restarted"
         )
         with suppress(Exception):
             print(f"watchdog: {text}", file=sys.stderr, flush=True)
@@ -133,7 +132,7 @@ class Watchdog:
         return ""
 
     def _tell_exchanges(self, path: Path) -> str:
-        """Add to `path`, and tell, in which exchange this rank is; the whole records go to files beside it."""
+        """Append the collectives this rank is in to `path`, and print them; the full records go to files beside it."""
         for backend, dump in exchanges():
             if lines := unfinished(dump):
                 (self._folder / f"exchanges-{backend}-rank-{self._rt.rank}").write_bytes(dump)
@@ -144,7 +143,7 @@ class Watchdog:
         return ""
 
     def _behind(self, own: int) -> str:
-        """A clause that names the ranks that are behind or silent."""
+        """A clause that names the ranks that are behind or silent, given this one's marks."""
         assert self._store is not None
         behind, silent = [], []
         for rank in range(self._rt.world_size):
@@ -156,13 +155,13 @@ class Watchdog:
             elif int(marks) < own:
                 behind.append(str(rank))
         found = [f"rank {', '.join(behind)} is behind"] if behind else []
-        found += [f"nothing is heard of rank {', '.join(silent)}"] if silent else []
+        found += [f"no sign of life from rank {', '.join(silent)}"] if silent else []
         return f" ({'; '.join(found)})" if found else " (no rank is behind it)"
 
 
 def _in_time(work: Callable[[T], str], argument: T) -> str:
-    """What `work(argument)` returns, if it does so soon."""
-    found = [" (the store of the ranks does not answer)"]
+    """What `work(argument)` returns, or a note that it did not within a few seconds."""
+    found = [" (the ranks' store does not answer)"]
 
     def call() -> None:
         with suppress(Exception):

@@ -1,4 +1,4 @@
-"""Initial weights of tables: a pure function of (seed, table, row), whatever part of it a rank holds."""
+"""Initial weights of tables: a pure function of (seed, table, row), whichever part a rank holds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from rechub_dist.features import Table
 from rechub_dist.seeds import seed_from
 
-BLOCK = 4096  # rows that are drawn from one generator
-_STAGED = 2  # blocks of a thread that are on their way to a device
+BLOCK = 4096  # rows per generator
+_STAGED = 2  # blocks per thread that may be in flight to a device
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows `row ...` and columns `column ...` of a table, and the tensor [rows, columns] that holds them."""
+    """The part of a table from `row` and `column` on that the tensor `out`, float [rows, columns], holds."""
 
     out: Tensor
     table: Table
@@ -28,21 +28,21 @@ class Part:
 
     @property
     def used(self) -> int:
-        """How many of the columns are the table's own; the others are storage padding."""
+        """Number of columns that belong to the table; the others are storage padding."""
         return max(0, min(self.out.shape[1], (self.table.dim or 0) - self.column))
 
 
 def init_table(out: Tensor, table: Table, seed: int, first_row: int = 0, first_column: int = 0) -> None:
-    """Fill `out` [r, c] with rows `first_row ...` and columns `first_column ...` of the table's initial weights."""
+    """Fill `out`, float [r, c], with the table's initial weights from `first_row` and `first_column` on."""
     init_tables([Part(out, table, first_row, first_column)], seed)
 
 
 @torch.no_grad()
 def init_tables(parts: Iterable[Part], seed: int) -> None:
-    """Fill parts of tables with their initial weights, in as many threads as torch has.
+    """Fill parts of tables with their initial weights, using as many threads as torch does.
 
-    Entries are N(0, init_std^2); columns beyond the table's width (storage padding) are zero. The draws are by blocks
-    of rows, each with a generator of its own, so that any sharding of the table starts from the same weights.
+    Entries are N(0, init_std^2); columns beyond the table's width (storage padding) are zero. Each block of rows has a
+    generator of its own, so that every sharding of the table starts from the same weights.
     """
     parts = list(parts)
     clear_padding(parts)
@@ -55,7 +55,7 @@ def init_tables(parts: Iterable[Part], seed: int) -> None:
 
     def following() -> Iterator[tuple[Part, int]]:
         while True:
-            with lock:  # of the generator, which no two threads may be in
+            with lock:  # a generator is not thread-safe
                 found = next(blocks, None)
             if found is None:
                 return
@@ -80,17 +80,17 @@ def init_tables(parts: Iterable[Part], seed: int) -> None:
 
 @torch.no_grad()
 def clear_padding(parts: Iterable[Part]) -> None:
-    """Set the columns beyond the tables' widths to zero; a checkpoint has none of them."""
+    """Set the columns beyond the tables' widths to zero; checkpoints do not contain them."""
     for part in parts:
         if part.used < part.out.shape[1]:
             part.out[:, part.used :].zero_()
 
 
 class _Staging:
-    """Blocks in host memory, of tables of one width, that are copied to where the table lies.
+    """Host buffers for blocks of tables of one width, which are copied to the tables' device.
 
-    To a GPU they travel from pinned memory while the thread draws the next one, on the device's current stream, so
-    that whatever is launched later finds them.
+    Copies to a GPU are from pinned memory, while the thread draws the next block, and on the device's current stream,
+    so that whatever is launched later sees them.
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
@@ -101,16 +101,16 @@ class _Staging:
         self._next = 0
 
     def block(self) -> Tensor:
-        """A block to draw into, whose last copy is done; float32 [BLOCK, width]."""
+        """The next block to draw into, float32 [BLOCK, width]; waits until its last copy is done."""
         copied = self._copied[self._next]
         if copied is not None:
             copied.synchronize()
         return self._blocks[self._next]
 
     def copy(self, values: Tensor, out: Tensor) -> None:
-        """Send a view of the last `block` on its way; the next one may be asked for at once."""
+        """Start copying `values`, a view of the last `block`, to `out`. `block` may be called again at once."""
         if self._device.type == "cuda":
-            with torch.cuda.device(self._device):  # which is each thread's own
+            with torch.cuda.device(self._device):  # the current device is per thread
                 out.copy_(values, non_blocking=True)
                 event = self._copied[self._next] = torch.cuda.Event()
                 event.record()
@@ -120,7 +120,7 @@ class _Staging:
 
 
 def _blocks(part: Part) -> range:
-    """The blocks of the table that some of the part's rows are in."""
+    """The blocks of the table that the part's rows are in."""
     return range(part.row // BLOCK, -(-(part.row + part.out.shape[0]) // BLOCK))
 
 
@@ -131,7 +131,7 @@ def _draw(part: Part, block: int, seed: int, staging: _Staging) -> None:
     lo, hi = max(start, part.row), min(start + BLOCK, part.row + part.out.shape[0])
     out = part.out[lo - part.row : hi - part.row, : part.used]
     whole = out.shape == (BLOCK, part.table.dim) and out.is_contiguous()
-    # The draws are the same wherever they land, and in place they cost no copy.
+    # In place a draw costs no copy; the values are the same.
     values = out if whole and out.device.type == "cpu" else staging.block()
     values.normal_(0.0, part.table.init_std, generator=generator)
     if values is not out:

@@ -1,4 +1,4 @@
-"""Lookups -> tables and collections: which table lies where, under which optimizer. Pure: configuration decides."""
+"""Lookups -> tables and collections: the placement and optimizer of each table, from the configuration alone."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rechub_dist.features import CrossFeature, NegativeFeature, SparseFeature, T
 
 REPLICATED: Final = "replicated"
 POOLED: Final = "pooled"
-CACHED: Final = "fused_uvm_caching"  # the kernel whose tables lie in the host's memory, with a cache on the GPU
+CACHED: Final = "fused_uvm_caching"  # the kernel with tables in host memory and a cache on the GPU
 
 
 @dataclass(frozen=True)
 class PlacedTable:
-    """A table, where it lies and what updates it.
+    """A table, its placement and its optimizer.
 
     Attributes:
-        collection: `replicated`, `pooled` (the EmbeddingBagCollection), `weighted` (the one whose ids have weights,
-            for tables of which some feature has some) or `d<width>` (the EmbeddingCollection of that stored width, for
-            tables of which some lookup wants single vectors).
+        collection: `replicated`, `pooled` (an EmbeddingBagCollection), `weighted` (the one with weights of ids, for
+            tables that some weighted feature reads) or `d<width>` (the EmbeddingCollection of that stored width, for
+            tables that some lookup reads unpooled).
         features: names of the features that read it, in lookup order.
-        cache_load_factor: the part of its rows that the cache on the GPU has room for; None where it has no cache.
+        cache_load_factor: the share of its rows that fits the cache on the GPU; None where it has no cache.
     """
 
     table: Table
@@ -42,13 +42,13 @@ class PlacedTable:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything that is looked up lies.
+    """The placement of everything that is looked up.
 
     Attributes:
-        lookups: all lookups, in the order given, each once.
-        tables: by canonical name.
-        features: by name the id features that are looked up, and those that crosses are made from.
-        notes: what is placed otherwise than the configuration says, and why.
+        lookups: all different lookups, in the given order.
+        tables: by name.
+        features: by name, the id features that are looked up, and the inputs of crosses.
+        notes: deviations from the configured placement, and why.
     """
 
     lookups: tuple[Lookup, ...]
@@ -76,13 +76,13 @@ class Layout:
 def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: str, world_size: int) -> Layout:
     """Place every table.
 
-    Placement and optimizer come from `config` alone; `world_size` and `device` only decide whether that can be had.
-    A row-wise table with too few rows for so many ranks is table-wise, which is the same mathematics: a host that
-    joins an elastic run does not end it.
+    Placement and optimizer follow from `config`; `world_size` and `device` only decide whether they are possible. A
+    row-wise table with too few rows for the ranks becomes table-wise, which is mathematically the same, so that a host
+    that joins an elastic run does not end it.
 
     Raises:
-        UserError: contradicting lookups, a rule that matches nothing, and every combination of placement, kernel,
-            optimizer and device that would be wrong or refused by the kernels.
+        UserError: contradicting lookups, a rule that matches nothing, or a combination of placement, kernel, optimizer
+            and device that the kernels get wrong or do not support.
     """
     unique = tuple(dict.fromkeys(replace(lookup, table=_initialised(lookup.table, config)) for lookup in lookups))
     try:
@@ -96,13 +96,13 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
     for lookup in unique:
         if isinstance(lookup.feature, NegativeFeature) and lookup.table.rows == 1:
             raise UserError(
-                f"feature {lookup.feature.name!r}: table {lookup.table.name!r} has one id; for negatives there "
-                "has to be another one"
+                f"feature {lookup.feature.name!r}: table {lookup.table.name!r} has one id; drawing negatives "
+                "needs at least two"
             )
         inputs = lookup.feature.inputs if isinstance(lookup.feature, CrossFeature) else ()
         for feature in (lookup.feature, *inputs):
             if features.setdefault(feature.name, feature) != feature:
-                raise UserError(f"feature {feature.name!r} is used in two versions")
+                raise UserError(f"feature {feature.name!r} is used with different settings")
     tables, notes = {}, []
     for name, table in specs.items():
         readers = [lookup for lookup in unique if lookup.table.name == name]
@@ -110,7 +110,7 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
         if _too_few_rows(placed, world_size):
             notes.append(
                 f"table {name!r}: {table.rows} rows cannot be sharded {placed.sharding} over {world_size} ranks, one "
-                f"would hold none: it is table_wise"
+                f"would have none: it is table_wise instead"
             )
             placed = replace(placed, sharding="table_wise")
         _refuse(placed, device)
@@ -149,8 +149,8 @@ def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> 
     factor = rule.cache_load_factor if rule else None
     if factor is not None and (kernel != CACHED or sharding == REPLICATED):
         raise UserError(
-            f"embedding.rules: cache_load_factor of table {table.name!r}, which has no cache: it needs "
-            f"kernel: {CACHED} and a sharding other than replicated"
+            f"embedding.rules: cache_load_factor is given for table {table.name!r}, which has no cache; a cache "
+            f"needs kernel: {CACHED} and a sharding other than replicated"
         )
     return PlacedTable(
         table=table,
@@ -164,14 +164,14 @@ def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> 
 
 
 def _too_few_rows(placed: PlacedTable, world_size: int) -> bool:
-    """Whether a rank would hold no row of a row-wise table, which the kernels do not survive."""
+    """Whether a rank would have no row of a row-wise table, which crashes the kernels."""
     rows = placed.table.rows
     row_wise = placed.sharding in ("row_wise", "table_row_wise")
     return row_wise and -(-rows // world_size) * (world_size - 1) >= rows
 
 
 def _refuse(placed: PlacedTable, device: str) -> None:
-    """Refuse what the kernels get wrong or cannot do, before anything is built."""
+    """Raise UserError for what the kernels get wrong or do not support, before anything is built."""
     name, sharding, optimizer = placed.table.name, placed.sharding, placed.optimizer.name
     if sharding == REPLICATED:
         if optimizer == "lazy_adam":
@@ -179,8 +179,8 @@ def _refuse(placed: PlacedTable, device: str) -> None:
         return
     if optimizer == "adam":
         raise UserError(
-            f"table {name!r}: adam moves every row each step, which no sharded table does; use rowwise_adagrad, "
-            f"or replicate the table (sharding: replicated)"
+            f"table {name!r}: adam updates every row at each step, which sharded tables do not support; use "
+            f"rowwise_adagrad, or replicate the table (sharding: replicated)"
         )
     if optimizer == "lazy_adam" and device != "cuda":
         raise UserError(
@@ -191,8 +191,8 @@ def _refuse(placed: PlacedTable, device: str) -> None:
         raise UserError(f"table {name!r}: kernel {placed.kernel} needs CUDA; use kernel: fused on CPU")
     if sharding in ("column_wise", "table_column_wise") and optimizer == "rowwise_adagrad":
         raise UserError(
-            f"table {name!r}: rowwise_adagrad on a {sharding} table keeps one state a column shard, which is another "
-            f"algorithm; use adagrad or sgd, or shard it row_wise or table_wise"
+            f"table {name!r}: rowwise_adagrad on a {sharding} table keeps a state per column shard, which is a "
+            f"different algorithm; use adagrad or sgd, or shard it row_wise or table_wise"
         )
     if placed.collection not in (POOLED, WEIGHTED) and sharding in ("table_row_wise", "table_column_wise"):
         raise UserError(

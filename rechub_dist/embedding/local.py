@@ -1,4 +1,4 @@
-"""The tables of a model in plain torch: a notebook's embedding stage, and the replicated tables of a sharded run."""
+"""Embedding tables in plain torch: a notebook's embedding stage, and the replicated tables of a sharded run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rechub_dist.features import Pooling, SparseFeature, Table
 
 
 class LocalTables(nn.Module):
-    """Every table that `lookups` read, whole, in this process.
+    """All tables that `lookups` read, unsharded, in this process.
 
     ```python
     model = DeepFM(features, [64, 32], 0.0, embedding_dim=16)
@@ -24,8 +24,11 @@ class LocalTables(nn.Module):
     ```
 
     Args:
-        lookups: what the model (and its objective) look up.
-        seed: of the initial weights; the same seed gives the same weights as a sharded run.
+        lookups: those of the model (and its objective).
+        seed: of the initial weights, which are those of a sharded run with the same seed.
+
+    Raises:
+        ValueError: contradicting lookups (`tables_of`).
     """
 
     def __init__(self, lookups: Iterable[Lookup], seed: int = 0) -> None:
@@ -39,24 +42,24 @@ class LocalTables(nn.Module):
             self.tables[module_key(name)] = _Table(weight)
 
     def weight(self, table: str) -> nn.Parameter:
-        """The weights of one table, float32 [rows, stored width]; columns beyond its `dim` are zero."""
+        """The weights of a table, float32 [rows, stored_dim], zero beyond its `dim`. Raises KeyError if it has none."""
         module = self.tables[module_key(table)]
         assert isinstance(module, _Table)
         return module.weight
 
     def forward(self, ids: Mapping[str, Jagged], dense: Mapping[str, Tensor] | None = None) -> Embedded:
-        """Look up `ids` by feature name, B rows each.
+        """Look up `ids`, by feature name, of B rows each; `dense`, float32 [B, dim] each, is passed through.
 
         Raises:
-            IndexError: an id outside its table.
-            KeyError: a feature that a lookup names is missing from `ids`.
-            ValueError: a feature with weights comes without them.
+            IndexError: an id is outside its table.
+            KeyError: `ids` lacks a feature of a lookup.
+            ValueError: a weighted feature comes without weights.
         """
         embedded = Embedded(dense=dict(dense or {}))
         for lookup in self.lookups:
             jagged = ids[lookup.feature.name]
             if isinstance(lookup.feature, SparseFeature) and lookup.feature.weights and jagged.weights is None:
-                raise ValueError(f"feature {lookup.feature.name!r} has weights: give them with its ids")
+                raise ValueError(f"feature {lookup.feature.name!r} has weights: pass them with its ids")
             weight = self.weight(lookup.table.name)
             if lookup.pooling is None:
                 vectors = F.embedding(jagged.values, weight)[:, : lookup.dim]
@@ -77,9 +80,10 @@ class _Table(nn.Module):
 
 
 def module_key(table: str) -> str:
-    """The table's name as a submodule's name.
+    """The name of a table's submodule.
 
-    That may hold no dot, and must not be what a module has already (`type`, `keys`); no table's name holds a slash.
+    It has no dot, as torch requires, and the slash, which no table's name has, keeps it apart from attributes that
+    modules already have (`type`, `keys`).
     """
     return "table/" + table.replace(".", "/")
 
@@ -88,7 +92,7 @@ def tables_of(lookups: Iterable[Lookup]) -> dict[str, Table]:
     """The tables that the lookups read, by name.
 
     Raises:
-        ValueError: two lookups share a name and differ, or disagree about a table.
+        ValueError: different lookups share a name, or lookups disagree about a table.
     """
     tables: dict[str, Table] = {}
     by_name: dict[str, Lookup] = {}
@@ -98,7 +102,7 @@ def tables_of(lookups: Iterable[Lookup]) -> dict[str, Table]:
         known = tables.setdefault(lookup.table.name, lookup.table)
         if (known.rows, known.dim) != (lookup.table.rows, lookup.table.dim):
             raise ValueError(
-                f"table {known.name!r} is wanted with {known.rows} rows of width {known.dim} and with "
+                f"table {known.name!r} is looked up with {known.rows} rows of width {known.dim} and with "
                 f"{lookup.table.rows} rows of width {lookup.table.dim}"
             )
         _ = lookup.dim
@@ -111,12 +115,12 @@ def tables_of(lookups: Iterable[Lookup]) -> dict[str, Table]:
 
 
 def _clash(one: Lookup, other: Lookup) -> str:
-    """What to tell of two lookups of one name."""
-    text = f"two lookups are named {one.name!r} and differ"
+    """The message about two different lookups of one name."""
+    text = f"two different lookups are named {one.name!r}"
     own = next((lookup.feature for lookup in (one, other) if lookup.feature.name == one.name), None)
     if own is not None and one.feature.name != other.feature.name:
         of = next(lookup.feature.name for lookup in (one, other) if lookup.feature is not own)
-        return f"{text}: feature {own.name!r} has the name of the first-order weights of {of!r}; give it another name"
+        return f"{text}: feature {own.name!r} has the name of the first-order weights of {of!r}; rename it"
     parts = ("feature", "table", "pooling")
     different = [
         f"{part} {getattr(one, part)!r} and {getattr(other, part)!r}"
@@ -127,9 +131,10 @@ def _clash(one: Lookup, other: Lookup) -> str:
 
 
 def pool(total: Tensor, lengths: Tensor, weights: Tensor | None, pooling: Pooling) -> Tensor:
-    """What a row's (weighted) sum of vectors [B, D] becomes: for a mean it is divided by the number or the weights.
+    """The pooled vectors, float [B, D], from the rows' (weighted) sums `total`, float [B, D].
 
-    Zero for no ids, or none with a weight.
+    A mean divides them by the lengths, int [B], or by the sums of `weights`, float [sum of lengths]; it is zero for a
+    row without ids, or whose weights are all zero.
     """
     if pooling == "sum":
         return total

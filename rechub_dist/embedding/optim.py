@@ -1,4 +1,4 @@
-"""Optimizers: fused ones of the sharded tables, plain ones of the replicated tables and of the dense parameters."""
+"""Optimizers: fused ones for sharded tables, torch's for replicated tables and dense parameters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DENSE: dict[str, type[torch.optim.Optimizer]] = {
 
 
 def fused_optimizer(config: TableOptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """The class and arguments that choose a fused kernel's optimizer."""
+    """The optimizer class and arguments that select a fused kernel's optimizer in TorchRec."""
     arguments: dict[str, Any] = {"lr": config.lr}
     if config.name == "lazy_adam":
         beta1, beta2 = config.betas
@@ -43,7 +43,7 @@ def _with_eps(config: TableOptimizerConfig | OptimizerConfig, arguments: dict[st
 
 
 def schedule_factor(schedule: ScheduleConfig, step: int) -> float:
-    """The learning rate of (0-based) `step`, over the base rate."""
+    """The learning rate of (0-based) `step` relative to the base rate. Raises UserError if `decay_steps` is missing."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     if schedule.name == "constant":
@@ -58,11 +58,17 @@ def schedule_factor(schedule: ScheduleConfig, step: int) -> float:
 class Optimizers:
     """All optimizers of a run, stepped together.
 
-    `dense` is over the model's parameters by name; `replicated` has one torch optimizer for each replicated table;
-    `fused` updates the sharded tables inside backward, and is stepped to carry the learning rate there.
+    `dense` updates the model's parameters; `replicated` has one torch optimizer per replicated table; `fused` updates
+    the sharded tables within backward, and is stepped to pass the learning rate on.
 
     Args:
-        make_dense: makes the dense optimizer where its name is none of ours.
+        module: the sharded train module.
+        dense: settings of the dense optimizer.
+        table_schedule: schedule of the tables' learning rates.
+        make_dense: creates the dense optimizer where it is the user's own class.
+
+    Raises:
+        UserError: a schedule without `decay_steps`, or an optimizer whose state cannot be checkpointed.
     """
 
     def __init__(
@@ -110,15 +116,15 @@ class Optimizers:
         ]
 
     def start(self) -> None:
-        """Begin without a checkpoint: what `_room_for_state` has made for one to load to is no state to begin with."""
+        """Start without a checkpoint: drops the state that `_room_for_state` has created for one to be loaded into."""
         if self._unknown and self.dense is not None:
             self.dense.state.clear()
 
     def set_step(self, step: int) -> float:
-        """Set the learning rates of the (0-based) step, and the count that Adam's bias correction is from.
+        """Set the learning rates of (0-based) `step`, and the step count of fused Adam's bias correction.
 
-        A fused kernel counts its forward passes, those of evaluation too, and its count is in no checkpoint. Here it
-        follows from the step.
+        Fused kernels count their forward passes, including those of evaluation, and no checkpoint holds the count. So
+        it is set from the step.
 
         Returns:
             The dense learning rate.
@@ -133,12 +139,12 @@ class Optimizers:
         return self._base[0][0][0]["lr"] if self._base[0] else 0.0
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear all gradients."""
         for optimizer in self._all:
             optimizer.zero_grad()
 
     def step(self) -> None:
-        """Apply the gradients; the fused optimizers have done so in backward, with the rates of `set_step`."""
+        """Clip and apply the dense gradients; fused optimizers did theirs in backward, with the rates of `set_step`."""
         if self._clip is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), self._clip)
         for optimizer in self._all:
@@ -146,7 +152,7 @@ class Optimizers:
 
 
 def kernels(module: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
-    """The fused kernels that hold this rank's shards of the tables below `module`."""
+    """The fused kernels with this rank's shards of the tables in `module`."""
     # a sharded collection keeps its lookups in a plain list, which `modules` does not enter
     lookups = [lookup for child in module.modules() for lookup in getattr(child, "_lookups", ())]
     found = [child for lookup in lookups for child in lookup.modules()]
@@ -154,12 +160,12 @@ def kernels(module: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
 
 
 def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:
-    """Have an optimizer of which nothing is known make its states, by a step that is taken back.
+    """Make a user's optimizer create its state, by a step that is then undone.
 
     Raises:
-        UserError: it keeps what a checkpoint cannot hold.
+        UserError: it keeps state that a checkpoint cannot hold.
     """
-    # a frozen one gets no gradient in training either, and so no state
+    # frozen parameters get no gradient in training either, and so no state
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
     settings = _settings(optimizer)
@@ -171,13 +177,13 @@ def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:
         for parameter, value in zip(parameters, before, strict=True):
             parameter.copy_(value)
     if _settings(optimizer) != settings:
-        raise UserError(f"optimizer.name: {name} keeps state beside its parameters', which no checkpoint would hold")
+        raise UserError(f"optimizer.name: {name} keeps state outside of its parameters', which checkpoints do not hold")
     for state in optimizer.state.values():
         for key, value in state.items():
             if not isinstance(value, torch.Tensor):
                 raise UserError(
-                    f"optimizer.name: {name} keeps {key!r} as {type(value).__name__}, and a checkpoint holds tensors; "
-                    f"let it be one"
+                    f"optimizer.name: {name} keeps {key!r} as {type(value).__name__}, but checkpoints hold tensors; "
+                    f"make it one"
                 )
 
 
@@ -186,8 +192,8 @@ def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, str]]:
 
 
 def _init_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make Adam's states at once rather than at the first step, so that a checkpoint has somewhere to load to."""
-    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+    """Create Adam's state now rather than at the first step, so that a checkpoint can be loaded into it."""
+    if not isinstance(optimizer, torch.optim.Adam):  # includes AdamW
         return
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""Which rank holds which shard: TorchRec's planner, fitted with the layout's constraints and what memory there is."""
+"""Which rank holds which shard: TorchRec's planner, given the layout's constraints and the available memory."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Cluster:
     """The ranks that a plan is made for; equal on all of them.
 
     Attributes:
-        local_world_size: ranks a host; None where hosts have unlike numbers of them.
-        memory: bytes that each rank may give to sharded tables, of its GPU where it has one.
-        host_memory: bytes of its host that a rank with a GPU may give to tables which lie there.
-        assumed: where `memory` comes from.
+        local_world_size: ranks per host; None where hosts differ in it.
+        memory: bytes per rank for sharded tables: of its GPU, or of host memory without one.
+        host_memory: with GPUs, bytes of host memory per rank for tables that are kept there.
+        assumed: how `memory` was determined, in words.
     """
 
     world_size: int
@@ -62,20 +62,20 @@ class Cluster:
 
 
 def memory_for_tables(total: int, ranks: int = 1) -> int:
-    """The bytes that each of so many ranks gives to sharded tables where there are `total` for all of them.
+    """Bytes per rank for sharded tables, where `ranks` ranks share `total` bytes.
 
-    A fifth is left for everything else: activations, batches in flight, what libraries keep.
+    A fifth is left for everything else: activations, batches in flight, libraries.
     """
     return int(_SHARE * total / ranks)
 
 
 def kind_of(setting: Literal["auto", "base", "sparse_dist"], layout: Layout, device: str, *, skips: bool) -> Kind:
-    """The pipeline that `distributed.pipeline` means; the same on all ranks, and for the kernels, which it is made for.
+    """The pipeline that `distributed.pipeline` resolves to, the same on all ranks; kernels are built for it.
 
-    A model without sharded tables has no id exchange to hide: `base`.
+    A model without sharded tables has no id exchange to overlap: `base`.
 
     Args:
-        skips: whether a step may be left out (`train.on_non_finite: skip`).
+        skips: whether steps may be skipped (`train.on_non_finite: skip`).
     """
     sharded = [placed for placed in layout.tables.values() if placed.collection != REPLICATED]
     if not sharded or setting == "base" or (setting == "auto" and device != "cuda"):
@@ -88,7 +88,7 @@ def kind_of(setting: Literal["auto", "base", "sparse_dist"], layout: Layout, dev
 
 
 class _PooledSharder(EmbeddingBagCollectionSharder):
-    # On CPU torchrec offers fewer sharding types than its kernels support; the layout chooses among these.
+    # On CPU TorchRec offers fewer sharding types than its kernels support; the layout chooses among these.
     def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002
         return _SHARDING_TYPES
 
@@ -98,7 +98,7 @@ class _UnpooledSharder(EmbeddingCollectionSharder):
         return _SHARDING_TYPES[:3]
 
 
-# How many batches' ids and vectors lie in a GPU's memory at once.
+# How many batches' ids and vectors are in GPU memory at once.
 _IN_FLIGHT = {
     "base": PipelineType.NONE,
     "sparse_dist": PipelineType.TRAIN_SPARSE_DIST,
@@ -110,20 +110,20 @@ _GB = 1024**3
 
 @dataclass(frozen=True)
 class Planned:
-    """Which rank holds which shard, and what a user should know of it, if anything."""
+    """A sharding plan, and a note about it for the user, if any."""
 
     sharding: ShardingPlan
     note: str
 
 
 def make_plan(train_module: nn.Module, layout: Layout, cluster: Cluster, batch_size: int, kind: Kind) -> Planned | None:
-    """Which rank holds which shard, from what all ranks have agreed on; None where nothing is sharded.
+    """The sharding plan for global batches of `batch_size` rows; None where nothing is sharded. Not collective.
 
-    The optimizers are marked already, so that the planner counts their states. On a GPU it counts the batches in
-    flight of the pipeline `kind`, too.
+    The optimizers must be marked (`mark_optimizers`), so that the planner counts their states. On GPUs it also counts
+    the batches that the pipeline `kind` has in flight.
 
     Raises:
-        UserError: the tables do not fit, or one is to be sharded over the ranks of a host where hosts are unlike.
+        UserError: the tables do not fit, or one is to be sharded within hosts that differ in their number of ranks.
     """
     placed = sharded_tables(layout)
     if not placed:
@@ -132,7 +132,7 @@ def make_plan(train_module: nn.Module, layout: Layout, cluster: Cluster, batch_s
         if cluster.local_world_size is None and table.sharding in ("table_row_wise", "table_column_wise"):
             raise UserError(
                 f"table {table.table.name!r}: {table.sharding} shards a table over the ranks of one host, and the "
-                f"hosts of this run have unlike numbers of ranks; give each the same, or use row_wise or column_wise"
+                f"hosts of this run have different numbers of ranks; give each the same, or use row_wise or column_wise"
             )
     cuda = cluster.device == "cuda"
     topology = TopologyFactory.create_topology(
@@ -172,12 +172,12 @@ def make_plan(train_module: nn.Module, layout: Layout, cluster: Cluster, batch_s
 
 
 def sharded_tables(layout: Layout) -> dict[str, PlacedTable]:
-    """The sharded tables by their names in TorchRec."""
+    """The sharded tables by their names in TorchRec (`module_key`)."""
     return {module_key(p.table.name): p for p in layout.tables.values() if p.collection != REPLICATED}
 
 
 def sharders() -> list[ModuleSharder[nn.Module]]:
-    """What shards each kind of collection."""
+    """The sharders of both kinds of collections."""
     return [_PooledSharder(), _UnpooledSharder()]
 
 
@@ -192,13 +192,13 @@ def _constraint(placed: PlacedTable, cluster: Cluster, layout: Layout, kind: Kin
         constraint.cache_params = CacheParams(
             load_factor=placed.cache_load_factor, prefetch_pipeline=True if kind == "prefetch" else None
         )
-    if cluster.device == "cuda":  # on CPU, plans are those of all versions
+    if cluster.device == "cuda":  # on CPU, plans stay those of earlier versions
         constraint.pooling_factors = [_ids_of_a_row(layout, name) for name in placed.features]
     return constraint
 
 
 def _ids_of_a_row(layout: Layout, name: str) -> float:
-    """At most, where that is known: what batches in flight have to have room for."""
+    """Upper bound on the ids of a row, where known (else 1): batches in flight need room for as many."""
     feature = layout.features[name]
     if isinstance(feature, SequenceFeature | TimeGapFeature):
         return float(feature.max_length)
@@ -220,21 +220,21 @@ def _enumerator(
 
 
 def _note(plan: Sequence[ShardingOption], cluster: Cluster) -> str:
-    """What a plan for GPUs takes and has assumed."""
+    """The memory that a plan for GPUs uses, and what it has assumed."""
     device, host = [0] * cluster.world_size, [0] * cluster.world_size
     for option in plan:
         for shard in option.shards:
             device[shard.rank] += shard.storage.hbm
             host[shard.rank] += shard.storage.ddr
-    text = f"tables: a rank takes {_gb(max(device))} of the {_gb(cluster.memory)} that they may have of its GPU"
+    text = f"tables: a rank uses {_gb(max(device))} of the {_gb(cluster.memory)} of GPU memory set aside for them"
     text += f" ({cluster.assumed})"
     if any(host):
-        text += f", {_gb(max(host))} of the {_gb(cluster.host_memory)} that are its share of the host's memory"
+        text += f", {_gb(max(host))} of the {_gb(cluster.host_memory)} of host memory set aside"
     return text
 
 
 def _shortage(options: Sequence[ShardingOption], cluster: Cluster, placed: dict[str, PlacedTable]) -> str:
-    """Which memory is too small for the tables, and by how much."""
+    """The message about which memory is too small for the tables, and by how much."""
     weights = sum(p.table.rows * p.table.stored_dim for p in placed.values()) * 4
     cuda, ranks = cluster.device == "cuda", cluster.world_size
     there = {"hbm": cluster.memory, "ddr": cluster.host_memory} if cuda else {"ddr": cluster.memory}
@@ -244,12 +244,12 @@ def _shortage(options: Sequence[ShardingOption], cluster: Cluster, placed: dict[
         shards = [(getattr(shard.storage, tier), option.name) for option in options for shard in option.shards]
         total, (largest, name) = sum(size for size, _ in shards), max(shards)
         if total > ranks * room:
-            short[tier] = f"they need {_gb(total)} {words[tier]}, {_gb(total - ranks * room)} too much"
+            short[tier] = f"they need {_gb(total)} {words[tier]}, {_gb(total - ranks * room)} more than there is"
         elif largest > room:
-            needs = f"needs {_gb(largest)} {words[tier]}, {_gb(largest - room)} too much"
+            needs = f"needs {_gb(largest)} {words[tier]}, {_gb(largest - room)} more than there is"
             short[tier] = f"a shard of table {placed[name].table.name!r} {needs}"
     sizes = " and ".join(f"{_gb(there[tier])} {words[tier] if cuda else ''}".strip() for tier in short or there)
-    why = "; ".join(short.values()) or "taken together they would, but no way is found to deal them out"
+    why = "; ".join(short.values()) or "in total they would, but no placement was found"
     host = list(short) == ["ddr"] and cuda
     fixes = "give the hosts more memory, or add some" if host else "give more memory or ranks"
     fixes += ", shard the largest tables row_wise"

@@ -1,4 +1,4 @@
-"""A train module's collections -> sharded over ranks, as planned (`planning`), and their weights."""
+"""Shards the collections of a train module over ranks as planned (`planning`), and gives access to their weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rechub_dist.embedding.planning import sharded_tables, sharders
 
 
 def mark_optimizers(train_module: nn.Module, layout: Layout) -> None:
-    """Mark the collections' parameters with their fused optimizers, for their kernels and for the planner."""
+    """Mark the collections' parameters with their fused optimizers, which kernels and planner read."""
     placed = sharded_tables(layout)
     for name, parameter in train_module.named_parameters():
         table = placed.get(name.rsplit(".", 2)[-2])
@@ -37,7 +37,10 @@ def shard(
     device: torch.device,
     bucket_mb: int,
 ) -> DistributedModelParallel:
-    """Shard the train module's collections and put DDP around the rest. The tables' weights are left uninitialised."""
+    """Shard the train module's collections and wrap the rest in DDP. Collective.
+
+    The tables' weights are uninitialised, except for zeros in storage padding. `bucket_mb` is DDP's, in MiB.
+    """
     module = DistributedModelParallel(
         train_module,
         env=ShardingEnv.from_process_group(group),
@@ -51,7 +54,7 @@ def shard(
 
 
 def draw_tables(module: DistributedModelParallel, layout: Layout, seed: int) -> None:
-    """Fill this rank's parts of the sharded tables with their initial weights."""
+    """Fill this rank's shards with their initial weights, drawn from `seed`. Not collective."""
     init_tables(_parts(module, layout), seed)
 
 
@@ -64,14 +67,14 @@ def _parts(module: DistributedModelParallel, layout: Layout) -> list[Part]:
 
 
 def table_shards(module: DistributedModelParallel, layout: Layout) -> dict[str, list[Shard]]:
-    """The parts of the sharded tables' weights that this rank holds, by canonical name; live tensors."""
+    """This rank's shards of the weights, by the table's name; live tensors. Flushes caches as `sharded_weights`."""
     return {name: weights.local_shards() for name, weights in sharded_weights(module, layout).items()}
 
 
 def sharded_weights(module: DistributedModelParallel, layout: Layout) -> dict[str, ShardedTensor]:
-    """The sharded tables' weights at their stored width, by canonical name.
+    """The sharded tables' weights at their stored width, by the table's name; live tensors.
 
-    They may be read and written, until the next lookup: what a kernel caches of them is written back and forgotten.
+    Kernels' caches are written back and reset, so they may be read and written until the next lookup.
     """
     stage = module.module.stage
     state: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The embedding stage: the only owner of tables. Its collections are sharded by `distributed.sharding`."""
+"""The embedding stage, the only owner of tables. Its collections are sharded by `embedding.sharding`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from rechub_dist.reporting.step_times import REPLICATED_LOOKUP
 
 
 class EmbeddingStage(nn.Module):
-    """Batch -> Embedded, by the tables that `layout` places.
+    """Batch -> Embedded, through the tables that `layout` places.
 
-    The collections are built without memory; sharding gives them their weights. Only sums are asked of the pooled
-    collection, since a mean there corrupts its neighbours under row-wise sharding: `assemble` divides.
+    The collections are built on the meta device; sharding allocates their weights. Pooled collections only sum, since
+    TorchRec's mean corrupts neighbouring features under row-wise sharding: `assemble` divides.
     """
 
     def __init__(self, layout: Layout, dense: tuple[DenseFeature, ...], seed: int) -> None:
@@ -66,8 +66,8 @@ class EmbeddingStage(nn.Module):
         self.assemble = Assemble(layout, names, dense)
 
     def forward(self, batch: Batch) -> Embedded:
-        """The vectors of the batch's real rows."""
-        # Wiring only: this is traced symbolically, so that the id exchange of a batch can overlap the step before.
+        """The vectors and dense features of the batch's real rows. Collective once it is sharded."""
+        # Wiring only: it is traced symbolically, so that the id exchange of a batch can overlap the step before.
         pooled = {name: collection(batch.jagged[name]) for name, collection in self.pooled.items()}
         unpooled = {name: collection(batch.jagged[name]) for name, collection in self.unpooled.items()}
         replicated = None if self.replicated is None else self.replicated(batch)
@@ -75,11 +75,11 @@ class EmbeddingStage(nn.Module):
 
 
 def _leave(weight: Tensor) -> None:
-    """TorchRec draws no initial weights: `distributed.sharding` draws others."""
+    """No initial weights from TorchRec: `embedding.sharding` draws them."""
 
 
 class Replicated(nn.Module):
-    """The replicated tables' lookups."""
+    """The lookups in replicated tables, which are local."""
 
     def __init__(self, local: LocalTables) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Replicated(nn.Module):
         self.features = tuple(dict.fromkeys(lookup.feature.name for lookup in local.lookups))
 
     def forward(self, batch: Batch) -> Embedded:
-        """Padding rows hold no ids, so cutting their lengths off is enough."""
+        """The vectors of the real rows. Padding rows have no ids, so only their lengths are cut off."""
         jagged = batch.jagged[REPLICATED]
         ids = {}
         for name in self.features:
@@ -99,7 +99,7 @@ class Replicated(nn.Module):
 
 
 class Assemble(nn.Module):
-    """Collections' outputs -> Embedded: real rows, logical widths, means, padded sequences."""
+    """Outputs of the collections -> Embedded: real rows, logical widths, means, padded sequences."""
 
     def __init__(
         self, layout: Layout, names: dict[str, dict[tuple[str, str], str]], dense: tuple[DenseFeature, ...]
@@ -119,9 +119,9 @@ class Assemble(nn.Module):
         unpooled: Mapping[str, Mapping[str, JaggedTensor]],
         replicated: Embedded | None,
     ) -> Embedded:
-        """Padding rows come last and are cut off, so that a model sees real rows only."""
+        """The batch as the model sees it: padding rows, which come last, are cut off."""
         embedded = replicated or Embedded()
-        # By key: the columns' order changes under sharding.
+        # By key: sharding changes the order of the columns.
         sums = {name: keyed.to_dict() for name, keyed in pooled.items()}
         vectors = {name: dict(jagged) for name, jagged in unpooled.items()}
         for lookup, collection, key in self.lookups:
@@ -142,6 +142,6 @@ class Assemble(nn.Module):
 
 
 def split_dense(dense: Tensor, features: tuple[DenseFeature, ...]) -> dict[str, Tensor]:
-    """The dense features by name, [B, dim] each, that lie side by side in [B, sum of dims]."""
+    """Dense features by name, float32 [B, dim] each, from their concatenation [B, sum of dims]; views."""
     parts = dense.split([feature.dim for feature in features], dim=1) if features else ()
     return {feature.name: part for feature, part in zip(features, parts, strict=True)}

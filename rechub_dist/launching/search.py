@@ -22,7 +22,7 @@ _OWN = ("output_dir", "checkpoint.folder", "train.best_metric", "train.best_mode
 _TRIAL = "trial.json"
 
 
-class Draw(Section):
+class Distribution(Section):
     """How the values of one key are drawn: one of these."""
 
     uniform: tuple[float, float] | None = Field(None, description="a number between both")
@@ -62,13 +62,13 @@ def judged_by(config: RunConfig, metric: str | None, ranks: int) -> tuple[str, D
     return watched_metric(metric or config.train.best_metric, config.train.best_mode, reported, where)
 
 
-def read_space(path: Path, config: RunConfig, ranks: int) -> dict[str, Draw]:
+def read_space(path: Path, config: RunConfig, ranks: int) -> dict[str, Distribution]:
     """What is drawn, by dotted key, from a YAML file such as `optimizer.lr: {loguniform: [1e-4, 1e-2]}`.
 
     Each choice, and both ends of each range, are tried with the run, as far as that goes without data.
 
     Raises:
-        UserError: no such key or kind of draw, ends the wrong way round, values that the run cannot have, or with which
+        UserError: no such key or distribution, ends the wrong way round, values that the run cannot have, or with which
             an evaluation does not report `train.best_metric`.
     """
     space = {}
@@ -79,10 +79,10 @@ def read_space(path: Path, config: RunConfig, ranks: int) -> dict[str, Draw]:
         if not isinstance(tree, dict):
             raise UserError(f"{where}: write how it is drawn, {{choice: [1, 2]}} for one")
         for kind in tree:
-            if kind not in Draw.model_fields:
-                raise UserError(f"{where}: unknown draw {kind!r}: {nearest(kind, Draw.model_fields)}")
+            if kind not in Distribution.model_fields:
+                raise UserError(f"{where}: unknown distribution {kind!r}: {nearest(kind, Distribution.model_fields)}")
         try:
-            space[key] = Draw.model_validate_json(json.dumps(tree))
+            space[key] = Distribution.model_validate_json(json.dumps(tree))
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{where}: {one_line(first['msg']).removeprefix('Value error, ')}") from error

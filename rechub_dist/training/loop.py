@@ -69,19 +69,19 @@ class Loop:
         """Train to the end of the run, to a request to stop, or until no evaluation is better. Collective."""
         self.train_module.train()
         step = self.position.step
-        if self.position.unevaluated and self._after(self.schedule.at(step, self.passes.at(step - 1))):
+        if self.position.unevaluated and self._after(self.schedule.at(step, self.passes.current(step - 1))):
             return
         self.report.start("training", self.schedule.steps, step)
         while self.position.step < self.schedule.steps or self._wait():
-            if not self._pass(self.passes.at(self.position.step)):
+            if not self._pass(self.passes.current(self.position.step)):
                 return
 
-    def _pass(self, here: Pass) -> bool:
+    def _pass(self, current: Pass) -> bool:
         """Train to the end of a pass; returns whether the run goes on after it."""
         first = self.position.step
-        with closing(here.reader.batches(here.number, first - here.first_step)) as batches:
-            stored = StoredRows(here.reader, here.number)
-            self.guard.begin(stored, here.first_step, first)
+        with closing(current.reader.batches(current.number, first - current.first_step)) as batches:
+            stored = StoredRows(current.reader, current.number)
+            self.guard.begin(stored, current.first_step, first)
             feed = Feed(
                 self.lease.guard(batches),
                 self.train_module.objective,
@@ -92,19 +92,19 @@ class Loop:
                 self.watchdog,
             )
             for due in self.schedule.ahead(first):
-                self._segment(feed, due.step, here, stored)
+                self._segment(feed, due.step, current, stored)
                 if feed.stopped:
                     self.preempted = True
                     if self.position.step:  # a stop may come while the step before is saved
                         self.saves.keep(self.position)
                     return False
                 if due.pass_ends or due.run_ends:
-                    self._account(feed, here, first)
+                    self._account(feed, current, first)
                 if self._after(due):
                     return False
         return True
 
-    def _segment(self, feed: Feed, end: int, here: Pass, stored: StoredRows) -> None:
+    def _segment(self, feed: Feed, end: int, current: Pass, stored: StoredRows) -> None:
         """Train to step `end`; the pipeline is empty afterwards."""
         began = time.monotonic()
         batches = islice(feed, end - self.position.step)
@@ -123,14 +123,14 @@ class Loop:
                     break
                 meter.add(step, loss)
                 if self.trace is not None:
-                    self.trace.write(step + 1, stored.of(step - here.first_step))
+                    self.trace.write(step + 1, stored.of(step - current.first_step))
                 self.position = replace(self.position, step=step + 1)
                 self.watchdog.stepped(step + 1)
-                self._tell(meter, feed, here, rate, last=step + 1 == end)
+                self._tell(meter, feed, current, rate, last=step + 1 == end)
         self.pipeline.release()
         self.seconds += time.monotonic() - began
 
-    def _tell(self, meter: Meter, feed: Feed, here: Pass, rate: float, *, last: bool) -> None:
+    def _tell(self, meter: Meter, feed: Feed, current: Pass, rate: float, *, last: bool) -> None:
         """Records and progress after a step, `last` of its segment."""
         step = self.position.step
         due = step % self.config.train.log_every == 0
@@ -138,9 +138,9 @@ class Loop:
             values, self.note = meter.take(step, rate)
             self.saves.tell()
             if due:
-                self.report.record("train", step, here.number, values | peak_memory(self.rt.device))
+                self.report.record("train", step, current.number, values | peak_memory(self.rt.device))
         if (parts := self.times.take()) is not None:
-            self.report.record("time", step, here.number, parts)
+            self.report.record("time", step, current.number, parts)
         if feed.new_skips:
             self.report.skipped("train", step, feed.new_skips)
             feed.new_skips = []
@@ -184,16 +184,16 @@ class Loop:
         self.report.start("training", self.schedule.steps, self.position.step)
         return True
 
-    def _account(self, feed: Feed, here: Pass, first: int) -> None:
+    def _account(self, feed: Feed, current: Pass, first: int) -> None:
         """Make sure that the rows of the pass's steps from `first` on are all accounted for, and say so."""
         step = self.position.step
         planned = self.passes.rows_before(step) - self.passes.rows_before(first)
-        whole = (first, step) == (here.first_step, here.end)
+        whole = (first, step) == (current.first_step, current.end)
         steps = f"steps {first + 1} to {step}"
         # Of a mix, and without a short last batch, a skipped piece need not have passed in full.
         exact = whole and self.config.data.mix is None and not self.config.data.drop_last
-        feed.tally.check(planned, whole=exact, what=f"epoch {here.number}, {steps}")
-        left_out = len(here.reader.manifest.left_out)
-        self.report.record("rows", step, here.number, {**feed.tally.values(), "files_left_out": left_out})
+        feed.tally.check(planned, whole=exact, what=f"epoch {current.number}, {steps}")
+        left_out = len(current.reader.manifest.left_out)
+        self.report.record("rows", step, current.number, {**feed.tally.values(), "files_left_out": left_out})
         more = f", {left_out} file(s) left out" if left_out else ""
-        self.report.say(f"epoch {here.number}: {feed.tally}{more}{'' if whole else f', in {steps}'}")
+        self.report.say(f"epoch {current.number}: {feed.tally}{more}{'' if whole else f', in {steps}'}")

@@ -73,4 +73,4 @@ class Saves:
     def tell(self) -> None:
         """Report the saves that have ended."""
         for save in self._checkpoints.news():
-            self._report.saved(save, self._passes.at(save.step - 1).number if save.step else 0)
+            self._report.saved(save, self._passes.current(save.step - 1).number if save.step else 0)

@@ -39,20 +39,20 @@ class Schedule:
 
     def ahead(self, step: int) -> Iterator[Due]:
         """The steps after `step`, to the end of its pass, at which something happens besides training."""
-        here = self._passes.at(step)
-        end = min(here.end, self.steps)
+        current = self._passes.current(step)
+        end = min(current.end, self.steps)
         every = [n for n in (self._train.eval_every, self._save_every) if n]
         while step < end:
             step = min([end, *((step // n + 1) * n for n in every)])
-            yield self.at(step, here)
+            yield self.at(step, current)
 
-    def at(self, step: int, here: Pass) -> Due:
-        """What is due at `step`, which lies in the pass `here` or at its end."""
-        pass_ends, run_ends = step == here.end, step == self.steps
+    def at(self, step: int, current: Pass) -> Due:
+        """What is due at `step`, which lies in the pass `current` or at its end."""
+        pass_ends, run_ends = step == current.end, step == self.steps
         if self._train.eval_every:
             evaluate = step % self._train.eval_every == 0
         else:
-            evaluate = pass_ends and (here.number + 1) % self._train.eval_epochs == 0
+            evaluate = pass_ends and (current.number + 1) % self._train.eval_epochs == 0
         evaluate = self._validates and (evaluate or run_ends)
         save = step % self._save_every == 0 if self._save_every else pass_ends
         # Before an evaluation: one that fails costs no step.

@@ -91,7 +91,7 @@ class Trainer:
         self.valid_reader, self.test_reader = valid, test
         for reader in (valid, test):
             if reader is not None and self.passes.steps:
-                trained = self.passes.at(0).reader
+                trained = self.passes.current(0).reader
                 rt.together(lambda seen=reader, trained=trained: check_kinds(trained, seen, self.parts.spec))  # type: ignore[misc]
         if valid or test:
             check_items(self.parts, rt)
@@ -268,11 +268,11 @@ class Trainer:
         for note in self.parts.layout.notes:
             self.report.say(note)
         step = self.position.step
-        train = self.passes.at(step).reader if self.passes.steps else None
+        train = self.passes.current(step).reader if self.passes.steps else None
         for split, reader in (("train", train), ("valid", self.valid_reader), ("test", self.test_reader)):
             if reader is not None:
                 self.report.skipped(split, step, reader.manifest.left_out)
         if self.rt.is_main and self.passes.steps:
-            warning = warning_of(self.config, self.passes.at(self.position.step).reader)
+            warning = warning_of(self.config, self.passes.current(self.position.step).reader)
             if warning is not None:
                 self.report.say(f"warning: {warning}")

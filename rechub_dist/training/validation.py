@@ -92,7 +92,7 @@ class Validation:
         if found.skipped:
             values["rows_skipped"] = found.skipped
             self._report.skipped(split, step, found.skips)
-        epoch = self._passes.at(step - 1).number if step else 0
+        epoch = self._passes.current(step - 1).number if step else 0
         self._report.record(split, step, epoch, values)
         if self._parts.config.train.histograms:
             for label, predictions in found.predictions.items():

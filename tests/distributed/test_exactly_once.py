@@ -118,7 +118,7 @@ def traced_and_read(path: Path) -> int:
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)
-        reader = trainer.passes.at(0).reader
+        reader = trainer.passes.current(0).reader
         stored = StoredRows(reader, epoch=1)
         for step, batch in enumerate(reader.batches(epoch=1)):
             users: list[int] = []

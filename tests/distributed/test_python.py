@@ -229,8 +229,8 @@ def test_an_interrupted_cell_can_be_run_again(data_root: Path, tmp_path: Path) -
         ({"drop": "user"}, "the rows given: there is no column 'user'"),
         ({"item": [3] * ROWS}, "column 'item' is int64, but sparse feature 'item' needs a string"),
         ({"item": ["nothing"] * ROWS}, "the rows given: column 'item'.*nothing"),
-        (7, "the rows given: are a int; give a pandas DataFrame"),
-        ({"user": ["one"]}, "no Arrow table can be made of them"),
+        (7, "the rows given: got a int; give a pandas DataFrame"),
+        ({"user": ["one"]}, "cannot be converted to an Arrow table"),
         ({"keep": ("user",)}, "keep: is for files"),
     ],
 )

@@ -138,7 +138,7 @@ def test_caches_have_their_share_of_rows(
 
 def looked_up(trainer: Trainer) -> float:
     """The largest number that the first batch's lookups give."""
-    here = trainer.passes.at(0)
+    here = trainer.passes.current(0)
     with torch.no_grad(), closing(here.reader.batches(here.number, 0)) as batches:
         found = trainer.module.module.stage(next(batches).to(trainer.rt.device))
     return max(float(vector.abs().max()) for vector in found.vectors.values())

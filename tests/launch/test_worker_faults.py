@@ -44,7 +44,7 @@ def test_a_stopped_worker_is_told_and_the_run_goes_on(launch_data: Path, tmp_pat
     wait_for_step(path, 12)
     os.kill(run.workers()[1], signal.SIGSTOP)
     assert run.wait() == 0, run.text
-    assert run.saw("watchdog: rank 0 .*nothing is heard of rank 1"), run.text
+    assert run.saw("watchdog: rank 0 .*no sign of life from rank 1"), run.text
     assert run.saw("resumed at step"), run.text
     written = next((output(path) / "logs").glob("stalled-rank-0-*.txt")).read_text()
     assert "trainer.py" in written
@@ -236,7 +236,7 @@ def stored_and_read(path: Path) -> int:
 
     with runtime("cpu", 60) as rt:
         trainer = Trainer(config_of(path), rt)
-        reader = trainer.passes.at(0).reader
+        reader = trainer.passes.current(0).reader
         stored = StoredRows(reader, epoch=1)
         assert isinstance(reader.manifest, Manifest)
         for step, batch in enumerate(reader.batches(epoch=1)):

@@ -23,7 +23,7 @@ EXAMPLE = (
     "--output-claim", "runs", "--data-claim", "data",
     "--set", "output_dir=/runs/deepfm", "--set", "data.root=/data/synthetic",
 )  # fmt: skip
-Manifest = dict[str, Any]
+K8sObject = dict[str, Any]
 
 
 def run_render(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,18 +39,18 @@ def _rendered(arguments: tuple[str, ...]) -> str:
     return done.stdout
 
 
-def render(kind: str, *arguments: str) -> list[Manifest]:
+def render(kind: str, *arguments: str) -> list[K8sObject]:
     """The objects of the example run as a job of this kind."""
     return list(yaml.safe_load_all(_rendered((*EXAMPLE, "--kind", kind, *arguments))))
 
 
-def by_kind(objects: list[Manifest], kind: str) -> Manifest:
+def by_kind(objects: list[K8sObject], kind: str) -> K8sObject:
     """The one object of a kind."""
     (found,) = [item for item in objects if item["kind"] == kind]
     return found
 
 
-def pod_templates(tree: Any) -> Iterator[Manifest]:
+def pod_templates(tree: Any) -> Iterator[K8sObject]:
     """The pod templates anywhere in an object."""
     if isinstance(tree, dict):
         if "containers" in tree.get("spec", {}):
@@ -62,14 +62,14 @@ def pod_templates(tree: Any) -> Iterator[Manifest]:
             yield from pod_templates(child)
 
 
-def trainer_pod(objects: list[Manifest]) -> Manifest:
+def trainer_pod(objects: list[K8sObject]) -> K8sObject:
     """The template of the pods that train."""
     component = "app.kubernetes.io/component"
     (found,) = [t for o in objects for t in pod_templates(o) if t["metadata"]["labels"][component] == "trainer"]
     return found
 
 
-def core_errors(item: Manifest) -> list[str]:
+def core_errors(item: K8sObject) -> list[str]:
     """What is wrong with an object of Kubernetes' own."""
     try:
         kubernetes_validate.validate(item, kubernetes_validate.latest_version(), strict=True)
@@ -78,12 +78,12 @@ def core_errors(item: Manifest) -> list[str]:
     return []
 
 
-def pod_errors(template: Manifest) -> list[str]:
+def pod_errors(template: K8sObject) -> list[str]:
     """What is wrong with a pod template, whatever object it stands in."""
     return core_errors({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": template["spec"]})
 
 
-def is_core(item: Manifest) -> bool:
+def is_core(item: K8sObject) -> bool:
     return item["apiVersion"] in {"v1", "apps/v1", "batch/v1"}
 
 
@@ -108,13 +108,13 @@ def custom_schemas() -> dict[tuple[str, str], OAS30Validator]:
     return found
 
 
-def custom_errors(item: Manifest) -> list[str]:
+def custom_errors(item: K8sObject) -> list[str]:
     """What is wrong with an object of a custom kind."""
     validator = custom_schemas()[item["apiVersion"], item["kind"]]
     return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in validator.iter_errors(item)]
 
 
-def _strict(schema: Manifest) -> Manifest:
+def _strict(schema: K8sObject) -> K8sObject:
     """A structural schema under which fields that the API server would drop are errors."""
     found = dict(schema)
     if found.pop("x-kubernetes-int-or-string", False):
@@ -150,7 +150,7 @@ def misspelt(tree: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str,
                 yield where, [*tree[:index], changed, *tree[index + 1 :]]
 
 
-def changed(item: Manifest, path: list[str | int], value: Any) -> Manifest:
+def changed(item: K8sObject, path: list[str | int], value: Any) -> K8sObject:
     """A copy with another value at a place."""
     found = copy.deepcopy(item)
     node: Any = found

@@ -55,7 +55,7 @@ def pipelined_modules(path: Path) -> tuple[int, int]:
         trainer = Trainer(config, rt)
         pipeline = make_pipeline("sparse_dist", trainer.module, trainer.optimizers, rt.device)
         feed = Feed(
-            iter(trainer.passes.at(0).reader.batches(0)), trainer.parts.train_module.objective, rt, lambda: False
+            iter(trainer.passes.current(0).reader.batches(0)), trainer.parts.train_module.objective, rt, lambda: False
         )
         pipeline.progress(feed, 0)
         stage = trainer.parts.train_module.stage

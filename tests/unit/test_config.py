@@ -198,7 +198,7 @@ def test_a_run_file_extends_the_schema(run_yaml: Path) -> None:
         ({"a": {"kind": "cross", "inputs": ["item"], "buckets": 5}}, "there is no sparse feature 'item'"),
         (
             {"b": {"kind": "sparse", "rows": 3}, "a": {"kind": "cross", "inputs": ["b"], "buckets": 5}},
-            "inputs are ['b'], must be two different features or more",
+            "inputs are ['b'], must be two or more different features",
         ),
         (
             {"a": {"kind": "time_gap", "times": "t", "now": "n", "boundaries": [2, 1], "max_length": 5}},

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rechub_dist.checkpoint.coverage import check_coverage
-from rechub_dist.checkpoint.manifest import DamagedError, Manifest, SavedPiece, SavedTensor
+from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedPiece, SavedTensor
 
 TABLES = {"user": {"rows": 10, "dim": 6, "sharding": "row_wise", "optimizer": "rowwise_adagrad"}}
 
@@ -16,14 +16,14 @@ def piece(row: int, rows: int, column: int = 0, columns: int = 6) -> SavedPiece:
     return SavedPiece("rank-0.safetensors", 0, row, column, rows, columns)
 
 
-def manifest(weight: list[SavedPiece], tensors: dict[str, SavedTensor] | None = None) -> Manifest:
+def manifest(weight: list[SavedPiece], tensors: dict[str, SavedTensor] | None = None) -> CheckpointManifest:
     found = {
         "tables/user/weight": SavedTensor("F32", (10, 6), weight),
         "tables/user/rowwise_sum": SavedTensor("F32", (10,), [piece(0, 10, columns=1)]),
         "dense_optim/w/step": SavedTensor("F32", (), [piece(0, 1, columns=1)]),
         "dense/empty": SavedTensor("F32", (0, 6), []),
     }
-    return Manifest(3, {"tables": TABLES}, {}, found if tensors is None else tensors)
+    return CheckpointManifest(3, {"tables": TABLES}, {}, found if tensors is None else tensors)
 
 
 WHOLE = [

@@ -101,9 +101,9 @@ def test_crosses_of_slices_and_of_no_rows() -> None:
 
 
 def test_wrong_crosses() -> None:
-    with pytest.raises(ValueError, match=r"'x': inputs are \['user'\], must be two different"):
+    with pytest.raises(ValueError, match=r"'x': inputs are \['user'\], must be two or more different"):
         CrossFeature("x", (user,), 10)
-    with pytest.raises(ValueError, match="must be two different features"):
+    with pytest.raises(ValueError, match="must be two or more different features"):
         CrossFeature("x", (user, shop, user), 10)
     with pytest.raises(ValueError, match="rows is 0"):
         CrossFeature("x", (user, shop), 0)

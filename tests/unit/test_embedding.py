@@ -65,7 +65,7 @@ def test_weighted_ids() -> None:
         total = sum((s * weight[i] for i, s in zip(row, share, strict=True)), torch.zeros(6))
         torch.testing.assert_close(embedded.vectors["sum"][b], total)
         torch.testing.assert_close(embedded.vectors["mean"][b], total / (sum(share) or 1))
-    with pytest.raises(ValueError, match="'tags' has weights: give them with its ids"):
+    with pytest.raises(ValueError, match="'tags' has weights: pass them with its ids"):
         tables({"tags": Jagged(ids, lengths)})
 
 

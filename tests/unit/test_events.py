@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rechub_dist.cli.main import app
-from rechub_dist.data.prepare.events import Columns, Counts, Plan, k_core, prepare_events
+from rechub_dist.data.prepare.events import Columns, Counts, EventPlan, k_core, prepare_events
 from rechub_dist.errors import UserError
 
 COLUMNS = Columns("user", "item", "time")
@@ -52,8 +52,8 @@ def original(out: Path) -> dict[str, list[tuple[Any, list[Any], Any]]]:
     }
 
 
-def plan(*, way: str = "leave-one-out", least: int = 1, max_length: int = 50, **bounds: str) -> Plan:
-    return Plan(way, min_user_events=least, min_item_events=least, max_length=max_length, **bounds)
+def plan(*, way: str = "leave-one-out", least: int = 1, max_length: int = 50, **bounds: str) -> EventPlan:
+    return EventPlan(way, min_user_events=least, min_item_events=least, max_length=max_length, **bounds)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
@@ -215,7 +215,7 @@ BOUNDS = {"valid_from": "5", "test_from": "8"}
 )
 def test_bad_plans(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Plan(**options)
+        EventPlan(**options)
 
 
 @pytest.mark.parametrize(

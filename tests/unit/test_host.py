@@ -67,7 +67,9 @@ def test_little_shared_memory_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     warn_of_little_shared_memory(1, "/proc")  # a file system of 0 bytes
     assert capsys.readouterr().err == ""
     warn_of_little_shared_memory(2, "/proc")
-    assert capsys.readouterr().err.startswith("warning: /proc has 0 MB, by which NCCL moves data between the 2 ranks")
+    assert capsys.readouterr().err.startswith(
+        "warning: /proc has 0 MB, through which NCCL moves data between the 2 ranks"
+    )
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become a user without an entry in the passwd file")

@@ -264,7 +264,7 @@ def test_errors_of_vocabularies(tmp_path: Path) -> None:
 
 
 def test_hash_and_vocabulary_exclude_each_other() -> None:
-    with pytest.raises(UserError, match="gives both hash and vocabulary"):
+    with pytest.raises(UserError, match="has both hash and vocabulary"):
         parse_schema({"features": {"x": {"kind": "sparse", "rows": 3, "hash": True, "vocabulary": "v.parquet"}}})
 
 

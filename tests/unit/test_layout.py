@@ -88,7 +88,7 @@ def test_a_cross_brings_its_inputs() -> None:
     assert list(found.features) == ["user_tags", "user", "tags"]
     assert found.collections == {"pooled": ("user_tags",)}
     other = Lookup("tags", SparseFeature("tags", Table("tag", 9), pooling="mean"), Table("tag", 9, dim=4), "mean")
-    with pytest.raises(UserError, match="'tags' is used in two versions"):
+    with pytest.raises(UserError, match="'tags' is used with different settings"):
         layout((Lookup("user_tags", cross, cross.table, "sum"), other))
 
 
@@ -109,7 +109,7 @@ ADAGRAD = TableOptimizerConfig(name="adagrad")
     [
         ({"optimizer": LAZY}, "fused Adam .lazy_adam. is not available on CPU"),
         ({"optimizer": LAZY, "device": "cuda", "sharding": "replicated"}, "lazy_adam needs a sharded table"),
-        ({"optimizer": ADAM, "device": "cuda"}, "adam moves every row each step"),
+        ({"optimizer": ADAM, "device": "cuda"}, "adam updates every row at each step"),
         ({"kernel": "fused_uvm_caching"}, "fused_uvm_caching needs CUDA"),
         ({"sharding": "column_wise"}, "rowwise_adagrad on a column_wise table"),
         ({"sharding": "table_column_wise"}, "rowwise_adagrad on a table_column_wise table"),
@@ -142,11 +142,11 @@ def test_what_is_allowed_on_cuda() -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (Lookup("user", item, ITEM, "sum"), "two lookups are named 'user'"),
+        (Lookup("user", item, ITEM, "sum"), "two different lookups are named 'user'"),
         (Lookup("x", user, Table("user", 100, dim=7), "sum"), "width 6 and with 100 rows of width 7"),
         (Lookup("x", SparseFeature("x", ITEM), Table("new", 3, dim=4), "sum"), "ids below 50"),
         (Lookup("x", SparseFeature("x", Table("x", 3)), Table("x", 3), "sum"), "no width"),
-        (Lookup("x", SparseFeature("user", USER, hash=True), USER, "sum"), "'user' is used in two versions"),
+        (Lookup("x", SparseFeature("user", USER, hash=True), USER, "sum"), "'user' is used with different settings"),
     ],
 )
 def test_contradicting_lookups(other: Lookup, message: str) -> None:
@@ -202,7 +202,7 @@ def test_a_feature_named_like_another_ones_weights() -> None:
 
 def test_negatives_need_a_second_id() -> None:
     drawn = NegativeFeature("negative", Table("single", 1, dim=4), like="user")
-    with pytest.raises(UserError, match="'negative': table 'single' has one id; for negatives there has to be another"):
+    with pytest.raises(UserError, match="'negative': table 'single' has one id; drawing negatives needs at least two"):
         layout((Lookup("negative", drawn, drawn.table, None),))
 
 

@@ -256,8 +256,8 @@ OPTIMIZERS = [
     (["optimizer.name=torch.optim:RAdam", "optimizer.arguments={lr: 1}"], "unknown key 'optimizer.arguments.lr'"),
     (["optimizer.name=torch.optim:RAdam", "optimizer.arguments={eps: x}"], "optimizer.arguments.eps: should be float"),
     (["optimizer.name=torch.optim:RAdam", "optimizer.arguments={eps: -1}"], "optimizer.arguments: Invalid epsilon"),
-    (["optimizer.name=own_code:Counting"], "own_code:Counting keeps 'steps' as int, and a checkpoint holds tensors"),
-    (["optimizer.name=own_code:Growing"], "own_code:Growing keeps state beside its parameters'"),
+    (["optimizer.name=own_code:Counting"], "own_code:Counting keeps 'steps' as int, but checkpoints hold tensors"),
+    (["optimizer.name=own_code:Growing"], "own_code:Growing keeps state outside of its parameters'"),
 ]
 
 

@@ -76,15 +76,15 @@ def test_steps_and_rows_are_counted_over_the_partitions(tmp_path: Path) -> None:
         for number, rows in enumerate(sizes):
             steps += [(number, min(10, rows - at)) for at in range(0, rows, 10) if not drop_last or rows - at >= 10]
         assert found.steps == len(steps)
-        assert [found.at(step).number for step in range(len(steps))] == [number for number, _ in steps]
+        assert [found.current(step).number for step in range(len(steps))] == [number for number, _ in steps]
         done = 0
         while done < found.steps:
-            here = found.at(done)
-            for batch in here.reader.batches(here.number, done - here.first_step):
+            current = found.current(done)
+            for batch in current.reader.batches(current.number, done - current.first_step):
                 assert batch.rows == steps[done][1]
                 assert found.rows_before(done) == sum(rows for _, rows in steps[:done])
                 done += 1
-            assert done == here.end
+            assert done == current.end
         assert found.rows_before(done) == found.rows == sum(rows for _, rows in steps)
 
 
@@ -94,8 +94,8 @@ def test_partitions_are_shuffled_differently(tmp_path: Path) -> None:
     with runtime("cpu", 60) as rt:
         found = partitions(tmp_path, rt, follow=False)
     orders = [
-        [row for batch in found.at(step).reader.batches(found.at(step).number) for row in batch.dense[:, 0].tolist()]
-        for step in (0, 3)
+        [row for batch in current.reader.batches(current.number) for row in batch.dense[:, 0].tolist()]
+        for current in map(found.current, (0, 3))
     ]
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
@@ -135,6 +135,6 @@ def test_epochs_repeat_a_reader(tmp_path: Path) -> None:
     reader = ParquetReader(Manifest.read(str(tmp_path / "data")), SPEC, batch_size=10)
     epochs = Epochs(reader, 3, "data")
     assert (epochs.steps, epochs.rows) == (9, 25)
-    assert [epochs.at(step).number for step in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [epochs.current(step).number for step in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert [epochs.rows_before(step) for step in (0, 2, 3, 4, 9)] == [0, 20, 25, 35, 75]
     assert not epochs.wait(lambda: False)

@@ -65,7 +65,7 @@ def of_table(plan: Planned, table: str) -> ParameterSharding:
 
 def told(plan: Planned) -> tuple[float, float]:
     """What a rank takes of its GPU and of its host, in GB."""
-    found = re.fullmatch(r"tables: a rank takes (\S+) GB of the .*\)(?:, (\S+) GB of .*)?", plan.note)
+    found = re.fullmatch(r"tables: a rank uses (\S+) GB of the .*\)(?:, (\S+) GB of .*)?", plan.note)
     assert found is not None
     return float(found[1]), float(found[2] or 0)
 
@@ -94,7 +94,7 @@ def test_a_rule_sets_the_share_of_a_table() -> None:
     assert of_table(plan, "big").cache_params.load_factor == 0.01  # type: ignore[union-attr]
     assert of_table(plan, "small").cache_params is None
     rules = (*rules, TableRule(tables="small", cache_load_factor=0.5))
-    with pytest.raises(UserError, match="table 'small', which has no cache: it needs kernel: fused_uvm_caching"):
+    with pytest.raises(UserError, match="table 'small', which has no cache; a cache needs kernel: fused_uvm_caching"):
         layout_of(rules=rules)
 
 
@@ -119,7 +119,12 @@ def test_batches_in_flight_have_room() -> None:
         (
             {},
             {"memory": 300 * MB},
-            ["embedding.memory_per_rank_gb: ", "2 ranks of 0.293 GB of GPU memory", "they need 0.9", "GB too much"],
+            [
+                "embedding.memory_per_rank_gb: ",
+                "2 ranks of 0.293 GB of GPU memory",
+                "they need 0.9",
+                "GB more than there is",
+            ],
         ),
         (
             {"sharding": "table_wise"},
@@ -153,8 +158,8 @@ def test_the_host_need_not_have_room_for_what_lies_on_gpus() -> None:
 def test_what_was_assumed_is_told() -> None:
     plan = planned(layout_of(kernel="fused_uvm"))
     assert re.fullmatch(
-        r"tables: a rank takes \S+ GB of the 16 GB that they may have of its GPU \(80% of its 20 GB\), "
-        r"\S+ GB of the 100 GB that are its share of the host's memory",
+        r"tables: a rank uses \S+ GB of the 16 GB of GPU memory set aside for them \(80% of its 20 GB\), "
+        r"\S+ GB of the 100 GB of host memory set aside",
         plan.note,
     )
     assert planned(layout_of(), replace(GPUS, device="cpu")).note == ""

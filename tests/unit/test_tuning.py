@@ -64,7 +64,7 @@ def test_a_space(run: RunConfig, tmp_path: Path) -> None:
         ({"model.dropuot_rates": {"choice": [0.1]}}, "unknown key 'model.dropuot_rates': did you mean 'dropout_rates'"),
         (
             {"optimizer.lr": {"logunifrom": [1, 2]}},
-            "unknown draw 'logunifrom': did you mean 'loguniform'",
+            "unknown distribution 'logunifrom': did you mean 'loguniform'",
         ),
         ({"optimizer.lr": {"uniform": [0.2, 0.1]}}, "the first end, 0.2, must be below the second, 0.1"),
         ({"optimizer.lr": {"loguniform": [0, 0.1]}}, "the ends must be above 0"),

@@ -96,7 +96,7 @@ def count_values(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class Summary:
+class VocabularySummary:
     """A vocabulary that has been written: values seen and their occurrences, how many of each were kept, and rows."""
 
     path: Path
@@ -118,7 +118,7 @@ def build_vocabularies(
     first_id: int = 1,
     progress: Callable[[int, int], None] | None = None,
     threads: int = THREADS,
-) -> list[Summary]:
+) -> list[VocabularySummary]:
     """Count the values of columns in one pass, and write the vocabulary of those that are frequent enough.
 
     Args:
@@ -199,7 +199,7 @@ def write_vocabulary(
     max_size: int | None = None,
     first_id: int = 1,
     columns: tuple[str, ...] = (),
-) -> Summary:
+) -> VocabularySummary:
     """Write the values that occur `min_count` times: `value`, `id` (int64, in the order of frequency) and `count`.
 
     Raises:
@@ -216,7 +216,9 @@ def write_vocabulary(
     with whole_file(path, is_vocabulary, _WHAT) as working:
         write_parquet(kept.replace_schema_metadata(_MARK), working)
     occurrences, covered = (int(pc.sum(table["count"]).as_py() or 0) for table in (every, kept))
-    return Summary(path, columns, every.num_rows, kept.num_rows, occurrences, covered, first_id + kept.num_rows)
+    return VocabularySummary(
+        path, columns, every.num_rows, kept.num_rows, occurrences, covered, first_id + kept.num_rows
+    )
 
 
 def _kind(manifest: Manifest, name: str) -> pa.DataType:

@@ -36,7 +36,7 @@ _MANY_GROUPS = 32  # per stream: then decoding one more hardly matters
 _GROUPS, _ROWS = 0, 1  # what a permutation is for: the last word but one of its seed
 
 
-class Window(NamedTuple):
+class ShuffleWindow(NamedTuple):
     """A piece of one row group, the unit that is read, permuted and kept open.
 
     Attributes:
@@ -54,8 +54,8 @@ class Window(NamedTuple):
     last_step: int
 
 
-class Windows(NamedTuple):
-    """All windows of an epoch, each field as in `Window`: int64 [windows]."""
+class ShuffleWindows(NamedTuple):
+    """All windows of an epoch, each field as in `ShuffleWindow`: int64 [windows]."""
 
     group: IntArray
     start: IntArray
@@ -276,10 +276,10 @@ class EpochOrder:
         """How many windows the epoch has."""
         return len(self._cuts) - 1
 
-    def all_windows(self) -> Windows:
+    def all_windows(self) -> ShuffleWindows:
         """The windows, in the order of their indices."""
         stop = self._offset + np.diff(self._cuts)
-        return Windows(self._group, self._offset, stop, self._stream, self._first_step, self._last_step)
+        return ShuffleWindows(self._group, self._offset, stop, self._stream, self._first_step, self._last_step)
 
     def following(self, index: int) -> int | None:
         """The window that window `index`'s stream goes on with; None where no batch needs another."""
@@ -293,10 +293,10 @@ class EpochOrder:
         later = np.searchsorted(self._first_step[self._beginnings], step, side="right")
         return [int(index) for index in self._beginnings[later:] if self._first_step[index] < self.order.steps]
 
-    def window(self, index: int) -> Window:
+    def window(self, index: int) -> ShuffleWindow:
         """Window `index`; those of a stream are numbered consecutively, in the order of use."""
         start = int(self._offset[index])
-        return Window(
+        return ShuffleWindow(
             group=int(self._group[index]),
             start=start,
             stop=start + int(self._cuts[index + 1] - self._cuts[index]),

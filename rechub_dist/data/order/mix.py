@@ -18,8 +18,8 @@ from rechub_dist.data.order.epoch import (
     IntArray,
     RowOrder,
     Share,
+    ShuffleWindow,
     Slice,
-    Window,
     check_share,
     rank_rows,
 )
@@ -158,7 +158,7 @@ class MixEpoch:
             first += size
         return Share(slices, rows, -(-n // world_size), step * order.batch_size + low, low, n)
 
-    def window(self, index: int) -> Window:
+    def window(self, index: int) -> ShuffleWindow:
         """Window `index`; its steps may lie outside the epoch, as a source's pass does."""
         source, number, within, one = self._find(index)
         begin = number * self.order.sources[source].steps - self._begin

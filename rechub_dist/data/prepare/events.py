@@ -48,7 +48,7 @@ class Counts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class EventPlan:
     """How events become rows.
 
     Args:
@@ -79,7 +79,7 @@ class Plan:
             raise UserError(f"split {self.way} needs valid_from and test_from: the times at which these splits begin")
 
 
-def prepare_events(path: Path, out: Path, columns: Columns, plan: Plan) -> Counts:
+def prepare_events(path: Path, out: Path, columns: Columns, plan: EventPlan) -> Counts:
     """Writes the events of a .csv, .tsv or .parquet file as the prepared folder `out`.
 
     Raises:
@@ -129,13 +129,13 @@ def k_core(users: NDArray[Any], items: NDArray[Any], min_user: int, min_item: in
         kept = left
 
 
-def _splits(sequences: cut.Sequences, plan: Plan, bounds: tuple[float, float]) -> cut.Splits:
+def _splits(sequences: cut.Sequences, plan: EventPlan, bounds: tuple[float, float]) -> cut.Splits:
     if plan.way == "leave-one-out":
         return cut.leave_one_out(sequences)
     return (cut.temporal if plan.way == "temporal" else cut.sessions)(sequences, *bounds)
 
 
-def _why_empty(plan: Plan, split: str) -> str:
+def _why_empty(plan: EventPlan, split: str) -> str:
     if plan.way == "leave-one-out":
         return "no user has events enough (four for all of the splits)"
     if split.startswith("train"):
@@ -222,7 +222,7 @@ def _whole_numbers(values: Any) -> Any:
     return integers if integers.cast(values.type).equals(values) else values
 
 
-def _times(values: Any, where: str, plan: Plan) -> tuple[NDArray[Any], tuple[float, float]]:
+def _times(values: Any, where: str, plan: EventPlan) -> tuple[NDArray[Any], tuple[float, float]]:
     """The times as numbers, and where valid and test begin (nothing where the plan does not say)."""
     values = array(values)
     kind = values.type
