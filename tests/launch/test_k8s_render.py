@@ -276,7 +276,7 @@ def test_code_of_ones_own_is_for_the_image_to_bring(tmp_path: Path) -> None:
     arguments = (str(tmp_path / "run.yaml"), "--kind", "job", "--image", "x", "--output-claim", "runs")
     done = run_render(*arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("note: model.name: own_pods_code:Net: the image has to bring that code along")
+    assert done.stderr.startswith("note: model.name: own_pods_code:Net: the image must contain this code")
     config_map = by_kind(list(yaml.safe_load_all(done.stdout)), "ConfigMap")
     assert "code" not in yaml.safe_load(config_map["data"]["run.yaml"])  # where it lies here says nothing there
     wrong = run_render(*arguments, "--set", "model.name=own_pods_code:Nat")
