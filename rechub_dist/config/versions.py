@@ -11,7 +11,7 @@ from typing import Any
 
 VERSION = 1
 
-# version: {path: default in this version}, for each default that the next version changes. A path is a dotted key such
+# version: {path: default in this version}, for each default that the next version changes. A path is a dotted key like
 # `data.shuffle_rows`; missing sections on the way are created. A suffix makes a part conditional instead:
 # `objective[retrieval]` and `model[DSSM]` match by name, `features.*[sparse]` by kind, `optimizer?` if the section
 # exists. `*` stands for each entry of a list or mapping.
