@@ -122,7 +122,7 @@ def main(
         raise typer.Exit(1) from error
     if found is None:
         print(
-            "stopped before there was anything to save; run the same command to start again",
+            "stopped before there was anything to save, resume with the same command",
             file=sys.stderr,
             flush=True,
         )
