@@ -223,15 +223,15 @@ def test_checkpoints_may_go_to_an_object_store() -> None:
 
 
 BAD = [
-    (["--name", "Deep_FM"], "--name Deep_FM: at most 40 lower-case letters"),
-    (["--name", "7th"], "a letter first"),
+    (["--name", "Deep_FM"], "--name Deep_FM: must be at most 40 lower-case letters"),
+    (["--name", "7th"], "beginning with a letter"),
     (["--name", "a" * 41], "at most 40"),
     (["--namespace", "a.b"], "--namespace a.b"),
     (["--output-claim", "my_claim"], "--output-claim my_claim"),
     (["--image", "two words"], "--image two words"),
     (["--memory", "8 GB"], "--memory 8 GB: write a quantity"),
     (["--cpu", "0"], "--cpu 0: write a quantity above 0"),
-    (["--gpus-per-worker", "1", "--nproc-per-node", "2"], "--gpus-per-worker 1: 2 ranks a pod need as many"),
+    (["--gpus-per-worker", "1", "--nproc-per-node", "2"], "--gpus-per-worker 1: 2 ranks per pod need one GPU each"),
     (["--gpus-per-worker", "1", "--set", "device=cpu"], "the run file has device: cpu"),
     (["--set", "device=cuda"], "device: cuda needs --gpus-per-worker"),
     (["--set", "data.root=data/synthetic"], "data.root: data/synthetic is not in the pods"),
