@@ -1,7 +1,7 @@
-"""Faults, for real, and what a run makes of them: `python benchmarks/survival.py [NAME]...`, about half an hour.
+"""Fault injection with real signals, cables and disks: `python benchmarks/survival.py [NAME]...`, about half an hour.
 
-Each fault befalls a run of its own. What the weights in the end are made of is compared with a run without faults, row
-by row and by the last step's loss. Faults of hosts need root and iproute2, as they run in network namespaces.
+Each fault is injected into a run of its own. The rows that the final weights were trained on, and the last step's loss,
+are compared with a run without faults. Faults of hosts need root and iproute2, as they run in network namespaces.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(
     seed: Annotated[int | None, typer.Option(help="Of the random steps.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, too.")] = None,
 ) -> None:
-    """Let faults befall runs, and compare what comes out; the exit code is 1 if any has left a trace."""
+    """Inject faults into runs, and compare the results; the exit code is 1 if any fault changed them."""
     seed = random.randrange(10**6) if seed is None else seed
     print(f"seed {seed}")
     rows: list[tuple[str, ...]] = []
@@ -79,7 +79,7 @@ def _row(name: str, times: Times, output: Path, wanted: Account, loss: float) ->
     return (
         _what(name),
         "" if times.told is None else f"{times.told:.1f} s",
-        "went on" if times.resumed is None else f"{times.resumed:.1f} s",
+        "not interrupted" if times.resumed is None else f"{times.resumed:.1f} s",
         str(found.repeated),
         str(lost),
         str(doubled),
@@ -118,11 +118,11 @@ def _undisturbed(folder: Path, data: Path, *, batch_norm: bool) -> tuple[Account
 def _show(rows: list[tuple[str, ...]], markdown: Path | None) -> None:
     titles = (
         "fault",
-        "told after",
+        "reported after",
         "resumed after",
         "steps repeated",
         "rows lost",
-        "rows doubled",
+        "rows duplicated",
         "other batches",
         "difference of the last loss",
     )

@@ -1,4 +1,4 @@
-"""Train, evaluate or predict on a Ray cluster. `rechub-dist ray train`, or this file"""
+"""Train, evaluate or predict on a Ray cluster: `rechub-dist ray train`, or run this file directly."""
 
 from __future__ import annotations
 
@@ -31,31 +31,35 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 @app.command()
 def main(
-    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file.")],
     set_: Overrides = None,
-    num_workers: Annotated[int, typer.Option(min=1, help="Ranks.")] = 1,
+    num_workers: Annotated[int, typer.Option(min=1, help="Number of ranks.")] = 1,
     min_workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Go on with so few while nodes are missing; default: wait for all."),
+        typer.Option(min=1, help="Fewest ranks to train with while nodes are missing; default: --num-workers."),
     ] = None,
     resize_seconds: Annotated[
-        float, typer.Option(min=1, help="With --min-workers: between two looks for room for more ranks.")
+        float, typer.Option(min=1, help="With --min-workers: seconds between checks for room for more ranks.")
     ] = 60.0,
     max_failures: MaxFailures = 3,
     evaluate: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="Evaluate the run's best checkpoint on this data instead of training."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Of an evaluation print one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --evaluate or --predict: print one JSON object.")
+    ] = False,
     predict: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Predict each row of this data by the run's best checkpoint instead."),
+        typer.Option(metavar="DATA", help="Predict this data with the run's best checkpoint instead of training."),
     ] = None,
-    out: Annotated[str | None, typer.Option(help="With --predict: a new folder or address for Parquet files.")] = None,
-    keep: Annotated[list[str] | None, typer.Option(help="With --predict: a column to copy; many times.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="With --predict: items a row, of a recall model.")] = 100,
+    out: Annotated[
+        str | None, typer.Option(help="With --predict: new or empty folder or address for the Parquet output.")
+    ] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="With --predict: input column to copy; repeatable.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="With --predict, recall models: number of items per row.")] = 100,
     take_over: Annotated[
-        bool, typer.Option("--take-over", help="Take the folders from a run that holds them; that one ends.")
+        bool, typer.Option("--take-over", help="Take the output folders over from a running run, which then ends.")
     ] = False,
     cpus_per_worker: Cpus = 1,
     gpus_per_worker: Gpus = 0,
@@ -64,10 +68,10 @@ def main(
     ship: Ship = False,
     runtime_env: RuntimeEnv = None,
 ) -> None:
-    """Train, evaluate and save as RUN.yaml says on a Ray cluster, a worker a rank.
+    """Train, evaluate and save as RUN.yaml says on a Ray cluster, one worker per rank.
 
-    It goes on by itself where the output folder holds a checkpoint, whichever launcher began; all nodes must reach that
-    folder and the data by the same paths. SIGTERM, Ctrl-C and `ray job stop` make all ranks save and stop.
+    Resumes if the output folder has a checkpoint, whichever launcher saved it. All nodes must reach that folder and the
+    data under the same paths. On SIGTERM, Ctrl-C or `ray job stop` all ranks save and stop.
 
     Examples:
 
@@ -82,18 +86,18 @@ def main(
     rechub-dist ray train runs/deepfm/config.yaml --num-workers 2 --predict data/test --out predictions --keep user
     """
     if predict is not None and (evaluate is not None or out is None):
-        raise UserError("--predict: needs --out FOLDER, and goes without --evaluate")
+        raise UserError("--predict: needs --out FOLDER, and cannot be combined with --evaluate")
     require_builds()
     config = load_for_cluster(run_file, set_ or [], gpus_per_worker)
     if evaluate is not None or predict is not None:
-        # RUN.yaml says where the run is; what it was trained with, its checkpoint knows better.
+        # RUN.yaml locates the run; the rest of the configuration is that of the checkpoint.
         from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415 - imports torch
 
-        named = [*map(module_of, named_code(config.model_dump()).values())]  # by the run file, whose word counts
+        named = [*map(module_of, named_code(config.model_dump()).values())]  # trusted, since the run file names it
         trained = trained_config(config.checkpoint_folder, set_ or [], config.checkpoint_storage, named)
         kept = {"device": config.device, "distributed": config.distributed, "code": config.code}
         config = trained.anchored(Path.cwd()).model_copy(update=kept)
-    from rechub_dist.launch.ray_ranks import Work  # noqa: PLC0415 - slow to import; --help is not
+    from rechub_dist.launch.ray_ranks import Work  # noqa: PLC0415 - slow to import; --help should be fast
     from rechub_dist.launch.ray_workers import FailedError, Workers, connect, fit  # noqa: PLC0415
     from rechub_dist.reporting.reporter import show_summary  # noqa: PLC0415
     from rechub_dist.reporting.summary import show_training  # noqa: PLC0415
@@ -110,10 +114,18 @@ def main(
     try:
         found = fit(task, workers)
     except FailedError as error:
-        print(f"error: failed more often than --max-failures {max_failures}: {error}", file=sys.stderr, flush=True)
+        print(
+            f"error: the ranks failed more than --max-failures {max_failures} times: {error}",
+            file=sys.stderr,
+            flush=True,
+        )
         raise typer.Exit(1) from error
     if found is None:
-        print("stopped with nothing to save, resume with the same command", file=sys.stderr, flush=True)
+        print(
+            "stopped before there was anything to save, resume with the same command",
+            file=sys.stderr,
+            flush=True,
+        )
     elif not task.training:
         if as_json:
             print(dumps(found))
@@ -126,7 +138,7 @@ def main(
 
 
 def _absolute(path: str) -> str:
-    """As the ranks, which work elsewhere, must have it."""
+    """An absolute path or an address: ranks have another working directory."""
     return path if "://" in path else str(Path(path).absolute())
 
 

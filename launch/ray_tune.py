@@ -1,4 +1,4 @@
-"""Search for good settings of a run on a Ray cluster. `rechub-dist ray tune`, or this file"""
+"""Hyperparameter search on a Ray cluster: `rechub-dist ray tune`, or run this file directly."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 @app.command()
 def main(
-    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
-    space: Annotated[Path, typer.Option(metavar="SPACE.yaml", help="What to search over.")],
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file.")],
+    space: Annotated[Path, typer.Option(metavar="SPACE.yaml", help="Search space.")],
     set_: Overrides = None,
-    trials: Annotated[int, typer.Option(min=1, help="Settings to try.")] = 20,
+    trials: Annotated[int, typer.Option(min=1, help="Number of trials.")] = 20,
     metric: Annotated[
         str | None,
-        typer.Option(help="Of the valid split, that decides; default: train.best_metric, else the first reported."),
+        typer.Option(help="Valid metric that ranks trials; default: train.best_metric, else the first reported."),
     ] = None,
-    grace: Annotated[int, typer.Option(min=1, help="Evaluations before a trial may be stopped.")] = 1,
+    grace: Annotated[int, typer.Option(min=1, help="Evaluations before ASHA may stop a trial.")] = 1,
     reduction: Annotated[
-        int, typer.Option(min=2, help="R: the best of R go on after grace, R grace, R R grace... evaluations.")
+        int, typer.Option(min=2, help="R: the best 1/R continue after grace, R grace, R R grace... evaluations.")
     ] = 3,
-    draw_seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
-    num_workers: Annotated[int, typer.Option(min=1, help="Ranks of each trial.")] = 1,
+    draw_seed: Annotated[int, typer.Option(min=0, help="Seed of the sampled settings.")] = 0,
+    num_workers: Annotated[int, typer.Option(min=1, help="Ranks per trial.")] = 1,
     concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Trials at a time; default: as many as the cluster has room for.")
+        int | None, typer.Option(min=1, help="Concurrent trials; default: as many as the cluster has room for.")
     ] = None,
     max_failures: MaxFailures = 3,
     cpus_per_worker: Cpus = 1,
@@ -53,10 +53,10 @@ def main(
     ship: Ship = False,
     runtime_env: RuntimeEnv = None,
 ) -> None:
-    """Try settings drawn from SPACE.yaml, stop those that others leave behind (ASHA), and list what came of each.
+    """Search hyperparameters: try settings sampled from SPACE.yaml, stop weak trials early (ASHA), list the results.
 
-    Each trial is a run of its own below output_dir/trials, sharded over its ranks. The same command goes on with a
-    search that was interrupted, each trial from its last checkpoint.
+    Each trial is a run of its own below output_dir/trials, sharded over its ranks. The same command resumes an
+    interrupted search, each trial from its last checkpoint.
 
     SPACE.yaml has a line for each key of the run file to vary:
 
@@ -71,8 +71,8 @@ def main(
     require_builds()
     config = load_for_cluster(run_file, set_ or [], gpus_per_worker)
     if config.data.valid is None:
-        raise UserError("data.valid: trials are compared on the valid split; do not leave it out")
-    from rechub_dist.launch.ray_search import Search, search  # noqa: PLC0415 - slow to import; --help is not
+        raise UserError("data.valid: trials are compared on the valid split; set it")
+    from rechub_dist.launch.ray_search import Search, search  # noqa: PLC0415 - slow to import; --help should be fast
     from rechub_dist.launch.ray_workers import Workers, connect  # noqa: PLC0415
     from rechub_dist.launching.search import judged_by, read_space, read_trials, show_trials  # noqa: PLC0415
 
@@ -88,9 +88,9 @@ def main(
     found = read_trials(config.output_dir, metric, plan.mode)
     show_trials(Console(), config.output_dir, found, metric)
     if done and not any(trial.evaluations for trial in found):
-        raise UserError(f"no trial has come to an evaluation; the first: {found[0].state}")
+        raise UserError(f"no trial reached an evaluation; the first one: {found[0].state}")
     if not done:
-        print("stopped before the end, the same command goes on", file=sys.stderr, flush=True)
+        print("search interrupted; run the same command to resume", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def link_cut(scene: Scene) -> Times:
 
 
 def link_cut_for_a_while(scene: Scene) -> Times:
-    """The cable of one of two hosts that must both be there is pulled, and put in again after 20 s."""
+    """The cable of one of two required hosts is pulled, and plugged in again after 20 s."""
     hosts = scene.hosts = Hosts(2)
     run, other = (scene.start_on(host, "2", "--outer-restarts", "9", "--max-restarts", "9") for host in (0, 1))
     scene.reach(110, run)
@@ -41,7 +41,7 @@ def link_cut_for_a_while(scene: Scene) -> Times:
 
 
 def host_joins(scene: Scene) -> Times:
-    """A second host joins a run on one: 1, 2."""
+    """A second host joins a run: 1, then 2 hosts."""
     scene.hosts = Hosts(2)
     run = scene.start_on(0, "1:2")
     scene.reach(110, run)
@@ -52,7 +52,7 @@ def host_joins(scene: Scene) -> Times:
 
 
 def host_gone_and_back(scene: Scene) -> Times:
-    """Two hosts, one of which is killed and comes back: 2, 1, 2."""
+    """One of two hosts is killed and returns: 2, 1, then 2 hosts."""
     hosts, run = _two_hosts(scene)
     at = time.monotonic()
     hosts.kill(1)
@@ -67,7 +67,7 @@ def host_gone_and_back(scene: Scene) -> Times:
 
 
 def host_preempted(scene: Scene) -> Times:
-    """SIGTERM on one of two hosts: the other goes on alone."""
+    """SIGTERM on one of two hosts: the other continues alone."""
     scene.hosts = Hosts(2)
     run, other = (scene.start_on(host, "1:2") for host in (0, 1))
     scene.reach(110, run)
@@ -79,7 +79,7 @@ def host_preempted(scene: Scene) -> Times:
 
 
 def rendezvous_host_killed(scene: Scene) -> Times:
-    """The host of the rendezvous store loses power, and is started anew after 5 s."""
+    """The rendezvous host loses power, and is restarted after 5 s."""
     hosts = scene.hosts = Hosts(2)
     run, other = (scene.start_on(host, "2", "--outer-restarts", "9") for host in (0, 1))
     scene.reach(110, run)
@@ -95,7 +95,7 @@ def rendezvous_host_killed(scene: Scene) -> Times:
 
 
 def first_host_killed(scene: Scene) -> Times:
-    """The first host loses power for good; the rendezvous store is a separate one on a third host."""
+    """The first host loses power for good; a third host runs a standalone rendezvous store."""
     hosts = scene.hosts = Hosts(3)
     store = hosts.run(2, [sys.executable, "-m", "rechub_dist", "store", "--port", "29400"])
     store.wait_for("listening")

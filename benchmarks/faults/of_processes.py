@@ -18,7 +18,7 @@ from rechub_dist.distributed.process import MISTAKE
 
 
 def no_fault(scene: Scene) -> Times:
-    """None, but on one rank: what rounding alone makes of the losses where the number of ranks is another one."""
+    """None, but on one rank: the effect of rounding alone when the number of ranks differs."""
     run = scene.start("--nproc", "1")
     scene.finish(run)
     return Times(None, None, resized=True)
@@ -39,7 +39,7 @@ def five_kills(scene: Scene) -> Times:
 
 
 def agent_killed(scene: Scene) -> Times:
-    """SIGKILL of the agent; its workers end with it, and the script starts it again."""
+    """SIGKILL of the agent; its workers end with it, and the script restarts it."""
     run = scene.start("--outer-restarts", "1")
     scene.reach(110, run)
     workers = list(run.workers().values())
@@ -54,7 +54,7 @@ def agent_killed(scene: Scene) -> Times:
 
 
 def all_killed(scene: Scene) -> Times:
-    """SIGKILL of everything; the command is given again."""
+    """SIGKILL of all processes; the command is run again."""
     run = scene.start()
     scene.reach(110, run)
     at = time.monotonic()
@@ -63,7 +63,7 @@ def all_killed(scene: Scene) -> Times:
 
 
 def worker_stopped(scene: Scene, rank: int = 1) -> Times:
-    """A worker hangs: SIGSTOP. Those that wait for it tell their stacks."""
+    """A worker hangs (SIGSTOP). The ranks that wait for it write their stacks."""
     run = scene.start()
     scene.reach(110, run)
     at = time.monotonic()
@@ -76,12 +76,12 @@ def worker_stopped(scene: Scene, rank: int = 1) -> Times:
 
 
 def main_worker_stopped(scene: Scene) -> Times:
-    """The main rank hangs, which keeps the ranks' store."""
+    """The main rank, which hosts the ranks' store, hangs."""
     return worker_stopped(scene, 0)
 
 
 def sigterm(scene: Scene, number: signal.Signals = signal.SIGTERM) -> Times:
-    """SIGTERM while training."""
+    """SIGTERM during training."""
     run = scene.start()
     scene.reach(110, run)
     at = time.monotonic()
@@ -90,12 +90,12 @@ def sigterm(scene: Scene, number: signal.Signals = signal.SIGTERM) -> Times:
 
 
 def sighup(scene: Scene) -> Times:
-    """SIGHUP while training, as when the terminal is closed."""
+    """SIGHUP during training, as when the terminal is closed."""
     return sigterm(scene, signal.SIGHUP)
 
 
 def second_process(scene: Scene) -> Times:
-    """The command is given a second time beside a run: it is refused, and the run goes on."""
+    """The command is started a second time during a run: it is refused, and the run continues."""
     run = scene.start()
     scene.reach(110, run)
     at = time.monotonic()
@@ -108,7 +108,7 @@ def second_process(scene: Scene) -> Times:
 
 
 def owner_paused(scene: Scene) -> Times:
-    """All of a run is stopped (SIGSTOP), and wakes when the command, given again, has taken its folders over."""
+    """All of a run is stopped (SIGSTOP), and wakes after a second run has taken its folders over."""
     run = scene.start()
     scene.reach(110, run)
     tree = run.tree()
@@ -130,7 +130,7 @@ def owner_paused(scene: Scene) -> Times:
 
 
 def owner_killed(scene: Scene) -> Times:
-    """SIGKILL of everything, and a lease of an hour: the command is given again, and does not wait."""
+    """SIGKILL of all processes, with a lease of an hour: the command is run again, and does not wait."""
     run = scene.start("--set", "distributed.lease_seconds=3600")
     scene.reach(110, run)
     at = time.monotonic()
@@ -139,7 +139,7 @@ def owner_killed(scene: Scene) -> Times:
 
 
 def taken_over(scene: Scene) -> Times:
-    """The command is given with --take-over beside a run that lives, which ends."""
+    """The command is started with --take-over during a run, which ends."""
     run = scene.start()
     scene.reach(110, run)
     at = time.monotonic()
@@ -165,7 +165,7 @@ def sigterm_while_saving(scene: Scene) -> Times:
 
 
 def sigterm_while_evaluating(scene: Scene) -> Times:
-    """SIGTERM during an evaluation, which is made up for."""
+    """SIGTERM during an evaluation, which is repeated on resume."""
     run = scene.start("--set", "data.eval_batch_size=4")
     at = run.wait_for("^epoch 0: ")
     run.signal(signal.SIGTERM)
@@ -176,7 +176,7 @@ def sigterm_while_evaluating(scene: Scene) -> Times:
 
 
 def second_signal(scene: Scene) -> Times:
-    """SIGTERM to a run that cannot follow, as a worker hangs; then a second one, which is not waited for."""
+    """SIGTERM to a run that cannot stop because a worker hangs; then a second SIGTERM, which kills it."""
     run = scene.start()
     scene.reach(110, run)
     os.kill(run.workers()[1], signal.SIGSTOP)
@@ -188,7 +188,7 @@ def second_signal(scene: Scene) -> Times:
 
 
 def killed_while_saving(scene: Scene) -> Times:
-    """SIGKILL of everything while a checkpoint is written."""
+    """SIGKILL of all processes while a checkpoint is written."""
     run = scene.start()
     scene.reach(110, run)
     step = scene.saving(run)
@@ -201,7 +201,7 @@ def killed_while_saving(scene: Scene) -> Times:
 
 
 def checkpoint_corrupted(scene: Scene) -> Times:
-    """Everything is killed, and a bit of the newest checkpoint is another one."""
+    """SIGKILL of all processes, and a bit of the newest checkpoint is flipped."""
     run = scene.start()
     scene.reach(110, run)
     run.kill()
@@ -220,7 +220,7 @@ def checkpoint_corrupted(scene: Scene) -> Times:
 
 
 def disk_full(scene: Scene) -> Times:
-    """The disk is full when a checkpoint is saved; later there is room."""
+    """The disk is full when a checkpoint is saved; space is freed later."""
     with _small_disk(scene):
         run = scene.start()
         scene.reach(60, run)
@@ -238,7 +238,7 @@ def disk_full(scene: Scene) -> Times:
 
 
 def disk_full_to_the_end(scene: Scene) -> Times:
-    """The disk is full from some step to the end; room is made, and the command given again."""
+    """The disk is full from some step to the end; space is freed, and the command run again."""
     with _small_disk(scene):
         run = scene.start()
         scene.reach(60, run)
@@ -272,7 +272,7 @@ def _fill(scene: Scene) -> None:
 
 
 def not_finite(scene: Scene) -> Times:
-    """A row that makes the loss infinite: the run ends, and is told to leave such steps out."""
+    """A row that makes the loss infinite: the run ends, and is resumed with such steps skipped."""
     run = scene.start()
     if run.wait() != 2:
         raise RuntimeError(run.text)

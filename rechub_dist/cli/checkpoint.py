@@ -21,16 +21,18 @@ if TYPE_CHECKING:
     from rechub_dist.checkpoint.manifest import CheckpointManifest
     from rechub_dist.config import StorageConfig
 
-checkpoint_app = typer.Typer(no_args_is_help=True, help="Look into checkpoints, verify, compare and convert them.")
+checkpoint_app = typer.Typer(no_args_is_help=True, help="List, inspect, verify, compare and export checkpoints.")
 
 Address = Annotated[
-    str, typer.Argument(help="A run's output folder, its folder of checkpoints, or one checkpoint; path or address.")
+    str, typer.Argument(help="A run's output folder, checkpoint folder or a single checkpoint; path or address.")
 ]
-Step = Annotated[str, typer.Option(help="Which of a run's checkpoints: best, newest or a number of steps.")]
+Step = Annotated[str, typer.Option(help="Which checkpoint of a run: best, newest or a step number.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Storage = Annotated[
     str | None,
-    typer.Option(metavar="YAML", help="As checkpoint.storage has it: '{endpoint: \"http://minio:9000\"}'."),
+    typer.Option(
+        metavar="YAML", help="Storage settings, as in checkpoint.storage: '{endpoint: \"http://minio:9000\"}'."
+    ),
 ]
 
 
@@ -62,7 +64,7 @@ def list_(address: Address, as_json: Json = False, storage: Storage = None) -> N
 
 @checkpoint_app.command()
 def inspect(address: Address, step: Step = "best", as_json: Json = False, storage: Storage = None) -> None:
-    """Show what a checkpoint holds: tensors, shapes, norms, position and how the tables lay.
+    """Show the content of a checkpoint: tensors, shapes, norms, training position and table sharding.
 
     Example: rechub-dist checkpoint inspect runs/deepfm --step newest
     """
@@ -97,8 +99,9 @@ def inspect(address: Address, step: Step = "best", as_json: Json = False, storag
 
 @checkpoint_app.command()
 def verify(address: Address, step: Step = "best", as_json: Json = False, storage: Storage = None) -> None:
-    """Compare all bytes of a checkpoint with their checksums, and prove that no part of a table is missing or there
-    twice; exit code 2 if it is damaged.
+    """Verify all checksums of a checkpoint, and that its pieces cover every tensor exactly once.
+
+    Exit code 2 if it is damaged.
 
     Example: rechub-dist checkpoint verify runs/deepfm --step newest
     """
@@ -117,18 +120,20 @@ def verify(address: Address, step: Step = "best", as_json: Json = False, storage
     if as_json:
         print(dumps({"path": path, "step": manifest.step, "files": len(manifest.files), "bytes": manifest.bytes}))
     else:
-        print(f"{path} is good: {len(manifest.files)} file(s), {manifest.bytes:,} bytes")
+        print(f"{path} is intact: {len(manifest.files)} file(s), {manifest.bytes:,} bytes")
 
 
 @checkpoint_app.command()
 def consolidate(
     address: Address,
-    out: Annotated[str, typer.Option(help="A .safetensors file to write; new, or a consolidated checkpoint.")],
+    out: Annotated[
+        str, typer.Option(help="Output .safetensors file; replaces only an earlier consolidated checkpoint.")
+    ],
     step: Step = "best",
-    optimizer: Annotated[bool, typer.Option("--optimizer", help="The optimizers' states, too.")] = False,
+    optimizer: Annotated[bool, typer.Option("--optimizer", help="Include optimizer states.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Write one plain state dict, which a single process loads without torchrec.
+    """Export a checkpoint as one safetensors file that a single process loads without torchrec.
 
     Example: rechub-dist checkpoint consolidate runs/deepfm --out deepfm.safetensors
     """
@@ -138,7 +143,7 @@ def consolidate(
     from rechub_dist.checkpoint.load import verify as verify_blocks  # noqa: PLC0415
 
     if "://" in out:
-        raise UserError(f"--out: {out} is an address; name a local file, and copy that there")
+        raise UserError(f"--out: {out} is an address; write a local file, then copy it there")
     folder, manifest = _find(address, step, storage)
     check_target(folder, manifest, Path(out))
     consume(verify_blocks(folder, manifest, blocks_of(manifest)))
@@ -152,14 +157,14 @@ def consolidate(
 @checkpoint_app.command()
 def diff(
     first: Address,
-    second: Annotated[str, typer.Argument(help="Another one.")],
-    step: Annotated[str, typer.Option(help="Of the first: best, newest or a number of steps.")] = "best",
-    second_step: Annotated[str, typer.Option(help="Of the second.")] = "best",
+    second: Annotated[str, typer.Argument(help="The checkpoint to compare with.")],
+    step: Annotated[str, typer.Option(help="Which checkpoint of the first: best, newest or a step number.")] = "best",
+    second_step: Annotated[str, typer.Option(help="Which checkpoint of the second.")] = "best",
     as_json: Json = False,
     storage: Storage = None,
     allow_code: AllowCode = None,
 ) -> None:
-    """Compare two checkpoints tensor by tensor and by the configuration that makes them the same run.
+    """Compare two checkpoints tensor by tensor, and the configuration keys that decide whether it is the same run.
 
     Example: rechub-dist checkpoint diff runs/a runs/b
     """
@@ -175,7 +180,7 @@ def diff(
     for line in identity:
         print(line)
     if not tensors:
-        print("all tensors are equal, bit by bit")
+        print("all tensors are bitwise equal")
         return
     table = _table(f"{len(tensors)} tensors differ", "tensor", "difference", "elements", "largest")
     for found in tensors:
@@ -185,7 +190,7 @@ def diff(
 
 
 def _identity(folder: Folder, manifest: CheckpointManifest, allowed: list[str]) -> dict[str, Any]:
-    """The identity of a checkpoint's run; as it was recorded, where torchrec is not there to resolve it."""
+    """The identity of a checkpoint's run: resolved, or as recorded if torchrec is not installed."""
     from rechub_dist.checkpoint.folder import step_folder  # noqa: PLC0415
     from rechub_dist.config.versions import with_current_keys  # noqa: PLC0415
 
@@ -202,13 +207,13 @@ def _find(address: str, step: str, storage: str | None) -> tuple[Folder, Checkpo
     if step in ("best", "newest"):
         return find_checkpoint(address, _settings(storage), "best" if step == "best" else "newest")
     if not step.isdecimal():
-        raise UserError(f"--step {step}: write best, newest or a number of steps")
+        raise UserError(f"--step {step}: write best, newest or a step number")
     return find_checkpoint(address, _settings(storage), int(step))
 
 
 def _settings(text: str | None) -> StorageConfig | None:
     if text is None:
-        return None  # as the run's config.yaml has them
+        return None  # those of the run's config.yaml
     from pydantic import ValidationError  # noqa: PLC0415
 
     from rechub_dist.config import StorageConfig  # noqa: PLC0415
@@ -216,9 +221,7 @@ def _settings(text: str | None) -> StorageConfig | None:
     try:
         return StorageConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
     except (yaml.YAMLError, ValidationError) as error:
-        raise UserError(
-            f"--storage {text}: is not what checkpoint.storage may hold: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"--storage {text}: not valid for checkpoint.storage: {str(error).splitlines()[0]}") from error
 
 
 def _table(title: str, *columns: str) -> Table:

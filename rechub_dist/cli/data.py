@@ -10,21 +10,21 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-data_app = typer.Typer(no_args_is_help=True, help="Prepare, generate and look at Parquet data sets.")
+data_app = typer.Typer(no_args_is_help=True, help="Prepare, generate and inspect Parquet data sets.")
 
 
 @data_app.command()
 def prepare(
-    name: Annotated[str | None, typer.Argument(help="Data set; leave out to list them.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Data set; omit to list them.")] = None,
     source: Annotated[
-        Path | None, typer.Option(help="Folder with the published files (criteo: or one of them).")
+        Path | None, typer.Option(help="Folder with the published files (criteo: or a single file).")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder.")] = None,
     min_count: Annotated[
-        int | None, typer.Option(help="criteo: values that occur less often share an id; default 10.")
+        int | None, typer.Option(help="criteo: values that occur less often share one id; default 10.")
     ] = None,
 ) -> None:
-    """Turn a public data set's files into Parquet shards and their schema.
+    """Convert a public data set's files to Parquet shards with a schema.
 
     Example: rechub-dist data prepare movielens_1m_ctr --source ml-1m --out data/movielens_1m_ctr
     """
@@ -45,33 +45,33 @@ def prepare(
 
 @data_app.command()
 def sequences(
-    events: Annotated[Path, typer.Argument(help="Event file with a header: .csv, .tsv or .parquet.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    user: Annotated[str, typer.Option(help="Column of the users, or of the sessions.")],
-    item: Annotated[str, typer.Option(help="Column of the items.")],
-    time: Annotated[str | None, typer.Option(help="Column of the times; without it the file is in time order.")] = None,
+    events: Annotated[Path, typer.Argument(help="Event file: .csv or .tsv with a header, or .parquet.")],
+    out: Annotated[Path, typer.Option(help="Output folder.")],
+    user: Annotated[str, typer.Option(help="Column of user or session ids.")],
+    item: Annotated[str, typer.Option(help="Column of item ids.")],
+    time: Annotated[str | None, typer.Option(help="Column of timestamps; default: the file is in time order.")] = None,
     split: Annotated[str, typer.Option(help="leave-one-out, temporal or session.")] = "leave-one-out",
-    valid_from: Annotated[str | None, typer.Option(help="Time at which the valid split begins.")] = None,
-    test_from: Annotated[str | None, typer.Option(help="Time at which the test split begins.")] = None,
+    valid_from: Annotated[str | None, typer.Option(help="Start time of the valid split.")] = None,
+    test_from: Annotated[str | None, typer.Option(help="Start time of the test split.")] = None,
     min_user_events: Annotated[
-        int | None, typer.Option(help="Drop users of fewer events; default 5, with --split session 2.")
+        int | None, typer.Option(help="Drop users with fewer events; default 5, with --split session 2.")
     ] = None,
-    min_item_events: Annotated[int, typer.Option(help="Drop items of fewer events.")] = 5,
-    max_length: Annotated[int, typer.Option(help="Items of a history; the newest are kept.")] = 50,
+    min_item_events: Annotated[int, typer.Option(help="Drop items with fewer events.")] = 5,
+    max_length: Annotated[int, typer.Option(help="Maximum history length; the newest items are kept.")] = 50,
 ) -> None:
-    """Turn a file of events into next-item prediction: rows of user_id, history and item, and their schema.
+    """Convert an event log to a next-item data set: rows of user_id, history and item, with a schema.
 
-    leave-one-out: a user's last event is a test row, the last but one a valid row.
+    leave-one-out: each user's last event is a test row, the last but one a valid row.
 
-    temporal: so are all events from --valid-from and --test-from on.
+    temporal: events from --valid-from on are valid rows, events from --test-from on test rows.
 
-    session: so are all events of the sessions that end from then on.
+    session: as temporal, by the end time of the event's session.
 
-    Users and items are dropped until all that are left have events enough; events of one time keep the file's order.
+    Users and items with too few events are dropped until all that remain have enough. Ties in time keep file order.
 
-    train/ has a row a user, train_prefixes/ a row an event, for models that learn at the last position alone.
+    train/ has one row per user; train_prefixes/ one row per event, for models that only learn from the last position.
 
-    users.parquet and items.parquet tell what id stands for whom.
+    users.parquet and items.parquet map ids to the original values.
 
     Example: rechub-dist data sequences ratings.csv --out data/mine --user userId --item movieId --time timestamp
     """
@@ -83,24 +83,24 @@ def sequences(
     _report(out)
     print(
         f"{counts.kept:,} of {counts.read:,} events, {counts.users:,} users, {counts.items:,} items, of which "
-        f"{counts.unlearned:,} stand in no train row"
+        f"{counts.unlearned:,} are in no train row"
     )
 
 
 @data_app.command()
 def synthesize(
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    rows: Annotated[int, typer.Option(help="Rows in all, split 8:1:1.")],
-    dense: Annotated[int, typer.Option(help="Dense features.")] = 13,
-    sparse: Annotated[int, typer.Option(help="Sparse features, a table each.")] = 26,
-    vocabulary: Annotated[int, typer.Option(help="Rows of each table.")] = 1000,
-    sequence: Annotated[bool, typer.Option(help="Add an item and a history that share a table.")] = False,
-    skew: Annotated[float, typer.Option(help="Exponent of the ids' power law; 0 is uniform.")] = 1.05,
+    out: Annotated[Path, typer.Option(help="Output folder.")],
+    rows: Annotated[int, typer.Option(help="Total rows, split 8:1:1.")],
+    dense: Annotated[int, typer.Option(help="Number of dense features.")] = 13,
+    sparse: Annotated[int, typer.Option(help="Number of sparse features, each with its own table.")] = 26,
+    vocabulary: Annotated[int, typer.Option(help="Rows per table.")] = 1000,
+    sequence: Annotated[bool, typer.Option(help="Add an item feature and a history that share a table.")] = False,
+    skew: Annotated[float, typer.Option(help="Power-law exponent of the id frequencies; 0 is uniform.")] = 1.05,
     labels: Annotated[int, typer.Option(help="Number of labels.")] = 1,
-    files: Annotated[int, typer.Option(help="Shards of the train split.")] = 4,
-    seed: Annotated[int, typer.Option(help="Another seed, another truth.")] = 0,
+    files: Annotated[int, typer.Option(help="Files of the train split.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the data and of the true model.")] = 0,
 ) -> None:
-    """Generate a data set with a planted truth, so that the best reachable metrics are known (truth.json).
+    """Generate a synthetic data set from a known model; truth.json has the best reachable metrics.
 
     Example: rechub-dist data synthesize --out data/synthetic --rows 400000 --dense 4 --sparse 8
     """
@@ -115,20 +115,22 @@ def synthesize(
 
 @data_app.command()
 def vocabulary(
-    path: Annotated[str, typer.Argument(help="Parquet file, folder, pattern or address.")],
-    column: Annotated[list[str], typer.Option(help="Column of integers, strings or lists of them; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="A .parquet file for one vocabulary, or a folder for one a column.")],
-    min_count: Annotated[int, typer.Option(help="Leave out values that occur less often.")] = 1,
-    max_size: Annotated[int | None, typer.Option(help="Keep so many values, the most frequent ones.")] = None,
-    first_id: Annotated[int, typer.Option(help="Id of the most frequent value; ids below it are free.")] = 1,
+    path: Annotated[str, typer.Argument(help="Parquet file, folder, glob or address.")],
+    column: Annotated[list[str], typer.Option(help="Column of integers, strings or lists of them; repeatable.")],
+    out: Annotated[
+        Path, typer.Option(help="A .parquet file for one shared vocabulary, or a folder for one per column.")
+    ],
+    min_count: Annotated[int, typer.Option(help="Omit values that occur less often.")] = 1,
+    max_size: Annotated[int | None, typer.Option(help="Keep only this many values, the most frequent.")] = None,
+    first_id: Annotated[int, typer.Option(help="Id of the most frequent value; lower ids stay unused.")] = 1,
 ) -> None:
-    """Number the values of columns by their frequency: a file with value, id and count, for a feature's `vocabulary`.
+    """Build a vocabulary: a file with value, id and count, ids by descending frequency, for a feature's `vocabulary`.
 
-    Build it from the train split, so that values that only the other splits hold are unknown, as they will be later.
+    Build it from the train split, so that values seen only in the other splits are unknown, as in production.
 
-    Memory is bounded by the number of distinct values.
+    Memory grows with the number of distinct values only.
 
-    Folders that begin with `_` are not taken for data, so that the file can lie beside it.
+    The file may be stored beside the data in a folder that begins with `_`, which is never read as data.
 
     Example: rechub-dist data vocabulary data/mine/train --column city --min-count 5 --out data/mine/_words/city.parquet
     """
@@ -148,7 +150,7 @@ def vocabulary(
     for found in summaries:
         share = found.covered / max(1, found.occurrences)
         print(
-            f"{found.path}: {found.kept:,} of {found.distinct:,} values of {', '.join(found.columns)}, which are "
+            f"{found.path}: {found.kept:,} of {found.distinct:,} values of {', '.join(found.columns)}, covering "
             f"{share:.2%} of {found.occurrences:,} occurrences"
         )
         below = f"{found.path.parent.name}/{found.path.name}"
@@ -158,19 +160,19 @@ def vocabulary(
 
 @data_app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="Parquet file, folder, pattern or address.")],
-    schema: Annotated[bool, typer.Option("--schema", help="Print a dataset.yaml to start from instead.")] = False,
+    path: Annotated[str, typer.Argument(help="Parquet file, folder, glob or address.")],
+    schema: Annotated[bool, typer.Option("--schema", help="Print a guessed dataset.yaml instead.")] = False,
     write: Annotated[
-        bool, typer.Option("--write", help="With --schema: write it into the data's folder, with its vocabularies.")
+        bool, typer.Option("--write", help="With --schema: write it and its vocabularies to the data folder.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Global batch of the run to come.")] = 8192,
-    ranks: Annotated[int, typer.Option(min=1, help="Ranks of the run to come.")] = 1,
-    max_streams: Annotated[int, typer.Option(min=1, help="data.max_streams of the run to come.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Global batch size of the planned run.")] = 8192,
+    ranks: Annotated[int, typer.Option(min=1, help="World size of the planned run.")] = 1,
+    max_streams: Annotated[int, typer.Option(min=1, help="data.max_streams of the planned run.")] = 64,
     max_lanes: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,  # its former name
 ) -> None:
-    """Show schema, rows, row groups and null counts, and how well the rows would be mixed in training.
+    """Show schema, rows, row groups and null counts, and how well training would shuffle the rows.
 
-    Of a prepared folder each split is shown. With --schema, guess a dataset.yaml from all of them.
+    For a prepared folder, each split is shown. With --schema, guess a dataset.yaml from all splits.
 
     Example: rechub-dist data inspect data/mine --schema --write
     """
@@ -195,7 +197,7 @@ def inspect(
 
 
 def _show(path: str, batch_size: int, ranks: int, max_streams: int) -> None:
-    """Print what `inspect` tells of one split."""
+    """Print the report of `inspect` for one split."""
     from rechub_dist.data.order.quality import layout_quality, layout_warning  # noqa: PLC0415
     from rechub_dist.data.parquet.manifest import Manifest, describe  # noqa: PLC0415
 
@@ -227,21 +229,21 @@ def _show(path: str, batch_size: int, ranks: int, max_streams: int) -> None:
 
 @data_app.command()
 def rechunk(
-    source: Annotated[str, typer.Argument(help="Prepared folder, or Parquet file, folder, pattern or address.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; new, or empty.")],
-    row_group_rows: Annotated[int, typer.Option(min=1, help="Rows of a row group.")] = 65_536,
-    files: Annotated[int | None, typer.Option(min=1, help="Files of each split, of equal size.")] = None,
+    source: Annotated[str, typer.Argument(help="Prepared folder, or Parquet file, folder, glob or address.")],
+    out: Annotated[Path, typer.Option(help="New or empty output folder.")],
+    row_group_rows: Annotated[int, typer.Option(min=1, help="Rows per row group.")] = 65_536,
+    files: Annotated[int | None, typer.Option(min=1, help="Number of equally large files per split.")] = None,
     file_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows of a file; default 4,194,304.", show_default=False)
+        int | None, typer.Option(min=1, help="Rows per file; default 4,194,304.", show_default=False)
     ] = None,
     shuffle: Annotated[bool, typer.Option(help="Write the rows of each split in random order.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random order.")] = 0,
 ) -> None:
-    """Write the same rows in other row groups and files, which mix better and are decoded once.
+    """Rewrite the same rows in new row groups and files, which shuffle better and are decoded only once.
 
-    Of a prepared folder each split is written by itself, and dataset.yaml is copied.
+    For a prepared folder, each split is rewritten separately, and dataset.yaml is copied.
 
-    Memory is bounded, whatever the row groups' size; --shuffle needs the room of the data once more on the disk.
+    Memory is bounded for row groups of any size. --shuffle temporarily needs as much disk space as the data again.
 
     Example: rechub-dist data rechunk data/mine --out data/mine_64k --files 16
     """
@@ -268,7 +270,7 @@ def rechunk(
 
 
 def _progress() -> Progress:
-    """A bar on standard error, so that standard output can be piped."""
+    """A progress bar on stderr, so that stdout can be piped."""
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)
 

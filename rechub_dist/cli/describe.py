@@ -1,4 +1,4 @@
-"""What `rechub-dist models` prints."""
+"""Output of `rechub-dist models`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rechub_dist.models import FAMILIES, Model, catalogue, family
 
 
 def list_models(console: Console) -> None:
-    """The models by family, a line each."""
+    """Print the models by family, one line each."""
     for name in FAMILIES:
         table = Table("model", "what it computes", title=name, title_justify="left")
         for cls in catalogue().values():
@@ -23,7 +23,7 @@ def list_models(console: Console) -> None:
 
 
 def describe_model(console: Console, name: str) -> None:
-    """One model: what it computes, its parameters, what it looks up and returns, and a run file that works as it is.
+    """Print one model: formula, constructor parameters, lookups, outputs, objectives and a complete run file.
 
     Raises:
         UserError: there is no such model.
@@ -40,7 +40,9 @@ def describe_model(console: Console, name: str) -> None:
         default = "required" if required else repr(parameter.default)
         parameters.add_row(parameter.name, escape(str(parameter.annotation)), escape(default))
     console.print(parameters)
-    lookups = Table("lookup", "feature", "table", "pooling", title="lookups of the run below", title_justify="left")
+    lookups = Table(
+        "lookup", "feature", "table", "pooling", title="lookups of the run file below", title_justify="left"
+    )
     for lookup in example_model(cls).lookups():
         table = f"{lookup.table.name} [{lookup.table.rows:,} x {lookup.dim}]"
         feature = f"{lookup.feature.name} ({lookup.feature.kind})"
@@ -53,7 +55,7 @@ def describe_model(console: Console, name: str) -> None:
 
 
 def print_run_file(name: str) -> None:
-    """The run file alone, to be written to a file.
+    """Print only the run file.
 
     Raises:
         UserError: there is no such model.

@@ -1,4 +1,4 @@
-"""What `rechub-dist examples` shows: run files, schemas, search spaces, and the scripts and manifests of launch/."""
+"""The files of `rechub-dist examples`: run files, schemas, search spaces, and the scripts and manifests of launch/."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = {"runs": "run files", "spaces": "search spaces", "datasets": "schemas"}
 
 
 def list_examples(console: Console) -> None:
-    """The files by kind, each with what its first lines say."""
+    """Print the files by kind, each with its leading comment."""
     for kind, title in _KINDS.items():
         table = Table("file", "", title=title, title_justify="left")
         for file in sorted((_CONFIGS / kind).glob("*.yaml")):
@@ -28,7 +28,7 @@ def list_examples(console: Console) -> None:
 
 
 def read_example(name: str) -> str:
-    """A file's text; `name` is `runs/deepfm_synthetic`, or for a run file `deepfm_synthetic` alone.
+    """Return a file's text. `name` is `runs/deepfm_synthetic`, or just `deepfm_synthetic` for a run file.
 
     Raises:
         UserError: there is no such file.
@@ -38,18 +38,18 @@ def read_example(name: str) -> str:
     file = known.get(wanted) or known.get(f"runs/{wanted}")
     if file is None:
         short = [key.removeprefix("runs/") for key in known]
-        raise UserError(f"{name}: there is no such example; {nearest(wanted, short)}")
+        raise UserError(f"{name}: no such example; {nearest(wanted, short)}")
     return file.read_text(encoding="utf-8")
 
 
 def copy_examples(out: Path) -> None:
-    """Copy configs/ and what of launch/ is not Python (shell, Slurm, Kubernetes) into a folder, new or empty.
+    """Copy configs/ and the non-Python files of launch/ (shell, Slurm, Kubernetes) to a new or empty folder.
 
     Raises:
-        UserError: there is something in `out` already, or it is no folder.
+        UserError: `out` is not empty, or not a folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: is there already; name a folder that is new or empty")
+        raise UserError(f"--out {out}: exists already; name a new or empty folder")
     python = shutil.ignore_patterns("*.py", "__pycache__")
     for name in ("configs", "launch"):
         shutil.copytree(_PACKAGE / name, out / name, ignore=python)

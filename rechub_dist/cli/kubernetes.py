@@ -19,7 +19,7 @@ k8s_app = typer.Typer(no_args_is_help=True, help="Train on Kubernetes.")
 
 
 class Kind(StrEnum):
-    """What a run can be on a cluster."""
+    """Kinds of job."""
 
     JOB = "job"
     JOBSET = "jobset"
@@ -39,92 +39,113 @@ def k8s() -> None:
 @k8s_app.command()
 def render(
     context: typer.Context,
-    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
-    kind: Annotated[Kind, typer.Option(help="Job of Kubernetes, or another controller's.")],
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file.")],
+    kind: Annotated[Kind, typer.Option(help="Kind of job: Kubernetes' own Job, or that of another controller.")],
     image: Annotated[str, typer.Option(help="Training image (docker/Dockerfile).")],
-    name: Annotated[str | None, typer.Option(help="Of the job; default: the run file's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the job; default: that of the run file.")] = None,
     namespace: Annotated[
-        str | None, typer.Option(help="Of all objects; default: that of whoever applies them.")
+        str | None, typer.Option(help="Namespace of all objects; default: kubectl's current one.")
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the run file; may be repeated."),
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a configuration key; repeatable."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; default: stdout.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Pods that train.", rich_help_panel=_PODS)] = 1,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output file; default: stdout.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of training pods.", rich_help_panel=_PODS)] = 1,
     nproc_per_node: Annotated[
         int | None,
-        typer.Option(min=1, help="Ranks a pod; default: its GPUs, else 1.", rich_help_panel=_PODS),
+        typer.Option(min=1, help="Ranks per pod; default: its number of GPUs, else 1.", rich_help_panel=_PODS),
     ] = None,
-    gpus_per_worker: Annotated[int, typer.Option(min=0, help="NVIDIA GPUs a pod.", rich_help_panel=_PODS)] = 0,
-    cpu: Annotated[str, typer.Option(help="Cores a pod.", rich_help_panel=_PODS)] = "2",
-    memory: Annotated[str, typer.Option(help="Memory a pod.", rich_help_panel=_PODS)] = "8Gi",
+    gpus_per_worker: Annotated[int, typer.Option(min=0, help="NVIDIA GPUs per pod.", rich_help_panel=_PODS)] = 0,
+    cpu: Annotated[str, typer.Option(help="CPU cores per pod.", rich_help_panel=_PODS)] = "2",
+    memory: Annotated[str, typer.Option(help="Memory per pod.", rich_help_panel=_PODS)] = "8Gi",
     shared_memory: Annotated[
         str | None,
-        typer.Option(help="Of the pod's memory, what /dev/shm may take; default: 1Gi, or half.", rich_help_panel=_PODS),
+        typer.Option(help="Size of /dev/shm, part of --memory; default: 1Gi, at most half.", rich_help_panel=_PODS),
     ] = None,
     node_selector: Annotated[
         list[str] | None,
-        typer.Option(metavar="LABEL=VALUE", help="Of nodes to use; may be repeated.", rich_help_panel=_PODS),
+        typer.Option(metavar="LABEL=VALUE", help="Label that nodes must have; repeatable.", rich_help_panel=_PODS),
     ] = None,
     spread: Annotated[
-        str, typer.Option(help="A node a pod: preferred or required.", rich_help_panel=_PODS)
+        str, typer.Option(help="Whether each pod gets a node of its own: preferred or required.", rich_help_panel=_PODS)
     ] = "preferred",
-    service_account: Annotated[str | None, typer.Option(help="Of the pods.", rich_help_panel=_PODS)] = None,
+    service_account: Annotated[
+        str | None, typer.Option(help="ServiceAccount of the pods.", rich_help_panel=_PODS)
+    ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Show the curves that lie in the output claim.", rich_help_panel=_PODS)
+        bool,
+        typer.Option("--tensorboard", help="Add a TensorBoard that reads the output claim.", rich_help_panel=_PODS),
     ] = False,
-    head_cpu: Annotated[str, typer.Option(help="Of Ray's head, for rayjob.", rich_help_panel=_BESIDE)] = HEAD.cpu,
-    head_memory: Annotated[str, typer.Option(rich_help_panel=_BESIDE)] = HEAD.memory,
+    head_cpu: Annotated[
+        str, typer.Option(help="CPU cores of Ray's head node (rayjob).", rich_help_panel=_BESIDE)
+    ] = HEAD.cpu,
+    head_memory: Annotated[
+        str, typer.Option(help="Memory of Ray's head node (rayjob).", rich_help_panel=_BESIDE)
+    ] = HEAD.memory,
     submitter_cpu: Annotated[
-        str, typer.Option(help="Of what hands the job to Ray, for rayjob.", rich_help_panel=_BESIDE)
+        str,
+        typer.Option(help="CPU cores of the container that submits the job to Ray (rayjob).", rich_help_panel=_BESIDE),
     ] = SUBMITTER.cpu,
-    submitter_memory: Annotated[str, typer.Option(rich_help_panel=_BESIDE)] = SUBMITTER.memory,
-    tensorboard_cpu: Annotated[str, typer.Option(help="Of --tensorboard.", rich_help_panel=_BESIDE)] = TENSORBOARD.cpu,
-    tensorboard_memory: Annotated[str, typer.Option(rich_help_panel=_BESIDE)] = TENSORBOARD.memory,
+    submitter_memory: Annotated[
+        str, typer.Option(help="Memory of the container that submits the job (rayjob).", rich_help_panel=_BESIDE)
+    ] = SUBMITTER.memory,
+    tensorboard_cpu: Annotated[
+        str, typer.Option(help="CPU cores of TensorBoard.", rich_help_panel=_BESIDE)
+    ] = TENSORBOARD.cpu,
+    tensorboard_memory: Annotated[
+        str, typer.Option(help="Memory of TensorBoard.", rich_help_panel=_BESIDE)
+    ] = TENSORBOARD.memory,
     output_claim: Annotated[
         str | None,
-        typer.Option(metavar="PVC", help="Mounted at /runs; ReadWriteMany for several pods.", rich_help_panel=_STORAGE),
+        typer.Option(
+            metavar="PVC", help="Claim mounted at /runs; ReadWriteMany for several pods.", rich_help_panel=_STORAGE
+        ),
     ] = None,
     data_claim: Annotated[
-        str | None, typer.Option(metavar="PVC", help="Mounted at /data, read-only.", rich_help_panel=_STORAGE)
+        str | None, typer.Option(metavar="PVC", help="Claim mounted read-only at /data.", rich_help_panel=_STORAGE)
     ] = None,
     env_secret: Annotated[
         str | None,
-        typer.Option(metavar="SECRET", help="Environment variables: a store's credentials.", rich_help_panel=_STORAGE),
+        typer.Option(
+            metavar="SECRET", help="Secret with environment variables, such as credentials.", rich_help_panel=_STORAGE
+        ),
     ] = None,
     grace_seconds: Annotated[
-        int, typer.Option(min=1, help="For a checkpoint before a pod ends.", rich_help_panel=_FAILURES)
+        int, typer.Option(min=1, help="Seconds a stopping rank has to save a checkpoint.", rich_help_panel=_FAILURES)
     ] = 120,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="Of the ranks, before a pod fails.", rich_help_panel=_FAILURES)
+        int, typer.Option(min=0, help="Restarts of the ranks before the pod fails.", rich_help_panel=_FAILURES)
     ] = 3,
-    backoff_limit: Annotated[
-        int, typer.Option(min=0, help="Times that a failed pod is started again.", rich_help_panel=_FAILURES)
-    ] = 3,
+    backoff_limit: Annotated[int, typer.Option(min=0, help="Restarts of a failed pod.", rich_help_panel=_FAILURES)] = 3,
     liveness: Annotated[
         int | None,
         typer.Option(
-            metavar="SECONDS", min=60, help="Without a step, end the pod; default: never.", rich_help_panel=_FAILURES
+            metavar="SECONDS",
+            min=60,
+            help="Restart a pod without progress for so long; default: never.",
+            rich_help_panel=_FAILURES,
         ),
     ] = None,
     take_over: Annotated[
         bool,
         typer.Option(
-            "--take-over", help="Take the folders from a run that holds them; that one ends.", rich_help_panel=_FAILURES
+            "--take-over",
+            help="Take the output folders over from a running run, which then ends.",
+            rich_help_panel=_FAILURES,
         ),
     ] = False,
     ttl_seconds: Annotated[
         int | None,
-        typer.Option(min=0, help="After which an ended job is removed.", rich_help_panel=_FAILURES),
+        typer.Option(min=0, help="Seconds after which a finished job is deleted.", rich_help_panel=_FAILURES),
     ] = None,
 ) -> None:
-    """Write the manifest of a training job: RUN.yaml in a ConfigMap, and a job of the chosen kind.
+    """Write the Kubernetes manifest of a training job: RUN.yaml in a ConfigMap and a job of the chosen kind.
 
     Example: rechub-dist k8s render run.yaml --kind job --workers 4 --image registry.example/rechub-dist:cpu
     --output-claim runs --set output_dir=/runs/deepfm --set data.root=s3://bucket/criteo | kubectl apply -f -
     """
-    from rechub_dist.launching.kubernetes.kinds import render as rendered  # noqa: PLC0415 - pydantic's models take time to import
+    from rechub_dist.launching.kubernetes.kinds import render as rendered  # noqa: PLC0415 - slow to import
     from rechub_dist.launching.kubernetes.run_file import run_for_pods  # noqa: PLC0415
     from rechub_dist.launching.kubernetes.view import pod_view  # noqa: PLC0415
 
@@ -139,7 +160,7 @@ def render(
             source = context.get_parameter_source(option)
             if not there and source is not None and source.name == "COMMANDLINE":
                 needs = "--tensorboard" if part == "tensorboard" else "--kind rayjob"
-                raise UserError(f"--{option.replace('_', '-')}: goes with {needs}")
+                raise UserError(f"--{option.replace('_', '-')}: needs {needs}")
     settings = Settings(
         name=_name_of(run_file) if name is None else name,
         image=image,
@@ -173,8 +194,8 @@ def render(
     if code := named_code(config.model_dump()):
         named = ", ".join(f"{key}: {name}" for key, name in code.items())
         print(
-            f"note: {named}: the image has to bring that code along, installed, in its working directory or in the "
-            f"folder that `code` names",
+            f"note: {named}: the image must contain this code: installed, in its working directory or in the folder "
+            f"that `code` names",
             file=sys.stderr,
         )
     if out is None:
@@ -197,7 +218,7 @@ def _selector(items: list[str]) -> dict[str, str]:
         if not equals or not label:
             raise UserError(f"--node-selector {item}: write LABEL=VALUE")
         if label in found:
-            raise UserError(f"--node-selector {item}: {label} stands there twice, and a node has one value of it")
+            raise UserError(f"--node-selector {item}: {label} is given twice, but a node has one value of it")
         found[label] = value
     return found
 
@@ -207,4 +228,4 @@ def _spread(value: str) -> Literal["preferred", "required"]:
         case "preferred" | "required":
             return value
         case _:
-            raise UserError(f"--spread {value}: preferred or required")
+            raise UserError(f"--spread {value}: must be preferred or required")

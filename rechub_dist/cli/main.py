@@ -30,14 +30,14 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(k8s_app, name="k8s")
-ray_app = typer.Typer(no_args_is_help=True, help="Train and search on a Ray cluster.")
+ray_app = typer.Typer(no_args_is_help=True, help="Train, and search hyperparameters, on a Ray cluster.")
 ray_app.command("train")(ray_train)
 ray_app.command("tune")(ray_tune)
 app.add_typer(ray_app, name="ray")
 
-Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")]
+Nproc = Annotated[int | None, typer.Option(min=1, help="Ranks to start on this machine.")]
 _HOSTS = "Several hosts"
-_RUN = "Output folder of a run, or its folder of checkpoints; path or address."
+_RUN = "A run's output folder or checkpoint folder; path or address."
 
 
 def _print_version(wanted: bool) -> None:
@@ -53,47 +53,47 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
     ] = False,
 ) -> None:
-    """Train Torch-RecHub's recommender models at scale: sharded tables, DDP towers, streaming Parquet."""
+    """Train Torch-RecHub's recommender models at scale: sharded embedding tables, DDP, streaming Parquet."""
 
 
 @app.command()
 def train(
-    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file.")],
     set_: Overrides = None,
     nproc: Nproc = None,
-    nnodes: Annotated[str, typer.Option(metavar="N | MIN:MAX", help="Hosts of the run.", rich_help_panel=_HOSTS)] = "1",
+    nnodes: Annotated[
+        str, typer.Option(metavar="N | MIN:MAX", help="Number of hosts, or a range.", rich_help_panel=_HOSTS)
+    ] = "1",
     rdzv: Annotated[
         str | None,
-        typer.Option(
-            metavar="HOST:PORT", help="Address of the rendezvous store, on one of the hosts.", rich_help_panel=_HOSTS
-        ),
+        typer.Option(metavar="HOST:PORT", help="Rendezvous address: one of the hosts.", rich_help_panel=_HOSTS),
     ] = None,
     rdzv_id: Annotated[
-        str, typer.Option(help="Tells runs that share a rendezvous store apart.", rich_help_panel=_HOSTS)
+        str, typer.Option(help="Distinguishes runs that share a rendezvous store.", rich_help_panel=_HOSTS)
     ] = "rechub-dist",
     rdzv_external: Annotated[
-        bool, typer.Option(help="A `rechub-dist store` listens there.", rich_help_panel=_HOSTS)
+        bool, typer.Option(help="--rdzv is the address of a `rechub-dist store`.", rich_help_panel=_HOSTS)
     ] = False,
-    max_restarts: Annotated[int, typer.Option(min=0, help="Times that failed workers are started again.")] = 3,
-    grace: Annotated[int, typer.Option(min=1, help="Seconds from SIGTERM to SIGKILL.")] = 30,
+    max_restarts: Annotated[int, typer.Option(min=0, help="Restarts of failed workers.")] = 3,
+    grace: Annotated[int, typer.Option(min=1, help="Seconds between SIGTERM and SIGKILL.")] = 30,
     join: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Seconds to wait for missing hosts (default: 600), and, if given, for the rendezvous store too.",
+            help="Seconds to wait for missing hosts (default: 600); if given, also for the rendezvous to be reachable.",
             rich_help_panel=_HOSTS,
         ),
     ] = None,
     take_over: Annotated[
-        bool, typer.Option("--take-over", help="Take the folders from a run that holds them; that one ends.")
+        bool, typer.Option("--take-over", help="Take the output folders over from a running run, which then ends.")
     ] = False,
     show_torchrun: Annotated[bool, typer.Option(help="Print the equivalent torchrun command first.")] = False,
 ) -> None:
-    """Train, evaluate and save as RUN.yaml says; go on by itself where its output folder holds a checkpoint.
+    """Train, evaluate and save as RUN.yaml says; resume if its output folder has a checkpoint.
 
     Example: rechub-dist train configs/runs/deepfm_synthetic.yaml --nproc 2 --set train.epochs=3
 
-    On several hosts, the same on each: rechub-dist train RUN.yaml --nnodes 1:3 --nproc 8 --rdzv host0:29400
+    On several hosts, run the same command on each: rechub-dist train RUN.yaml --nnodes 1:3 --nproc 8 --rdzv host0:29400
     """
     die_with_agent()
     require_builds()
@@ -121,22 +121,22 @@ def train(
 @app.command()
 def evaluate(
     output_dir: Annotated[str, typer.Argument(metavar="OUTPUT_DIR", help=_RUN)],
-    data: Annotated[str, typer.Option(help="Parquet file, folder, glob or address to evaluate on.")],
+    data: Annotated[str, typer.Option(help="Data to evaluate on: Parquet file, folder, glob or address.")],
     set_: Overrides = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME | YAML",
-            help="Report this as well, rmse or '{name: grouped_auc, group: user}' for one; may be given many times.",
+            help="Metric to report as well: rmse, or '{name: grouped_auc, group: user}'; repeatable.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     nproc: Nproc = None,
     allow_code: AllowCode = None,
 ) -> None:
-    """Evaluate a run's best checkpoint (the newest, where none is best) on data of the same schema.
+    """Evaluate a run's best checkpoint (the newest if none is marked best) on data with the same schema.
 
-    The configuration is the checkpoint's own. Where the data set has moved since, say --set data.root=/new/place.
+    The configuration comes from the checkpoint. If the data set has moved, use --set data.root=/new/place.
 
     Example: rechub-dist evaluate runs/deepfm --data data/test --metric '{name: grouped_auc, group: user}'
     """
@@ -167,20 +167,22 @@ def evaluate(
 @app.command()
 def predict(
     output_dir: Annotated[str, typer.Argument(metavar="OUTPUT_DIR", help=_RUN)],
-    data: Annotated[str, typer.Option(help="Parquet file, folder, glob or address; labels are not needed.")],
-    out: Annotated[str, typer.Option(help="Folder or address for Parquet files; new or empty.")],
+    data: Annotated[
+        str, typer.Option(help="Rows to predict: Parquet file, folder, glob or address; no labels needed.")
+    ],
+    out: Annotated[str, typer.Option(help="New or empty folder or address for the Parquet output.")],
     set_: Overrides = None,
-    keep: Annotated[list[str] | None, typer.Option(help="Column to copy; may be given many times.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Items a row, of a recall model.")] = 100,
+    keep: Annotated[list[str] | None, typer.Option(help="Input column to copy to the output; repeatable.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Recall models: number of items per row.")] = 100,
     nproc: Nproc = None,
     allow_code: AllowCode = None,
 ) -> None:
-    """Predict each row of a data set by a run's best checkpoint (the newest, where none is best).
+    """Predict every row of a data set with a run's best checkpoint (the newest if none is marked best).
 
-    A ranking or multi-task model gives a probability (or value) for each label; a recall model its best items and their
-    scores. Each row says where it comes from: source_file, source_row. When all is written there is a file _SUCCESS.
+    Ranking and multi-task models give a probability (or value) per label, recall models the best items with scores.
+    The columns source_file and source_row identify the input row. A file _SUCCESS marks the output as complete.
 
-    The configuration is the checkpoint's own. Where the data set has moved since, say --set data.root=/new/place.
+    The configuration comes from the checkpoint. If the data set has moved, use --set data.root=/new/place.
 
     Example: rechub-dist predict runs/deepfm --data data/test --out predictions --keep user --nproc 2
     """
@@ -206,9 +208,9 @@ def predict(
 @app.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="A model's class name.")] = None,
-    run_file: Annotated[bool, typer.Option("--run-file", help="Print nothing but a run file that works.")] = False,
+    run_file: Annotated[bool, typer.Option("--run-file", help="Print only a complete run file.")] = False,
 ) -> None:
-    """List the models by family, or show one: parameters, lookups, outputs, paper, and a run file that works.
+    """List the models by family, or describe one: parameters, lookups, outputs, paper and a complete run file.
 
     Example: rechub-dist models DIEN --run-file > dien.yaml
     """
@@ -225,12 +227,13 @@ def models(
 
 @app.command()
 def examples(
-    name: Annotated[str | None, typer.Argument(help="Print this file.")] = None,
+    name: Annotated[str | None, typer.Argument(help="File to print.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Copy all, and launch/'s scripts and manifests, into this folder; new or empty.")
+        Path | None,
+        typer.Option(help="New or empty folder to copy all files to, with launch/'s scripts and manifests."),
     ] = None,
 ) -> None:
-    """List the run files, schemas and search spaces that come with the package, print one, or copy all.
+    """List the example run files, schemas and search spaces of the package, print one, or copy all.
 
     Example: rechub-dist examples deepfm_synthetic > run.yaml
     """
@@ -245,8 +248,11 @@ def examples(
 
 
 @app.command()
-def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: any.")] = RENDEZVOUS) -> None:
-    """Serve the rendezvous store of runs (--rdzv, --rdzv-external), on a host that trains nothing."""
+def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: any free port.")] = RENDEZVOUS) -> None:
+    """Run a standalone rendezvous store, on a host that does not train.
+
+    Runs use it with: rechub-dist train RUN.yaml --rdzv HOST:PORT --rdzv-external
+    """
     from rechub_dist.launching.launcher import serve_store  # noqa: PLC0415
 
     serve_store(port)
@@ -255,15 +261,14 @@ def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: a
 def main() -> None:
     """Entry point of `rechub-dist`."""
     if not os.environ.get("RECHUB_DEBUG"):
-        # Read when torch is loaded. Its warnings on connections that break are pages of C++ frames.
+        # Read when torch is loaded. Its warnings about broken connections are pages of C++ frames.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = run_app(app)
     sys.stdout.flush()
     sys.stderr.flush()
-    if "torch.distributed" in sys.modules and "ray" not in sys.modules:  # Ray ends its cluster as the interpreter ends
-        # A rank ends here and now, and so does an agent. While the interpreter ends in its usual way, a thread of gloo
-        # that lets go of a tensor of the last exchange would ask for the interpreter's lock, and abort the process; an
-        # agent that a signal took out of a call of its store has been seen to abort, too.
+    if "torch.distributed" in sys.modules and "ray" not in sys.modules:  # Ray shuts its cluster down at exit
+        # Ranks and agents skip interpreter shutdown: a gloo thread that releases a tensor of the last collective would
+        # ask for the GIL meanwhile and abort the process. Agents interrupted by a signal in a store call aborted too.
         os._exit(code)
     sys.exit(code)
 

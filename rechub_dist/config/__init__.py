@@ -1,4 +1,4 @@
-"""A run's configuration: one frozen, typed tree from strict YAML."""
+"""The configuration of a run: one immutable, typed tree, read from strict YAML."""
 
 from rechub_dist.config.data import DataConfig, MixSource, Selection, Source, StorageConfig
 from rechub_dist.config.evaluation import EvaluationConfig, MetricConfig

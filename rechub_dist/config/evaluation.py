@@ -1,4 +1,4 @@
-"""How models are evaluated; none of it is part of what makes two runs the same."""
+"""Configuration of evaluation; it may change when a run is resumed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rechub_dist.config.section import Section
 
-DEFAULT: Final = "default"  # the name that stands for the metrics that are reported unless a run file says otherwise
+DEFAULT: Final = "default"  # stands for the metrics that are reported by default
 
 
 class MetricConfig(BaseModel):
-    """A metric's name, and its parameters beside it; `as` is the name that it is reported by, by default its own."""
+    """A metric's name and parameters; `as` is the name it is reported under, by default its own."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
     name: str
@@ -35,27 +35,27 @@ class MetricConfig(BaseModel):
 
 
 class EvaluationConfig(Section):
-    """What is measured; all but `metrics` is for recall models, which rank the whole catalogue for each row."""
+    """What is measured. All keys but `metrics` are for recall models, which rank the whole catalogue for each row."""
 
     metrics: tuple[str | MetricConfig, ...] = Field(
         (DEFAULT,),
         min_length=1,
-        description="names, or a name with its parameters, {name: precision, threshold: 0.9} (docs/metrics.md); "
-        "`default` stands for those that are reported otherwise",
+        description="metric names, or names with parameters: {name: precision, threshold: 0.9} (docs/metrics.md); "
+        "`default` stands for the default metrics",
     )
     top_k: tuple[Annotated[int, Field(gt=0)], ...] = Field(
-        (5, 10, 20), min_length=1, description="places of the ranking that its metrics look at"
+        (5, 10, 20), min_length=1, description="cut-offs k of the ranking metrics"
     )
     exclude_seen: bool = Field(
-        True, description="leave the items of the history, as long as the model reads it, out of the ranking"
+        True, description="exclude the items of the history that the model reads from the ranking"
     )
     sampled_items: int | None = Field(
-        None, gt=0, description="rank also among so many drawn items, as older papers do; reported as sampled_..."
+        None, gt=0, description="also rank among so many sampled items, as older papers do; reported as sampled_..."
     )
 
     @property
     def wanted(self) -> tuple[MetricConfig, ...]:
-        """The metrics, names alone as well in the form with parameters."""
+        """`metrics`, with plain names converted to `MetricConfig`."""
         return tuple(MetricConfig(name=item) if isinstance(item, str) else item for item in self.metrics)
 
 
@@ -63,12 +63,12 @@ _ONCE_OF_OBJECTIVE = ("top_k", "exclude_seen", "sampled_items")
 
 
 def from_objective(tree: dict[str, Any]) -> dict[str, Any]:
-    """A run's tree with evaluation settings in their own section, where they stand with the objective.
+    """Move evaluation settings from `objective` to `evaluation` in a configuration tree; returns the new tree.
 
-    They stood there at first; run files and checkpoints of that time are read on.
+    Early versions had them under `objective`; their run files and checkpoints can still be read.
 
     Raises:
-        ValueError: a setting stands in both places, with two values.
+        ValueError: a setting has different values in both places.
     """
     objective, evaluation = tree.get("objective"), tree.get("evaluation", {})
     if not isinstance(objective, dict) or objective.get("name") != "retrieval" or not isinstance(evaluation, dict):
@@ -77,7 +77,7 @@ def from_objective(tree: dict[str, Any]) -> dict[str, Any]:
     for key, value in moved.items():
         if evaluation.get(key, value) != value:
             raise ValueError(
-                f"objective.{key} is {value!r}, evaluation.{key} {evaluation[key]!r}; write it in evaluation alone"
+                f"objective.{key} is {value!r}, evaluation.{key} {evaluation[key]!r}; keep only evaluation.{key}"
             )
     rest = {key: value for key, value in objective.items() if key not in moved}
     return {**tree, "objective": rest, "evaluation": {**evaluation, **moved}}

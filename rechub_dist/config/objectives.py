@@ -1,4 +1,4 @@
-"""What is minimised."""
+"""Configuration of the training objectives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _OwnLoss(Section):
     loss: str | None = None
     loss_arguments: dict[str, Any] = Field(
         default_factory=dict,
-        description="of your own loss: of the class's constructor, or what the function takes besides",
+        description="arguments of your own loss: of the class's constructor, or of the function after its tensors",
     )
 
     @field_validator("loss")
@@ -32,46 +32,48 @@ class _OwnLoss(Section):
     @model_validator(mode="after")
     def _arguments_of_a_loss(self) -> Self:
         if self.loss_arguments and not is_code(self.loss):
-            raise ValueError("loss_arguments are those of your own loss: name it in loss")
+            raise ValueError("loss_arguments are for your own loss: name it in loss")
         return self
 
 
 class PointwiseConfig(_OwnLoss):
-    """Cross-entropy for classification labels, squared error for regression, summed with weights over the labels."""
+    """Cross-entropy for classification labels, squared error for regression labels; a weighted sum over labels."""
 
     name: Literal["pointwise"] = "pointwise"
-    task_weights: dict[str, float] = Field(default_factory=dict, description="by label; 1 where none is given")
-    aux_weight: float = Field(1.0, ge=0, description="of the model's own further losses, DIEN's for one")
+    task_weights: dict[str, float] = Field(default_factory=dict, description="weight of each label's loss; default 1")
+    aux_weight: float = Field(1.0, ge=0, description="weight of the model's auxiliary losses, such as DIEN's")
     loss: str | None = Field(
         None,
-        description="your own in place of both: package.module:name of a function of logits [B] and labels [B] that "
-        "returns a loss a row, [B], or of a class whose objects are such functions",
+        description="your own loss for both: package.module:name of a function of logits [B] and labels [B] that "
+        "returns one loss per row, [B], or of a class whose instances are such functions",
     )
 
 
 class EntireSpaceConfig(Section):
-    """ESMM's loss over all impressions: that of a click, and that of a click with its conversion."""
+    """ESMM's loss over all impressions: cross-entropy of the click, and of click and conversion together."""
 
     name: Literal["entire_space"] = "entire_space"
-    task_weights: dict[str, float] = Field(default_factory=dict)
+    task_weights: dict[str, float] = Field(default_factory=dict, description="weight of each label's loss; default 1")
 
 
 class SamplingConfig(Section):
-    """How negatives are drawn from the items."""
+    """How negatives are sampled from the items."""
 
     name: Literal["uniform", "popularity", "file"] = "uniform"
-    power: float = Field(0.75, ge=0, description="popularity: items are drawn by their count in train to this power")
-    path: str | None = Field(None, description="file: a .npy array of one weight an item, path or address")
+    power: float = Field(
+        0.75, ge=0, description="popularity: sampling probability is the item's count in train to this power"
+    )
+    path: str | None = Field(None, description="file: a .npy array with one weight per item; path or address")
 
     @model_validator(mode="after")
     def _path_for_file(self) -> Self:
         if (self.name == "file") != (self.path is not None):
-            raise ValueError("path is for sampling from a file: give name: file and path together")
+            raise ValueError("path is for sampling from a file: set both name: file and path")
         return self
 
 
 class RetrievalConfig(_OwnLoss):
-    """Training of recall models on positives against negatives."""
+    """Training of recall models on positives and negatives."""
 
     losses = RETRIEVAL_LOSSES
 
@@ -79,25 +81,28 @@ class RetrievalConfig(_OwnLoss):
     loss: str | None = Field(
         None,
         description=f"{', '.join(RETRIEVAL_LOSSES)}, or your own: package.module:name of a function of the positive's "
-        "scores [M], the negatives' scores [M, C] and which of them count, bool [M, C], that returns a loss a "
-        "position, [M], or of a class whose objects are such functions; default: what the model's paper trains it with",
+        "scores [M], the negatives' scores [M, C] and which of them count, bool [M, C], that returns one loss "
+        "per position, [M], or of a class whose instances are such functions; default: the loss of the model's paper",
     )
     negatives: Literal["sampled", "in_batch", "in_batch_and_sampled", "full"] | None = Field(
         None,
-        description="what a positive is compared with: items drawn for each position, the other positives of the "
-        "global batch, both (drawn ones shared by the batch), or all items; default: the model's",
+        description="sampled: items sampled for each position; in_batch: the other positives of the global batch; "
+        "in_batch_and_sampled: both, the sampled ones shared by the batch; full: all items; default: the model's",
     )
-    num_negatives: int = Field(1, gt=0, description="drawn negatives a position; shared ones a row")
-    share_negatives: bool = Field(False, description="compare each position with all negatives of the global batch")
+    num_negatives: int = Field(1, gt=0, description="sampled negatives per position, or per row if they are shared")
+    share_negatives: bool = Field(False, description="use all sampled negatives of the global batch for every position")
     sampling: SamplingConfig = SamplingConfig()
     log_q: bool | None = Field(
         None,
-        description="correct a softmax for how often an item is among the candidates; default: where they are shared",
+        description="logQ correction of the softmax for how likely an item is among the candidates; default: on for "
+        "softmax with in-batch negatives, and for shared negatives that are not sampled uniformly",
     )
-    margin: float | None = Field(None, gt=0, description="of the hinge loss; default: the model's")
-    gbce_t: float = Field(0.75, ge=0, le=1, description="calibration of gbce; 0 is bce")
-    regularization: float = Field(1.0, ge=0, description="of bpr_max")
-    task_weights: dict[str, float] = Field(default_factory=dict, description="auxiliary tasks, by label")
+    margin: float | None = Field(None, gt=0, description="margin of the hinge loss; default: the model's")
+    gbce_t: float = Field(0.75, ge=0, le=1, description="calibration parameter t of gbce; 0 is bce")
+    regularization: float = Field(1.0, ge=0, description="regularisation weight of bpr_max")
+    task_weights: dict[str, float] = Field(
+        default_factory=dict, description="weight of each auxiliary label's loss; default 1"
+    )
 
 
 class OwnObjectiveConfig(Section):
@@ -105,7 +110,7 @@ class OwnObjectiveConfig(Section):
 
     name: str = Field(description="package.module:Class, derived from rechub_dist.objectives.TaskObjective")
     arguments: dict[str, Any] = Field(
-        default_factory=dict, description="of its constructor, besides the run's labels and the model"
+        default_factory=dict, description="arguments of its constructor, besides the run's labels and the model"
     )
 
     @field_validator("name")

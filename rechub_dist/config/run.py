@@ -1,4 +1,4 @@
-"""A whole run: one tree, read from a run file, changed by `--set a.b=c`, checked before anything runs."""
+"""The configuration of a run: read from a run file, overridden by `--set a.b=c`, validated before anything runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rechub_dist.errors import UserError, nearest, one_line
 
 
 class ModelConfig(BaseModel):
-    """The model's class name, or package.module:Class of your own, and its constructor's parameters beside it."""
+    """The model's class name, or package.module:Class of your own; further keys are its constructor's parameters."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
@@ -34,25 +34,25 @@ class ModelConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _is_named(cls, given: str) -> str:
-        return check_name(given, ()) if is_code(given) else given  # the models are not known here
+        return check_name(given, ()) if is_code(given) else given  # model names are checked later
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The constructor's parameters as written in the run file."""
+        """The constructor's parameters, as written in the run file."""
         return dict(self.model_extra or {})
 
 
 class RunConfig(Section):
-    """A whole run."""
+    """The configuration of a run."""
 
-    version: int = Field(1, ge=1, description="of the defaults of what is left out; without it they are the first ones")
-    output_dir: Path = Field(description="local folder for config, metrics, checkpoints and TensorBoard logs")
-    seed: int = Field(2024, ge=0)
+    version: int = Field(1, ge=1, description="version of the defaults that omitted keys have; default: 1")
+    output_dir: Path = Field(description="local folder for config.yaml, metrics, logs, checkpoints and TensorBoard")
+    seed: int = Field(2024, ge=0, description="seed of initial weights, row order, dropout and negatives")
     code: Path | None = Field(
         None,
-        description="folder of the code that the run file names as package.module:Name; default: the run file's folder",
+        description="folder with the code that package.module:Name refers to; default: the run file's folder",
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if available, else cpu")
     data: DataConfig
     model: ModelConfig
     objective: ObjectiveConfig | None = Field(None, description="default: retrieval for recall models, else pointwise")
@@ -63,43 +63,43 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     distributed: DistributedConfig = DistributedConfig()
     monitor: MonitorConfig = MonitorConfig()
-    warm_start: WarmStartConfig | None = Field(None, description="weights of another run or from files, at step 0")
+    warm_start: WarmStartConfig | None = Field(None, description="initial weights from another run or from files")
 
     @field_validator("output_dir", mode="before")
     @classmethod
     def _is_local(cls, given: Any) -> Any:
         if "://" in str(given):
             raise ValueError(
-                f"{given} is an address, but logs and metrics go to a local folder; name one, and have the checkpoints "
-                "at the address by checkpoint.folder"
+                f"{given} is an address, but logs and metrics need a local folder; set one, and set "
+                "checkpoint.folder to the address"
             )
         return given
 
     @model_validator(mode="after")
     def _one_pass_over_partitions(self) -> Self:
         if self.data.order == "sequential-partitions" and self.train.epochs != 1:
-            raise ValueError("data.order: sequential-partitions is one pass; leave train.epochs at 1")
+            raise ValueError("data.order: sequential-partitions makes one pass; leave train.epochs at 1")
         return self
 
     @property
     def storage(self) -> StorageConfig:
-        """The settings of storage, with a deadline before that of the other ranks."""
-        # a third: a row group that is read ahead in vain is tried once more when it is needed
+        """The data's storage settings, with a deadline that expires before the other ranks' timeout."""
+        # a third: a row group whose read-ahead failed is tried once more when it is needed
         deadline = min(self.data.storage.deadline_seconds, self.distributed.timeout_seconds / 3)
         return self.data.storage.model_copy(update={"deadline_seconds": deadline})
 
     @property
     def checkpoint_storage(self) -> StorageConfig:
-        """The settings of the checkpoints' storage."""
+        """The checkpoints' storage settings."""
         return self.checkpoint.storage or self.data.storage
 
     @property
     def checkpoint_folder(self) -> str:
-        """Where the checkpoints are: a path or an address."""
+        """The checkpoint folder: a path or an address."""
         return self.checkpoint.folder or str(self.output_dir / "checkpoints")
 
     def anchored(self, folder: Path) -> RunConfig:
-        """The same run with relative paths taken as below `folder`: for processes that work elsewhere."""
+        """The same run with relative paths resolved against `folder`, for processes in another working directory."""
 
         def anchored(place: Location) -> str:
             return place.address if "://" in place.address or place.below_root else str(folder / place.address)
@@ -107,25 +107,25 @@ class RunConfig(Section):
         return with_locations(self, anchored)
 
     def dump(self) -> str:
-        """The configuration as YAML that can be launched again."""
+        """The complete configuration as YAML, a valid run file."""
         return dump_yaml(self.model_dump(mode="json", by_alias=True), width=120)
 
     def dump_given(self) -> str:
-        """As `dump`, without what is left to the defaults."""
+        """As `dump`, without keys that were not set."""
         return dump_yaml(self.model_dump(mode="json", by_alias=True, exclude_unset=True), width=110)
 
 
 def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """As `load_run`, without a look at the data: the schema stays where the run file says it is.
+    """Read a run file, apply `section.key=value` overrides and validate it. The data is not read, nor the schema.
 
     Raises:
-        UserError: as `load_run`.
+        UserError: the file cannot be read, or has unknown keys or invalid values; names the key.
     """
     return _changed(read_yaml(path), str(path), overrides)
 
 
 def run_from(tree: Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
-    """As `read_run`, of what a run file would hold; the tree is left as it is.
+    """As `read_run`, from a run file's content as a tree, which is not modified.
 
     Raises:
         UserError: as `read_run`.
@@ -144,10 +144,10 @@ def _changed(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> RunC
 
 
 def changed(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:
-    """The same run with other values of dotted keys; `where` names their source in errors.
+    """Return the run with other values for dotted keys; `where` names their source in errors.
 
     Raises:
-        UserError: unknown keys, wrong types.
+        UserError: an unknown key, or a value of the wrong type.
     """
     tree = config.model_dump(mode="json", by_alias=True)
     for key, value in values.items():
@@ -156,17 +156,17 @@ def changed(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConf
 
 
 def with_metrics(config: RunConfig, more: Iterable[str]) -> RunConfig:
-    """The same run, with further metrics to report: names, or YAML with a name and parameters.
+    """Return the run with more metrics to report: names, or YAML with a name and parameters.
 
     Raises:
-        UserError: what is neither.
+        UserError: an item is neither.
     """
     found: list[Any] = []
     for text in more:
         try:
             found.append(yaml.load(text, Loader=StrictLoader))
         except yaml.YAMLError as error:
-            raise UserError(f"--metric {text}: is neither a name nor YAML: {one_line(error)}") from error
+            raise UserError(f"--metric {text}: neither a name nor valid YAML: {one_line(error)}") from error
     if not found:
         return config
     own = config.evaluation.model_dump(mode="json", by_alias=True, exclude_unset=True).get("metrics", [DEFAULT])
@@ -174,22 +174,22 @@ def with_metrics(config: RunConfig, more: Iterable[str]) -> RunConfig:
 
 
 def stored_run(text: str, where: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """The configuration that a checkpoint, `where`, holds: what it leaves out means what it meant then.
+    """Parse the configuration stored in the checkpoint `where`. Omitted keys have the defaults of its version.
 
     Raises:
-        UserError: it has keys or values that this version does not know, or the overrides do not fit.
+        UserError: it has keys or values that this version does not know, or an override is invalid.
     """
     tree = parse_yaml(text, where)
     try:
         found = _validate(tree, where)
     except UserError as error:
-        raise UserError(f"{error}; written by a newer rechub_dist? Then upgrade this one") from error
+        raise UserError(f"{error}; if a newer rechub_dist wrote it, upgrade this one") from error
     changes = list(overrides)
     return _changed(tree, where, changes) if changes else found
 
 
 def default_objective(config: RunConfig, name: str) -> ObjectiveConfig:
-    """The objective of that name with all its defaults, those of the run's version."""
+    """The objective of that name with the defaults of the run's version."""
     tree = with_former_defaults({"version": config.version, "objective": {"name": name}})
     found: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_python(tree["objective"])
     return found
@@ -202,7 +202,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=StrictLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML: {one_line(error)}") from error
+        raise UserError(f"--set {override}: the value is not valid YAML: {one_line(error)}") from error
     _put(tree, key, value, f"--set {override}")
 
 
@@ -234,7 +234,7 @@ def _explain(error: Any) -> str:
         return f"unknown key {'.'.join(loc)!r}: {nearest(loc[-1], _fields(loc[:-1]))}"
     if error["type"] == "missing":
         return f"missing key {'.'.join(loc)!r}"
-    if error["type"] == "value_error":  # our own: it says what is wrong
+    if error["type"] == "value_error":  # raised by our validators: the message is complete
         return ": ".join([part for part in (".".join(loc),) if part] + [str(error["ctx"]["error"])])
     return f"{'.'.join(loc)}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
@@ -246,7 +246,7 @@ def _fields(path: list[str]) -> list[str]:
         annotations = [c.model_fields[part].annotation for c in classes if part in c.model_fields]
         if annotations:
             classes = _sections(annotations[0])
-        # Otherwise a list index, or the tag of a union: the classes stay the candidates.
+        # Otherwise a list index or the tag of a union: the candidates stay the same.
         tagged = [c for c in classes if "name" in c.model_fields and c.model_fields["name"].default == part]
         classes = tagged or classes
     return sorted({field.alias or name for c in classes for name, field in c.model_fields.items()})

@@ -1,9 +1,9 @@
-"""What all sections of a configuration have in common."""
+"""The base class of all sections of the configuration."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, and an unknown key is an error."""
+    """Base class of all sections: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)

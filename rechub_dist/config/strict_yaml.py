@@ -1,4 +1,4 @@
-"""YAML in which a mistake is an error."""
+"""Strict YAML: duplicate keys are errors, and 1e-3 is a number."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ from rechub_dist.errors import UserError, one_line
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; duplicate keys are refused, and 1e-3 is a number.
+    """Read a YAML file that holds a mapping.
 
     Raises:
-        UserError: the file is missing, is no YAML, or holds no mapping.
+        UserError: the file cannot be read, is not valid YAML, has a duplicate key, or does not hold a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text") from error
+        raise UserError(f"{path}: not UTF-8 text") from error
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, path: str) -> dict[str, Any]:
-    """As `read_yaml`, of the text of the file `path`."""
+    """As `read_yaml`, for the text of the file `path`."""
     try:
         tree = yaml.load(text, Loader=StrictLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML: {one_line(error)}") from error
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: holds no mapping of keys to values")
+        raise UserError(f"{path}: not a mapping of keys to values")
     return tree
 
 
 class StrictLoader(yaml.SafeLoader):
+    """A safe loader that rejects duplicate keys."""
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
 
 class _StrictDumper(yaml.SafeDumper):
-    """Puts into quotes what `StrictLoader` would not read as a string."""
+    """Quotes strings that `StrictLoader` would read as something else."""
 
 
 # PyYAML follows YAML 1.1, where 1e-3 is a string.
@@ -60,6 +62,6 @@ for _kind in (StrictLoader, _StrictDumper):
 
 
 def dump_yaml(tree: Any, width: int) -> str:
-    """YAML of at most `width` columns where that can be, of which `parse_yaml` makes the same tree."""
+    """The tree as YAML, wrapped at `width` columns where possible; `parse_yaml` restores the same tree."""
     text: str = yaml.dump(tree, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=width)
     return text

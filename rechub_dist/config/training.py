@@ -1,4 +1,4 @@
-"""How a run proceeds: its length, checkpoints and process groups."""
+"""Configuration of the training loop, checkpoints, monitoring and process groups."""
 
 from __future__ import annotations
 
@@ -13,81 +13,97 @@ from rechub_dist.config.section import Section
 class TrainConfig(Section):
     """How long to train, when to evaluate and what to report."""
 
-    epochs: int = Field(1, gt=0)
-    max_steps: int | None = Field(None, gt=0, description="stop after so many steps, whatever the epoch")
-    log_every: int = Field(50, gt=0, description="steps between two training records")
-    eval_every: int | None = Field(None, gt=0, description="steps between evaluations; default: every eval_epochs")
-    eval_epochs: int = Field(1, gt=0, description="epochs between evaluations where eval_every is not set")
+    epochs: int = Field(1, gt=0, description="passes over the training data")
+    max_steps: int | None = Field(None, gt=0, description="stop after so many steps, even within an epoch")
+    log_every: int = Field(50, gt=0, description="steps between training records")
+    eval_every: int | None = Field(
+        None, gt=0, description="steps between evaluations; default: every eval_epochs epochs"
+    )
+    eval_epochs: int = Field(1, gt=0, description="epochs between evaluations if eval_every is not set")
     best_metric: str | None = Field(
-        None, description="metric of the valid split that names the best checkpoint; default: the first reported"
+        None, description="valid metric that selects the best checkpoint; default: the first reported"
     )
     best_mode: Literal["max", "min"] | None = Field(
         None,
-        description="max or min in place of the metric's own: losses and errors are the better, the lower they are, "
-        "calibration the nearer to 1, all others the higher",
+        description="overrides what is best for best_metric; default: lowest for losses and errors, nearest to 1 for "
+        "calibration, highest for all others",
     )
-    patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
+    patience: int | None = Field(
+        None, gt=0, description="early stopping: stop after so many evaluations without improvement"
+    )
     on_non_finite: Literal["stop", "skip"] = Field(
-        "stop", description="a step whose loss is not finite: end the run, or leave weights as they are and go on"
+        "stop",
+        description="non-finite guard, for a step whose loss is NaN or infinite: end the run, or skip the update",
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="of the model's matrix products in training; bf16: by autocast, while weights, tables, losses and "
-        "evaluation stay in fp32",
+        description="precision of the model's matrix products in training; bf16: by autocast, with weights, tables, "
+        "losses and evaluation in fp32",
     )
-    tf32: bool = Field(False, description="fp32 matrix products in training as TF32; needs a GPU, Ampere or newer")
+    tf32: bool = Field(
+        False, description="compute fp32 matrix products in training in TF32; needs an Ampere or newer GPU"
+    )
     compile: bool = Field(
-        False, description="compile the model for training by torch.compile: minutes at first; needs a C++ compiler"
+        False,
+        description="torch.compile the model for training; the first step may take minutes; needs a C++ compiler",
     )
-    max_loss: float | None = Field(None, gt=0, description="a loss beyond it is treated like one that is not finite")
-    trace_rows: bool = Field(False, description="write which stored rows each step trained on, below output_dir/rows")
-    histograms: bool = Field(True, description="histograms of predictions and table norms in TensorBoard")
+    max_loss: float | None = Field(None, gt=0, description="treat a loss above this as non-finite")
+    trace_rows: bool = Field(False, description="log the stored rows that each step trained on, below output_dir/rows")
+    histograms: bool = Field(True, description="write histograms of predictions and of table row norms to TensorBoard")
 
 
 class CheckpointConfig(Section):
-    """When and where to save, and what to keep besides the best."""
+    """When and where to save checkpoints, and which to keep besides the best."""
 
-    every_steps: int | None = Field(None, gt=0, description="steps between checkpoints; default: each epoch")
-    keep_last: int = Field(2, gt=0, description="the newest ones to keep")
-    keep_every: int | None = Field(None, gt=0, description="keep those of every so many steps for good, too")
+    every_steps: int | None = Field(None, gt=0, description="steps between checkpoints; default: every epoch")
+    keep_last: int = Field(2, gt=0, description="number of newest checkpoints to keep")
+    keep_every: int | None = Field(
+        None, gt=0, description="also keep every checkpoint whose step is a multiple of this"
+    )
     folder: str | None = Field(
-        None, description="path or address, s3://bucket/run for one; default <output_dir>/checkpoints"
+        None, description="path or address, such as s3://bucket/run; default: <output_dir>/checkpoints"
     )
     asynchronous: bool = Field(
         True,
-        description="copy to host memory and train on while that is written; false: no copy, training waits",
+        description="copy the state to host memory, then write it while training continues; false: training waits",
     )
-    storage: StorageConfig | None = Field(None, description="of folder and warm_start; default: data.storage")
+    storage: StorageConfig | None = Field(
+        None, description="storage settings of folder and warm_start; default: data.storage"
+    )
 
 
 class MonitorConfig(Section):
-    """What a run tells machines."""
+    """Monitoring: metrics endpoint, profiling and log format."""
 
     metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="serve Prometheus metrics: a rank at this port plus its number on the host"
+        None, ge=0, le=65535, description="serve Prometheus metrics; each rank on this port plus its local rank"
     )
     profile_every: int | None = Field(
-        1000, gt=1, description="steps between two whose time is divided: data, embedding, dense, communication"
+        1000,
+        gt=1,
+        description="profile one step in so many: time for data, embedding, dense and communication; null: never",
     )
-    json_lines: bool = Field(False, description="what the main rank tells on stderr as JSON, for log collectors")
+    json_lines: bool = Field(False, description="log rank 0's messages to stderr as JSON lines")
 
 
 class DistributedConfig(Section):
-    """Process groups and pipeline."""
+    """Process groups, timeouts and the training pipeline."""
 
-    timeout_seconds: float = Field(300.0, gt=0, description="how long a rank waits for its peers")
+    timeout_seconds: float = Field(300.0, gt=0, description="timeout of collectives")
     stall_seconds: float | None = Field(
-        None, gt=0, description="end a rank that makes no progress for so long; default: 0.8 timeout_seconds"
+        None, gt=0, description="end a rank after so long without progress; default: 0.8 timeout_seconds"
     )
     lease_seconds: float = Field(
-        60.0, ge=1, description="silence after which whoever holds output_dir and checkpoint.folder counts as gone"
+        60.0,
+        ge=1,
+        description="seconds without a heartbeat after which a lease on output_dir or checkpoint.folder expires",
     )
-    threads: int | None = Field(None, gt=0, description="torch threads a rank; default: cores / local ranks")
+    threads: int | None = Field(None, gt=0, description="torch threads per rank; default: cores / local world size")
     bucket_mb: int = Field(
-        25, gt=0, description="dense gradients, in MB, that ranks exchange at once while backward computes the others"
+        25, gt=0, description="size of DDP's gradient buckets in MB, all-reduced while backward continues"
     )
     pipeline: Literal["auto", "base", "sparse_dist"] = Field(
         "auto",
-        description="auto: base on CPU; on CUDA sparse_dist, which overlaps id exchange with compute, and where tables "
-        "have kernel fused_uvm_caching, fetches their rows into the cache meanwhile (unless on_non_finite: skip)",
+        description="training pipeline; auto: base on CPU, sparse_dist on CUDA, which overlaps the all-to-all of ids "
+        "with compute and prefetches rows of fused_uvm_caching tables into the cache (not with on_non_finite: skip)",
     )

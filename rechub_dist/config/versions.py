@@ -1,8 +1,7 @@
-"""What a run file means by a key that it leaves out: defaults are frozen by version.
+"""Versioned defaults: keys that a run file omits keep the meaning they had when it was written.
 
-`version: N` in a run file names the defaults that it was written for; without it they are the first ones, so that a
-file and a stored configuration mean tomorrow what they mean today. Whoever changes a default raises `VERSION` and puts
-the old value into `FORMER`; it is filled in where a file of an older version has no such key.
+`version: N` in a run file selects the defaults of that version; without it, those of version 1. To change a default,
+increment `VERSION` and add the old value to `FORMER`; it is filled in where a file of an older version omits the key.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from typing import Any
 
 VERSION = 1
 
-# version: {path: the default up to this version, where the next one has another}. A path is a key of each section on
-# the way, `data.shuffle_rows` for one. Sections with defaults alone are made where they are missing; others stand with
-# what is to be found in them: `objective[retrieval]` and `model[DSSM]` with that name, `features.*[sparse]` with that
-# kind, `optimizer?` where there is one. `*` is each entry of a list or mapping.
+# version: {path: default in this version}, for each default that the next version changes. A path is a dotted key like
+# `data.shuffle_rows`; missing sections on the way are created. A suffix makes a part conditional instead:
+# `objective[retrieval]` and `model[DSSM]` match by name, `features.*[sparse]` by kind, `optimizer?` if the section
+# exists. `*` stands for each entry of a list or mapping.
 FORMER: dict[int, dict[str, Any]] = {}
 
 # Keys of sections that have been renamed: the former name is still accepted, and not documented.
@@ -42,17 +41,17 @@ def with_current_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_former_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's tree with the defaults of its version written out, where today's are others.
+    """Return a run's tree with the defaults of its version filled in where they differ from the current ones.
 
     Raises:
-        ValueError: its version is none of those there have been.
+        ValueError: its version is invalid or newer than this package.
     """
     version = tree.get("version", 1)
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ValueError(f"version: the first is 1, got {version!r}")
+        raise ValueError(f"version: must be an integer from 1 up, got {version!r}")
     if version > VERSION:
         raise ValueError(
-            f"version: {version} is of a newer rechub_dist, this one knows defaults up to version {VERSION}; upgrade it"
+            f"version: {version} needs a newer rechub_dist: this one knows versions up to {VERSION}; upgrade it"
         )
     found = _copy(dict(tree))
     for number in range(version, VERSION):

@@ -1,4 +1,4 @@
-"""What a run begins with besides its own initial weights."""
+"""Configuration of warm starts: initial weights from another run or from files."""
 
 from __future__ import annotations
 
@@ -10,39 +10,46 @@ from rechub_dist.config.section import Section
 
 
 class PretrainedConfig(Section):
-    """Vectors from a file for the rows of a table; rows that it does not have keep their initial weights."""
+    """Pretrained vectors for the rows of a table; rows without a vector keep their initial weights."""
 
-    table: str
-    file: str = Field(description=".parquet with a column of ids and one of vectors, or .npy [rows, width]; or address")
-    id: str = Field("id", description="Parquet column of row numbers of the table, integers")
-    vector: str = Field("vector", description="Parquet column of lists of floats, as long as the table is wide")
+    table: str = Field(description="table name")
+    file: str = Field(
+        description="path or address: .parquet with a column of ids and one of vectors, or .npy [rows, width]"
+    )
+    id: str = Field("id", description="Parquet column with the table's row numbers, integers")
+    vector: str = Field("vector", description="Parquet column with lists of floats, of the table's width")
 
 
 class WarmStartConfig(Section):
-    """Weights of another run and vectors from files, at step 0; a run that is taken up again ignores it.
+    """Initial weights from another run or from files, applied at step 0; a resumed run ignores it.
 
     All patterns are globs over this run's names.
     """
 
     from_: str | None = Field(
-        None, alias="from", description="another run's output folder, its folder of checkpoints, or one checkpoint"
+        None, alias="from", description="another run's output folder, checkpoint folder or a single checkpoint"
     )
-    step: Literal["best", "newest"] | int = Field("best", description="best: the newest where none is best")
-    tables: tuple[str, ...] = Field(("*",), description="patterns of tables, `*.linear` for instance")
-    dense: tuple[str, ...] = Field(("*",), description="patterns of the model's other parameters and buffers")
-    exclude: tuple[str, ...] = Field((), description="patterns of tables and parameters to leave as they are")
+    step: Literal["best", "newest"] | int = Field(
+        "best", description="which checkpoint; best: the newest if none is marked best"
+    )
+    tables: tuple[str, ...] = Field(("*",), description="patterns of tables to load, such as *.linear")
+    dense: tuple[str, ...] = Field(("*",), description="patterns of dense parameters and buffers to load")
+    exclude: tuple[str, ...] = Field((), description="patterns of tables and parameters not to load")
     rename: dict[str, str] = Field(
-        default_factory=dict, description="names there: names here, of tables or parameters; `old.*: new.*` for many"
+        default_factory=dict,
+        description="name in the other run: name in this run, of tables or parameters; old.*: new.* renames many",
     )
-    embeddings: tuple[PretrainedConfig, ...] = Field((), description="files of pretrained vectors, one after another")
+    embeddings: tuple[PretrainedConfig, ...] = Field(
+        (), description="files of pretrained vectors, loaded in order after the other run's weights"
+    )
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
         if self.from_ is None and not self.embeddings:
-            raise ValueError("name another run (from) or files of vectors (embeddings)")
+            raise ValueError("set another run (from) or files of vectors (embeddings)")
         if self.from_ is None and {"step", "tables", "dense", "exclude", "rename"} & self.model_fields_set:
-            raise ValueError("step, tables, dense, exclude and rename say what is taken of another run: name it (from)")
+            raise ValueError("step, tables, dense, exclude and rename select weights of another run: set from")
         for old, new in self.rename.items():
             if old.endswith("*") != new.endswith("*"):
-                raise ValueError(f"rename: {old} -> {new}: let both end with * or neither")
+                raise ValueError(f"rename: {old} -> {new}: both must end with *, or neither")
         return self

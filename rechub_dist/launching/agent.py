@@ -1,4 +1,4 @@
-"""torchrun's agent, one a host, with rules of its own about what is restarted and what the command exits with."""
+"""torchrun's elastic agent, one per host, with its own rules for restarts and exit codes."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ from rechub_dist.distributed.process import (
     stop_signals,
 )
 
-_BEREFT_SECONDS = 5  # for workers that a peer's failure leaves behind: they have nothing to save
-_LOST = (RendezvousError, DistNetworkError, DistStoreError)  # what a rendezvous that is gone raises
-_EXIT_BARRIER_SECONDS = 30.0  # an agent that has ended otherwise is not waited for longer
+_BEREFT_SECONDS = 5  # grace for workers whose peer has failed: they have nothing to save
+_LOST = (RendezvousError, DistNetworkError, DistStoreError)  # raised when the rendezvous is lost
+_EXIT_BARRIER_SECONDS = 30.0  # longest wait for the other agents at the end
 
 
 class Agent(LocalElasticAgent):
-    """Starts this host's workers, and again after a failure or when hosts come and go.
+    """Starts this host's workers, and restarts them after failures and membership changes.
 
-    It differs from its base in that
+    Differences from its base class:
     - a user's mistake (exit code 2) is not restarted;
-    - workers that were asked to stop have not failed: they go on with the hosts that are left or have come, where the
-      number of hosts may vary, else the command is done;
-    - a second signal that comes with the first is part of it, and a later one ends the workers at once, hung ones too.
+    - workers that stopped on request have not failed: with a variable number of hosts they are restarted with the hosts
+      that remain or joined, otherwise the command is done;
+    - a second signal within a second counts as the first; a later one kills the workers at once, even hung ones.
 
-    Workers have `grace_seconds` from a request to stop to SIGKILL.
+    Workers get `grace_seconds` between SIGTERM and SIGKILL.
     """
 
     def __init__(self, spec: WorkerSpec, config: LaunchConfig, grace_seconds: int) -> None:
         assert config.logs_specs is not None
         super().__init__(spec, config.logs_specs, exit_barrier_timeout=_EXIT_BARRIER_SECONDS)
-        self._shutdown_timeout = grace_seconds  # which the base class of torch 2.11 does not take
+        self._shutdown_timeout = grace_seconds  # not an argument of the base class in torch 2.11
         self._hosts = (config.min_nodes, config.max_nodes)
         self._requests = Requests()
         self._signals = stop_signals()
@@ -64,7 +64,7 @@ class Agent(LocalElasticAgent):
         self.preempted = False
 
     def listen(self) -> None:
-        """Turn requests to stop into a SignalException, which the base class passes on to the workers."""
+        """Handle stop signals by raising a SignalException, which the base class forwards to the workers."""
 
         def end(number: int, _frame: object) -> None:
             self._terminal.leave_if_closed()
@@ -79,7 +79,7 @@ class Agent(LocalElasticAgent):
             signal.signal(number, end)
 
     def exit_codes(self) -> list[int | None]:
-        """The workers' exit codes, negative for signals, None while they run."""
+        """The workers' exit codes by local rank: negative for signals, None while running."""
         return [handler.proc.poll() for handler in self._handlers()]
 
     def _kill_workers(self) -> None:
@@ -94,7 +94,7 @@ class Agent(LocalElasticAgent):
         try:
             return super()._invoke_run(role)
         except _LOST:
-            # The agent there may have ended for a reason for which these workers are about to end, too.
+            # The remote agent may have ended for a reason that is about to end these workers, too.
             self._await_workers(_BEREFT_SECONDS)
             raise
 
@@ -105,7 +105,7 @@ class Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         started = super()._start_workers(worker_group)
-        self.listen()  # the base class has put its own handlers in
+        self.listen()  # the base class has installed its own handlers
         return started
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002
@@ -114,10 +114,10 @@ class Agent(LocalElasticAgent):
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int | None = None) -> None:
         if self._pcontext is not None:
             self._pcontext.close(death_sig, self._shutdown_timeout if timeout is None else timeout)
-        super()._shutdown(death_sig)  # what is left: torch 2.11 would give all workers 30 seconds
+        super()._shutdown(death_sig)  # any left: torch 2.11 would give all workers 30 seconds
 
     def _exit_barrier(self) -> None:
-        if not self.preempted:  # the other agents have been signalled, and do not come
+        if not self.preempted:  # the other agents were signalled and do not arrive
             super()._exit_barrier()
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -132,21 +132,21 @@ class Agent(LocalElasticAgent):
             return self._go_on(result)
         else:
             ended = ended or codes
-            # A peer's lost connection is exit code 1: of those that have ended together, it has not begun.
+            # Exit code 1 may just mean a lost connection to a failed peer: prefer any other as the cause.
             first = min(ended, key=lambda rank: (ended[rank] == 1, rank))
             used = worker_group.spec.max_restarts - self._remaining_restarts
             what = (
                 f"restart {used + 1} of {worker_group.spec.max_restarts}"
                 if self._remaining_restarts
-                else "no restart is left"
+                else "no restarts left"
             )
             say(f"rank {first} {_end_of(ended[first])}; {what}")
         return result
 
     def _let_end(self) -> dict[int, int]:
-        """Once a worker has ended, end the others: the base class would signal those that are about to save.
+        """Once a worker has ended, end the others. The base class would signal even those that are about to save.
 
-        Returns the exit codes by rank of the workers that failed before any was ended here.
+        Returns the exit codes, by global rank, of the workers that failed before any was ended here.
         """
         codes = self.exit_codes()
         failed = {w.global_rank: code for w, code in zip(self._worker_group.workers, codes, strict=False) if code}
@@ -157,16 +157,16 @@ class Agent(LocalElasticAgent):
         return failed
 
     def _go_on(self, preempted: RunResult) -> RunResult:
-        """What follows when the workers have stopped as they were asked to, this agent not."""
+        """Decide how to continue when the workers stopped on request but this agent was not signalled."""
         low, high = self._hosts
-        # Another agent may have stopped them for a host that has come, which this one has not seen yet.
+        # Another agent may have stopped them for a joining host, which this agent has not seen yet.
         deadline = time.monotonic() + 2 + 2 * self._worker_group.spec.monitor_interval
         waiting = self._rdzv_handler.num_nodes_waiting
         while high > 1 and low == high and not waiting() and time.monotonic() < deadline:
             time.sleep(0.1)
         if low < high or waiting():
-            say("hosts have come or gone: going on from the checkpoint")
-            self._remaining_restarts += 1  # the base class takes it for a failure
+            say("hosts joined or left: resuming from the checkpoint")
+            self._remaining_restarts += 1  # the base class counts it as a failure
             return preempted
         self.preempted = True
         ranks = [worker.global_rank for worker in self._worker_group.workers]
@@ -174,13 +174,12 @@ class Agent(LocalElasticAgent):
 
 
 def run_agent(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_seconds: int) -> int:
-    """Run an agent to the end of the run, or to a signal; returns the command's exit code.
+    """Run an agent until the run ends or a signal arrives; returns the command's exit code.
 
-    That is 0 for a run that is done, `preempted_exit_code()` for one that has stopped as it was asked to, 2 for a
-    user's mistake (which the worker has told), 128 + n where a signal n was not followed in time, else 1 or the code of
-    the worker that failed first.
+    0: finished. `preempted_exit_code()`: stopped on request. 2: a user's mistake, which the worker has printed.
+    128 + n: the workers did not end in time after signal n. Otherwise 1, or the code of the worker that failed first.
     """
-    # It would print a page about a worker that has said all there is to say.
+    # torch would print a page about a worker whose error is already on stderr.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -198,7 +197,7 @@ def run_agent(config: LaunchConfig, entrypoint: str, arguments: list[str], grace
     try:
         rendezvous = get_rendezvous_handler(parameters)
     except RendezvousError as error:
-        say(f"no rendezvous at {config.rdzv_endpoint}: {error.__cause__ or error}")
+        say(f"cannot reach the rendezvous at {config.rdzv_endpoint}: {error.__cause__ or error}")
         return 1
     spec = WorkerSpec(
         role=config.role,
@@ -216,17 +215,17 @@ def run_agent(config: LaunchConfig, entrypoint: str, arguments: list[str], grace
         result = agent.run()
     except SignalException as asked:
         codes = agent.exit_codes()
-        # A worker that has not begun to train ends by the signal itself, and loses nothing; there may be none yet, too.
-        # The rendezvous stays open: the other hosts may go on.
+        # A worker that has not begun training dies of the signal and loses nothing; there may be no workers yet. The
+        # rendezvous stays open: the other hosts may continue.
         followed = all(code in (0, PREEMPTED, -asked.sigval) for code in codes)
         if followed and PREEMPTED not in codes and (-asked.sigval in codes or not codes):
-            say("stopped before a checkpoint was due, resume with the same command")
+            say("stopped before training began, resume with the same command")
         done = bool(codes) and not any(codes)
         return (0 if done else preempted_exit_code()) if followed else 128 + asked.sigval
     except _LOST as error:
         code = _without_rendezvous(agent.exit_codes())
         if code == 1:
-            say(f"the rendezvous at {config.rdzv_endpoint} is lost: {error}")
+            say(f"lost the rendezvous at {config.rdzv_endpoint}: {error}")
         return code
     rendezvous.shutdown()
     if not result.is_failed():
@@ -236,14 +235,14 @@ def run_agent(config: LaunchConfig, entrypoint: str, arguments: list[str], grace
 
 
 def _without_rendezvous(codes: list[int | None]) -> int:
-    """The command's exit code, given the workers', when the host of the rendezvous has ended first."""
+    """The command's exit code, from those of the workers, when the rendezvous host ended first."""
     if MISTAKE in codes:
         return MISTAKE
     return preempted_exit_code() if codes and all(code in (0, PREEMPTED) for code in codes) else 1
 
 
 def say(message: str) -> None:
-    """A line of this host's agent, on stderr."""
+    """Print a line from this host's agent to stderr."""
     print(f"agent of {socket.gethostname()}: {message}", file=sys.stderr, flush=True)
 
 

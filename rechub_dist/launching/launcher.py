@@ -1,4 +1,4 @@
-"""How training is started on one host or many: the one place that knows torchrun's settings."""
+"""Launching on one or several hosts: the only place that knows torchrun's settings."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from rechub_dist.launching.rendezvous import (
     parse_address,
 )
 
-_LAST_CALL_SECONDS = 5  # how long to wait for more hosts, where their number may vary
-_JOIN_SECONDS = 600  # how long to wait for hosts that are missing, unless it is said
-_MONITOR_SECONDS = 0.2  # between two looks at the workers
-# torchrun has it from torch 2.12 on; our own agent is told in any case
+_LAST_CALL_SECONDS = 5  # wait for more hosts, if their number may vary
+_JOIN_SECONDS = 600  # default wait for missing hosts
+_MONITOR_SECONDS = 0.2  # between checks of the workers
+# torchrun has it from torch 2.12 on; our own agent applies it always
 _HAS_SHUTDOWN_TIMEOUT = "--shutdown-timeout" in get_args_parser().format_help()
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What to start on this host; the same on every host of a run.
+    """What to launch on this host; the same on every host of a run.
 
     Attributes:
         nproc: ranks on this host.
-        nnodes: hosts, `2`, or a range of them, `1:3`.
-        rendezvous: HOST:PORT of the rendezvous store; None on one machine alone.
-        run_id: tells runs that share a rendezvous store apart.
-        external_store: a `rechub-dist store` listens there, rather than the agent of that host.
-        max_restarts: how often workers are started again after a failure.
-        grace_seconds: from a request to stop to SIGKILL.
-        join_seconds: how long to wait for hosts that are missing. Where it is given, also for the rendezvous store,
-            whose name may not be known yet; else that is a mistake.
+        nnodes: number of hosts, `2`, or a range, `1:3`.
+        rendezvous: HOST:PORT of the rendezvous; None on a single machine.
+        run_id: distinguishes runs that share a rendezvous store.
+        external_store: the rendezvous is a `rechub-dist store`, not the agent of that host.
+        max_restarts: restarts of workers after failures.
+        grace_seconds: between SIGTERM and SIGKILL.
+        join_seconds: how long to wait for missing hosts; None: 600 s. If set, also how long to wait for the rendezvous,
+            whose name may not resolve yet; otherwise that is an error.
 
     Raises:
-        UserError: hosts that are no number or range, or several without a rendezvous store.
+        UserError: `nnodes` is neither a number nor a range, or several hosts have no rendezvous.
     """
 
     nproc: int = 1
@@ -66,25 +66,25 @@ class Launch:
         if not (low.isdigit() and (high or low).isdigit() and 1 <= int(low) <= int(high or low)):
             raise UserError(f"--nnodes {self.nnodes}: write a number of hosts, or a range like 1:3")
         if self.rendezvous is None and self.nnodes != "1":
-            raise UserError(f"--nnodes {self.nnodes}: several hosts need a rendezvous store, --rdzv HOST:PORT")
+            raise UserError(f"--nnodes {self.nnodes}: several hosts need a rendezvous: --rdzv HOST:PORT")
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port of the rendezvous store; port 0, any free one, on one machine."""
+        """Host and port of the rendezvous; on a single machine, port 0 for any free one."""
         if self.rendezvous is None:
             return "localhost", 0
         return parse_address(self.rendezvous)
 
     @property
     def several(self) -> bool:
-        """Whether other hosts are to reach this one."""
+        """Whether other hosts must reach this one."""
         return self.rendezvous is not None and self.nnodes != "1"
 
 
 def environment(wanted: Launch) -> dict[str, str]:
-    """What has to stand in the environment of agent and workers, beside what the user has put there."""
+    """Environment variables that agent and workers need and the user has not set."""
     found = {
-        # Restarted workers would dial the store of the round before, at an address that is gone.
+        # Otherwise restarted workers connect to the previous round's store, at a dead address.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // wanted.nproc)),
     }
@@ -95,12 +95,12 @@ def environment(wanted: Launch) -> dict[str, str]:
 
 
 def torchrun_arguments(wanted: Launch, arguments: list[str]) -> list[str]:
-    """The arguments with which torchrun starts `python -m rechub_dist ARGUMENTS`."""
+    """The arguments for torchrun to start `python -m rechub_dist ARGUMENTS`."""
     host, port = wanted.address
     settings = f"last_call_timeout={_LAST_CALL_SECONDS},join_timeout={wanted.join_seconds or _JOIN_SECONDS}"
     if wanted.rendezvous is not None:
-        there = listens(host, port)  # of another agent on this host, say
-        # torchrun tells by names, which may not resolve
+        there = listens(host, port)  # such as another agent's on this host
+        # torchrun compares names, which may not resolve
         settings += f",is_host={str(not (wanted.external_store or there) and is_here(host, port)).lower()}"
     _, local = interface(host, port, others=wanted.several)
     return [
@@ -123,7 +123,10 @@ def torchrun_arguments(wanted: Launch, arguments: list[str]) -> list[str]:
 def launch(wanted: Launch, arguments: list[str], *, show: bool = False) -> int:
     """Run `python -m rechub_dist ARGUMENTS` on this host's ranks; returns the exit code of `run_agent`.
 
-    The settings are torchrun's own, read by its own parser; `show` prints the command that has them.
+    The settings are torchrun's, parsed by torchrun; `show` prints the equivalent torchrun command to stderr.
+
+    Raises:
+        UserError: the rendezvous address is invalid, or another service listens there.
     """
     if wanted.rendezvous is not None and wanted.join_seconds is not None:
         await_rendezvous(*wanted.address, wanted.join_seconds)
@@ -140,7 +143,7 @@ def launch(wanted: Launch, arguments: list[str], *, show: bool = False) -> int:
 
 
 def _name_of(wanted: Launch) -> str:
-    """What all agents of one run, and no others, agree on."""
+    """A name that all agents of one launch share, and no others."""
     if wanted.rendezvous is None:
         return uuid.uuid4().hex
     host, port = wanted.address
@@ -150,10 +153,10 @@ def _name_of(wanted: Launch) -> str:
 
 
 def serve_store(port: int) -> None:
-    """Run a standalone rendezvous store until a signal comes: then no host of the run is one that must not die.
+    """Run a standalone rendezvous store until SIGTERM or SIGINT, so that any host of the run may die.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is in use.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     store = open_store(port)

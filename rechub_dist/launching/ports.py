@@ -1,7 +1,7 @@
-"""Ports that are known beforehand."""
+"""Default ports."""
 
 from __future__ import annotations
 
 from typing import Final
 
-RENDEZVOUS: Final = 29400  # of the rendezvous store, unless another port is given
+RENDEZVOUS: Final = 29400  # of the rendezvous store

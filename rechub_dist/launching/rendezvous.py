@@ -1,4 +1,4 @@
-"""The rendezvous store of a run: its address, whether this host keeps it, and what listens there."""
+"""The rendezvous of a run: its address, whether this host runs its store, and what listens there."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ import torch.distributed as dist
 from rechub_dist.errors import UserError
 from rechub_dist.launching.ports import RENDEZVOUS
 
-_DEFAULT_ROUTE = ("198.51.100.1", "2001:db8::1")  # addresses for documentation: nothing is sent there
+_DEFAULT_ROUTE = ("198.51.100.1", "2001:db8::1")  # documentation addresses: nothing is sent there
 _CONNECT_SECONDS = 3.0
-_RETRY_SECONDS = 1.0  # between two looks for a store that is to come
-_ANSWER_SECONDS = 20.0  # for a rendezvous store to answer; another service may never do
+_RETRY_SECONDS = 1.0  # between attempts to find the rendezvous
+_ANSWER_SECONDS = 20.0  # for a rendezvous store to answer; another service may never answer
 
 
 class UnknownHostError(UserError):
-    """A host's name stands for no address here."""
+    """A host name that does not resolve here."""
 
 
 def parse_address(rendezvous: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT, HOST or [IPv6]:PORT.
+    """Parse HOST:PORT, HOST or [IPv6]:PORT into host and port; the default port is 29400.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of these.
     """
     try:
         parts = urlsplit(f"//{rendezvous}")
@@ -43,25 +43,27 @@ def parse_address(rendezvous: str) -> tuple[str, int]:
     except ValueError:
         host, port = None, None
     if not host or parts.path or parts.query or parts.username:
-        raise UserError(f"--rdzv {rendezvous}: write HOST:PORT, an IPv6 address in brackets: [fd00::1]:{RENDEZVOUS}")
+        raise UserError(
+            f"--rdzv {rendezvous}: write HOST:PORT, with an IPv6 address in brackets: [fd00::1]:{RENDEZVOUS}"
+        )
     return host, RENDEZVOUS if port is None else port
 
 
 def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
-    """What a host's name stands for here: address family and address, in the order in which they are tried.
+    """Resolve a host name to (address family, address) pairs, in the order in which they are tried.
 
     Raises:
-        UnknownHostError: nothing.
+        UnknownHostError: it does not resolve.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
-        raise UnknownHostError(f"--rdzv: the host {host!r} is not known here: {error.strerror}") from error
+        raise UnknownHostError(f"--rdzv: the host name {host!r} does not resolve here: {error.strerror}") from error
     return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
 
 
 def is_here(host: str, port: int) -> bool:
-    """Whether a host's name or address is this host's: a socket can be bound to it, to 127.0.1.1 as well."""
+    """Whether a name or address is this host's own, i.e. a socket can be bound to it, including 127.0.1.1."""
     for family, address in addresses(host, port):
         with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind((address, 0))
@@ -70,10 +72,10 @@ def is_here(host: str, port: int) -> bool:
 
 
 def listens(host: str, port: int) -> bool:
-    """Whether a rendezvous store listens there already.
+    """Whether a rendezvous store already listens on host and port.
 
     Raises:
-        UserError: something else does.
+        UserError: another service listens there.
     """
     for family, address in addresses(host, port):
         try:
@@ -84,21 +86,20 @@ def listens(host: str, port: int) -> bool:
             continue
         if not _answers(lambda: dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_ANSWER_SECONDS))):
             raise UserError(
-                f"--rdzv: what listens on port {port} of {host} is no rendezvous store; choose another port, the same "
-                f"on all hosts, or end that service"
+                f"--rdzv: the service on port {port} of {host} is not a rendezvous store; choose another port, the "
+                f"same on all hosts, or stop that service"
             )
         return True
     return False
 
 
 def await_rendezvous(host: str, port: int, seconds: float) -> None:
-    """Wait until it is known who keeps the rendezvous store: the name is this host's own, or a store listens there.
+    """Wait until the rendezvous name is this host's own, or a store listens there; at most `seconds`.
 
-    For hosts that start in any order under names that are known only once their host runs. Returns after `seconds`
-    whatever is there.
+    For hosts that start in any order, with names that only resolve once their host is up.
 
     Raises:
-        UserError: what listens is no rendezvous store.
+        UserError: another service listens there.
     """
     deadline, told = time.monotonic() + seconds, False
     while time.monotonic() < deadline:
@@ -112,7 +113,7 @@ def await_rendezvous(host: str, port: int, seconds: float) -> None:
 
 
 def _answers(connect: Callable[[], object]) -> bool:
-    """Whether it returns in time. It has a thread of its own: torch waits for a service that says nothing for ever."""
+    """Whether `connect` succeeds in time. It runs in a thread, since torch would wait forever for a silent service."""
     done: list[bool] = []
 
     def attempt() -> None:
@@ -129,7 +130,7 @@ def _answers(connect: Callable[[], object]) -> bool:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without stderr: torch's own account of a failed connection is a page of addresses."""
+    """Silence stderr: torch prints a page of addresses about a failed connection."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nothing:
@@ -142,20 +143,20 @@ def _silent() -> Iterator[None]:
 
 
 def interface(host: str, port: int, *, others: bool) -> tuple[str | None, str | None]:
-    """The network interface and address by which this host reaches the rendezvous store, and so the other hosts.
+    """The network interface and own address with which this host reaches the rendezvous, and so the other hosts.
 
-    A host's own name often stands for an address that others cannot reach, or for none.
+    A host's own name often resolves to an address that others cannot reach, or not at all.
 
     Args:
-        host: of the store.
-        port: of the store.
-        others: whether there are other hosts: then a loopback address is of no use to them.
+        host: of the rendezvous.
+        port: of the rendezvous.
+        others: whether there are other hosts, so that a loopback address is of no use.
 
     Returns:
-        None for each where it cannot be told.
+        (interface name, address), each None if unknown.
 
     Raises:
-        UserError: the store has a name that does not resolve.
+        UserError: the rendezvous name does not resolve.
     """
     for family, address in addresses(host, port):
         local = _source_address(family, address, port or 1)
@@ -167,7 +168,7 @@ def interface(host: str, port: int, *, others: bool) -> tuple[str | None, str | 
 
 
 def _source_address(family: socket.AddressFamily, address: str, port: int) -> str | None:
-    """This host's own address for packets to another one."""
+    """This host's source address for packets to `address`."""
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((address, port))
@@ -202,10 +203,10 @@ def _interface_of_ipv6(address: str) -> str | None:
 
 
 def open_store(port: int) -> dist.TCPStore:
-    """A rendezvous store of this process on `port`; 0 for any.
+    """Start a rendezvous store in this process on `port`; 0 for any free port.
 
     Raises:
-        UserError: the port is taken, or must not be used.
+        UserError: the port is in use, or not permitted.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""A search for good values of a run's settings: what is drawn from where, and what came of each trial."""
+"""Hyperparameter search: the search space, and the results of trials."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from rechub_dist.config import RunConfig, Section, changed, read_yaml
 from rechub_dist.errors import UserError, nearest, one_line
 from rechub_dist.metrics.direction import Direction, goodness, watched_metric
 
-_OWN = ("output_dir", "checkpoint.folder", "train.best_metric", "train.best_mode")  # of the search
+_OWN = ("output_dir", "checkpoint.folder", "train.best_metric", "train.best_mode")  # set by the search itself
 _TRIAL = "trial.json"
 
 
 class Distribution(Section):
-    """How the values of one key are drawn: one of these."""
+    """How the values of one key are sampled; exactly one field is set."""
 
-    uniform: tuple[float, float] | None = Field(None, description="a number between both")
-    loguniform: tuple[float, float] | None = Field(None, description="the same, evenly over orders of magnitude")
-    randint: tuple[int, int] | None = Field(None, description="an integer between both, the ends included")
+    uniform: tuple[float, float] | None = Field(None, description="a number between both ends")
+    loguniform: tuple[float, float] | None = Field(None, description="a number between both ends, log-uniformly")
+    randint: tuple[int, int] | None = Field(None, description="an integer between both ends, inclusive")
     choice: tuple[Any, ...] | None = Field(None, min_length=1, description="one of these values")
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
         if len(self.model_dump(exclude_none=True)) != 1:
-            raise ValueError(f"write one of {', '.join(type(self).model_fields)}")
+            raise ValueError(f"set exactly one of {', '.join(type(self).model_fields)}")
         low, high = self.uniform or self.loguniform or self.randint or (0, 1)
         if low >= high:
-            raise ValueError(f"the first end, {low:g}, must be below the second, {high:g}")
+            raise ValueError(f"the lower end, {low:g}, must be below the upper end, {high:g}")
         if self.loguniform is not None and low <= 0:
             raise ValueError(f"loguniform: the ends must be above 0, got {low:g}")
         return self
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """Values to try a configuration with: all choices, both ends of a range."""
+        """Values to validate a configuration with: all choices, or both ends of a range."""
         if self.choice is not None:
             return self.choice
         return tuple(self.uniform or self.loguniform or self.randint or ())
 
 
 def judged_by(config: RunConfig, metric: str | None, ranks: int) -> tuple[str, Direction]:
-    """The metric that trials are compared by (default: the run's), and what makes it better.
+    """The metric that trials are compared by (default: `train.best_metric`), and its direction.
 
     Raises:
-        UserError: an evaluation of the run reports no such metric.
+        UserError: the run does not report this metric.
     """
     from rechub_dist.assembly.parts import build  # noqa: PLC0415 - imports torchrec
 
@@ -63,21 +63,21 @@ def judged_by(config: RunConfig, metric: str | None, ranks: int) -> tuple[str, D
 
 
 def read_space(path: Path, config: RunConfig, ranks: int) -> dict[str, Distribution]:
-    """What is drawn, by dotted key, from a YAML file such as `optimizer.lr: {loguniform: [1e-4, 1e-2]}`.
+    """Read a search space, {dotted key: draw}, from YAML such as `optimizer.lr: {loguniform: [1e-4, 1e-2]}`.
 
-    Each choice, and both ends of each range, are tried with the run, as far as that goes without data.
+    Each choice, and both ends of each range, are validated with the run, as far as possible without data.
 
     Raises:
-        UserError: no such key or distribution, ends the wrong way round, values that the run cannot have, or with which
-            an evaluation does not report `train.best_metric`.
+        UserError: an unknown key or kind of draw, an empty range, or a value that the run does not accept or with which
+            it does not report `train.best_metric`.
     """
     space = {}
     for key, tree in read_yaml(path).items():
         where = f"{path}: {key}"
         if key in _OWN:
-            raise UserError(f"{where}: the search sets it itself; leave it out")
+            raise UserError(f"{where}: set by the search itself; remove it")
         if not isinstance(tree, dict):
-            raise UserError(f"{where}: write how it is drawn, {{choice: [1, 2]}} for one")
+            raise UserError(f"{where}: write how it is sampled, such as {{choice: [1, 2]}}")
         for kind in tree:
             if kind not in Distribution.model_fields:
                 raise UserError(f"{where}: unknown distribution {kind!r}: {nearest(kind, Distribution.model_fields)}")
@@ -90,14 +90,14 @@ def read_space(path: Path, config: RunConfig, ranks: int) -> dict[str, Distribut
             try:
                 judged_by(changed(config, {key: value}, str(path)), None, ranks)
             except UserError as error:
-                raise UserError(f"{where}: {value!r} does not fit: {error}") from error
+                raise UserError(f"{where}: {value!r} is not valid: {error}") from error
     if not space:
-        raise UserError(f"{path}: names no key of the run file to search over")
+        raise UserError(f"{path}: empty; add at least one key of the run file to search over")
     return space
 
 
 def trial_config(base: RunConfig, name: str, values: Mapping[str, Any]) -> RunConfig:
-    """The run of one trial, in a folder of its own below the search's."""
+    """The configuration of one trial, with a folder of its own below the search's."""
     folder = base.checkpoint.folder
     own = {
         "output_dir": str(base.output_dir / "trials" / name),
@@ -107,7 +107,7 @@ def trial_config(base: RunConfig, name: str, values: Mapping[str, Any]) -> RunCo
 
 
 def note_trial(output: Path, values: Mapping[str, Any], state: str) -> None:
-    """Keep what a trial tries and how it is, beside its run."""
+    """Write a trial's settings and state to its output folder."""
     output.mkdir(parents=True, exist_ok=True)
     temporary = output / f".{_TRIAL}"
     temporary.write_text(json.dumps({"parameters": dict(values), "state": state}), encoding="utf-8")
@@ -115,7 +115,7 @@ def note_trial(output: Path, values: Mapping[str, Any], state: str) -> None:
 
 
 def evaluations(output: Path, step: int = 2**62) -> list[dict[str, Any]]:
-    """The records of the valid split of a run, up to a step."""
+    """The `valid` records in the metrics.jsonl of an output folder, up to `step`."""
     path = output / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [record for record in _records(lines) if record["split"] == "valid" and record["step"] <= step]
@@ -123,19 +123,19 @@ def evaluations(output: Path, step: int = 2**62) -> list[dict[str, Any]]:
 
 def _records(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
-        if line.endswith("}"):  # else it was cut short by a kill
+        if line.endswith("}"):  # otherwise truncated by a kill
             yield json.loads(line)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a trial.
+    """The result of a trial.
 
     Attributes:
-        state: running (or interrupted), stopped (as others were better), finished, or `failed: ` and why.
-        evaluations: how many there were.
-        best: the best value of the metric; None without any.
-        step: at which it was reached.
+        state: `stopped` (running, interrupted or stopped early), `finished`, or `failed: ` and the reason.
+        evaluations: number of evaluations.
+        best: best value of the metric; None without evaluations.
+        step: step of the best value.
     """
 
     name: str
@@ -147,7 +147,7 @@ class Trial:
 
 
 def read_trials(folder: Path, metric: str, mode: Direction) -> list[Trial]:
-    """The trials of a search, the best first."""
+    """The trials of a search, best first."""
     found = []
     for path in sorted((folder / "trials").glob(f"*/{_TRIAL}")):
         tree = json.loads(path.read_text(encoding="utf-8"))
@@ -159,10 +159,10 @@ def read_trials(folder: Path, metric: str, mode: Direction) -> list[Trial]:
 
 
 def show_trials(console: Console, folder: Path, trials: Sequence[Trial], metric: str) -> None:
-    """A table of the trials, and the same as results.csv in the search's folder."""
+    """Print a table of the trials, and write it to results.csv in the search's folder."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
     columns = ["trial", *keys, f"valid {metric}", "step", "evaluations", "state"]
-    table = Table(title=f"{len(trials)} trials, the best first", title_justify="left")
+    table = Table(title=f"{len(trials)} trials, best first", title_justify="left")
     for column in columns:
         table.add_column(column.rpartition(".")[2].replace(" ", "\n"), overflow="fold", no_wrap=column == "trial")
     with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
@@ -178,4 +178,4 @@ def show_trials(console: Console, folder: Path, trials: Sequence[Trial], metric:
     console.print(f"curves    tensorboard --logdir {folder / 'trials'}", soft_wrap=True, highlight=False)
     if trials and trials[0].best is not None:
         best = folder / "trials" / trials[0].name
-        console.print(f"the best  {best / 'config.yaml'}", soft_wrap=True, highlight=False)
+        console.print(f"best      {best / 'config.yaml'}", soft_wrap=True, highlight=False)

@@ -71,7 +71,7 @@ def test_inspect(finished: Path) -> None:
 
 
 def test_verify(finished: Path, tmp_path: Path) -> None:
-    assert "step-0000000018 is good: 2 file(s)" in command("verify", output(finished), "--step", 18).replace("\n", "")
+    assert "step-0000000018 is intact: 2 file(s)" in command("verify", output(finished), "--step", 18).replace("\n", "")
     shutil.copytree(output(finished) / "checkpoints", tmp_path / "checkpoints")
     [victim] = (tmp_path / "checkpoints" / "step-0000000018").glob("rank-00001-*")
     data = bytearray(victim.read_bytes())
@@ -99,7 +99,7 @@ def test_verify_misses_a_piece(finished: Path, tmp_path: Path) -> None:
 
 def test_diff(finished: Path, pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     assert json.loads(command("diff", output(finished), output(finished), "--json"))["tensors"] == []
-    assert "all tensors are equal" in command("diff", output(finished), output(finished))
+    assert "all tensors are bitwise equal" in command("diff", output(finished), output(finished))
     embedding = {"optimizer": {"name": "rowwise_adagrad", "lr": 0.1}}
     other = run_file(tmp_path, data_root, "DCN", model={"features": ["user", "age"]}, embedding=embedding)
     pool.run(1, train, other)
@@ -195,7 +195,7 @@ def test_what_is_not_there_is_said(finished: Path, tmp_path: Path) -> None:
         command("inspect", tmp_path)
     with pytest.raises(UserError, match=r"no checkpoint of step 5; there are those of \[9, 18\]"):
         command("inspect", output(finished), "--step", 5)
-    with pytest.raises(UserError, match=r"--step last: write best, newest or a number"):
+    with pytest.raises(UserError, match=r"--step last: write best, newest or a step number"):
         command("inspect", output(finished), "--step", "last")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--out: .*file.*: (File exists|Not a directory); mend it"):

@@ -113,7 +113,7 @@ def test_a_frozen_rank_shows_no_life(training: tuple[Path, int, subprocess.Popen
     while not (found := subprocess.run(probe, capture_output=True, text=True, check=False)).returncode:
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    assert found.stderr == "no sign of life for 6 s by rank 1\n"
+    assert found.stderr == "no heartbeat for 6 s from rank 1\n"
 
 
 @pytest.mark.slow

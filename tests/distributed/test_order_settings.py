@@ -74,9 +74,9 @@ def test_what_a_mix_cannot_do_is_told(pool: RankPool, sources: Path, tmp_path: P
     path = run_file(tmp_path, sources, "DIN", data=mixed(sources))
     with pytest.raises(UserError, match=r"data\.mix: the weight 0\.001 of source 1 gives it no row of a batch; raise"):
         pool.run(2, train, path, ["data.mix=[{path: train}, {path: other, weight: 0.001}]"])
-    with pytest.raises(UserError, match="mix: one source at least must not repeat"):
+    with pytest.raises(UserError, match="mix: at least one source must not repeat"):
         pool.run(1, train, path, ["data.mix=[{path: train, repeat: true}]"])
-    with pytest.raises(UserError, match="mix goes with order: epochs"):
+    with pytest.raises(UserError, match="mix needs order: epochs"):
         pool.run(1, train, path, ["data.order=sequential-partitions", "train.epochs=1"])
 
 

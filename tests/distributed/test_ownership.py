@@ -234,5 +234,5 @@ def test_an_output_folder_that_is_removed_in_mid_run_is_begun_anew(data_root: Pa
 def test_an_output_folder_is_no_address(data_root: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, data_root, "DeepFM", output_dir="s3://bucket/run")
     told = refused("train", path)
-    assert "output_dir: s3://bucket/run is an address, but logs and metrics go to a local folder" in told
+    assert "output_dir: s3://bucket/run is an address, but logs and metrics need a local folder" in told
     assert not Path("s3:").exists()

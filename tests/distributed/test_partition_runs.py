@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_told(pool: RankPool, days: Path, tmp_path: Path) -
     shutil.copy(next((days / "train" / day(0)).glob("*.parquet")), days / "train" / "stray.parquet")
     with pytest.raises(UserError, match=r"train: 'stray\.parquet' lies beside the partitions"):
         pool.run(2, train, path)
-    with pytest.raises(UserError, match=r"sequential-partitions is one pass; leave train\.epochs at 1"):
+    with pytest.raises(UserError, match=r"sequential-partitions makes one pass; leave train\.epochs at 1"):
         pool.run(1, train, path, ["train.epochs=2"])
     (days / "train" / "stray.parquet").unlink()
     for folder in (days / "train").iterdir():

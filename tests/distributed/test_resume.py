@@ -105,7 +105,7 @@ def test_the_end_of_another_rank_is_one_line(data_root: Path, tmp_path: Path) ->
     ranks[1].wait()
     told = ranks[0].communicate()[0]
     assert ranks[0].returncode == 1
-    assert told.count("rank 0: another rank is gone (") == 1, told
+    assert told.count("rank 0: another rank has ended (") == 1, told
     assert "Traceback" not in told
     log = (output(path) / "logs" / "rank-0.jsonl").read_text().splitlines()
     assert "trainer.py" in json.loads(log[-1])["exc_info"]

@@ -134,10 +134,10 @@ def test_what_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({}, r"warm_start: name another run \(from\) or files of vectors \(embeddings\)"),
-        ({"embeddings": [], "tables": ["a"]}, r"name another run \(from\)"),
+        ({}, r"warm_start: set another run \(from\) or files of vectors \(embeddings\)"),
+        ({"embeddings": [], "tables": ["a"]}, r"set another run \(from\)"),
         ({"fron": "x"}, r"unknown key 'warm_start.fron': did you mean 'from'\?"),
-        ({"from": "x", "rename": {"a.*": "b"}}, r"rename: a.\* -> b: let both end with \* or neither"),
+        ({"from": "x", "rename": {"a.*": "b"}}, r"rename: a.\* -> b: both must end with \*, or neither"),
     ],
 )
 def test_contradictions_are_refused(data_root: Path, tmp_path: Path, section: dict[str, Any], message: str) -> None:

@@ -40,7 +40,7 @@ def test_a_rank_that_takes_no_step_any_more(tmp_path: Path) -> None:
     file.touch()
     time.sleep(0.2)
     done = probe(tmp_path, "0.1")
-    assert (done.returncode, done.stderr) == (1, f"no sign of life for 0.1 s by rank {RANK}\n")
+    assert (done.returncode, done.stderr) == (1, f"no heartbeat for 0.1 s from rank {RANK}\n")
     assert probe(tmp_path, "600").returncode == 0
 
 

@@ -68,10 +68,10 @@ NOT_THERE = [
     ("checkpoint.folder=/home/me/c", "checkpoint.folder: /home/me/c is not in the pods"),
     ("checkpoint.folder=c", "checkpoint.folder: c is not in the pods"),
     ("checkpoint.folder=/data/c", "checkpoint.folder: /data/c is read-only in the pods"),
-    ("checkpoint.folder=/tmp/c", "checkpoint.folder: /tmp/c: checkpoints would end with the pods"),
-    ("output_dir=x", "output_dir: x cannot be written in the pods"),
-    ("output_dir=/data/x", "output_dir: /data/x cannot be written in the pods"),
-    ("output_dir=/tmp/x", "output_dir: /tmp/x ends with the pods"),
+    ("checkpoint.folder=/tmp/c", "checkpoint.folder: /tmp/c: checkpoints would be deleted with the pods"),
+    ("output_dir=x", "output_dir: x is not writable in the pods"),
+    ("output_dir=/data/x", "output_dir: /data/x is not writable in the pods"),
+    ("output_dir=/tmp/x", "output_dir: /tmp/x is deleted with the pods"),
 ]
 
 
@@ -104,7 +104,7 @@ def test_claims_are_what_makes_places(run_yaml: Path) -> None:
     with pytest.raises(UserError, match=r"data\.root: /data/x is not in the pods; .*--data-claim NAME"):
         for_pods(run_yaml, settings=replace(SETTINGS, data_claim=None))
     bare = replace(SETTINGS, output_claim=None)
-    with pytest.raises(UserError, match="checkpoints would end with the pods; give --output-claim NAME"):
+    with pytest.raises(UserError, match="checkpoints would be deleted with the pods; give --output-claim NAME"):
         for_pods(run_yaml, settings=bare)
     with pytest.raises(UserError, match=r"warm_start\.from: /runs/y is not in the pods"):
         for_pods(run_yaml, "checkpoint.folder=s3://b/c", "warm_start={from: /runs/y}", settings=bare)
@@ -149,19 +149,19 @@ def test_what_is_written_is_what_is_read(run_yaml: Path) -> None:
 
 def test_a_run_file_that_no_config_map_holds(tmp_path: Path) -> None:
     (tmp_path / "schema.yaml").write_text(f"{{name: {'a' * 2**20}, {SCHEMA[1:]}")
-    with pytest.raises(UserError, match=r"run\.yaml: 1,.* bytes with the schema, and a ConfigMap holds 1,048,576"):
+    with pytest.raises(UserError, match=r"run\.yaml: 1,.* bytes with the schema, but a ConfigMap holds 1,048,576"):
         for_pods(run_file(tmp_path, "schema.yaml"))
 
 
 @pytest.mark.parametrize(
     ("kind", "ranks", "port", "message"),
     [
-        ("job", 1, 0, "must lie in 1024 .. 65535"),
-        ("job", 1, 80, "must lie in 1024 .. 65535"),  # of root
-        ("job", 2, 65535, "must lie in 1024 .. 65535"),
-        ("job", 1, 29400, "listen on port 29400, but that is the rendezvous store's"),
-        ("pytorchjob", 4, 29397, "listen on port 29400, but that is the rendezvous store's"),
-        ("rayjob", 2, 8079, "listen on port 8080, but Ray tells its own metrics there"),
+        ("job", 1, 0, "must all be in 1024 .. 65535"),
+        ("job", 1, 80, "must all be in 1024 .. 65535"),  # of root
+        ("job", 2, 65535, "must all be in 1024 .. 65535"),
+        ("job", 1, 29400, "listen on port 29400, but the rendezvous store listens there"),
+        ("pytorchjob", 4, 29397, "listen on port 29400, but the rendezvous store listens there"),
+        ("rayjob", 2, 8079, "listen on port 8080, but Ray serves its own metrics there"),
         ("rayjob", 1, 52365, "listen on port 52365, but Ray's agent listens there"),
         ("rayjob", 1, 15000, "listen on port 15000, but Ray's workers listen there"),
     ],
@@ -209,10 +209,10 @@ def test_what_a_rank_would_refuse(run_yaml: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"memory": "8"}, "--memory 8: 8 bytes, and 1 rank.s. would take 256Mi at least"),
+        ({"memory": "8"}, "--memory 8: 8 bytes is too small for 1 rank.s.: give at least 256Mi"),
         ({"memory": "512m"}, r"--memory 512m: 0\.512 bytes"),
-        ({"memory": "1Gi", "nproc_per_node": 8}, "8 rank.s. would take 2048Mi"),
-        ({"memory": "2Gi", "shared_memory": "16Gi"}, "--shared-memory 16Gi: it is a part of the pod's memory"),
+        ({"memory": "1Gi", "nproc_per_node": 8}, "8 rank.s.: give at least 2048Mi"),
+        ({"memory": "2Gi", "shared_memory": "16Gi"}, "--shared-memory 16Gi: is part of the pod's memory"),
         ({"shared_memory": "64"}, "--shared-memory 64: 64 bytes"),
         ({"cpu": "two"}, "--cpu two: write a quantity"),
         ({"head": Size("2", "4")}, "--head-memory 4: 4 bytes"),
@@ -220,8 +220,8 @@ def test_what_a_rank_would_refuse(run_yaml: Path) -> None:
         ({"board": Size("1", "1GB")}, "--tensorboard-memory 1GB: write a quantity"),
         ({"node_selector": {"my label": "x"}}, "--node-selector my label=x: a label is"),
         ({"node_selector": {"pool": "ok!"}}, "--node-selector pool=ok!: a label is"),
-        ({"workers": 100_001}, "--workers: 100,001 is more than a cluster takes"),
-        ({"ttl_seconds": 2**31}, "--ttl-seconds: 2,147,483,648 is more"),
+        ({"workers": 100_001}, "--workers: 100,001 is above the cluster's maximum"),
+        ({"ttl_seconds": 2**31}, "--ttl-seconds: 2,147,483,648 is above"),
         ({"image": "r.example//x"}, "--image r.example//x"),
     ],
 )

@@ -223,15 +223,15 @@ def test_checkpoints_may_go_to_an_object_store() -> None:
 
 
 BAD = [
-    (["--name", "Deep_FM"], "--name Deep_FM: at most 40 lower-case letters"),
-    (["--name", "7th"], "a letter first"),
+    (["--name", "Deep_FM"], "--name Deep_FM: must be at most 40 lower-case letters"),
+    (["--name", "7th"], "beginning with a letter"),
     (["--name", "a" * 41], "at most 40"),
     (["--namespace", "a.b"], "--namespace a.b"),
     (["--output-claim", "my_claim"], "--output-claim my_claim"),
     (["--image", "two words"], "--image two words"),
     (["--memory", "8 GB"], "--memory 8 GB: write a quantity"),
     (["--cpu", "0"], "--cpu 0: write a quantity above 0"),
-    (["--gpus-per-worker", "1", "--nproc-per-node", "2"], "--gpus-per-worker 1: 2 ranks a pod need as many"),
+    (["--gpus-per-worker", "1", "--nproc-per-node", "2"], "--gpus-per-worker 1: 2 ranks per pod need one GPU each"),
     (["--gpus-per-worker", "1", "--set", "device=cpu"], "the run file has device: cpu"),
     (["--set", "device=cuda"], "device: cuda needs --gpus-per-worker"),
     (["--set", "data.root=data/synthetic"], "data.root: data/synthetic is not in the pods"),
@@ -240,10 +240,10 @@ BAD = [
     (["--set", "train.epoch=1"], "unknown key 'train.epoch': did you mean 'epochs'?"),
     (["--node-selector", "gpu"], "--node-selector gpu: write LABEL=VALUE"),
     (["--node-selector", "my label=x y"], "--node-selector my label=x y: a label is at most 63"),
-    (["--node-selector", "a=1", "--node-selector", "a=2"], "--node-selector a=2: a stands there twice"),
-    (["--head-cpu", "1"], "--head-cpu: goes with --kind rayjob"),
-    (["--tensorboard-memory", "2Gi"], "--tensorboard-memory: goes with --tensorboard"),
-    (["--spread", "some"], "--spread some: preferred or required"),
+    (["--node-selector", "a=1", "--node-selector", "a=2"], "--node-selector a=2: a is given twice"),
+    (["--head-cpu", "1"], "--head-cpu: needs --kind rayjob"),
+    (["--tensorboard-memory", "2Gi"], "--tensorboard-memory: needs --tensorboard"),
+    (["--spread", "some"], "--spread some: must be preferred or required"),
     (["--kind", "rayjob", "--liveness", "600"], "--liveness: Ray watches its workers itself"),
     (["-o", "/nowhere/job.yaml"], "--out /nowhere/job.yaml: cannot be written"),
 ]
@@ -276,7 +276,7 @@ def test_code_of_ones_own_is_for_the_image_to_bring(tmp_path: Path) -> None:
     arguments = (str(tmp_path / "run.yaml"), "--kind", "job", "--image", "x", "--output-claim", "runs")
     done = run_render(*arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("note: model.name: own_pods_code:Net: the image has to bring that code along")
+    assert done.stderr.startswith("note: model.name: own_pods_code:Net: the image must contain this code")
     config_map = by_kind(list(yaml.safe_load_all(done.stdout)), "ConfigMap")
     assert "code" not in yaml.safe_load(config_map["data"]["run.yaml"])  # where it lies here says nothing there
     wrong = run_render(*arguments, "--set", "model.name=own_pods_code:Nat")

@@ -39,4 +39,4 @@ def test_a_prediction_needs_a_place(launch_data: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, launch_data, "DeepFM")
     job = ray_command("train", str(path), "--predict", f"{launch_data}/test")
     assert job.wait() == 2
-    assert job.text == "error: --predict: needs --out FOLDER, and goes without --evaluate\n"
+    assert job.text == "error: --predict: needs --out FOLDER, and cannot be combined with --evaluate\n"

@@ -65,7 +65,7 @@ def test_an_interrupted_search_of_sharded_trials_goes_on(launch_data: Path, tmp_
     run.wait_for("step 188 valid")
     run.signal(signal.SIGTERM)
     assert run.wait() == 0, run.text
-    assert run.saw("stopped before the end, the same command goes on"), run.text
+    assert run.saw("search interrupted; run the same command to resume"), run.text
     assert len(results(out)) == 1
     other = ray_command("tune", *arguments, *options, "--set", "seed=3")
     assert other.wait() == 2

@@ -82,7 +82,7 @@ def test_anchored_for_processes_that_work_elsewhere(run_yaml: Path) -> None:
 
 def test_partitions_are_one_pass(run_yaml: Path) -> None:
     with pytest.raises(
-        UserError, match=r"run\.yaml: data\.order: sequential-partitions is one pass; leave train\.epochs"
+        UserError, match=r"run\.yaml: data\.order: sequential-partitions makes one pass; leave train\.epochs"
     ):
         load_run(run_yaml, ["data.order=sequential-partitions", "train.epochs=2"])
 
@@ -104,14 +104,14 @@ def test_it_is_frozen(run_yaml: Path) -> None:
         ("train.epochs=0", "train.epochs: input should be greater than 0"),
         ("train.histograms=1", "train.histograms: input should be a valid boolean"),
         ("optimizer.lr=fast", "optimizer.lr: input should be a valid number, got 'fast'"),
-        ("data.follow=true", "data: follow: true goes with order: sequential-partitions"),
-        ("data.follow_timeout_seconds=3", "data: follow_timeout_seconds goes with follow: true"),
-        ("data.mix=[{path: a, repeat: true}]", "data: mix: one source at least must not repeat"),
+        ("data.follow=true", "data: follow: true needs order: sequential-partitions"),
+        ("data.follow_timeout_seconds=3", "data: follow_timeout_seconds needs follow: true"),
+        ("data.mix=[{path: a, repeat: true}]", "data: mix: at least one source must not repeat"),
         ("data.mix=[{path: a, weigth: 2}]", "unknown key 'data.mix.0.weigth': did you mean 'weight'?"),
         ("data.mix=[]", "data.mix: "),
         ("seed", "write section.key=value"),
         ("seed.x=1", "'seed' is a value, not a section"),
-        ("seed=[", "the value is not YAML"),
+        ("seed=[", "the value is not valid YAML"),
     ],
 )
 def test_refusals(run_yaml: Path, override: str, message: str) -> None:
@@ -125,9 +125,9 @@ def test_refusals(run_yaml: Path, override: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\na: 2\n", "key 'a' stands twice"),
-        ("a: [", "is not valid YAML"),
-        ("- 1\n", "holds no mapping"),
+        ("a: 1\na: 2\n", "duplicate key 'a'"),
+        ("a: [", "not valid YAML"),
+        ("- 1\n", "not a mapping"),
         ("model: {name: X}\ndata: {root: x}\n", "missing key 'output_dir'"),
         ("output_dir: x\nmodel: {name: X}\ndata: {root: nowhere}\n", "nowhere holds no dataset.yaml"),
         ("output_dir: x\nmodel: {name: X}\ndata: {root: x, dataset: gone.yaml}\n", "no such file"),

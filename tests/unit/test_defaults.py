@@ -133,9 +133,9 @@ def test_what_is_written_stays_and_a_newer_version_has_its_own(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        ("2", r"run\.yaml: version: 2 is of a newer rechub_dist, this one knows defaults up to version 1; upgrade it"),
-        ("0", "version: the first is 1, got 0"),
-        ("new", "version: the first is 1, got 'new'"),
+        ("2", r"run\.yaml: version: 2 needs a newer rechub_dist: this one knows versions up to 1; upgrade it"),
+        ("0", "version: must be an integer from 1 up, got 0"),
+        ("new", "version: must be an integer from 1 up, got 'new'"),
     ],
 )
 def test_versions_that_there_are_not(tmp_path: Path, version: str, message: str) -> None:
@@ -144,7 +144,7 @@ def test_versions_that_there_are_not(tmp_path: Path, version: str, message: str)
 
 
 def test_a_stored_configuration_with_an_unknown_key_is_of_a_newer_version() -> None:
-    with pytest.raises(UserError, match=r"here: unknown key 'future'.*; written by a newer rechub_dist\? Then upgrade"):
+    with pytest.raises(UserError, match=r"here: unknown key 'future'.*; if a newer rechub_dist wrote it, upgrade"):
         stored_run(f"{RUN}\nfuture: {{a: 1}}\n", "here")
 
 
@@ -155,7 +155,7 @@ def test_evaluation_settings_stand_by_themselves_or_in_their_old_place(tmp_path:
     assert new.evaluation.top_k == (3,)
     assert load(tmp_path, recall, "evaluation.sampled_items=7").evaluation.sampled_items == 7
     assert load(tmp_path, recall, "evaluation.top_k=[3]") == new
-    message = r"objective\.top_k is \[3\], evaluation\.top_k \[4\]; write it in evaluation alone"
+    message = r"objective\.top_k is \[3\], evaluation\.top_k \[4\]; keep only evaluation\.top_k"
     with pytest.raises(UserError, match=message):
         load(tmp_path, recall, "evaluation.top_k=[4]")
     with pytest.raises(UserError, match=r"unknown key 'objective\.pointwise\.top_k'"):

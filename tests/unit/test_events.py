@@ -296,7 +296,7 @@ def test_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert original(out)["test"] == [("u1", ["c", "d"], "a"), ("u2", ["b"], "c"), ("u3", ["c", "b"], "a")]
     assert "train_prefixes: 3 rows" in done.output
-    assert "11 of 11 events, 3 users, 4 items, of which 0 stand in no train row" in done.output
+    assert "11 of 11 events, 3 users, 4 items, of which 0 are in no train row" in done.output
     assert command(*arguments, *few).exit_code == 0  # replaces its own folder
     assert len(original(out)["test"]) == 2
     # five events a user and item by default; of sessions two

@@ -29,7 +29,7 @@ def test_each_file_is_listed_and_can_be_printed() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(UserError, match="deepfm_synthetc: there is no such example; did you mean 'deepfm_synthetic'"):
+    with pytest.raises(UserError, match="deepfm_synthetc: no such example; did you mean 'deepfm_synthetic'"):
         read_example("deepfm_synthetc")
 
 
@@ -39,6 +39,6 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     kept = tmp_path / "mine/configs/runs/deepfm_synthetic.yaml"
     kept.write_text("mine")
     for out in (tmp_path / "mine", kept):
-        with pytest.raises(UserError, match="is there already; name a folder that is new or empty"):
+        with pytest.raises(UserError, match="exists already; name a new or empty folder"):
             copy_examples(out)
     assert kept.read_text() == "mine"

@@ -201,7 +201,7 @@ WRONG = [
     (["model.name=own_code:half"], "model.name: own_code:half is no model: derive a class from"),
     (["model.name=own_code:Bare"], "model.name: own_code:Bare has no 'lookups' of its own, which every Model needs"),
     (["model.name=own_code:Recall"], "own_code:Recall has no 'user' of its own, which every RecallModel needs"),
-    (["model.name=own code:Net"], "model.name: 'own code:Net' is no name of a class or function"),
+    (["model.name=own code:Net"], "model.name: 'own code:Net' is not the name of a class or function"),
     (["model.name=own_code_raises:Net"], r"cannot be imported: RuntimeError: at home \(.*own_code_raises.py:3\)$"),
     (["model.name=own_code_lacks:Net"], r"ModuleNotFoundError: No module named 'no_such.*own_code_lacks.py:2\)$"),
     (["model.name=own_code_syntax:Net"], r"cannot be imported: SyntaxError: .*\(own_code_syntax.py, line 1\)$"),
@@ -216,8 +216,8 @@ WRONG = [
     ([*NET, "model.features=[usr]"], "model.features: the data set has no feature 'usr': did you mean 'user'?"),
     ([*NET, "model.scale={a: b}"], r"model.scale: should be dict\[str, float\] \| None"),
     ([*NET, "model.pair=[1]"], r"model.pair: should be tuple\[int, int\], got \[1\]"),
-    (["objective={name: pointwise, loss: half}"], r"objective.pointwise.loss: there is no 'half' \(a class"),
-    (["objective={name: pointwise, loss_arguments: {a: 1}}"], "loss_arguments are those of your own loss"),
+    (["objective={name: pointwise, loss: half}"], r"objective.pointwise.loss: unknown name 'half' \(write"),
+    (["objective={name: pointwise, loss_arguments: {a: 1}}"], "loss_arguments are for your own loss"),
     (
         ["objective={name: pointwise, loss: own_code:one}"],
         "own_code:one has to take 2 tensors: logits \\[B\\], labels \\[B\\]",
@@ -246,12 +246,12 @@ def test_a_mistake_is_one_line(run_yaml: Path, overrides: list[str], message: st
 OPTIMIZERS = [
     (
         ["optimizer.name=adm"],
-        r"optimizer.name: there is no 'adm' \(a class .* package.module:Name\); did you mean 'adam'\?",
+        r"optimizer.name: unknown name 'adm' \(write .* package.module:Name\); did you mean 'adam'\?",
     ),
     (["optimizer.name=torch.optim:RAdm"], "module 'torch.optim' has no 'RAdm': did you mean 'RAdam'?"),
     (["optimizer.name=torch.optim:LBFGS"], "computes the loss several times a step"),
     (["optimizer.name=own_code:Net"], "own_code:Net is no torch.optim.Optimizer"),
-    (["optimizer.arguments={a: 1}"], "arguments are those of a package.module:Class; adam has its keys beside lr"),
+    (["optimizer.arguments={a: 1}"], "arguments are for a package.module:Class; adam takes its parameters beside lr"),
     (["optimizer.name=torch.optim:RAdam", "optimizer.weight_decay=0.1"], "write optimizer.arguments: {weight_decay"),
     (["optimizer.name=torch.optim:RAdam", "optimizer.arguments={lr: 1}"], "unknown key 'optimizer.arguments.lr'"),
     (["optimizer.name=torch.optim:RAdam", "optimizer.arguments={eps: x}"], "optimizer.arguments.eps: should be float"),
@@ -429,7 +429,7 @@ def test_only_a_run_file_is_taken_at_its_word(run_yaml: Path) -> None:
     assert one["model"]["name"] == "own_code:Net"
     assert other_than(run, one, "here", config.code) == []
     with pytest.raises(
-        UserError, match=r"its model.name is own_code:Net, .* not imported unasked.*--allow-code own_code$"
+        UserError, match=r"its model.name is own_code:Net, .* not imported by default.*--allow-code own_code$"
     ):
         recorded(run, "here")
     assert recorded(run, "here", ["own_code"], config.code) == one

@@ -44,7 +44,7 @@ def test_this_host(host: str) -> None:
 
 def test_another_host_and_none() -> None:
     assert not is_here("198.51.100.1", 29400)
-    with pytest.raises(UserError, match=r"the host 'nowhere\.invalid' is not known here"):
+    with pytest.raises(UserError, match=r"the host name 'nowhere\.invalid' does not resolve here"):
         is_here("nowhere.invalid", 29400)
 
 
@@ -66,7 +66,7 @@ def test_what_listens(other_service: int, monkeypatch: pytest.MonkeyPatch) -> No
         free.bind(("127.0.0.1", 0))
         assert not listens("127.0.0.1", free.getsockname()[1])
     monkeypatch.setattr(rendezvous, "_ANSWER_SECONDS", 1.0)
-    with pytest.raises(UserError, match=f"what listens on port {other_service} of 127.0.0.1 is no rendezvous store"):
+    with pytest.raises(UserError, match=f"the service on port {other_service} of 127.0.0.1 is not a rendezvous store"):
         listens("127.0.0.1", other_service)
     with pytest.raises(UserError, match=f"--port {other_service}: something listens there already"):
         open_store(other_service)

@@ -59,22 +59,22 @@ def test_a_space(run: RunConfig, tmp_path: Path) -> None:
     [
         (
             {"optimizer.lrr": {"choice": [1.0]}},
-            "1.0 does not fit: .*unknown key 'optimizer.lrr': did you mean 'lr'",
+            "1.0 is not valid: .*unknown key 'optimizer.lrr': did you mean 'lr'",
         ),
         ({"model.dropuot_rates": {"choice": [0.1]}}, "unknown key 'model.dropuot_rates': did you mean 'dropout_rates'"),
         (
             {"optimizer.lr": {"logunifrom": [1, 2]}},
             "unknown distribution 'logunifrom': did you mean 'loguniform'",
         ),
-        ({"optimizer.lr": {"uniform": [0.2, 0.1]}}, "the first end, 0.2, must be below the second, 0.1"),
+        ({"optimizer.lr": {"uniform": [0.2, 0.1]}}, "the lower end, 0.2, must be below the upper end, 0.1"),
         ({"optimizer.lr": {"loguniform": [0, 0.1]}}, "the ends must be above 0"),
-        ({"optimizer.lr": {"uniform": [-0.1, 0.1]}}, "optimizer.lr: -0.1 does not fit: .*greater than 0"),
-        ({"optimizer.lr": {"uniform": [0.1, 0.2], "choice": [1.0]}}, "write one of uniform, loguniform"),
-        ({"optimizer.lr": 0.1}, "write how it is drawn"),
-        ({"model.embedding_dim": {"choice": [4, "wide"]}}, "'wide' does not fit: .*model.embedding_dim: should be int"),
+        ({"optimizer.lr": {"uniform": [-0.1, 0.1]}}, "optimizer.lr: -0.1 is not valid: .*greater than 0"),
+        ({"optimizer.lr": {"uniform": [0.1, 0.2], "choice": [1.0]}}, "set exactly one of uniform, loguniform"),
+        ({"optimizer.lr": 0.1}, "write how it is sampled"),
+        ({"model.embedding_dim": {"choice": [4, "wide"]}}, "'wide' is not valid: .*model.embedding_dim: should be int"),
         ({"model.features": {"choice": [["usr"]]}}, "no feature 'usr': did you mean 'user'"),
-        ({"output_dir": {"choice": ["a"]}}, "output_dir: the search sets it itself"),
-        ({}, "names no key"),
+        ({"output_dir": {"choice": ["a"]}}, "output_dir: set by the search itself"),
+        ({}, "empty; add at least one key"),
     ],
 )
 def test_mistakes_in_a_space(run: RunConfig, tmp_path: Path, tree: Any, message: str) -> None:
@@ -99,7 +99,7 @@ def test_trials_are_judged_by_what_an_evaluation_reports(run: RunConfig, tmp_pat
         judged_by(run, "logloss", 1)
     other = changed(run, {"train.best_metric": "click/auc"}, "test")
     space = space_file(tmp_path, {"optimizer.lr": {"choice": [0.1]}})
-    with pytest.raises(UserError, match=r"0.1 does not fit: train.best_metric: no metric 'click/auc'"):
+    with pytest.raises(UserError, match=r"0.1 is not valid: train.best_metric: no metric 'click/auc'"):
         read_space(space, other, ranks=1)
 
 

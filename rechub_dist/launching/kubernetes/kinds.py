@@ -1,4 +1,4 @@
-"""The kinds of job: what each one's controller wants around the pod."""
+"""The manifests of each kind of job: what its controller needs around the pod."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RAY_VERSION = "2.60.0"  # as in docker/requirements.txt
 
 
 def job(settings: Settings, config: RunConfig) -> list[Manifest]:
-    """A Job of Kubernetes' own (1.29 or newer), its pods numbered, and the headless Service that names them."""
+    """An indexed Kubernetes Job (1.29 or newer), and the headless Service that gives its pods DNS names."""
     name = settings.name
     template = pod(settings, trainer(settings, config, "trainer", train(settings, f"{name}-0.{name}:{RENDEZVOUS}")))
     template["spec"]["subdomain"] = name
@@ -46,7 +46,7 @@ def job(settings: Settings, config: RunConfig) -> list[Manifest]:
     }
     spec = {
         **_indexed(settings),
-        # By pod: when the first pod goes, which has the rendezvous store, all of them fail at once.
+        # Per pod: when the first pod, which runs the rendezvous store, dies, all pods fail at once.
         "backoffLimitPerIndex": settings.backoff_limit,
         "maxFailedIndexes": 0,
         **_time_to_live(settings),
@@ -59,7 +59,7 @@ def job(settings: Settings, config: RunConfig) -> list[Manifest]:
 
 
 def jobset(settings: Settings, config: RunConfig) -> list[Manifest]:
-    """A JobSet: a pod that fails has all of them started again."""
+    """A JobSet: if a pod fails, all pods are restarted."""
     name = settings.name
     endpoint = f"{name}-workers-0-0.{name}:{RENDEZVOUS}"
     template = pod(settings, trainer(settings, config, "trainer", train(settings, endpoint)))
@@ -82,11 +82,11 @@ def jobset(settings: Settings, config: RunConfig) -> list[Manifest]:
 def pytorchjob(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A PyTorchJob of Kubeflow's training operator (v1), elastic, so that all pods are workers."""
     name = settings.name
-    # The operator knows its container by this name, and has a Service for each pod.
+    # The operator finds its container by this name, and creates a Service per pod.
     container = trainer(settings, config, "pytorch", train(settings, f"{name}-worker-0:{RENDEZVOUS}"))
     container["ports"] = [{"name": "pytorchjob-port", "containerPort": RENDEZVOUS}, *container.get("ports", [])]
     template = pod(settings, container)
-    del template["spec"]["restartPolicy"]  # the operator's own stands beside the template
+    del template["spec"]["restartPolicy"]  # set beside the template for this operator
     spec = {
         "runPolicy": {"backoffLimit": settings.backoff_limit, "cleanPodPolicy": "None", **_time_to_live(settings)},
         "elasticPolicy": {
@@ -106,9 +106,9 @@ def pytorchjob(settings: Settings, config: RunConfig) -> list[Manifest]:
 
 
 def trainjob(settings: Settings, config: RunConfig) -> list[Manifest]:
-    """A TrainJob of Kubeflow Trainer (v2), which says nodes and ranks, and the TrainingRuntime with its pods."""
+    """A TrainJob of Kubeflow Trainer (v2), with the number of nodes and ranks, and the TrainingRuntime of its pods."""
     name = settings.name
-    # The trainer finds its container by this name, and puts the rendezvous store's address into the environment.
+    # The trainer finds its container by this name, and passes the rendezvous address in the environment.
     arguments = train(settings, "$(PET_MASTER_ADDR):$(PET_MASTER_PORT)")
     template = pod(settings, trainer(settings, config, "node", arguments))
     node = {
@@ -135,8 +135,8 @@ def trainjob(settings: Settings, config: RunConfig) -> list[Manifest]:
 
 
 def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:
-    """A RayJob of KubeRay: a head that trains nothing, workers, and the cluster gone when the job is done."""
-    # A node offers what its ranks take, so that as many of them find room there as it has memory for.
+    """A RayJob of KubeRay: a head that does not train, workers, and a cluster that is deleted when the job is done."""
+    # A node offers exactly the CPUs of its ranks, so that no more ranks are placed there than it has memory for.
     each = {
         "num-workers": settings.workers * settings.nproc_per_node,
         "cpus-per-worker": settings.threads,
@@ -150,7 +150,7 @@ def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:
     submitter = pod(settings, ray_submitter(settings), component="submitter")
     cluster = {
         "rayVersion": RAY_VERSION,
-        "authOptions": {"mode": "token"},  # said either way, else nodes with another node's token stay outside
+        "authOptions": {"mode": "token"},  # explicit: otherwise nodes with a different token cannot join
         "headGroupSpec": {
             "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"},
             "template": head,
@@ -168,7 +168,7 @@ def rayjob(settings: Settings, config: RunConfig) -> list[Manifest]:
     }
     spec = {
         "entrypoint": f"python /app/launch/ray_train.py {RUN_FILE} {options}",
-        # a stopped job has 3 seconds for its checkpoint unless it is told otherwise
+        # the default of 3 seconds is too short for a checkpoint
         "runtimeEnvYAML": f'env_vars: {{RAY_JOB_STOP_WAIT_TIME_S: "{settings.grace_seconds}"}}\n',
         "submissionMode": "K8sJobMode",
         "backoffLimit": settings.backoff_limit,
@@ -197,7 +197,7 @@ KINDS: Final[dict[str, Callable[[Settings, RunConfig], list[Manifest]]]] = {
 
 
 def render(kind: str, settings: Settings, config: RunConfig) -> str:
-    """The manifest of a job of this kind with all that belongs to it, as YAML documents."""
+    """The manifests of a job of this kind (a key of `KINDS`) with everything it needs, as YAML documents."""
     run: Manifest = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -220,10 +220,10 @@ def _indexed(settings: Settings) -> Manifest:
 
 
 def _failures() -> Manifest:
-    """Which ends of a pod count.
+    """Which pod failures count.
 
-    A node that is drained is nobody's failure, nor is that all ranks have saved for a pod that goes; those pods come
-    again. A mistake is not tried again.
+    Pods of a drained node, and pods whose ranks saved because another pod was stopped, are recreated without counting
+    as failures. A user's mistake is not retried.
     """
     return {
         "rules": [
@@ -239,7 +239,7 @@ def _time_to_live(settings: Settings) -> dict[str, int]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such, and an object that stands twice twice."""
+    """Writes multi-line strings as blocks, and repeated objects without aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True

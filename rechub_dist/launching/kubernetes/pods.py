@@ -1,4 +1,4 @@
-"""The pod that trains, which all kinds of job share, and the one that shows TensorBoard."""
+"""The training pod, which all kinds of job share, and the TensorBoard pod."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rechub_dist.launching.kubernetes.view import HOME, RAY_AGENT, RAY_DASHBOARD
 
 Manifest = dict[str, Any]
 
-_JOIN_SECONDS = 1800  # nodes may have to be started and images pulled
+_JOIN_SECONDS = 1800  # nodes may have to start and pull images
 _JOB_UID = "metadata.labels['batch.kubernetes.io/controller-uid']"
 _HARDENED: Manifest = {
     "allowPrivilegeEscalation": False,
@@ -24,26 +24,26 @@ _HARDENED: Manifest = {
 
 
 def metadata(settings: Settings, component: str, name: str) -> Manifest:
-    """Name, namespace and labels of an object."""
+    """The `metadata` of an object: name, namespace and labels."""
     place = {} if settings.namespace is None else {"namespace": settings.namespace}
     return {"name": name, **place, "labels": labels(settings, component)}
 
 
 def labels(settings: Settings, component: str) -> dict[str, str]:
-    """Labels of an object."""
+    """The labels of an object."""
     return {"app.kubernetes.io/name": "rechub-dist", **selector(settings, component)}
 
 
 def selector(settings: Settings, component: str) -> dict[str, str]:
-    """The labels that tell a run's pods apart. KubeRay puts a name of its own in the place of ours."""
+    """The labels that select a run's pods. KubeRay replaces the name label."""
     return {"app.kubernetes.io/instance": settings.name, "app.kubernetes.io/component": component}
 
 
 def train(settings: Settings, rendezvous: str) -> list[str]:
-    """The arguments of `rechub-dist` in a pod that trains.
+    """The arguments of `rechub-dist` in a training pod.
 
-    The first pod has the rendezvous store. Our agent rather than torchrun's command, which exits with 1 whatever has
-    happened: the cluster is to tell a mistake and a pod that has saved as it was asked to from a failure.
+    We run our agent instead of the torchrun command, which always exits with 1: the exit code must distinguish a user's
+    mistake and a pod that saved on request from a failure.
     """
     return [
         "train",
@@ -60,16 +60,16 @@ def train(settings: Settings, rendezvous: str) -> list[str]:
 
 
 def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[str]) -> Manifest:
-    """The container whose one process is the agent, without a shell that would keep its signals."""
+    """The training container, running the agent directly, since a shell would not forward signals."""
     found = {
         **_container(settings, name, _of_ranks(settings), output_read_only=False),
         "command": ["rechub-dist"],
         "args": arguments,
     }
     found["env"] += [
-        # Ranks stop together when one pod is to go; those of the others have not done their work.
+        # Ranks stop together when one pod is stopped; the other pods have not finished.
         {"name": "RECHUB_PREEMPTED_EXIT_CODE", "value": str(PREEMPTED)},
-        # Of a Job's pods alone: those that come anew go on at once with what the ones before them held.
+        # Set for a Job's pods only: replacements can take over their predecessors' lease at once.
         {"name": LAUNCH, "valueFrom": {"fieldRef": {"fieldPath": _JOB_UID}}},
     ]
     found |= metrics(settings, config)
@@ -88,14 +88,14 @@ def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[st
 
 
 def metrics(settings: Settings, config: RunConfig) -> Manifest:
-    """What a container of ranks says of the ports of their metrics, where they have some."""
+    """The `ports` entry for the ranks' metrics ports; empty without `monitor.metrics_port`."""
     ports = metrics_ports(config, settings.nproc_per_node)
     named = [{"name": f"metrics-{rank}", "containerPort": port} for rank, port in enumerate(ports)]
     return {"ports": named} if named else {}
 
 
 def ray_node(settings: Settings, name: str, *, head: bool) -> Manifest:
-    """The container of a Ray node; KubeRay puts in the command. Its own probes would need wget in the image."""
+    """The container of a Ray node; KubeRay adds the command. KubeRay's default probes need wget in the image."""
     resources = _resources(settings.head) if head else _of_ranks(settings)
     found = _container(settings, name, resources, output_read_only=False)
     health = ["/api/gcs_healthz", RAY_DASHBOARD] if head else ["/api/local_raylet_healthz", RAY_AGENT]
@@ -107,17 +107,17 @@ def ray_node(settings: Settings, name: str, *, head: bool) -> Manifest:
 
 
 def ray_submitter(settings: Settings) -> Manifest:
-    """The container that hands the job in; KubeRay puts in the command."""
+    """The container that submits the job; KubeRay adds the command."""
     return _container(settings, "ray-job-submitter", _resources(settings.submitter), output_read_only=True)
 
 
 def pod(settings: Settings, container: Manifest, *, component: str = "trainer", restart: str = "Never") -> Manifest:
-    """A pod template: non-root, on a node of its own if there is one, with time for a checkpoint at the end."""
+    """A pod template: non-root, spread over nodes, with a grace period long enough for a checkpoint."""
     spec: Manifest = {
         "restartPolicy": restart,
         "terminationGracePeriodSeconds": settings.pod_grace_seconds,
-        # The agent must not be process 1, which the kernel shields from SIGTERM until workers run: a pod that waits for
-        # its peers would take all of the grace period to end.
+        # The agent must not be process 1, which the kernel shields from SIGTERM until workers run: a pod waiting for
+        # its peers would take the whole grace period to end.
         "shareProcessNamespace": True,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -151,7 +151,7 @@ def pod(settings: Settings, container: Manifest, *, component: str = "trainer", 
 
 
 def tensorboard(settings: Settings, config: RunConfig) -> list[Manifest]:
-    """A Deployment that shows the run's curves, and its Service."""
+    """A Deployment of TensorBoard for the run, and its Service."""
     name = f"{settings.name}-tensorboard"
     container = {
         **_container(settings, "tensorboard", _resources(settings.board), output_read_only=True),
@@ -213,6 +213,6 @@ def _of_ranks(settings: Settings) -> Manifest:
 
 
 def _resources(size: Size, devices: Mapping[str, str] = MappingProxyType({})) -> Manifest:
-    """Requests equal to limits: a pod that others can squeeze holds up all ranks, and quotas ask for limits."""
+    """Requests equal to limits: a throttled pod slows all ranks, and quotas require limits."""
     amount = {"cpu": size.cpu, "memory": size.memory, **devices}
     return {"requests": dict(amount), "limits": dict(amount)}

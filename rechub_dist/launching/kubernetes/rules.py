@@ -1,7 +1,7 @@
-"""Kubernetes' own rules of names, labels, quantities, ports and images, and of numbers.
+"""Kubernetes' validation rules for names, labels, quantities, ports, images and numbers.
 
-The patterns are those of its API server (k8s.io/apimachinery: util/validation, api/resource) and, of images, those of
-github.com/distribution/reference, which the nodes go by.
+The patterns are those of its API server (k8s.io/apimachinery: util/validation, api/resource), and for images those of
+github.com/distribution/reference, which the nodes use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 INT32: Final = 2**31 - 1
 MOST_PODS: Final = 100_000  # of an indexed Job
-PORTS: Final = range(1024, 65536)  # those below are not for other users than root on every node
+PORTS: Final = range(1024, 65536)  # lower ports may be reserved for root
 CONFIG_MAP_BYTES: Final = 1024**2
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
@@ -37,40 +37,40 @@ _IMAGE = re.compile(
 
 
 def is_label_name(text: str) -> bool:
-    """Whether a namespace may have this name (RFC 1123 label)."""
+    """Whether this is a valid namespace name (RFC 1123 label)."""
     return len(text) <= 63 and re.fullmatch(_LABEL, text) is not None
 
 
 def is_service_name(text: str) -> bool:
-    """Whether a Service may have this name: as a namespace, a letter first (RFC 1035 label)."""
+    """Whether this is a valid Service name: a namespace name that begins with a letter (RFC 1035 label)."""
     return is_label_name(text) and text[0].isalpha()
 
 
 def is_object_name(text: str) -> bool:
-    """Whether a claim, Secret or ServiceAccount may have this name (RFC 1123 subdomain)."""
+    """Whether this is a valid name of a claim, Secret or ServiceAccount (RFC 1123 subdomain)."""
     return len(text) <= 253 and re.fullmatch(_SUBDOMAIN, text) is not None
 
 
 def is_label_key(text: str) -> bool:
-    """Whether a label may have this key: `pool`, `example.com/pool`."""
+    """Whether this is a valid label key: `pool`, `example.com/pool`."""
     prefix, slash, name = text.rpartition("/")
     good = len(name) <= 63 and re.fullmatch(_QUALIFIED, name) is not None
     return good and (not slash or is_object_name(prefix))
 
 
 def is_label_value(text: str) -> bool:
-    """Whether a label may have this value, which may be empty."""
+    """Whether this is a valid label value, possibly empty."""
     return not text or (len(text) <= 63 and re.fullmatch(_QUALIFIED, text) is not None)
 
 
 def is_image(text: str) -> bool:
-    """Whether it is an image's reference. Only the registry's host may have capitals."""
+    """Whether this is a valid image reference. Only the registry host may have upper-case letters."""
     match = _IMAGE.fullmatch(text)
     return match is not None and len(match["name"]) <= 255
 
 
 def quantity(text: str) -> Decimal | None:
-    """What a quantity such as 500m, 4 or 16Gi amounts to; None where it is none, or none above 0."""
+    """The value of a quantity such as 500m, 4 or 16Gi; None if it is invalid or not above 0."""
     match = _QUANTITY.fullmatch(text)
     if match is None:
         return None

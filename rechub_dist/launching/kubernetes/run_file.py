@@ -1,4 +1,4 @@
-"""The run file as the pods get it, checked as their ranks would check it."""
+"""The run file for the pods, validated as their ranks would."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rechub_dist.errors import UserError
 from rechub_dist.launching.kubernetes.rules import CONFIG_MAP_BYTES, PORTS
 from rechub_dist.launching.kubernetes.view import DATA, RUN_FILE, RUNS, PodView
 
-_UNKNOWN = 1 << 60  # bytes of a GPU of which nothing is known: as many as there may have to be
+_UNKNOWN = 1 << 60  # GPU memory in bytes if unknown: unlimited
 
 
 def run_for_pods(path: Path, overrides: Iterable[str], pod: PodView) -> RunConfig:
-    """The run that the pods are to train, as its ranks will read it.
+    """Load and validate the run for the pods, as its ranks will read it.
 
-    A schema file that the pods do not have comes inline; so does the number of threads, unless the run file has one.
+    A schema file that the pods do not have is inlined, and `distributed.threads` is set unless the run file sets it.
 
     Raises:
-        UserError: as `load_run`, and for what could not be had in the pods: files and folders, ports, a device, memory.
-            Where the schema is known, as a rank's `build` and plan, too.
+        UserError: as `load_run`; the pods lack a file, folder, port, device or memory that the run needs; or, if the
+            schema is known, building the model or planning the sharding fails.
     """
     config = read_run(path, overrides)
     if isinstance(config.data.dataset, str) and not _in_pods(config.data.dataset, pod):
@@ -35,8 +35,8 @@ def run_for_pods(path: Path, overrides: Iterable[str], pod: PodView) -> RunConfi
     text = config.dump_given()
     if len(text.encode()) > CONFIG_MAP_BYTES:
         raise UserError(
-            f"{path}: {len(text.encode()):,} bytes with the schema, and a ConfigMap holds {CONFIG_MAP_BYTES:,}; leave "
-            f"data.dataset out, so that the pods read dataset.yaml below data.root"
+            f"{path}: {len(text.encode()):,} bytes with the schema, but a ConfigMap holds {CONFIG_MAP_BYTES:,}; remove "
+            f"data.dataset, so that the pods read dataset.yaml below data.root"
         )
     read = stored_run(text, RUN_FILE)
     assert read.model_dump(mode="json") == config.model_dump(mode="json"), "what is written is what is read"
@@ -45,12 +45,12 @@ def run_for_pods(path: Path, overrides: Iterable[str], pod: PodView) -> RunConfi
     _check_device(read, pod)
     _check_ports(read, pod)
     if isinstance(read.data.dataset, dict):
-        _check_parts(read.model_copy(update={"code": path.parent}), pod)  # code as it is here
+        _check_parts(read.model_copy(update={"code": path.parent}), pod)  # import code from the local folder
     return read
 
 
 def _in_pods(address: str, pod: PodView) -> bool:
-    """Whether a path, absolute, or an address is for the pods to open."""
+    """Whether the pods can open an absolute path or an address."""
     inside = local_path(address)
     if inside is None:
         return True
@@ -61,14 +61,14 @@ def _in_pods(address: str, pod: PodView) -> bool:
 def _check_place(place: Location, pod: PodView) -> None:
     path = local_path(place.address)
     if path is None:
-        return  # in a store
+        return  # an object store
     where = f"{place.key}: {place.address}"
     mount = pod.mount_of(path)
     if place.key == "output_dir":
         if mount is None or not mount.writable:
-            raise UserError(f"{where} cannot be written in the pods; use --set output_dir={RUNS}/NAME")
+            raise UserError(f"{where} is not writable in the pods; use --set output_dir={RUNS}/NAME")
         if not mount.kept and any(other.kept and other.writable for other in pod.mounts):
-            raise UserError(f"{where} ends with the pods; use --set output_dir={RUNS}/NAME, which is the output claim")
+            raise UserError(f"{where} is deleted with the pods; use --set output_dir={RUNS}/NAME, in the output claim")
     elif place.written:
         if mount is None or not mount.writable:
             state = "is not in the pods" if mount is None else "is read-only in the pods"
@@ -78,8 +78,8 @@ def _check_place(place: Location, pod: PodView) -> None:
             )
         if not mount.kept:
             raise UserError(
-                f"{where}: checkpoints would end with the pods; give --output-claim NAME, or an object store: --set "
-                f"{place.key}=s3://bucket/folder"
+                f"{where}: checkpoints would be deleted with the pods; give --output-claim NAME, or an object store: "
+                f"--set {place.key}=s3://bucket/folder"
             )
     elif mount is None or not mount.kept:
         address = "" if place.path_only else " or an address such as s3://bucket/folder"
@@ -103,26 +103,26 @@ def _check_ports(config: RunConfig, pod: PodView) -> None:
     wanted = metrics_ports(config, pod.ranks)
     if first not in PORTS or wanted[-1] not in PORTS:
         raise UserError(
-            f"monitor.metrics_port: {first}: the {pod.ranks} rank(s) of a pod listen on ports from there on, of which "
-            f"each must lie in {PORTS[0]} .. {PORTS[-1]}; set another one, 9400 for instance"
+            f"monitor.metrics_port: {first}: the {pod.ranks} rank(s) of a pod listen on consecutive ports from there, "
+            f"which must all be in {PORTS[0]} .. {PORTS[-1]}; set another one, such as 9400"
         )
     for ports, what in pod.taken:
         both = range(max(wanted[0], ports[0]), min(wanted[-1], ports[-1]) + 1)
         if both:
             raise UserError(
                 f"monitor.metrics_port: {first}: a rank would listen on port {both[0]}, but {what}; set another one, "
-                f"9400 for instance"
+                f"such as 9400"
             )
 
 
 def metrics_ports(config: RunConfig, ranks: int) -> range:
-    """The ports on which the ranks of a pod tell their metrics."""
+    """The metrics ports of a pod's ranks; empty without `monitor.metrics_port`."""
     first = config.monitor.metrics_port
     return range(0) if first is None else range(first, first + ranks)
 
 
 def _check_parts(config: RunConfig, pod: PodView) -> None:
-    """What a rank does before it exchanges anything: build the model and plan where its tables lie."""
+    """Build the model and plan the sharding, as a rank does before any communication."""
     from rechub_dist.assembly.code import dense_optimizer  # noqa: PLC0415 - torch takes seconds to import
     from rechub_dist.assembly.parts import build  # noqa: PLC0415
     from rechub_dist.embedding.planning import (  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What a manifest is made from besides the run file, checked before anything is written."""
+"""The settings of a manifest besides the run file, validated before anything is written."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from rechub_dist.launching.kubernetes.rules import (
     quantity,
 )
 
-# Pods append as much as `-workers-0-99999-abcde` to it, and a host's name has 63 characters at most.
+# Pod names append up to `-workers-0-99999-abcde`, and a host name has at most 63 characters.
 NAME_LENGTH = 40
 _MIB = 1024**2
-_RANK_BYTES = 256 * _MIB  # less than what a rank takes before it has read anything
-_SMALL_BYTES = 64 * _MIB  # the same, of the other containers
+_RANK_BYTES = 256 * _MIB  # less than any rank needs before reading data
+_SMALL_BYTES = 64 * _MIB  # the same for the other containers
 _SHARED_BYTES = _MIB
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a container may take, Kubernetes quantities: it is requested, and it is the limit."""
+    """Requests and limits of a container, as Kubernetes quantities."""
 
     cpu: str
     memory: str
@@ -42,37 +42,37 @@ SUBMITTER = TENSORBOARD = Size("500m", "1Gi")
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is to be placed on a cluster.
+    """How a run is deployed on a cluster.
 
     Attributes:
-        name: of the job and of what belongs to it; an RFC 1123 label that begins with a letter, as Services want it.
-        image: the training image.
-        workers: pods that train.
-        nproc_per_node: ranks a pod.
-        namespace: of all objects; None leaves it to the one who applies them.
-        cpu: cores a pod, a Kubernetes quantity.
-        memory: of a pod, a Kubernetes quantity; shared memory counts towards it.
-        gpus: NVIDIA devices a pod.
-        shared_memory: size of /dev/shm, a Kubernetes quantity; None for 1Gi, or half the memory where that is less.
-        output_claim: PersistentVolumeClaim mounted at /runs; None for a folder that ends with the pod.
+        name: of the job and its objects; an RFC 1123 label that begins with a letter, as Services require.
+        image: training image.
+        workers: number of training pods.
+        nproc_per_node: ranks per pod.
+        namespace: of all objects; None: kubectl's current one.
+        cpu: cores per pod, a Kubernetes quantity.
+        memory: memory per pod, a Kubernetes quantity; includes shared memory.
+        gpus: NVIDIA GPUs per pod.
+        shared_memory: size of /dev/shm, a Kubernetes quantity; None: 1Gi, or half the memory if that is less.
+        output_claim: PersistentVolumeClaim mounted at /runs; None: a folder that is deleted with the pod.
         data_claim: PersistentVolumeClaim mounted read-only at /data.
-        env_secret: Secret whose keys become environment variables: an object store's credentials.
-        service_account: that the pods run under; None for the namespace's default.
+        env_secret: Secret whose keys become environment variables, such as an object store's credentials.
+        service_account: of the pods; None: the namespace's default.
         node_selector: labels that nodes must have.
-        spread: whether two pods may share a node when no other has room.
-        grace_seconds: from a request to stop to the end of a rank, time for its checkpoint; the pod's is longer.
-        max_restarts: how often workers are started again before a pod fails.
-        backoff_limit: how often a failed pod, or the whole run where the kind knows no other way, is started again.
-        ttl_seconds: after which a job that has ended is removed; None keeps it.
-        liveness_seconds: after which a rank without a step has its pod restarted; None never does.
-        take_over: whether the job takes its folders from a run that holds them.
-        tensorboard: whether a TensorBoard on the output claim belongs to it.
-        head: of the Ray node that trains nothing.
-        submitter: of the container that hands a job to Ray.
-        board: of TensorBoard.
+        spread: whether pods may share a node if no other has room (`preferred`) or not (`required`).
+        grace_seconds: from SIGTERM to SIGKILL of a rank, time for its checkpoint; the pod's grace period is longer.
+        max_restarts: restarts of the ranks before a pod fails.
+        backoff_limit: restarts of a failed pod, or of the whole run if the kind only restarts that.
+        ttl_seconds: time after which a finished job is deleted; None: never.
+        liveness_seconds: time without a heartbeat of a rank after which its pod is restarted; None: never.
+        take_over: whether the job takes its output folders over from a running run.
+        tensorboard: whether to add a TensorBoard that reads the output claim.
+        head: resources of the Ray head, which does not train.
+        submitter: resources of the container that submits the job to Ray.
+        board: resources of TensorBoard.
 
     Raises:
-        UserError: a name, quantity or number that the cluster would refuse, or that contradicts another.
+        UserError: a name, quantity or number is invalid for the cluster, or contradicts another.
     """
 
     name: str
@@ -107,20 +107,22 @@ class Settings:
         self._check_sizes()
         if self.gpus and self.gpus < self.nproc_per_node:
             raise UserError(
-                f"--gpus-per-worker {self.gpus}: {self.nproc_per_node} ranks a pod need as many; change "
+                f"--gpus-per-worker {self.gpus}: {self.nproc_per_node} ranks per pod need one GPU each; change "
                 f"--nproc-per-node or --gpus-per-worker"
             )
         if self.tensorboard and self.output_claim is None:
-            raise UserError("--tensorboard: it reads the output claim; give --output-claim NAME")
+            raise UserError("--tensorboard: reads the output claim; give --output-claim NAME")
 
     def _check_names(self) -> None:
         if len(self.name) > NAME_LENGTH or not is_service_name(self.name):
             raise UserError(
-                f"--name {self.name}: at most {NAME_LENGTH} lower-case letters, digits and '-', a letter first and no "
-                f"'-' last (RFC 1123)"
+                f"--name {self.name}: must be at most {NAME_LENGTH} lower-case letters, digits and '-', beginning with "
+                f"a letter and not ending with '-' (RFC 1123)"
             )
         if self.namespace is not None and not is_label_name(self.namespace):
-            raise UserError(f"--namespace {self.namespace}: at most 63 lower-case letters, digits and '-' (RFC 1123)")
+            raise UserError(
+                f"--namespace {self.namespace}: must be at most 63 lower-case letters, digits and '-' (RFC 1123)"
+            )
         for option, value in (
             ("--output-claim", self.output_claim),
             ("--data-claim", self.data_claim),
@@ -128,15 +130,15 @@ class Settings:
             ("--service-account", self.service_account),
         ):
             if value is not None and not is_object_name(value):
-                raise UserError(f"{option} {value}: lower-case letters, digits, '-' and '.' (RFC 1123)")
+                raise UserError(f"{option} {value}: must be lower-case letters, digits, '-' and '.' (RFC 1123)")
         for label, value in self.node_selector.items():
             if not is_label_key(label) or not is_label_value(value):
                 raise UserError(
-                    f"--node-selector {label}={value}: a label is at most 63 letters, digits, '-', '_' and '.', a "
-                    f"letter or digit first and last, its key with or without a prefix: example.com/pool=large"
+                    f"--node-selector {label}={value}: a label is at most 63 letters, digits, '-', '_' and '.', "
+                    f"with a letter or digit first and last; the key may have a prefix: example.com/pool=large"
                 )
         if not is_image(self.image):
-            raise UserError(f"--image {self.image}: write an image's name, such as registry.example/rechub-dist:0.1.0")
+            raise UserError(f"--image {self.image}: write an image name, such as registry.example/rechub-dist:0.1.0")
 
     def _check_numbers(self) -> None:
         for option, number, most in (
@@ -150,7 +152,7 @@ class Settings:
             ("--ttl-seconds", self.ttl_seconds, INT32),
         ):
             if number is not None and number > most:
-                raise UserError(f"{option}: {number:,} is more than a cluster takes: {most:,}")
+                raise UserError(f"{option}: {number:,} is above the cluster's maximum of {most:,}")
 
     def _check_sizes(self) -> None:
         containers = (
@@ -164,21 +166,21 @@ class Settings:
             memory = _amount(f"--{prefix}memory", size.memory)
             if memory < least:
                 raise UserError(
-                    f"--{prefix}memory {size.memory}: {memory:,f} bytes, and {what} would take {least // _MIB}Mi at "
-                    f"least; 8Gi is 8 GiB"
+                    f"--{prefix}memory {size.memory}: {memory:,f} bytes is too small for {what}: give at least "
+                    f"{least // _MIB}Mi; 8Gi is 8 GiB"
                 )
         shared = _amount("--shared-memory", self.shared_memory_size)
         if shared < _SHARED_BYTES:
-            raise UserError(f"--shared-memory {self.shared_memory}: {shared:,f} bytes; 1Gi is 1 GiB")
+            raise UserError(f"--shared-memory {self.shared_memory}: {shared:,f} bytes is too small; 1Gi is 1 GiB")
         if shared > self.memory_bytes:
             raise UserError(
-                f"--shared-memory {self.shared_memory}: it is a part of the pod's memory, which is --memory "
-                f"{self.memory}; lower it or raise --memory"
+                f"--shared-memory {self.shared_memory}: is part of the pod's memory, --memory {self.memory}; lower it "
+                f"or raise --memory"
             )
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of memory a pod."""
+        """Memory per pod, in bytes."""
         return math.ceil(_amount("--memory", self.memory))
 
     @property
@@ -190,12 +192,12 @@ class Settings:
 
     @property
     def threads(self) -> int:
-        """Threads of a rank. A process counts the cores of its node, not those it may use."""
+        """Torch threads per rank; torch itself would count the cores of the node, not those of the pod."""
         return max(1, int(_amount("--cpu", self.cpu) / self.nproc_per_node))
 
     @property
     def pod_grace_seconds(self) -> int:
-        """What the cluster waits for a pod: what its ranks have, and what the agent takes to end after them."""
+        """The pod's grace period in seconds: that of its ranks, plus time for the agent to end."""
         return self.grace_seconds + 30
 
 

@@ -1,4 +1,4 @@
-"""What a pod is to the ranks in it: one description, of which manifests are made and by which runs are checked."""
+"""What a pod provides to its ranks: one description from which manifests are made and run files validated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOME: Final = "/home/rechub"
 USER: Final = 1000
 RAY_DASHBOARD, RAY_AGENT = 8265, 52365
 _RAY_PORTS = (
-    (range(8080, 8081), "Ray tells its own metrics there"),
+    (range(8080, 8081), "Ray serves its own metrics there"),
     (range(RAY_AGENT, RAY_AGENT + 1), "Ray's agent listens there"),
     (range(10002, 20000), "Ray's workers listen there"),
 )
@@ -24,12 +24,14 @@ _RAY_PORTS = (
 
 @dataclass(frozen=True)
 class Mount:
-    """A folder of the pod that is not the image's. All else can be read only.
+    """A volume mounted in the pod. Everything else in the pod is read-only.
 
     Attributes:
-        name: of the volume.
-        volume: its source, as a manifest has it.
-        kept: whether what lies there outlasts the pod: a claim.
+        name: name of the volume.
+        path: where it is mounted.
+        volume: its source, as in a manifest.
+        writable: whether pods may write to it.
+        kept: whether its content outlives the pod (a claim).
     """
 
     name: str
@@ -41,16 +43,16 @@ class Mount:
 
 @dataclass(frozen=True)
 class PodView:
-    """A pod that trains.
+    """A training pod.
 
     Attributes:
-        pods: how many there are of them.
-        ranks: in each.
-        device: what the ranks compute on.
-        memory: bytes of all its ranks, shared memory among them.
-        cpus: whole cores of each rank, 1 at least.
-        mounts: its folders.
-        taken: ports on which something else listens, and what.
+        pods: number of such pods.
+        ranks: ranks per pod.
+        device: device of the ranks.
+        memory: memory of all ranks of the pod in bytes, including shared memory.
+        cpus: whole cores per rank, at least 1.
+        mounts: mounted volumes.
+        taken: ports in use by something else, with a description.
     """
 
     pods: int
@@ -62,7 +64,7 @@ class PodView:
     taken: tuple[tuple[range, str], ...]
 
     def mount_of(self, path: str) -> Mount | None:
-        """The mount that a path lies in, or is; None for a relative path and for what is the image's."""
+        """The mount that contains a path; None for relative paths and paths of the image."""
         if not path.startswith("/"):
             return None
         pure = PurePosixPath("/", posixpath.normpath(path).lstrip("/"))
@@ -71,7 +73,7 @@ class PodView:
 
 
 def pod_view(kind: str, settings: Settings) -> PodView:
-    """What the pods of a job of this kind are."""
+    """The training pods of a job of this kind (a key of `kinds.KINDS`)."""
     ray = kind == "rayjob"
     return PodView(
         pods=settings.workers,
@@ -80,12 +82,12 @@ def pod_view(kind: str, settings: Settings) -> PodView:
         memory=settings.memory_bytes,
         cpus=settings.threads,
         mounts=mounts(settings),
-        taken=_RAY_PORTS if ray else ((range(RENDEZVOUS, RENDEZVOUS + 1), "that is the rendezvous store's"),),
+        taken=_RAY_PORTS if ray else ((range(RENDEZVOUS, RENDEZVOUS + 1), "the rendezvous store listens there"),),
     )
 
 
 def mounts(settings: Settings) -> tuple[Mount, ...]:
-    """The folders that are mounted into all pods of a run."""
+    """The volumes that are mounted in all pods of a run."""
     scratch: dict[str, Any] = {"emptyDir": {}}
     runs = scratch if settings.output_claim is None else _claim(settings.output_claim)
     found = [
@@ -93,7 +95,7 @@ def mounts(settings: Settings) -> tuple[Mount, ...]:
         Mount("runs", RUNS, runs, kept=settings.output_claim is not None),
         Mount("tmp", PurePosixPath("/tmp"), scratch),
         Mount("home", PurePosixPath(HOME), scratch),
-        # torch and NCCL pass tensors through it; the container engine's own is 64 MB.
+        # torch and NCCL pass tensors through it; the container default is 64 MB.
         Mount(
             "shared-memory",
             PurePosixPath("/dev/shm"),
