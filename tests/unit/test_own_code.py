@@ -374,7 +374,7 @@ def test_a_loss_of_ones_own_for_a_recall_model(root: Path, run_yaml: Path, tmp_p
     assert objective.settings()["loss"] == "own_code:sum_of"
     with pytest.raises(UserError, match=r"own_code:one has to take 3 tensors"):
         built(path, "objective={name: retrieval, loss: own_code:one}", f"code={run_yaml.parent}")
-    with pytest.raises(UserError, match=r"there is no 'bcee' .*did you mean 'bce'"):
+    with pytest.raises(UserError, match=r"unknown name 'bcee' .*did you mean 'bce'"):
         built(path, "objective={name: retrieval, loss: bcee}")
 
 
