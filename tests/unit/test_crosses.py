@@ -153,7 +153,8 @@ def test_bad_times() -> None:
     stamp = pa.array([0], pa.timestamp("s"))
     fails(
         spec,
-        "column 'time' is timestamp[s], but time gap feature 'gap' needs the type of the elements of column 'then', int64",
+        "column 'time' is timestamp[s], but time gap feature 'gap' needs the type of the elements of column 'then', "
+        "int64",
         then=[[7]],
         time=stamp,
     )
@@ -223,8 +224,7 @@ def test_bad_weights() -> None:
     )
     fails(
         spec,
-        "column 'share': weight -1.0 in 1 row(s); a weight must be a finite number and not negative; give 0 to leave a "
-        "row out",
+        "column 'share': weight -1.0 in 1 row(s); a weight must be finite and not negative; use 0 for none",
         tags=[[1], [2]],
         share=[[1.0], [-1.0]],
     )

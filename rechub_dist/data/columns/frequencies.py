@@ -82,7 +82,7 @@ def value_type(kind: pa.DataType) -> pa.DataType | None:
 
 
 def count_values(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Table:
-    """The counts of a column's (or its lists') values, nulls excluded: columns `value`, `count`; a value once per chunk."""
+    """Counts of a column's (or its lists') values, without nulls: columns `value`, `count`; a value once per chunk."""
     pieces = []
     for chunk in column.chunks:
         array = chunk.flatten() if is_list(chunk.type) else chunk
