@@ -29,7 +29,7 @@ ROOT = f"abfs://shop@{ACCOUNT}.dfs.core.windows.net/small"
 
 def test_an_address_without_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT", raising=False)
-    with pytest.raises(UserError, match=r"abfs://shop/small: no storage account is named; .*AZURE_STORAGE_ACCOUNT"):
+    with pytest.raises(UserError, match=r"abfs://shop/small: no storage account is given; .*AZURE_STORAGE_ACCOUNT"):
         locate("abfs://shop/small", StorageConfig())
 
 

@@ -198,5 +198,5 @@ def test_what_is_not_there_is_said(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--step last: write best, newest or a step number"):
         command("inspect", output(finished), "--step", "last")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--out: .*file.*: (File exists|Not a directory); mend it"):
+    with pytest.raises(UserError, match=r"--out: .*file.*: (File exists|Not a directory); fix that"):
         command("consolidate", output(finished), "--out", tmp_path / "file" / "x.safetensors")

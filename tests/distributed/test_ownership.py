@@ -152,7 +152,7 @@ def test_predictions_go_where_nothing_is_lost(pool: RankPool, tmp_path: Path) ->
     assert "is the input" in refused(*command, root / "test")
     assert "lies in the input" in refused(*command, root / "test" / "predicted")
     assert "holds the input" in refused(*command, root)
-    assert "is no output of ours (predictions)" in refused(*command, mine)
+    assert "is not an output (predictions) that may be replaced" in refused(*command, mine)
     assert contents(tmp_path) == before
     assert CliRunner().invoke(app, [str(part) for part in [*command, tmp_path / "new"]]).exit_code == 0
     assert pq.read_table(tmp_path / "new").num_rows == 70

@@ -176,7 +176,7 @@ def test_the_past_must_stay_as_it_was_and_the_future_is_free(pool: RankPool, day
 def test_what_does_not_fit_is_told(pool: RankPool, days: Path, tmp_path: Path) -> None:
     path = partitioned(tmp_path / "run", days)
     shutil.copy(next((days / "train" / day(0)).glob("*.parquet")), days / "train" / "stray.parquet")
-    with pytest.raises(UserError, match=r"train: 'stray\.parquet' lies beside the partitions"):
+    with pytest.raises(UserError, match=r"train: 'stray\.parquet' is a file beside the partitions"):
         pool.run(2, train, path)
     with pytest.raises(UserError, match=r"sequential-partitions makes one pass; leave train\.epochs at 1"):
         pool.run(1, train, path, ["train.epochs=2"])

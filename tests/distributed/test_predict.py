@@ -180,4 +180,4 @@ def test_the_command(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "predicted").num_rows == ROWS
     again = CliRunner().invoke(app, command)
     assert isinstance(again.exception, UserError)
-    assert "holds _SUCCESS already" in str(again.exception)
+    assert "already holds _SUCCESS" in str(again.exception)

@@ -196,7 +196,7 @@ def test_types(condition: Any, expected: list[int]) -> None:
 @pytest.mark.parametrize(
     ("condition", "words"),
     [
-        (("knd", "=", "a"), "neither a partition nor a column 'knd', by which where: .* chooses; did you mean 'kind'"),
+        (("knd", "=", "a"), "neither a partition nor a column 'knd', which where: .* needs; did you mean 'kind'"),
         (("x", "=", "high"), r"does not fit: x is double"),
         (("history", "=", 3), r"does not fit: history is list"),
         (("x", ">", 2.0), "none of its 40 rows meets where: .*; check 'where'"),

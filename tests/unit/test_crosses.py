@@ -141,7 +141,7 @@ def test_bad_times() -> None:
     assert column_names(spec) == ["then", "time"]
     fails(
         spec,
-        "column 'then': 1 time(s) are later than their row's in column 'time', which would tell the future; cut the "
+        "column 'then': 1 time(s) are later than their row's in column 'time', which would leak the future; cut the "
         "histories at the row's time",
         then=[[5, 7]],
         time=[6],
@@ -153,7 +153,8 @@ def test_bad_times() -> None:
     stamp = pa.array([0], pa.timestamp("s"))
     fails(
         spec,
-        "column 'time' is timestamp[s], but time gap feature 'gap' needs what the elements of column 'then' are, int64",
+        "column 'time' is timestamp[s], but time gap feature 'gap' needs the type of the elements of column 'then', "
+        "int64",
         then=[[7]],
         time=stamp,
     )
@@ -217,14 +218,13 @@ def test_bad_weights() -> None:
     spec = BatchSpec(features=(weighted,), collections={"weighted": ("tags",)})
     fails(
         spec,
-        "column 'share': a row has 1 weights for 2 ids in column 'tags'; give one an id",
+        "column 'share': a row has 1 weights for 2 ids in column 'tags'; give one per id",
         tags=[[1], [1, 2]],
         share=[[1.0], [1.0]],
     )
     fails(
         spec,
-        "column 'share': weight -1.0 in 1 row(s); a weight must be a finite number and not negative; give 0 to leave a "
-        "row out",
+        "column 'share': weight -1.0 in 1 row(s); a weight must be finite and not negative; use 0 for none",
         tags=[[1], [2]],
         share=[[1.0], [-1.0]],
     )

@@ -229,7 +229,7 @@ def test_errors_of_vocabularies(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_ids(pa.array(["a", "zz", "y"]), feature, "a.parquet")
     assert str(caught.value) == (
-        f"a.parquet: column 'x': 'zz' is not in vocabulary {path}; build that from this data too, or set "
+        f"a.parquet: column 'x': 'zz' is not in vocabulary {path}; build it from this data too, or set "
         "out_of_range: drop | unknown"
     )
     with pytest.raises(UserError, match=r"column 'x': 1 id\(s\) are missing"):
@@ -247,8 +247,8 @@ def test_errors_of_vocabularies(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="column 'x' is string, but sparse feature 'x' needs an integer as in its voc"):
         check_schema(pa.schema([("x", pa.string())]), spec, "data")
     for values, ids, message in (
-        (["a", "b", "a"], [0, 1, 2], "value 'a' is there twice"),
-        ([1, 2, 1], [0, 1, 2], "value 1 is there twice"),
+        (["a", "b", "a"], [0, 1, 2], "value 'a' occurs twice"),
+        ([1, 2, 1], [0, 1, 2], "value 1 occurs twice"),
         (["a", None], [0, 1], r"1 missing value\(s\)"),
         ([0.5], [0], "column 'value' is double"),
         (["a"], ["b"], "column 'id' is string"),

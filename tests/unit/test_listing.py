@@ -67,7 +67,7 @@ def test_lists(folder: Path) -> None:
     manifest = Manifest.read([f"{folder}/date=2022-04-23", last, f"{folder}/date=2022-04-22/hour=08/part-0.parquet"])
     days = [file.path.split("date=2022-04-")[1][:2] for file in manifest.files]
     assert days == ["23", "23", "25", "25", "22"]
-    with pytest.raises(UserError, match=r"date=2022-04-25/hour=08/part-0\.parquet is named by two of the paths"):
+    with pytest.raises(UserError, match=r"date=2022-04-25/hour=08/part-0\.parquet is in two of the paths"):
         Manifest.read([str(folder), last])
 
 

@@ -127,14 +127,14 @@ def test_a_folder_with_anything_else_is_not_claimed(address: str, foreign: str) 
     claim(address, "predictions", ["part-0"])
     put(address, "part-0")
     put(address, foreign)
-    with pytest.raises(UserError, match=f"holds {foreign} already"):
+    with pytest.raises(UserError, match=f"already holds {foreign}"):
         claim(address, "predictions", ["part-0", "part-1"])
     assert names(address) == sorted([MARK, "part-0", foreign])
 
 
 def test_a_folder_of_another_kind_or_without_a_mark_is_not_claimed(address: str) -> None:
     put(address, "part-0")
-    with pytest.raises(UserError, match="holds part-0 already"):
+    with pytest.raises(UserError, match="already holds part-0"):
         claim(address, "predictions", ["part-0"])
     put(address, MARK)  # which says nothing
     with pytest.raises(UserError, match="already"):
@@ -167,9 +167,9 @@ def test_an_earlier_output_is_replaced_where_that_is_wanted(tmp_path: Path) -> N
             write(work / "part-0", text)
     assert (out / "part-0").read_text() == "second"
     assert (tmp_path / "link").is_symlink()
-    with pytest.raises(UserError, match="holds part-0 already"), whole_folder(out, "rows"):
+    with pytest.raises(UserError, match="already holds part-0"), whole_folder(out, "rows"):
         pass
-    with pytest.raises(UserError, match="holds part-0 already"), whole_folder(out, "others", replace=True):
+    with pytest.raises(UserError, match="already holds part-0"), whole_folder(out, "others", replace=True):
         pass
 
 

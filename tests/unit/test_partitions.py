@@ -49,10 +49,10 @@ def test_an_incomplete_partition_is_waited_for(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "day=2", 3)
     write(tmp_path / "day=1", 3)
-    with pytest.raises(UserError, match="partition 'day=1' has come after 'day=2', which it sorts before"):
+    with pytest.raises(UserError, match="partition 'day=1' has appeared after 'day=2', but sorts before it"):
         new_partitions(str(tmp_path), ["day=2"], complete=True)
     (tmp_path / "part.parquet").touch()
-    with pytest.raises(UserError, match=r"'part\.parquet' lies beside the partitions; with data\.order"):
+    with pytest.raises(UserError, match=r"'part\.parquet' is a file beside the partitions; with data\.order"):
         new_partitions(str(tmp_path), [], complete=False)
     with pytest.raises(UserError, match="nothing cannot be read"):
         new_partitions(str(tmp_path / "nothing"), [], complete=False)
@@ -122,7 +122,7 @@ def test_waiting_for_growth(tmp_path: Path) -> None:
         found._timeout = None
         assert not found.wait(lambda: True)  # asked to stop
         write(tmp_path / "day=0", 25)
-        with pytest.raises(UserError, match="'day=0' has come after 'day=2'"):
+        with pytest.raises(UserError, match="'day=0' has appeared after 'day=2'"):
             found.wait(lambda: False)
         still = partitions(tmp_path, rt, follow=False)
         assert still.steps == 9

@@ -124,7 +124,7 @@ def test_foreign_folder_is_refused(tmp_path: Path, files: list[str]) -> None:
     out.mkdir()
     for name in files:
         (out / name).write_text("name: smaller\n")
-    with pytest.raises(UserError, match="is no output of ours"), prepared_folder(out, "small"):
+    with pytest.raises(UserError, match="is not an output"), prepared_folder(out, "small"):
         pass
     assert sorted(path.name for path in out.iterdir()) == sorted(files)
 

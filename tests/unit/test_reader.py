@@ -335,7 +335,7 @@ def test_a_bad_value_names_the_file(tmp_path: Path) -> None:
 def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
     manifest = write(tmp_path, [[10]])
     write(tmp_path, [[12]])
-    with pytest.raises(UserError, match=r"part-000\.parquet: it is not the file that it was"):
+    with pytest.raises(UserError, match=r"part-000\.parquet: it has changed since the run began"):
         list(ParquetReader(manifest, SPEC, batch_size=5).batches(0))
     (tmp_path / "part-000.parquet").unlink()
     with pytest.raises(UserError, match=r"part-000\.parquet: row group 0 cannot be read .*check that it is there"):

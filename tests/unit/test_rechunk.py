@@ -176,7 +176,7 @@ def test_what_is_there_is_never_touched(tmp_path: Path) -> None:
     source = write(tmp_path / "source", [[5]])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("dear")
-    with pytest.raises(UserError, match=r"out holds mine already: name a new folder"):
+    with pytest.raises(UserError, match=r"out already holds mine: name a new folder"):
         rechunk(str(source), tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "dear"
     (tmp_path / "out" / "mine").unlink()

@@ -166,7 +166,7 @@ def test_an_object_that_is_replaced_is_noticed(server: int, data: str) -> None:
     content[5] ^= 1  # as long as before, and its footer the same
     with client.open_output_stream(key) as sink:
         sink.write(bytes(content))
-    with pytest.raises(BadFileError, match=r"part-0\.parquet: it is not the file that it was") as caught:
+    with pytest.raises(BadFileError, match=r"part-0\.parquet: it has changed since the run began") as caught:
         rows(manifest)
     assert caught.value.reason == "changed"
     client.delete_file(key)

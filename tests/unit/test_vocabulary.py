@@ -150,7 +150,7 @@ def test_nothing_but_an_earlier_vocabulary_is_written_over(tmp_path: Path) -> No
             build_vocabularies(str(data), ["item"], out)
     theirs = tmp_path / "theirs.parquet"
     theirs.write_bytes(before)
-    with pytest.raises(UserError, match="is there and is not a vocabulary that rechub-dist has written"):
+    with pytest.raises(UserError, match="exists and is not a vocabulary that rechub-dist has written"):
         build_vocabularies(str(data), ["item"], theirs)
     with pytest.raises(UserError, match="is an address"):
         build_vocabularies(str(data), ["item"], Path("s3://bucket/item.parquet"))

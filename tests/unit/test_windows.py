@@ -181,7 +181,7 @@ def test_errors_of_dense() -> None:
     missing = "column 'x': 2 value(s) are missing (null); fill them in, or set missing: fill"
     fails(BatchSpec(dense=(DenseFeature("x"),)), missing, x=[1.0, None, math.nan])
     pair = BatchSpec(dense=(DenseFeature("p", "x", dim=2),))
-    fails(pair, "column 'x': a row has 1 values; feature 'p' needs 2 a row", x=[[1.0, 2.0], [1.0]])
+    fails(pair, "column 'x': a row has 1 values; feature 'p' needs 2", x=[[1.0, 2.0], [1.0]])
     fails(pair, "column 'x': 2 value(s) are missing (null); fill them in, or set missing: fill", x=[[1.0, 2.0], None])
 
 
@@ -218,7 +218,7 @@ def test_labels_and_weights_of_every_type(kind: pa.DataType) -> None:
 
 def test_errors_of_labels_and_weights() -> None:
     click = BatchSpec(labels=(Label("y"),))
-    wanted = "a classification label must be 0 or 1; mend the data, or set type: regression"
+    wanted = "a classification label must be 0 or 1; fix the data, or set type: regression"
     fails(click, f"column 'y': label 2 in 2 row(s); {wanted}", y=[0, 2, 3])
     fails(click, f"column 'y': label 0.5 in 1 row(s); {wanted}", y=[0, 0.5])
     fails(click, "column 'y': 1 label(s) are missing; remove the rows without one", y=[0, None])
@@ -229,7 +229,7 @@ def test_errors_of_labels_and_weights() -> None:
     )
     fails(price, "column 'y': 1 label(s) are missing; remove the rows without one", y=[7, None])
     weight = BatchSpec(weight="w")
-    fix = "in 1 row(s); a weight must be a finite number and not negative; give 0 to leave a row out"
+    fix = "in 1 row(s); a weight must be finite and not negative; use 0 for none"
     for value in (-1.0, math.nan, math.inf):
         fails(weight, f"column 'w': weight {value} {fix}", w=[0.5, value])
     fails(weight, f"column 'w': weight null {fix}", w=[0.5, None])
@@ -268,7 +268,7 @@ def test_schema_errors_need_no_data() -> None:
     kind = pa.list_(pa.int64())
     refused(label, f"column 'y' is {kind}, but label 'y' needs a number or a boolean", y=kind)
     refused(BatchSpec(weight="w"), "column 'w' is string, but the row weight needs a number", w=pa.string())
-    with pytest.raises(UserError, match="column 'x' is there 2 times"):
+    with pytest.raises(UserError, match="2 columns are named 'x'"):
         check_schema(pa.schema([("x", pa.int64()), ("x", pa.int64())]), dense, "data")
 
 

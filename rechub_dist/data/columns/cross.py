@@ -1,4 +1,4 @@
-"""Combinations of several features' ids, hashed into the rows of one table. Whole arrays, no loop over rows."""
+"""Combinations of several features' ids, hashed into the rows of one table. Vectorised over rows."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Ints = NDArray[Any]
 
 
 def cross(feature: CrossFeature, inputs: Sequence[tuple[Ints, Ints | None]]) -> tuple[Ints, Ints | None]:
-    """The ids of a cross: a hash of its name and of one id of each input, for every combination in the row.
+    """The ids of a cross: for every combination of one id of each input, a hash of these and of the cross's name.
 
     Args:
         feature: the cross.
-        inputs: for each of its inputs the ids, row after row, and their number in each of the n rows; None where it
-            is one in every row.
+        inputs: for each of its inputs the ids, integers, row after row, and the number of ids in each of the n rows;
+            None if that is 1 throughout.
 
     Returns:
-        Ids int64 and their number in each row, int64 [n]; None for one in every row. The first input's ids vary
-        slowest.
+        Ids, int64, in which the first input varies slowest, and their number in each row, int64 [n]; None if that is 1
+        throughout.
     """
     words = np.full(_rows(inputs), name_salt(feature.name))
     lengths: Ints | None = None
@@ -47,7 +47,7 @@ def _rows(inputs: Sequence[tuple[Ints, Ints | None]]) -> int:
 
 
 def _pairs(left: Ints, left_counts: Ints, right: Ints, right_counts: Ints) -> tuple[Ints, Ints, Ints]:
-    """Each value of `left` beside each of `right` of the same row, and the number of pairs in each row."""
+    """All pairs of values of `left` and `right` of the same row, and the number of pairs in each row."""
     counts = left_counts * right_counts
     index = np.arange(counts.sum()) - np.repeat(_starts(counts), counts)
     width = np.repeat(right_counts, counts)

@@ -1,4 +1,4 @@
-"""What the statistics in footers tell of values before any is read: ids outside a table, labels other than 0 and 1."""
+"""Finds bad values from the statistics in footers, before reading: ids outside a table, labels other than 0 and 1."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rechub_dist.skips import BadFileError
 
 
 def check_extremes(files: Sequence[DataFile], spec: BatchSpec) -> None:
-    """Convert the least and the greatest value of each column, and its missing ones, as the rows will be.
+    """Convert the minimum and maximum of each column, and as many nulls as it has, like the rows to come.
 
-    Files without statistics pass, and those of which conditions choose rows.
+    Files without statistics pass, and so do files whose rows are selected by conditions, and unreadable ones.
 
     Raises:
-        UserError: as the conversion does.
+        UserError: as the conversion of a row with such values.
     """
     for file in files:
         if file.where.items:
@@ -35,7 +35,7 @@ def check_extremes(files: Sequence[DataFile], spec: BatchSpec) -> None:
 
         try:
             found = file.store.with_retries(read, file.path)
-        except BadFileError:  # it is told, or left out, where its rows are read
+        except BadFileError:  # reported, or skipped, where its rows are read
             continue
         where = f"{file.path} (by its statistics, each value once)"
         for feature in spec.stored:
@@ -52,7 +52,7 @@ def check_extremes(files: Sequence[DataFile], spec: BatchSpec) -> None:
 
 
 def _extremes(parquet: pq.ParquetFile, spec: BatchSpec) -> Iterator[tuple[str, pa.Array]]:
-    """For each column of integers, floats or booleans, or of lists of them: extremes of its row groups, and nulls."""
+    """By numeric or boolean column, or column of lists of such: minima and maxima of the row groups, and nulls."""
     schema, metadata = parquet.schema_arrow, parquet.metadata
     names = column_names(spec)
     groups = [column_chunks(metadata.row_group(group), names) for group in range(metadata.num_row_groups)]
@@ -66,6 +66,6 @@ def _extremes(parquet: pq.ParquetFile, spec: BatchSpec) -> Iterator[tuple[str, p
         chunks = [group[name] for group in groups if name in group]
         known = [chunk.statistics for chunk in chunks if chunk.is_stats_set]
         values = [end for one in known if one.has_min_max for end in (one.min, one.max)]
-        # of lists, the nulls are missing lists too
+        # in list columns, null lists are counted as well
         nulls = sum(one.null_count for one in known if one.has_null_count) if value == kind else 0
         yield name, pa.concat_arrays([pa.array(list(dict.fromkeys(values)), value), pa.nulls(nulls, value)])

@@ -1,4 +1,4 @@
-"""Whether columns fit what is read from them: by their types, and by what footers say of their values."""
+"""Checks that the columns of a data set have the types that a `BatchSpec` needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rechub_dist.features import SequenceFeature, SparseFeature, StoredFeature
 
 
 def column_uses(spec: BatchSpec) -> list[str]:
-    """The columns that `spec` reads, in the order in which a window is made of them, each as often as it is used."""
+    """The columns that `spec` reads, in the order of their use by `open_window`, each as often as it is used."""
     names: list[str | None] = []
     for feature in spec.in_key_order:
         names += [feature.source, feature.weights if isinstance(feature, SparseFeature) else None]
@@ -32,16 +32,16 @@ def column_names(spec: BatchSpec) -> list[str]:
 
 
 def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> dict[str, str]:
-    """Check that every column that `spec` reads is there and of a fitting type.
+    """Check that every column that `spec` reads exists and has a suitable type.
 
-    Files of one data set agree where this returns the same for them: each converts, and to the same ids and times.
+    Files for which this returns the same are consistent: equal values become equal ids and times.
 
     Returns:
-        What the values of each column are: `number`, `string`, `timestamp`; `null` for a column without any, which
-        fits wherever values may be missing.
+        By column, the family of its values: `number`, `string`, `timestamp`, or `null` for a column of nulls only,
+        which fits wherever values may be missing.
 
     Raises:
-        UserError: naming `where`, the column, and what would fit.
+        UserError: naming `where`, the column and the types that fit.
     """
     types: dict[str, pa.DataType] = dict(zip(schema.names, schema.types, strict=True))
     names = column_names(spec)
@@ -49,7 +49,7 @@ def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> dict[str, st
         if name not in types:
             raise UserError(f"{where}: there is no column {name!r}; {nearest(name, types)}")
         if schema.names.count(name) > 1:
-            raise UserError(f"{where}: column {name!r} is there {schema.names.count(name)} times; rename one")
+            raise UserError(f"{where}: {schema.names.count(name)} columns are named {name!r}; rename all but one")
 
     for column, kind, fits, user, wanted in _needs(types, spec):
         if not fits:
@@ -58,7 +58,7 @@ def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> dict[str, st
 
 
 def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str, pa.DataType, bool, str, str]]:
-    """For each use of a column: the column, its type, whether it fits, who uses it, and what would fit."""
+    """For each use of a column: the column, its type, whether that fits, what uses it, and the types that fit."""
     for feature in spec.stored:
         kind = types[feature.source]
         fits, one, several = _fits_ids(_values(kind), feature)
@@ -80,7 +80,7 @@ def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str
         yield gap.times, kind, fits, user, "a list of numbers or timestamps"
         fits = (is_time(now) and values_family(now) == values_family(then)) or pa.types.is_null(now)
         fits = fits or (is_time(now) and pa.types.is_null(then))
-        yield gap.now, now, fits, user, f"what the elements of column {gap.times!r} are, {then}"
+        yield gap.now, now, fits, user, f"the type of the elements of column {gap.times!r}, {then}"
     for dense in spec.dense:
         kind = types[dense.source]
         if dense.dim == 1:
@@ -102,7 +102,7 @@ def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str
 
 
 def _fits_ids(kind: pa.DataType, feature: StoredFeature) -> tuple[bool, str, str]:
-    """Whether a feature's ids may be of this type; what one id, and what several of them would have to be."""
+    """Whether ids of the feature may have this type; and the types that fit, in words, for one id and for several."""
     vocabulary, null = vocabulary_of(feature), pa.types.is_null(kind)
     if vocabulary is not None:
         what = "a string" if vocabulary.strings else "an integer"
@@ -115,12 +115,12 @@ def _fits_ids(kind: pa.DataType, feature: StoredFeature) -> tuple[bool, str, str
 
 
 def _values(kind: pa.DataType) -> pa.DataType:
-    """The type of a column's values, or of its lists' elements."""
+    """The type of a column's values, or of the elements of its lists."""
     return kind.value_type if is_list(kind) else kind
 
 
 def _holds_lists(kind: pa.DataType) -> bool:
-    """Whether a column holds lists, or nothing at all."""
+    """Whether a column holds lists, or only nulls."""
     return is_list(kind) or bool(pa.types.is_null(kind))
 
 

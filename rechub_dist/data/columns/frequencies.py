@@ -1,4 +1,4 @@
-"""How often each value of a column occurs, and the vocabulary of those that occur often enough."""
+"""Counts the values of columns, and writes vocabularies of the frequent ones."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from rechub_dist.errors import UserError, nearest
 
 _MARK = {b"rechub_dist": b"vocabulary"}  # in the file's metadata
 _WHAT = "a vocabulary that rechub-dist has written"
-_WAITING = 1_000_000  # counts that wait before they are merged
+_WAITING = 1_000_000  # counts that are collected before they are merged
 
 
 class Frequencies:
-    """The counts of values that come in pieces.
+    """Adds up counts of values that come in pieces.
 
-    Pieces wait until they hold as many counts as have been merged (a million at least). So memory is bounded by the
-    number of distinct values, whatever the rows: about 120 bytes for each integer at the peak, when pieces are merged,
-    and 220 for a short string (measured on six million).
+    Pieces are merged once they hold as many counts as the merged table (at least a million). So memory is bounded by
+    the number of distinct values, whatever the rows: at the peak, when pieces are merged, about 120 bytes per integer
+    and 220 per short string (measured on six million).
 
     Args:
-        kind: int64, uint64 or large_string (see `value_type`).
+        kind: type of the values: int64, uint64 or large_string (`value_type`).
     """
 
     def __init__(self, kind: pa.DataType) -> None:
@@ -42,7 +42,7 @@ class Frequencies:
         self._waiting: list[pa.Table] = []
 
     def add(self, counted: pa.Table) -> None:
-        """Add the counts of a piece, as `count_values` gives them."""
+        """Add the counts of a piece, as `count_values` returns them."""
         self._waiting.append(counted)
         if sum(piece.num_rows for piece in self._waiting) >= max(_WAITING, self._merged.num_rows):
             self._merge()
@@ -54,11 +54,11 @@ class Frequencies:
 
     @property
     def merged(self) -> int:
-        """The number of distinct values among those merged so far: what takes memory, and costs nothing to ask."""
+        """The number of distinct values merged so far: a lower bound of the length, without the cost of merging."""
         return int(self._merged.num_rows)
 
     def sorted(self) -> pa.Table:
-        """Columns `value` and `count`, by count, the most frequent first, then by value."""
+        """A table with columns `value` and `count`, by descending count, then by value."""
         self._merge()
         return self._merged.sort_by([("count", "descending"), ("value", "ascending")])
 
@@ -71,7 +71,7 @@ class Frequencies:
 
 
 def value_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type that values of a column are counted in; None where the column holds neither integers nor strings."""
+    """The type in which a column's values are counted; None if they are neither integers nor strings."""
     kind = kind.value_type if is_list(kind) else kind
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if is_string(kind):
@@ -82,7 +82,7 @@ def value_type(kind: pa.DataType) -> pa.DataType | None:
 
 
 def count_values(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Table:
-    """The distinct values of a piece of a column (of its lists' elements) and their counts; nulls are left out."""
+    """Counts of a column's (or its lists') values, without nulls: columns `value`, `count`; a value once per chunk."""
     pieces = []
     for chunk in column.chunks:
         array = chunk.flatten() if is_list(chunk.type) else chunk
@@ -97,7 +97,15 @@ def count_values(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Table:
 
 @dataclass(frozen=True)
 class VocabularySummary:
-    """A vocabulary that has been written: values seen and their occurrences, how many of each were kept, and rows."""
+    """A vocabulary that has been written.
+
+    Attributes:
+        path: its file.
+        columns: the columns that were counted.
+        distinct, kept: different values in the data, and in the vocabulary.
+        occurrences, covered: all values in the data, and those that the vocabulary contains.
+        rows: rows that a table needs for it: the largest id + 1.
+    """
 
     path: Path
     columns: tuple[str, ...]
@@ -119,22 +127,22 @@ def build_vocabularies(
     progress: Callable[[int, int], None] | None = None,
     threads: int = THREADS,
 ) -> list[VocabularySummary]:
-    """Count the values of columns in one pass, and write the vocabulary of those that are frequent enough.
+    """Count the values of columns in one pass, and write vocabularies of the frequent ones; returns one summary each.
 
     Args:
         path: the Parquet data.
-        columns: integers or strings, or lists of them.
-        out: a `.parquet` file for one vocabulary over all of the columns (features that share a table need that), or
-            a folder for one a column, `<column>.parquet`.
+        columns: columns of integers, strings, or lists of them.
+        out: a `.parquet` file for one vocabulary of all columns (as features that share a table need), or a folder for
+            one per column, `<column>.parquet`.
         min_count: values that occur less often are left out.
-        max_size: keep the most frequent ones only.
-        first_id: the id of the most frequent value; the ids below are free, for unknown values for one.
-        progress: called with the row groups that are done and their number.
-        threads: that read.
+        max_size: keep so many of the most frequent values.
+        first_id: the id of the most frequent value; lower ids stay free, for unknown values for example.
+        progress: called with the number of row groups that are done, and of all.
+        threads: number of reading threads.
 
     Raises:
-        UserError: no such column, a column of another type, columns of different types for one vocabulary, bad data,
-            or no value that is frequent enough.
+        UserError: a column does not exist or has an unsuitable type, columns of one vocabulary differ in type, bad
+            data, no value is frequent enough, or a file cannot be written.
     """
     for option, value, least in (("min_count", min_count, 1), ("max_size", max_size, 1), ("first_id", first_id, 0)):
         if value is not None and value < least:
@@ -145,7 +153,7 @@ def build_vocabularies(
     shared = out.suffix == ".parquet"
     if shared and len({pa.types.is_integer(kind) for kind in kinds.values()}) > 1:
         listed = ", ".join(f"{name!r} is {manifest.schema.field(name).type}" for name in columns)
-        raise UserError(f"{path}: one vocabulary needs columns of one type, but column {listed}; make one a column")
+        raise UserError(f"{path}: one vocabulary needs columns of one type, but column {listed}; build one per column")
     if shared:
         kind = max(kinds.values(), key=pa.types.is_uint64)
         kinds = dict.fromkeys(columns, kind)
@@ -174,12 +182,12 @@ def build_vocabularies(
 
 
 def vocabulary_name(column: str) -> str:
-    """The name of the file of a column's vocabulary; what has a meaning in paths and patterns is written as `%2F`."""
+    """The file name of a column's vocabulary; characters special in paths and patterns are percent-encoded (`%2F`)."""
     return re.sub(r"[/\\?*\[\]%\x00-\x1f]", lambda found: f"%{ord(found[0]):02X}", column) + ".parquet"
 
 
 def is_vocabulary(path: Path) -> bool:
-    """Whether a file is a vocabulary that was written here."""
+    """Whether a file is a vocabulary written by `write_vocabulary`."""
     try:
         return (pq.read_schema(path).metadata or {}).items() >= _MARK.items()
     except (OSError, pa.ArrowException):
@@ -187,7 +195,7 @@ def is_vocabulary(path: Path) -> bool:
 
 
 def frequent(every: pa.Table, min_count: int, max_size: int | None = None, first_id: int = 1) -> pa.Table:
-    """Of sorted counts, those that reach `min_count`, with their ids: columns `value`, `id` (int64) and `count`."""
+    """Those of sorted counts that reach `min_count`, with ids: a table with columns `value`, `id` (int64), `count`."""
     kept = every.filter(pc.field("count") >= min_count).slice(0, max_size)
     return kept.add_column(1, "id", pa.array(np.arange(first_id, first_id + kept.num_rows)))
 
@@ -200,10 +208,10 @@ def write_vocabulary(
     first_id: int = 1,
     columns: tuple[str, ...] = (),
 ) -> VocabularySummary:
-    """Write the values that occur `min_count` times: `value`, `id` (int64, in the order of frequency) and `count`.
+    """Write the values that occur `min_count` times: columns `value`, `id` (int64, by frequency) and `count`.
 
     Raises:
-        UserError: where there is none, or the file cannot be written.
+        UserError: there is no such value, or the file cannot be written.
     """
     every = frequencies.sorted()
     kept = frequent(every, min_count, max_size, first_id)
@@ -211,7 +219,7 @@ def write_vocabulary(
         most = every["count"][0].as_py() if every.num_rows else 0
         raise UserError(
             f"{path}: no value of {', '.join(columns) or 'the column'} occurs {min_count} times (the most frequent "
-            f"one of {every.num_rows} does {most} times); lower min_count"
+            f"of {every.num_rows} occurs {most} times); lower min_count"
         )
     with whole_file(path, is_vocabulary, _WHAT) as working:
         write_parquet(kept.replace_schema_metadata(_MARK), working)

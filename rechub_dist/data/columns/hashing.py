@@ -1,4 +1,4 @@
-"""Counter-based hashing of words, names and ids; neither torch nor Arrow."""
+"""Hashes of 64-bit words, names and ids. Needs neither torch nor Arrow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Words = NDArray[np.uint64]
 
 
 def mix64(words: Words) -> Words:
-    """splitmix64 of each word: a bijection on uint64 whose every output bit depends on every input bit."""
+    """splitmix64 of each word: a bijection on uint64 in which every output bit depends on every input bit."""
     z = words + np.uint64(0x9E3779B97F4A7C15)
     z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)
@@ -29,7 +29,7 @@ def name_salt(name: str) -> np.uint64:
 
 
 def hash_ids(ids: NDArray[Any], table: str, rows: int) -> Ids:
-    """Any integers -> ids of a table, int64 of the same shape in 0 .. rows - 1; other tables scatter them otherwise."""
+    """Integers hashed to ids of a table, int64 of the same shape in 0 .. rows - 1, in a way that differs by `table`."""
     words = mix64(ids.astype(np.int64).view(np.uint64) ^ name_salt(table))
     words %= np.uint64(rows)
     return words.view(np.int64)

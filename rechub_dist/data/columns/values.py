@@ -1,4 +1,4 @@
-"""One column at a time: what are its ids or numbers. Whole arrays, no loop over rows; neither torch nor torchrec."""
+"""Converts and checks one column at a time: ids, numbers, keys. Vectorised; needs neither torch nor torchrec."""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ Mask = NDArray[np.bool_]
 def read_ids(
     array: pa.Array, feature: StoredFeature, where: str, bounds: tuple[int, int] | None = None
 ) -> tuple[Ints, Mask | None]:
-    """The ids of an array of integers or strings after the feature's hash or vocabulary and its policies.
+    """The ids of an array of integers or strings, after the feature's hash or vocabulary and its policies.
 
     Args:
-        array: n values.
-        feature: what they are.
+        array: the values [n].
+        feature: the feature that they belong to.
         where: the file's name, for errors.
-        bounds: the least and the greatest of the values, if they are known.
+        bounds: the least and the greatest value, if known.
 
     Returns:
-        The ids, any integer type [n], and which of them to keep, bool [n]; None where all are kept.
+        The ids, of any integer type [n], and which of them to keep, bool [n]; None if all.
 
     Raises:
-        UserError: for a missing id, one outside the table, or a value that is not in the vocabulary, where the policy
-            is `error`.
+        UserError: an id is missing, outside the table or not in the vocabulary, and the policy is `error`.
     """
     table = feature.table
     ids, missing, outside = _look_up(array, feature, bounds)
@@ -56,7 +55,7 @@ def read_ids(
             raise _error(
                 where,
                 feature.source,
-                f"{value!r} is not in vocabulary {feature.vocabulary}; build that from this data too, or set "
+                f"{value!r} is not in vocabulary {feature.vocabulary}; build it from this data too, or set "
                 "out_of_range: drop | unknown",
             )
         raise _error(
@@ -70,7 +69,7 @@ def read_ids(
         if bad is None:
             continue
         if policy == "unknown":
-            # the type of the column may be too narrow for the id that stands for the unknown
+            # the column's type may be too narrow for `unknown_id`
             ids = np.where(bad, np.int64(feature.unknown_id), ids.astype(np.int64))
         else:
             keep = ~bad if keep is None else keep & ~bad
@@ -80,7 +79,7 @@ def read_ids(
 def _look_up(
     array: pa.Array, feature: StoredFeature, bounds: tuple[int, int] | None
 ) -> tuple[Ints, Mask | None, Mask | None]:
-    """The ids [n], and which of them are missing and which unknown or outside the table, bool [n]; None for none."""
+    """The ids [n]; which are null; and which are unknown or outside the table: bool [n], or None if none is."""
     table, missing = feature.table, _missing(array)
     vocabulary = vocabulary_of(feature)
     ids: Ints
@@ -104,10 +103,10 @@ def _look_up(
 
 
 def read_id_weights(array: pa.Array, ids: pa.Array, feature: SparseFeature, where: str) -> Floats:
-    """The weight of each id of the column `ids`, float32, in the ids' order.
+    """The weight of each id of the column `ids`, float32 [ids], in their order.
 
     Raises:
-        UserError: for a row with other than one weight an id, or a weight that is missing, negative or not finite.
+        UserError: a row has more or fewer weights than ids, or a weight is missing, negative or not finite.
     """
     assert feature.weights is not None
     if is_list(ids.type):
@@ -117,17 +116,17 @@ def read_id_weights(array: pa.Array, ids: pa.Array, feature: SparseFeature, wher
                 where,
                 feature.weights,
                 f"a row has {counts[wrong[0]]} weights for {wanted[wrong[0]]} ids in column {feature.source!r}; give "
-                f"one an id",
+                f"one per id",
             )
         array = array.flatten()
     return read_weight(array, where, feature.weights).astype(np.float32, copy=False)
 
 
 def read_time_gaps(times: pa.Array, now: pa.Array, feature: TimeGapFeature, where: str) -> tuple[Ints, Ints]:
-    """The bucket of each behaviour, int64, and their number in each row.
+    """The bucket of each behaviour, int64 [behaviours], and their number in each row, int64 [n].
 
     Raises:
-        UserError: for a time that is missing, NaN, infinite or beyond 64 bits, or a behaviour after the row's own time.
+        UserError: a time is missing, NaN, infinite or beyond 64 bits, or a behaviour is later than its row.
     """
     lengths = pc.fill_null(pc.list_value_length(times), 0).to_numpy().astype(np.int64)
     units = [kind.unit for kind in (times.type.value_type, now.type) if pa.types.is_timestamp(kind)]
@@ -142,14 +141,13 @@ def read_time_gaps(times: pa.Array, now: pa.Array, feature: TimeGapFeature, wher
         raise _error(
             where,
             feature.times,
-            f"{late.sum()} time(s) are later than their row's in column {feature.now!r}, which would tell "
+            f"{late.sum()} time(s) are later than their row's in column {feature.now!r}, which would leak "
             f"the future; cut the histories at the row's time",
         )
     gaps = since - then
     if gaps.dtype == np.float64:
         return np.searchsorted(np.array(feature.boundaries) * unit, gaps, side="right"), lengths
-    # As unsigned, the difference of any two whole numbers is exact; it reaches a boundary where it reaches the next
-    # whole number.
+    # As unsigned integers, differences are exact; they reach a boundary where they reach the next integer.
     edges = [math.ceil(min(max(boundary * unit, 0.0), _LARGEST)) for boundary in feature.boundaries]
     return np.searchsorted(np.array(edges, np.uint64), gaps.view(np.uint64), side="right"), lengths
 
@@ -159,10 +157,10 @@ _LARGEST = 2.0**64 - 2.0**11  # the last float below 2^64
 
 
 def _times(array: pa.Array, unit: str | None, where: str, column: str) -> Numbers:
-    """Times as int64, timestamps in `unit`; as float64 where they are no whole numbers.
+    """Times as int64 [n], timestamps in `unit`; as float64 if the column holds floats or decimals.
 
     Raises:
-        UserError: for a time that is missing or not finite, and one that needs more than 64 bits.
+        UserError: a time is missing, not finite, or needs more than 64 bits.
     """
     if array.null_count:
         raise _error(where, column, f"{array.null_count} time(s) are missing (null); fill them in")
@@ -177,15 +175,15 @@ def _times(array: pa.Array, unit: str | None, where: str, column: str) -> Number
             array = array.cast(pa.timestamp(unit, kind.tz))
         return array.cast(pa.int64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid as error:
-        raise _error(where, column, f"a time does not fit 64 bits ({str(error).splitlines()[0]}); mend it") from None
+        raise _error(where, column, f"a time does not fit 64 bits ({str(error).splitlines()[0]}); fix it") from None
 
 
 def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
     """The values of a dense feature, float32 [n, dim].
 
     Raises:
-        UserError: for a value that is missing, infinite or beyond float32 where the policy is `error`, or a row with
-            other than `dim` values.
+        UserError: a value is missing, infinite or beyond float32 and the policy is `error`, or a row has more or fewer
+            than `dim` values.
     """
     if feature.dim == 1:
         values = _numbers(array).reshape(-1, 1)
@@ -196,7 +194,7 @@ def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
             raise _error(
                 where,
                 feature.source,
-                f"a row has {wrong[0]} values; feature {feature.name!r} needs {feature.dim} a row",
+                f"a row has {wrong[0]} values; feature {feature.name!r} needs {feature.dim}",
             )
         flat = _numbers(array.flatten()).reshape(-1, feature.dim)
         values = flat
@@ -208,7 +206,7 @@ def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
         values = values.astype(np.float32 if values.dtype.itemsize < 4 else np.float64, copy=values.dtype.kind != "f")
     if values.dtype.kind == "f":
         most = np.finfo(values.dtype).max if log else _MOST
-        # the least of values of which one is NaN is NaN: no mask is needed to see that all is well
+        # with a NaN among them the minimum is NaN: no mask is needed to see that all is well
         if not (values.min(initial=0) >= -most and values.max(initial=0) <= most):
             values = _filled(values, ~(np.abs(values) <= most), feature, where)
     if log:
@@ -220,7 +218,7 @@ _MOST = float(np.finfo(np.float32).max)
 
 
 def _filled(values: Numbers, wrong: NDArray[np.bool_], feature: DenseFeature, where: str) -> Numbers:
-    """The values with the feature's `fill` in the place of those that are missing or not finite."""
+    """The values with the feature's `fill` in place of the wrong ones. Raises UserError if the policy is `error`."""
     if feature.missing == "error":
         missing = np.isnan(values).sum()
         what = (
@@ -233,15 +231,15 @@ def _filled(values: Numbers, wrong: NDArray[np.bool_], feature: DenseFeature, wh
 
 
 def read_label(array: pa.Array, label: Label, where: str) -> Numbers:
-    """The values of a label, numbers [n].
+    """The values of a label, of any numeric type [n].
 
     Raises:
-        UserError: for a missing value, one that is not finite, or a classification label other than 0 and 1.
+        UserError: a value is missing or not finite, or a classification label is neither 0 nor 1.
     """
     values = _numbers(array)
     if label.type == "classification":
         wrong = ~((values == 0) | (values == 1))
-        wanted = "a classification label must be 0 or 1; mend the data, or set type: regression"
+        wanted = "a classification label must be 0 or 1; fix the data, or set type: regression"
     else:
         wrong = ~(np.abs(values) <= _MOST)
         wanted = "a label must be a finite number; remove the row"
@@ -253,25 +251,25 @@ def read_label(array: pa.Array, label: Label, where: str) -> Numbers:
 
 
 def read_weight(array: pa.Array, where: str, column: str) -> Numbers:
-    """The row weights, numbers [n].
+    """The row weights, of any numeric type [n].
 
     Raises:
-        UserError: for a weight that is missing, negative or not finite.
+        UserError: a weight is missing, negative or not finite.
     """
     values = _numbers(array)
     wrong = ~((values >= 0) & (values <= _MOST))
     if wrong.any():
         first = "null" if array.null_count else values[wrong][0]
-        fix = "a weight must be a finite number and not negative; give 0 to leave a row out"
+        fix = "a weight must be finite and not negative; use 0 for none"
         raise _error(where, column, f"weight {first} in {wrong.sum()} row(s); {fix}")
     return values
 
 
 def read_key(array: pa.Array, where: str, column: str) -> pa.Array:
-    """Values to group rows by, as they are: int64 or large_string [n], so that equal ones are equal in all files.
+    """Values to group rows by, as int64 or large_string [n], so that they compare equal across files.
 
     Raises:
-        UserError: for a missing value, or one beyond int64.
+        UserError: a value is missing or beyond int64.
     """
     missing = _missing(array)
     if missing is not None:
@@ -284,9 +282,9 @@ def read_key(array: pa.Array, where: str, column: str) -> pa.Array:
 
 
 def one_array(table: pa.Table | RowGroup, column: str, *, lists: bool = False) -> pa.Array:
-    """A column in one piece, its dictionary resolved unless it holds strings.
+    """A column as one array [n], dictionary-decoded unless it holds strings.
 
-    A column of type null, of which no value is there, has missing lists where `lists` are wanted.
+    A column of type null (no value at all) becomes null lists if `lists` are wanted.
     """
     chunks = table.column(column)
     array = (
@@ -300,7 +298,7 @@ def one_array(table: pa.Table | RowGroup, column: str, *, lists: bool = False) -
 
 
 def _numbers(array: pa.Array) -> Numbers:
-    """The values as numpy has them; where any are missing, floats with NaN in their places."""
+    """The values as a NumPy array [n]; floats with NaN for nulls if there are any."""
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.int8())
     elif pa.types.is_float16(array.type):
@@ -312,14 +310,14 @@ def _numbers(array: pa.Array) -> Numbers:
 
 
 def _missing(array: pa.Array) -> Mask | None:
-    """Which values are null; None where none is. A null among a dictionary's values counts as well."""
+    """Which values are null, bool [n], those in a dictionary's values included; None if none is."""
     if pa.types.is_dictionary(array.type) and array.dictionary.null_count:
         array = array.dictionary_decode()
     return array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
 
 
 def _within(ids: Ints, rows: int) -> bool:
-    """Whether all ids are in 0 .. rows - 1, in one pass: seen as unsigned, negative ids are the largest."""
+    """Whether all ids are in 0 .. rows - 1, in one pass: as unsigned integers, negative ids are the largest."""
     info = np.iinfo(ids.dtype)
     limit = min(rows, 2 ** (info.bits - 1)) if info.min < 0 else rows
     return bool(ids.view(f"u{ids.dtype.itemsize}").max() < limit)

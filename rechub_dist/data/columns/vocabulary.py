@@ -1,4 +1,4 @@
-"""Vocabularies: a Parquet file with the columns `value` and `id`, and the lookup of whole arrays in it."""
+"""Vocabularies: Parquet files with columns `value` and `id`, and vectorised lookup in them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Values and their ids, ready to be searched.
+    """Values and their ids, sorted for lookup.
 
     Attributes:
         path: the file, for messages.
-        values: integers or strings, Arrow [n], in the order of `words`.
-        words: int64 [n], ascending: the integers themselves (of those from 2^63 on, their bits), the strings' hashes.
+        values: Arrow array of integers or strings [n], in the order of `words`.
+        words: int64 [n], ascending: integers themselves (those from 2^63 on reinterpreted), hashes of strings.
         ids: int64 [n].
     """
 
@@ -40,10 +40,10 @@ class Vocabulary:
 
     @classmethod
     def of(cls, values: pa.Array, ids: Ids, path: str) -> Vocabulary:
-        """A vocabulary of these values, each once and none null, and their ids.
+        """The vocabulary of these values and their ids, int64 [n].
 
         Raises:
-            UserError: for a value that is there twice or null, and values that are neither integers nor strings.
+            UserError: a duplicate or null value, or values that are neither integers nor strings.
         """
         if not (is_string(values.type) or pa.types.is_integer(values.type)):
             raise UserError(f"{path}: column 'value' is {values.type}; a vocabulary's values are integers or strings")
@@ -58,24 +58,26 @@ class Vocabulary:
         words, values, ids = words[order], values.take(pa.array(order)), ids[order]
         if (twice := np.flatnonzero(words[1:] == words[:-1])).size:
             first, second = (values[int(twice[0]) + i].as_py() for i in (0, 1))
-            what = f"value {first!r} is there twice" if first == second else f"{first!r} and {second!r} hash alike"
+            what = (
+                f"value {first!r} occurs twice" if first == second else f"{first!r} and {second!r} have the same hash"
+            )
             raise UserError(f"{path}: column 'value': {what}; remove one of the two rows")
         return cls(path, values, words, ids)
 
     @property
     def strings(self) -> bool:
-        """Whether the values are strings, not integers."""
+        """Whether the values are strings rather than integers."""
         return is_string(self.values.type)
 
     @cached_property
     def limits(self) -> tuple[int, int]:
-        """The smallest and the largest id; zeros where there is none."""
+        """The smallest and the largest id; (0, 0) for an empty vocabulary."""
         return (int(self.ids.min()), int(self.ids.max())) if len(self.ids) else (0, 0)
 
     def find(self, array: pa.Array) -> Ids:
-        """The id of each value, int64 [n]; -1 for one that is not in the vocabulary, and for a null.
+        """The id of each value, int64 [n]; -1 for values that are not in the vocabulary, and for nulls.
 
-        Strings are found by their hash and then compared, so that none is taken for another.
+        Strings are found by hash and then compared, so that colliding hashes do no harm.
         """
         if self.strings:
             strings, codes = distinct(array)
@@ -86,7 +88,7 @@ class Vocabulary:
             return spread(np.where(there, self._id_at(places), UNKNOWN), codes, UNKNOWN)
         numbers = (pc.fill_null(array, 0) if array.null_count else array).to_numpy(zero_copy_only=False)
         places, there = self._places(_bits(numbers))
-        # NumPy compares int64 with uint64 exactly: 2^64 - 1 has the bits of -1, and is not it
+        # NumPy compares int64 with uint64 exactly: 2^64 - 1 has the bits of -1, but differs
         there[there] = self.values.to_numpy()[places[there]] == numbers[there]
         found = np.where(there, self._id_at(places), UNKNOWN)
         return np.where(array.is_valid().to_numpy(zero_copy_only=False), found, UNKNOWN) if array.null_count else found
@@ -98,7 +100,7 @@ class Vocabulary:
         return digest.hexdigest()
 
     def _places(self, words: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Where each word stands, and whether it does."""
+        """The index of each word in `words`, and whether it is there: both [n]."""
         places = np.minimum(np.searchsorted(self.words, words), max(len(self.words) - 1, 0))
         there = self.words[places] == words if len(self.words) else np.zeros(len(words), np.bool_)
         return places, there
@@ -108,10 +110,10 @@ class Vocabulary:
 
 
 def vocabulary_of(feature: StoredFeature) -> Vocabulary | None:
-    """The vocabulary that a feature names, read once a process; None for a feature without.
+    """The vocabulary of a feature, read once per process; None for a feature without one.
 
     Raises:
-        UserError: where the file is not there or is none, or its ids do not fit the feature's table.
+        UserError: as `read_vocabulary`, or its ids do not fit the feature's table.
     """
     if feature.vocabulary is None:
         return None
@@ -129,16 +131,16 @@ def vocabulary_of(feature: StoredFeature) -> Vocabulary | None:
 
 @cache
 def read_vocabulary(path: str) -> Vocabulary:
-    """The vocabulary in a Parquet file (or several, in a folder) with the columns `value` and `id`.
+    """The vocabulary in a Parquet file (or a folder of them) with columns `value` and `id`; cached.
 
     Raises:
-        UserError: where it cannot be read, or is no vocabulary.
+        UserError: it cannot be read, or is not a vocabulary.
     """
     manifest = Manifest.read(path)
     for name in ("value", "id"):
         if name not in manifest.schema.names:
             raise UserError(
-                f"{path}: there is no column {name!r}; a vocabulary has the columns 'value' and 'id' "
+                f"{path}: there is no column {name!r}; a vocabulary has columns 'value' and 'id' "
                 "(rechub-dist data vocabulary writes one)"
             )
     # the order of the row groups does not matter: values are sorted anyway
@@ -149,10 +151,10 @@ def read_vocabulary(path: str) -> Vocabulary:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if is_string(values.type):
-        values = values.cast(pa.large_string())  # in one piece, they may exceed 2 GB
+        values = values.cast(pa.large_string())  # as one array they may exceed 2 GB
     return Vocabulary.of(values.combine_chunks(), ids.cast(pa.int64()).to_numpy(), path)
 
 
 def _bits(numbers: NDArray[np.integer]) -> Ids:
-    """Integers of any width as int64; those from 2^63 on by their bits."""
+    """Integers of any width as int64; those from 2^63 on are reinterpreted."""
     return numbers.view(np.int64) if numbers.dtype == np.uint64 else numbers.astype(np.int64, copy=False)

@@ -1,6 +1,6 @@
-"""Arrow columns -> a window: one piece of a row group, whose columns are checked, converted and permuted, one by one.
+"""Arrow columns -> a window: a piece of a row group whose columns are checked, converted and permuted, one by one.
 
-Columns with exactly one id a row lie side by side in one block, so that a slice of all of them is one view.
+Columns with exactly one id per row are adjacent in one block, so that a slice of all of them is one view.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ Rows = NDArray[Any] | list[NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """Several ids a row: those of row i are `values[offsets[i] : offsets[i + 1]]`, `lengths[i]` of them.
+    """Any number of ids per row: those of row i are `values[offsets[i] : offsets[i + 1]]`, `lengths[i]` of them.
 
-    `weights` stand beside the values where the feature has some.
+    `weights` has one weight per value where the feature is weighted.
     """
 
     values: Ints
@@ -58,12 +58,12 @@ class Window:
     Attributes:
         rows: R.
         flat: the features with exactly one id in every row.
-        ids: [len(flat), R]. Permuted they are one int32 (int64 where a table needs it) array; in the stored order
-            columns as Arrow has them, since what is read once need not be copied.
+        ids: [len(flat), R]. Permuted they are one int32 array (int64 where a table needs it); in the stored order a
+            list of Arrow's own columns, as copying what is read once would be a waste.
         ragged: the other id features.
-        floats: [D + T + W, R], likewise (float32): dense values, labels, and the weight if there is one.
+        floats: [D + T + W, R], likewise, float32: dense values, labels, and the weight if there is one.
         keys: by column, R values to group by.
-        memory: what permuted `ids` and `floats` lie in, flat.
+        memory: the flat buffers that permuted `ids` and `floats` are views of.
     """
 
     rows: int
@@ -83,20 +83,19 @@ def open_window(
     reuse: Window | None = None,
     bounds: Mapping[str, tuple[int, int]] = {},
 ) -> Window:
-    """Check, convert and permute the rows of `table`.
+    """The window of the rows of `table`: checked, converted and permuted.
 
     Args:
-        table: R rows, whose schema `check_schema` has found to fit `spec`.
+        table: R rows, with a schema that `check_schema` has accepted for `spec`.
         spec: what to convert.
         permutation: int64 [R], the stored rows in their new order; None keeps the stored order.
         where: the file's name, for errors.
-        reuse: a window of the same spec that is finished, whose memory may be overwritten. (Fresh memory costs a page
-            fault every 4 kB, together about a fifth of the time that it takes to open a window.)
-        bounds: the least and the greatest value by column, where they are known: ids need not be looked at to see
-            that none is outside its table.
+        reuse: a window of the same spec that is no longer needed, whose memory is overwritten. (Fresh memory costs page
+            faults, about a fifth of the time of opening a window.)
+        bounds: the least and the greatest value by column, where known: ids within them need no check of their own.
 
     Raises:
-        UserError: naming `where`, the column, the value and the fix.
+        UserError: a value is bad, or aligned features differ in length; names `where`, the column and the fix.
     """
     rows = table.num_rows
     dtype = _id_type(spec)
@@ -117,7 +116,7 @@ def open_window(
             _place(ids, permutation, block, len(flat))
             flat.append(feature.name)
         else:
-            narrow = ids if permutation is None else ids.astype(dtype, copy=False)  # pays where it is permuted
+            narrow = ids if permutation is None else ids.astype(dtype, copy=False)  # pays off where it is permuted
             ragged[feature.name] = _gather(narrow, weights, lengths, permutation, feature)
     for gap in spec.time_gaps:
         times = one_array(table, gap.times, lists=True)
@@ -145,7 +144,7 @@ def open_window(
 def _stored(
     table: pa.Table | RowGroup, feature: StoredFeature, where: str, bounds: tuple[int, int] | None
 ) -> tuple[Ints, Floats | None, Ints | None]:
-    """A column's ids, their weights, and their number in each row; None for one id without a weight in every row."""
+    """A column's ids, their weights, and their number in each row; None if that is 1 throughout, without weights."""
     array = one_array(table, feature.source, lists=isinstance(feature, SequenceFeature))
     weights: Floats | None = None
     if isinstance(feature, SparseFeature) and feature.weights:
@@ -167,14 +166,14 @@ def _stored(
 
 
 def _elements(array: pa.Array) -> pa.Array:
-    """All ids of a list column, one after another, without a copy where none of its lists is missing."""
+    """All ids of a list column, concatenated; without a copy if no list is null."""
     if array.null_count or pa.types.is_fixed_size_list(array.type):
         return array.flatten()
     return array.values[array.offsets[0].as_py() : array.offsets[-1].as_py()]
 
 
 def _list_lengths(array: pa.Array) -> Ints:
-    """The lengths of lists, int32 where Arrow's offsets are, else int64; a missing list is empty."""
+    """The lengths of lists, int32 if Arrow's offsets are, else int64; null lists count as empty."""
     if array.null_count or pa.types.is_fixed_size_list(array.type):
         lengths: Ints = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
         return lengths.astype(np.int64)
@@ -182,7 +181,7 @@ def _list_lengths(array: pa.Array) -> Ints:
 
 
 def _cross(feature: CrossFeature, flat: list[str], block: Rows, ragged: dict[str, Ragged]) -> None:
-    """The combinations of features that are already in their new order."""
+    """Add a cross to the window; its inputs are already in it, permuted."""
     inputs = [
         (block[flat.index(f.name)], None) if f.name in flat else (ragged[f.name].values, ragged[f.name].lengths)
         for f in feature.inputs
@@ -196,7 +195,7 @@ def _cross(feature: CrossFeature, flat: list[str], block: Rows, ragged: dict[str
 
 
 def _check_aligned(names: list[str], ragged: dict[str, Ragged], spec: BatchSpec, where: str) -> None:
-    """Refuse a row in which features that belong together position by position have different lengths."""
+    """Raise UserError if aligned features have different lengths in a row."""
     sources = {feature.name: feature.source for feature in spec.stored} | {
         gap.name: gap.times for gap in spec.time_gaps
     }
@@ -215,14 +214,14 @@ def _id_type(spec: BatchSpec) -> np.dtype[Any]:
 
 
 def _offsets(lengths: Any) -> Ints:
-    """Running sums with a leading 0, of the lengths' type (which holds all ids of a column), [n + 1]."""
+    """Running sums of lengths with a leading 0, [n + 1], of the lengths' type, which is wide enough for a column."""
     # several times as fast as NumPy's cumsum
     offsets: Ints = torch.ops.fbgemm.asynchronous_complete_cumsum(torch.from_numpy(lengths)).numpy()
     return offsets
 
 
 def _room(memory: Any, shape: tuple[int, int], dtype: Any) -> tuple[Any, Any]:
-    """`memory` if it is large enough, else new memory; and its beginning as an array of `shape`."""
+    """A flat buffer, `memory` if it is large enough, else a new one; and its beginning as an array of `shape`."""
     size = shape[0] * shape[1]
     if memory is None or len(memory) < size:
         memory = np.empty(size, dtype)
@@ -230,19 +229,19 @@ def _room(memory: Any, shape: tuple[int, int], dtype: Any) -> tuple[Any, Any]:
 
 
 def _place(values: Any, permutation: Ints | None, rows: Rows, row: int) -> None:
-    """Make the values, in their new order, row `row`."""
+    """Write the values, permuted, into row `row` of `rows`."""
     if permutation is None:
         rows[row] = values
     else:
         assert isinstance(rows, np.ndarray)
-        # the permutation is in range by construction; without the check, and on the narrow type, it is fastest
+        # the permutation is valid by construction; mode="clip" skips the check, and the narrow type is fastest
         np.take(values.astype(rows.dtype, copy=False), permutation, out=rows[row], mode="clip")
 
 
 def _gather(
     ids: Ints, weights: Floats | None, lengths: Ints, permutation: Ints | None, feature: StoredFeature | TimeGapFeature
 ) -> Ragged:
-    """Cut the rows to the feature's length and permute them."""
+    """The rows cut to the feature's `max_length`, and permuted."""
     if isinstance(feature, SequenceFeature | TimeGapFeature) and lengths.max(initial=0) > feature.max_length:
         surplus = np.maximum(lengths - feature.max_length, 0)
         ends = np.cumsum(lengths)
@@ -253,7 +252,7 @@ def _gather(
         ids, weights = ids[kept], None if weights is None else weights[kept]
         lengths = lengths - surplus
     if permutation is not None and len(ids):
-        # row after row in one pass; an index for each id would take four
+        # row by row in one pass; an index per id would take four
         permuted = torch.ops.fbgemm.permute_1D_sparse_data(
             torch.from_numpy(permutation.astype(np.int32)),
             torch.from_numpy(lengths),

@@ -1,4 +1,4 @@
-"""Conditions that a row must meet to be read: on its columns, or on the partition keys in its file's path."""
+"""Conditions that select rows: on their columns, or on the partition keys in the path of their file."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from numpy.typing import NDArray
 
 from rechub_dist.errors import UserError
 
-Condition = tuple[str, str, Any]  # a name, a sign, a value (`in`, `not in`: a list of them)
+Condition = tuple[str, str, Any]  # name, operator, value (a list of values for `in` and `not in`)
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """All of these must hold. A condition on a missing value does not.
+    """A conjunction of conditions. No condition holds for a null.
 
     Attributes:
-        items: (name, sign, value), the signs those of `Selection.where`.
+        items: (name, operator, value), with the operators of `Selection.where`.
     """
 
     items: tuple[Condition, ...]
 
     @property
     def names(self) -> list[str]:
-        """What they are about, each once."""
+        """The names in the conditions, without duplicates."""
         return list(dict.fromkeys(name for name, _, _ in self.items))
 
     def rows(self, table: pa.Table, where: str) -> NDArray[np.int64]:
-        """The rows of a table with these columns that meet them, int64, ascending.
+        """The indices of the table's rows that meet them, int64, ascending.
 
         Raises:
-            UserError: naming `where`, for a value that a column cannot be compared with.
+            UserError: naming `where`, if a column cannot be compared with its value.
         """
         if not self.items:
             return np.arange(table.num_rows)
@@ -55,7 +55,7 @@ class Conditions:
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:
-    """A value as YAML has it, as a column's type has it where it can: dates as strings, and the other way round."""
+    """A value from YAML, converted to a column's type where possible: dates to strings, and strings to dates."""
     if isinstance(value, list | tuple):
         return [_fitting(item, kind) for item in value]
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind

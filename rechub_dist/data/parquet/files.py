@@ -1,4 +1,4 @@
-"""Parquet files of a data set, and row groups out of them."""
+"""The Parquet files of a data set, and reading row groups from them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _PIECE, _GAP = 8 << 20, 64 << 10  # bytes fetched at once after a failure; bytes
 
 @dataclass(frozen=True)
 class DataFile:
-    """One Parquet file, as it was when the manifest was read, or those of its rows that meet conditions.
+    """One Parquet file as it was when the manifest was read, or those of its rows that meet conditions.
 
     Attributes:
-        path: or address, as a person would write it.
-        name: below the data set's root.
-        size: bytes.
-        counts: rows of its row groups.
-        modified: time of modification, nanoseconds; None where the store does not tell it.
-        etag: version of the object; None where the store does not tell it.
-        store: where it is.
-        where: what its rows have to meet; of the others nothing is seen.
-        kept: the rows of its row groups that meet it.
+        path: path or address, as users write it.
+        name: relative to the data set's root.
+        size: in bytes.
+        counts: rows of each row group.
+        modified: time of modification in nanoseconds; None if the store does not report it.
+        etag: version of the object; None if the store does not report it.
+        store: the file system.
+        where: conditions; rows that do not meet them are invisible.
+        kept: rows of each row group that meet them.
     """
 
     path: str
@@ -58,9 +58,9 @@ class DataFile:
 
 
 class OpenFiles:
-    """The files of one pass over a data set, the least recently used of them closed.
+    """A cache of open files for a pass over a data set; the least recently used are closed.
 
-    Several threads may read at once; a file that one of them reads is opened again for another.
+    Thread-safe: a file that one thread is reading is opened once more for another.
     """
 
     def __init__(self) -> None:
@@ -68,28 +68,28 @@ class OpenFiles:
         self._lock = threading.Lock()
 
     def read(self, file: DataFile, group: int, columns: list[str]) -> pa.Table:
-        """The columns of the rows of one row group that meet the file's conditions. Raises as `convert`."""
+        """Columns of the rows of a row group that meet the file's conditions. Raises as `convert`."""
         return self.convert(file, group, columns, RowGroup.table)
 
     def convert(self, file: DataFile, group: int, uses: list[str], conversion: Callable[[RowGroup], T]) -> T:
-        """What `conversion` makes of the rows of one row group that meet the file's conditions.
+        """The result of `conversion` on the rows of a row group that meet the file's conditions.
 
-        A first attempt reads as Arrow does best. Where it fails, the next ones fetch the bytes piece by piece, of which
-        each has to succeed but once, before they decode them: bytes that are all there and make no sense are a corrupt
-        file; anything else is the store's failure, and is tried again until the deadline.
+        The first attempt leaves the reading to Arrow. If it fails, further attempts fetch the bytes in pieces, each of
+        which has to succeed only once, and then decode them: if complete bytes cannot be decoded, the file is corrupt;
+        anything else is a failure of the store, and is retried until the deadline.
 
         Args:
             file: the file.
-            group: the row group's index in it.
-            uses: the columns in the order in which the conversion asks for them, each as often.
-            conversion: called in another thread, again where an attempt fails or hangs, so it must not change what an
-                earlier call may still use. What it raises itself is raised here.
+            group: index of the row group in it.
+            uses: the columns in the order in which the conversion uses them, each as often as it is used.
+            conversion: called in another thread, and once more if an attempt fails or hangs, so it must not change what
+                an earlier call may still use. Its own exceptions are raised here.
 
         Raises:
-            BadFileError: where the file is missing, corrupt or not what it was when the run began.
-            UserError: where the store fails, up to its deadline.
+            BadFileError: the file is missing or corrupt, or has changed since the manifest was read.
+            UserError: the store has failed until its deadline.
         """
-        # An attempt that hangs keeps its file: it is taken out of here, and comes back only with its rows.
+        # An attempt that hangs keeps its file: it is removed here, and put back only by an attempt that succeeds.
         with self._lock:
             opened = self._files.pop(file.path, None)
         pieces: dict[int, bytes] = {}
@@ -108,7 +108,7 @@ class OpenFiles:
                 outcome.set_result(conversion(_meeting(file, source, group, found)))
             except UndecodableError as error:
                 raise corrupt(file.path, error.reason, f"row group {group}") if attempt else error.reason from None
-            except Exception as error:  # no fault of the store: to read again would be of no use
+            except Exception as error:  # not the store's fault: a retry would not help
                 outcome.set_exception(error)
             return parquet, outcome
 
@@ -123,7 +123,7 @@ class OpenFiles:
         return outcome.result()
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all files."""
         while self._files:
             self._files.popitem()[1].close(force=True)
 
@@ -141,10 +141,11 @@ def count_rows(file: DataFile) -> tuple[int, ...]:
 
 
 def open_file(file: DataFile) -> pq.ParquetFile:
-    """Open a file that has to be the one of the manifest.
+    """Open a file, after a check that it is still the one of the manifest.
 
     Raises:
         BadFileError: it has changed, or its footer is corrupt.
+        OSError: the store fails; to be called within `Store.with_retries`.
     """
     source = file.store.filesystem.open_input_file(file.store.inside(file.path))
     version = etag(source)
@@ -158,7 +159,7 @@ def open_file(file: DataFile) -> pq.ParquetFile:
     metadata = parse_footer(footer_bytes(source), file.path)
     if tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)) != file.counts:
         raise _changed(file)
-    # on an object store, fetch a row group's bytes in few requests
+    # from an object store, a row group's bytes are fetched in few requests
     return open_parquet(source, metadata=metadata, pre_buffer=file.store.remote)
 
 
@@ -173,7 +174,7 @@ def _meeting(file: DataFile, source: pq.ParquetFile, group: int, found: RowGroup
 
 
 def _fetch(parquet: pq.ParquetFile, file: DataFile, group: int, columns: set[str], pieces: dict[int, bytes]) -> None:
-    """Add to `pieces`, by offset, the bytes of a row group's columns that are not there yet."""
+    """Fetch the bytes of a row group's columns that are not yet in `pieces`, by offset."""
     source: Any = file.store.filesystem.open_input_file(file.store.inside(file.path))
     with source:
         for start, stop in _spans(parquet.metadata, group, columns):
@@ -185,7 +186,7 @@ def _fetch(parquet: pq.ParquetFile, file: DataFile, group: int, columns: set[str
 
 
 def _in_memory(parquet: pq.ParquetFile, file: DataFile, pieces: dict[int, bytes]) -> pq.ParquetFile:
-    """The file, of which there is no more than the pieces."""
+    """The file in memory, with zeros outside of the pieces."""
     content = np.zeros(file.size, np.uint8)  # untouched pages take no memory
     for offset, piece in pieces.items():
         content[offset : offset + len(piece)] = np.frombuffer(piece, np.uint8)
@@ -193,7 +194,7 @@ def _in_memory(parquet: pq.ParquetFile, file: DataFile, pieces: dict[int, bytes]
 
 
 def _spans(metadata: pq.FileMetaData, group: int, columns: set[str]) -> list[tuple[int, int]]:
-    """Where the bytes of a row group's columns lie: (start, stop), neighbours joined."""
+    """The byte ranges (start, stop) of a row group's columns; ranges with small gaps are merged."""
     places = []
     row_group = metadata.row_group(group)
     for index in range(row_group.num_columns):
@@ -213,7 +214,6 @@ def _spans(metadata: pq.FileMetaData, group: int, columns: set[str]) -> list[tup
 
 def _changed(file: DataFile) -> BadFileError:
     return BadFileError(
-        f"{file.path}: it is not the file that it was when the run began; leave the data of a run as it is, or begin a "
-        "new run",
+        f"{file.path}: it has changed since the run began; leave the data of a run as it is, or begin a new run",
         "changed",
     )

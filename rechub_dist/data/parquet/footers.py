@@ -1,4 +1,4 @@
-"""Footers of Parquet files: fetched with patience, understood, and kept in the user's cache folder."""
+"""Footers of Parquet files: fetched with retries, parsed, and cached in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rechub_dist.data.parquet.kinds import plain_schema
 from rechub_dist.data.parquet.storage import Store
 from rechub_dist.skips import BadFileError
 
-_TAIL = 65_536  # bytes that hold most footers
-_SETTLED = 2.0  # seconds after which a file that changes again has another modification time on any file system
+_TAIL = 65_536  # bytes, enough for most footers
+_SETTLED = 2.0  # seconds after which a further change gives another modification time on any file system
 _DIGEST = 16
 
 
@@ -30,8 +30,8 @@ class Footer:
 
     Attributes:
         counts: rows of each row group.
-        schema: of Arrow, each column as it is read (`plain_type`), without metadata.
-        etag: the object's version, where the store tells it.
+        schema: Arrow's, with the types of `plain_type`, without metadata.
+        etag: the object's version; None if the store does not report it.
     """
 
     counts: tuple[int, ...]
@@ -44,7 +44,7 @@ def read_footer(store: Store, path: str) -> Footer:
 
     Raises:
         BadFileError: the file is missing, or has no readable footer.
-        UserError: the store fails, up to its deadline.
+        UserError: the store has failed until its deadline.
     """
 
     def fetch(_attempt: int) -> tuple[bytes, str | None]:
@@ -61,7 +61,7 @@ def read_footer(store: Store, path: str) -> Footer:
 
 
 def footer_bytes(source: Any) -> bytes:
-    """The end of an open file with its footer, in one or two requests; less where it is no Parquet file."""
+    """The end of an open file, footer included, in one or two requests. Raises OSError if the store fails."""
     size = source.size()
     tail = read_exactly(source, max(0, size - _TAIL), min(size, _TAIL))
     if tail[-4:] == b"PAR1" and len(tail) >= 8:
@@ -72,7 +72,7 @@ def footer_bytes(source: Any) -> bytes:
 
 
 def parse_footer(tail: bytes, path: str) -> pq.FileMetaData:
-    """The metadata in a file's last bytes. Raises BadFileError where there is none."""
+    """The metadata in a file's last bytes. Raises BadFileError if there is none."""
     try:
         return pq.read_metadata(pa.BufferReader(tail))
     except (OSError, pa.ArrowException) as error:
@@ -80,15 +80,15 @@ def parse_footer(tail: bytes, path: str) -> pq.FileMetaData:
 
 
 def read_exactly(source: Any, offset: int, size: int) -> bytes:
-    """Bytes of an open file. Raises OSError where fewer come than were asked for."""
+    """`size` bytes of an open file from `offset` on. Raises OSError if fewer arrive."""
     found = source.read_at(size, offset) if size else b""
     if len(found) != size:
-        raise OSError(f"{len(found)} bytes came instead of {size}")
+        raise OSError(f"got {len(found)} bytes instead of {size}")
     return found
 
 
 def etag(source: Any) -> str | None:
-    """The version of an open object, where its store tells it."""
+    """The version of an open object; None if its store does not report it."""
     try:
         value = (source.metadata() or {}).get("ETag")
     except (AttributeError, NotImplementedError, pa.ArrowException):
@@ -97,7 +97,7 @@ def etag(source: Any) -> str | None:
 
 
 def corrupt(path: str, error: Exception, what: str = "it") -> BadFileError:
-    """The one line for a file (or `what` in it) whose bytes are there and make no sense."""
+    """The error for a file (or `what` in it) that can be read, but not decoded."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return BadFileError(
         f"{path}: {what} is truncated or corrupt ({reason}); write the file again or remove it", "corrupt"
@@ -105,10 +105,10 @@ def corrupt(path: str, error: Exception, what: str = "it") -> BadFileError:
 
 
 class FooterCache:
-    """The footers of one data set, by path, size and modification time.
+    """A cache of the footers of one data set, by path, size and modification time.
 
-    One file below `$XDG_CACHE_HOME/rechub-dist` (else `~/.cache/rechub-dist`), named after the data set. Any number of
-    processes may use it: it is replaced as a whole. One that is damaged, or cannot be written, is passed over.
+    One file below `$XDG_CACHE_HOME/rechub-dist` (else `~/.cache/rechub-dist`), named by a hash of `dataset`.
+    Any number of processes may share it, as it is replaced atomically. It is ignored if damaged or not writable.
     """
 
     def __init__(self, dataset: str) -> None:
@@ -117,7 +117,7 @@ class FooterCache:
         self._path = base / "rechub-dist" / "manifests" / f"{name}.arrow"
 
     def load(self) -> dict[tuple[str, int, int], Footer]:
-        """What is kept; nothing where the file is absent or damaged."""
+        """The cached footers by (path, size, modified); empty if the file is absent or damaged."""
         try:
             content = self._path.read_bytes()
             digest, body = content[:_DIGEST], content[_DIGEST:]
@@ -136,7 +136,7 @@ class FooterCache:
         }
 
     def store(self, footers: Iterable[tuple[tuple[str, int, int], Footer]], began: float) -> None:
-        """Keep footers that were read after `began` (of `time.time`); files changed just before may change unseen."""
+        """Cache footers read since `began` (`time.time`), except of files that were changed shortly before."""
         settled = [(key, footer) for key, footer in footers if key[2] < (began - _SETTLED) * 1e9]
         schemas: dict[bytes, int] = {}
         index = [schemas.setdefault(footer.schema.serialize().to_pybytes(), len(schemas)) for _, footer in settled]
@@ -162,7 +162,7 @@ class FooterCache:
 
 
 def _schemas(table: pa.Table) -> list[bytes]:
-    """The serialised schemas, which stand in the table's metadata under their numbers."""
+    """The serialised schemas, which are in the table's metadata under their numbers."""
     stored = table.schema.metadata or {}
     return [stored[str(place).encode()] for place in range(len(stored))]
 

@@ -1,4 +1,4 @@
-"""Arrow types as the reader takes them: what a column is read as, and which types stand for the same."""
+"""Arrow types in the reader: the type that a column is read as, and which types hold the same kind of values."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pyarrow as pa
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """What a column of this type is read as: of the types that hold the same, one that Arrow can compute with.
+    """The type that a column of this type is read as: an equivalent one that Arrow can compute with.
 
-    Views become strings and lists, a half float a float, and the dictionaries of lists' elements are resolved. Whether
-    list elements may be missing is no part of a type here.
+    Views become strings and lists, half floats become floats, and dictionary-encoded list elements are decoded. The
+    nullability of list elements is dropped.
     """
     types = pa.types
     if types.is_fixed_size_list(kind):
@@ -32,12 +32,12 @@ def _element(kind: pa.DataType) -> pa.Field:
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema with each column as it is read, without metadata."""
+    """The schema with the types of `plain_type`, without metadata."""
     return pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a column holds a list a row."""
+    """Whether a column holds lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
@@ -54,14 +54,14 @@ def is_number(kind: pa.DataType) -> bool:
 
 
 def is_time(kind: pa.DataType) -> bool:
-    """Whether values are timestamps, or numbers, which may stand for times."""
+    """Whether values are timestamps, or numbers, which may be times."""
     return bool(pa.types.is_timestamp(kind) or is_number(kind))
 
 
 def family(kind: pa.DataType) -> str:
-    """One word for all types that hold the same values: `integer` for int32 and int64, for one.
+    """One word for all types with the same kind of values: `integer` for int32 and int64, for example.
 
-    A dictionary is what its values are. `null`, of a column without a value, may stand for any.
+    Dictionary-encoded types are those of their values. `null`, of a column without any value, agrees with all.
     """
     types, kind = pa.types, plain_type(kind)
     if types.is_dictionary(kind):
@@ -80,14 +80,14 @@ def family(kind: pa.DataType) -> str:
 
 
 def values_family(kind: pa.DataType) -> str:
-    """As `family`, of a list its elements', and `number` for all of integers, floats, decimals and booleans."""
+    """As `family`, but of a list's elements, and `number` for integers, floats, decimals and booleans."""
     found = family(kind).removeprefix("list of ")
     numbers = ("integer", "float", "bool")
     return "number" if found in numbers or found.startswith("decimal") else found
 
 
 def agree(one: str, other: str) -> bool:
-    """Whether two families may stand in one column: they are the same, or one of them holds no value."""
+    """Whether two families may occur in one column: they are equal, or one of them has no values."""
     if one.startswith("list of ") and other.startswith("list of "):
         return agree(one.removeprefix("list of "), other.removeprefix("list of "))
     return one == other or "null" in (one, other)

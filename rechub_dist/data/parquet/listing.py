@@ -1,4 +1,4 @@
-"""Files by path, pattern, address and hive partition."""
+"""Finds files by path, pattern, address and hive partition."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rechub_dist.errors import UserError, nearest
 
 _GLOB = re.compile(r"[*?\[]")
 _URI_GLOB = re.compile(r"[*\[]")  # in an address, `?` begins the options
-_BELOW = r"(?:[^._/][^/]*/)*[^._/][^/]*\.parquet"  # what counts below a folder
+_BELOW = r"(?:[^._/][^/]*/)*[^._/][^/]*\.parquet"  # the files that count below a folder
 
 
 class Found(NamedTuple):
-    """A file: its path or address, its name below the root, size, and time of modification in ns if that is known.
+    """A file: its path or address, name relative to the root, size in bytes, and modification time in ns, if known.
 
-    `where` is what its rows have to meet.
+    `where` has the conditions on its rows.
     """
 
     path: str
@@ -38,10 +38,10 @@ class Found(NamedTuple):
 
 
 def find(source: str | Selection, settings: StorageConfig) -> list[Found]:
-    """The files of a path (see `Manifest.read`) whose partitions are wanted, sorted by name; at least one.
+    """The files of a path (see `Manifest.read`) whose partitions are selected, sorted by name; at least one.
 
     Raises:
-        UserError: nothing is there, it cannot be listed, or the conditions do not fit the partitions.
+        UserError: there is no file, the listing fails, or the conditions do not fit the partitions.
     """
     if isinstance(source, str):
         return _find(source, settings)
@@ -61,7 +61,7 @@ def _find(path: str, settings: StorageConfig) -> list[Found]:
     fixed = next((i for i, part in enumerate(parts) if glob.search(part)), len(parts))
     root = "/".join(parts[:fixed]) or ("/" if base.startswith("/") else ".")
     store, inside = locate(root + mark + options, settings)
-    # a name that is there as it is written is no pattern, whatever signs are in it: `set [v2]`
+    # a name that exists literally is not a pattern, whatever characters it has: `set [v2]`
     for part in parts[fixed:]:
         further = f"{inside.rstrip('/')}/{part}"
         if glob.search(part) and not _is_there(store, further):
@@ -97,7 +97,7 @@ def _is_there(store: Store, path: str) -> bool:
 
 
 def _listing(store: Store, root: str, *, alone: bool) -> list[Any] | None:
-    """All that is below a folder; the file `root` itself, where it may stand alone; None where there is nothing."""
+    """Everything below a folder, or the file `root` itself if `alone` allows it; None if there is nothing."""
     filesystem = store.filesystem
     info = filesystem.get_file_info(root)
     if info.type == pafs.FileType.File and alone:
@@ -116,10 +116,9 @@ def _listing(store: Store, root: str, *, alone: bool) -> list[Any] | None:
 
 
 def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """The paths of all that is below a local folder, through links too.
+    """The paths of everything below a local folder, through links as well.
 
-    Those that lead back to a folder above (the last of which is this one) are not followed: what is behind them is
-    there without them.
+    Links to a folder in `above` (the real paths from the root down to this one) are not followed, as they are cycles.
     """
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -132,7 +131,7 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
 
 
 def _check_odd(store: Store, info: Any, holds_files: bool) -> None:
-    """Refuse what has the name of a file, and is none."""
+    """Raise UserError for what has the name of a data file, but is something else."""
     what = "is neither a file nor a folder, but a pipe, a socket or a device"
     if info.type == pafs.FileType.Directory:
         if holds_files:
@@ -146,7 +145,7 @@ def _check_odd(store: Store, info: Any, holds_files: bool) -> None:
 
 
 def _check_links(store: Store, paths: list[str]) -> None:
-    """Refuse a local file that is found twice, under its own name and through a link, or through two."""
+    """Raise UserError for a local file that is found twice, because of a link."""
     folders: dict[str, str] = {}  # many files are in one
     seen: dict[str, str] = {}
     for path in paths:
@@ -168,7 +167,7 @@ def _found(store: Store, info: Any, name: str) -> Found:
 
 
 def _matching(source: Selection, found: list[Found]) -> list[Found]:
-    """The files whose partitions meet the conditions, with those that are left, on columns, for their rows."""
+    """The files whose partitions meet the conditions on partition keys; with the other conditions, on their rows."""
     keys = [partition_keys(file.path) for file in found]
     on_keys = [condition for condition in source.where if any(condition[0] in held for held in keys)]
     columns: dict[str, pa.Array] = {}
@@ -176,8 +175,8 @@ def _matching(source: Selection, found: list[Found]) -> list[Found]:
         for file, held in zip(found, keys, strict=True):
             if name not in held:
                 raise UserError(
-                    f"{file.path}: its path holds no partition {name!r}, as others do, by which "
-                    f"{Conditions(source.where)} chooses; {nearest(name, held)}"
+                    f"{file.path}: its path has no partition {name!r}, unlike others, which "
+                    f"{Conditions(source.where)} needs; {nearest(name, held)}"
                 )
         columns[name] = _typed([held[name] for held in keys])
     on_rows = Conditions(tuple(condition for condition in source.where if condition not in on_keys))
@@ -188,13 +187,13 @@ def _matching(source: Selection, found: list[Found]) -> list[Found]:
 
 
 def partition_keys(path: str) -> dict[str, str]:
-    """The partition keys in the folders of a path: `date=2022-04-25/part-0.parquet`."""
+    """The partition keys in a path, with their values: `date=2022-04-25/part-0.parquet`."""
     pairs = (folder.split("=", 1) for folder in path.partition("?")[0].split("/")[:-1] if "=" in folder)
     return {name: unquote(value) for name, value in pairs}
 
 
 def _typed(values: list[str]) -> pa.Array:
-    """Integers where all are, else strings; dates as ISO has them compare rightly as strings."""
+    """Integers if all values are, else strings; ISO dates compare correctly as strings."""
     array = pa.array(values)
     try:
         return pc.cast(array, pa.int64())
@@ -203,15 +202,15 @@ def _typed(values: list[str]) -> pa.Array:
 
 
 def _below(path: str, root: str) -> str:
-    """`path` relative to `root`, as the listing of `root` gives it."""
+    """`path`, from the listing of `root`, relative to it."""
     root = root.rstrip("/")
     return path[len(root) + 1 :] if path.startswith(root + "/") else path.removeprefix("/")
 
 
 def _translate(pattern: str) -> str:
-    """A glob as a regular expression: `**` stands for any folders, the other signs for parts of one name.
+    """A glob as a regular expression: `**` matches any folders, the other wildcards within one name.
 
-    As in a shell, a name that begins with a dot is matched only where the pattern says the dot.
+    As in a shell, a leading dot is matched only by a dot in the pattern.
     """
     text = ""
     for match in re.finditer(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern):

@@ -1,4 +1,4 @@
-"""What lies where: the Parquet files behind a path, their row groups and their schema, from the footers alone."""
+"""The manifest of a data set: its Parquet files, their row groups and schema, from the footers alone."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ Item = TypeVar("Item", Found, DataFile)
 _DEFAULTS = StorageConfig()
 _ALONE = Alone()
 
-# What a file's columns are to whoever reads them, given its schema and its path: files agree where their columns are
-# the same, `null` being the same as anything. It raises UserError where a file is of no use by itself.
+# Given a file's schema and path, what its columns are to the reader, by name. Files are consistent if that is the same
+# for all, `null` agreeing with anything. Raises UserError for a file that is unusable by itself.
 Fit = Callable[[pa.Schema, str], dict[str, str]]
 
 
 def every_column(schema: pa.Schema, _where: str) -> dict[str, str]:
-    """The fit of those who may read any column: files have the same columns, of types that hold the same."""
+    """The strictest `Fit`: all files have the same columns, with types of the same family."""
     return {column.name: family(column.type) for column in schema}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set: its files in the order of their names, and the schema that they share.
+    """A data set: its files in the order of their names, and their common schema.
 
     Attributes:
-        path: as it was given.
-        files: the files, sorted by name; those of several sources one source after the other.
-        schema: the columns' names and Arrow types, those that hold all files' values: int64 where one file has int32
-            and another int64. What no one reads may be missing in some files.
-        skip_bad: whether the rows of bad files are left out, instead of an error.
-        left_out: the files that are bad as a whole, so that nothing of them is in `files`.
+        path: as given.
+        files: sorted by name; if there are several sources, source by source.
+        schema: the columns' names, with Arrow types wide enough for all files: int64 if one file has int32 and another
+            int64. Columns that are not read may be missing in some files.
+        skip_bad: whether the rows of bad files are skipped instead of being an error.
+        left_out: the files that are skipped as a whole, and so are not in `files`.
     """
 
     path: str
@@ -68,32 +68,32 @@ class Manifest:
         ranks: Ranks = _ALONE,
         fit: Fit = every_column,
     ) -> Manifest:
-        """Find the files of `source` and read their footers, `threads` at a time, or take them from the cache.
+        """Find the files of `source` and read their footers, or take them from the cache. Collective over `ranks`.
 
-        Where rows have to meet conditions, those that do are counted, row group by row group, and these counts are kept
-        in the cache, too.
+        If rows are selected by conditions, those that meet them are counted by row group, and the counts are cached,
+        too.
 
         Args:
-            source: a file; a folder, of which all `*.parquet` files below it count but those with a name (or a folder)
-                that begins with `.` or `_`; or a pattern of either with `*`, `?`, `[...]` within a name and `**` over
-                folders. An address such as `s3://bucket/folder` works as well, so does a selection of hive
-                partitions and of rows, and a list of all these.
+            source: a file; a folder, which stands for all `*.parquet` files below it, except names (of files or
+                folders) that begin with `.` or `_`; or a pattern of either, with `*`, `?`, `[...]` within a name and
+                `**` for any folders. Also an address such as `s3://bucket/folder`, a selection of hive partitions and
+                rows, or a list of all these.
             settings: of the stores.
-            skip_bad: leave files without a readable footer out, and those that do not fit or differ from most files.
-            threads: footers read at once.
-            ranks: who read the same files, and divide the work. Each of them calls this.
-            fit: what tells whether files agree.
+            skip_bad: leave out files without a readable footer, and those that do not fit or differ from most files.
+            threads: number of footers that are read at once.
+            ranks: the ranks that need the manifest, and divide the work.
+            fit: decides whether files are usable and consistent.
 
         Raises:
-            UserError: where nothing is there, a file cannot be read, there are no rows, the files' columns differ, or
-                conditions do not fit them.
+            UserError: there is no file or no row, a file cannot be read, the files' columns differ, or conditions do
+                not fit them.
         """
         sources = [source] if isinstance(source, str | Selection) else list(source)
         path = ", ".join(item if isinstance(item, str) else item.path for item in sources)
         found = ranks.from_main(lambda: [file for item in sources for file in find(item, settings)])
         twice = [file for file, count in Counter(item.path for item in found).items() if count > 1]
         if twice:
-            raise UserError(f"{path}: {twice[0]} is named by two of the paths; name each file once")
+            raise UserError(f"{path}: {twice[0]} is in two of the paths; name each file once")
         ask = _Asking(settings, skip_bad, ranks, threads)
         footers = ask.about(str(sources), found, lambda item: read_footer(item.store, item.path))
         files: list[DataFile] = []
@@ -131,9 +131,9 @@ class Manifest:
         return tuple((file, index) for file in self.files for index in range(len(file.counts)))
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that identify the data by the files' names and row groups, wherever it lies.
+        """16 hexadecimal digits that identify the data by its files' relative names and row groups, wherever it is.
 
-        Where rows have to meet conditions, also by these and by how many do.
+        With conditions on rows, also by these and by the numbers of rows that meet them.
         """
         text = "\n".join(f"{file.name}:{','.join(map(str, file.counts))}" for file in self.files)
         text += "".join(f"\n{file.where}:{','.join(map(str, file.kept))}" for file in self.files if file.where.items)
@@ -141,22 +141,22 @@ class Manifest:
 
 
 def prepared_splits(path: str) -> tuple[str, ...]:
-    """The splits of a prepared folder on a local disk, the folders in it; () for any other path."""
+    """The names of the splits in a prepared folder on a local disk; () for any other path."""
     if not (Path(path) / "train").is_dir():
         return ()
     return tuple(name for name in ("train", "train_prefixes", "valid", "test") if (Path(path) / name).is_dir())
 
 
 def describe(path: str) -> dict[str, Any]:
-    """A summary of a data set for people: what one wants to know before writing its schema.
+    """A summary of a data set for users who are about to write its schema.
 
     Returns:
         `path`, `files`, `bytes`, `rows`, `row_groups`, `row_group_rows` (`{min, max}`), `fingerprint`, and `columns`:
-        a list of `{name, type, nulls}`. Nulls of flat columns come from the statistics in the footers; where there
-        are none, and for lists (missing lists count, not missing elements), the column is read.
+        a list of `{name, type, nulls}`. The nulls of flat columns are from the statistics in the footers; without
+        these, and for lists (null lists count, null elements do not), the column is read.
 
     Raises:
-        UserError: as `Manifest.read`, and where a column has to be read and cannot.
+        UserError: as `Manifest.read`, or a column cannot be read.
     """
     manifest = Manifest.read(path)
     nulls = dict.fromkeys(manifest.schema.names, 0)
@@ -179,7 +179,7 @@ def describe(path: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Asking:
-    """What is asked of every file, by all ranks together, unless the cache knows it."""
+    """Reads something from every file, by all ranks together, unless it is cached."""
 
     settings: StorageConfig
     skip_bad: bool
@@ -187,7 +187,7 @@ class _Asking:
     threads: int
 
     def about(self, name: str, files: Sequence[Item], read: Callable[[Item], Footer]) -> list[Footer | BadFileError]:
-        """What `read` finds for each file, kept under `name`; what is wrong with those that may be left out."""
+        """The result of `read` for each file, cached under `name`; or with `skip_bad` its BadFileError. Collective."""
         cache, began = FooterCache(name), time.time()
         known = cache.load() if self.settings.cache else {}
         keys = [None if item.modified is None else (item.path, item.size, item.modified) for item in files]
@@ -228,20 +228,20 @@ def _file(item: Found, footer: Footer) -> DataFile:
 def _counted(
     ask: _Asking, name: str, files: list[DataFile], schemas: dict[str, pa.Schema], path: str
 ) -> tuple[list[DataFile], list[Skipped]]:
-    """The files with the number of their rows that meet the conditions; and those that turned out to be bad."""
+    """The files with their numbers of rows that meet the conditions; and those that are bad. Collective."""
     for file in files:
         schema = schemas[file.path]
         for column in file.where.names:
             if column not in schema.names:
                 valid = [*partition_keys(file.path), *schema.names]
                 raise UserError(
-                    f"{path}: there is neither a partition nor a column {column!r}, by which {file.where} chooses; "
+                    f"{path}: there is neither a partition nor a column {column!r}, which {file.where} needs; "
                     f"{nearest(column, valid)}"
                 )
             if schema.names.count(column) > 1:
                 raise UserError(
-                    f"{file.path}: column {column!r}, by which {file.where} chooses, is there "
-                    f"{schema.names.count(column)} times; rename one"
+                    f"{file.path}: {schema.names.count(column)} columns are named {column!r}, which {file.where} "
+                    f"needs; rename all but one"
                 )
         file.where.rows(pa.table({name: pa.array([], schema.field(name).type) for name in file.where.names}), file.path)
     counted, bad = [], []
@@ -260,11 +260,11 @@ def _counted(
 def _faults(
     found: list[Found], footers: list[Footer | BadFileError], path: str, fit: Fit, *, most: bool
 ) -> list[BadFileError | None]:
-    """What is wrong with each file: its footer, its columns, or that they differ from the first file's (most files').
+    """What is wrong with each file: its footer, its columns, or that these differ from the first file's (most files').
 
-    Files without rows are always right: writers give their columns any type.
+    Files without rows are always accepted, as writers give their columns arbitrary types.
     """
-    fitting: dict[pa.Schema, dict[str, str]] = {}  # many files share one
+    fitting: dict[pa.Schema, dict[str, str]] = {}  # by schema, which many files share
     faults: dict[str, BadFileError] = {}
     columns: dict[str, dict[str, str]] = {}
     for item, footer in zip(found, footers, strict=True):
@@ -297,7 +297,7 @@ def _faults(
 
 
 def _first_kind(columns: Iterable[dict[str, str]], name: str) -> str:
-    """What a column is in the first file that has values in it."""
+    """What a column is in the first file in which it has values."""
     return next((own[name] for own in columns if not own.get(name, "null").endswith("null")), "null")
 
 
@@ -319,16 +319,16 @@ def _difference(model: str, wanted: dict[str, str], file: str, own: dict[str, st
 
 
 def _united(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """The types that hold the values of all files, in the first file's order; the first file's where there are none."""
+    """The types that hold the values of all files, in the first file's order; the first file's if there are none."""
     different = list(dict.fromkeys(schemas))
     try:
         return pa.unify_schemas(different, promote_options="permissive")
-    except pa.ArrowException:  # a dictionary beside plain strings; a name that is there twice
+    except pa.ArrowException:  # a dictionary beside plain strings; a duplicate name
         return different[0]
 
 
 def _nulls(file: DataFile, schema: pa.Schema) -> dict[str, int]:
-    """Missing values of each column of one file."""
+    """The number of nulls in each column of a file."""
     try:
         with file.store.filesystem.open_input_file(file.store.inside(file.path)) as source:
             parquet = open_parquet(source)
@@ -347,7 +347,7 @@ def _column(parquet: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray:
 
 
 def _null_statistics(metadata: Any, names: Sequence[str]) -> dict[str, int]:
-    """Null counts of the flat columns whose every row group has them in its statistics."""
+    """The number of nulls in the flat columns for which all row groups have it in their statistics."""
     counts: dict[str, int] = {}
     flat = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
     for name in names:

@@ -1,8 +1,8 @@
-"""Outputs that never cost a user anything: our mark, what may be replaced, and inputs that must not be written over.
+"""Writes outputs without ever destroying a user's files: marks, replacement of earlier outputs, overlap with inputs.
 
-A folder that we write holds `_rechub_dist.json`: what kind of output it is, and the files of which it consists. Only
-these are ever removed, and only for an output of the same kind; whatever else is there is somebody else's, and the
-folder is refused. Names that begin with `_` are no data, so the mark is never read as such.
+Every output folder has a mark, `_rechub_dist.json`: the kind of output, and the files that it consists of. Only these
+are ever removed, and only for an output of the same kind; a folder with anything else in it is refused. Names that
+begin with `_` are not data, so the mark is never read as such.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from rechub_dist.errors import UserError
 
 MARK = "_rechub_dist.json"
 _WRITER = "rechub_dist"
-_HEAD = 1 << 20  # bytes of a file by which a change is told
+_HEAD = 1 << 20  # bytes of a file that are hashed to notice a change
 _GLOB = re.compile(r"[*?\[]")
-_SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # schemes of one store
+_SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # different schemes of the same store
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What `_rechub_dist.json` says.
+    """The content of `_rechub_dist.json`.
 
     Attributes:
-        kind: what the folder holds: `predictions`, say.
-        files: the files below it, by their paths with `/`, and how each is known: its size and a digest, or None where
-            that was not yet known when the mark was written.
+        kind: what the folder holds: `predictions`, for example.
+        files: by relative path (with `/`), the size and a digest of each file in it; None where that was not yet known
+            when the mark was written.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Mark:
 
     @classmethod
     def of(cls, text: bytes) -> Mark | None:
-        """The mark that a file holds; None where it holds none of ours."""
+        """The mark in a file's content; None if it is not a mark of ours."""
         try:
             found = json.loads(text)
             if found["writer"] != _WRITER:
@@ -66,16 +66,16 @@ class Mark:
 
 
 def refuse_overlap(out: str, inputs: Iterable[str], *, option: str = "--out") -> None:
-    """Refuse an output that is an input, holds one, or would be read as part of one. Writes nothing.
+    """Check that an output is not an input, does not contain one, and would not be read as part of one.
 
-    Links, bind mounts and the several spellings of an address are seen through. Below an input, a name that begins with
-    `_` or `.` is fine, as it is not taken for data.
+    Links, bind mounts and different spellings of an address are resolved. Within an input, names that begin with `_` or
+    `.` are allowed, as they are not data.
 
     Args:
         out: file, folder or address.
-        inputs: files, folders, patterns or addresses. Give the files that were found as well as the pattern or folder:
-            each may be a link to somewhere else.
-        option: how the user named the output, for the error.
+        inputs: files, folders, patterns or addresses. Pass the files that were found as well as the pattern or folder,
+            as each may be a link to somewhere else.
+        option: the option that names the output, for the error.
 
     Raises:
         UserError: they overlap.
@@ -84,7 +84,7 @@ def refuse_overlap(out: str, inputs: Iterable[str], *, option: str = "--out") ->
     for source in dict.fromkeys(inputs):
         if (how := _overlap(target, source)) is not None:
             raise UserError(
-                f"{option}: {out} {how} the input {source}: nothing that is read may be written over; name another "
+                f"{option}: {out} {how} the input {source}: inputs are never overwritten; name another "
                 "place for the output"
             )
 
@@ -92,18 +92,18 @@ def refuse_overlap(out: str, inputs: Iterable[str], *, option: str = "--out") ->
 def claim(
     folder: str, kind: str, files: Iterable[str], settings: StorageConfig | None = None, *, option: str = "--out"
 ) -> None:
-    """Make a folder ours for the files that will be written into it, one process for all; local or an address.
+    """Mark a folder, local or an address, as ours before files are written into it; called by one process for all.
 
-    It may be new, empty, or hold what an output of the same kind has left whose files are all known to its mark: those
-    are removed. Nothing else is, ever. The mark is there before any file is.
+    It may be new, empty, or hold an earlier output of the same kind whose files are all known to its mark: these are
+    removed, and nothing else ever is.
 
     Args:
         folder: path or address.
-        kind: what will be in it, for people to read: `predictions`.
-        files: the names (without folders) of all files that may be written and may be removed by the next `claim`. A
-            file that shows that the output is whole (`_SUCCESS`) is better left out: then a finished output is refused.
+        kind: what it will hold, for people to read: `predictions`.
+        files: the names (without folders) of all files that may be written, and so removed by the next `claim`. Leave
+            out a file that shows that the output is complete (`_SUCCESS`): then a finished output is refused.
         settings: of the store.
-        option: how the user named the folder, for the error.
+        option: the option that names the folder, for the error.
 
     Raises:
         UserError: the folder holds something else, is a file, or cannot be written.
@@ -125,7 +125,7 @@ def claim(
             if not known or entry.type != pafs.FileType.File:
                 raise _foreign(folder, name, kind, option)
         for entry in there:
-            if entry.base_name != MARK:  # which stays until it is replaced: what is left would be nobody's
+            if entry.base_name != MARK:  # the mark stays until it is replaced, or the rest would be nobody's
                 filesystem.delete_file(entry.path)
         filesystem.create_dir(inside, recursive=True)
         with filesystem.open_output_stream(posixpath.join(inside, MARK)) as sink:
@@ -136,16 +136,16 @@ def claim(
 
 @contextmanager
 def whole_folder(out: Path, kind: str, *, replace: bool = False, option: str = "--out") -> Iterator[Path]:
-    """A folder to write into, which becomes `out` when the block ends well, and is removed when it does not.
+    """A folder to write into, which becomes `out` when the block succeeds, and is removed when it fails.
 
-    Meanwhile it is hidden beside `out`, so that what was killed leaves nothing that could be taken for whole.
+    Until then it is hidden beside `out`, so that a killed process leaves nothing that looks complete.
 
     Args:
-        out: a local folder: new, or empty, or (`replace`) an earlier output of the same kind, of which no file has
-            changed and to which none was added; it is then replaced, and only at the end.
-        kind: what will be in it; outputs of another kind are not replaced.
-        replace: whether an earlier output may be.
-        option: how the user named the folder, for the error.
+        out: a local folder: new, empty, or (with `replace`) an earlier output of the same kind in which no file was
+            changed or added; that is replaced only at the end.
+        kind: what it will hold; outputs of another kind are not replaced.
+        replace: whether an earlier output may be replaced.
+        option: the option that names the folder, for the error.
 
     Raises:
         UserError: `out` is a file, holds anything else, or cannot be written.
@@ -154,8 +154,8 @@ def whole_folder(out: Path, kind: str, *, replace: bool = False, option: str = "
     work, old = out.with_name(f".{out.name}.writing"), out.with_name(f".{out.name}.replaced")
     with ExitStack() as stack:
         try:
-            _remove_marked(work, option)  # of a process that was killed
-            if not out.exists() and _marked(old):  # of one that was killed between the two renames below
+            _remove_marked(work, option)  # left by a killed process
+            if not out.exists() and _marked(old):  # left by one that was killed between the two renames below
                 os.rename(old, out)
             _remove_marked(old, option)
             check_replaceable(out, kind, replace=replace, option=option)
@@ -170,7 +170,7 @@ def whole_folder(out: Path, kind: str, *, replace: bool = False, option: str = "
             _rewrite(mark, Mark(kind, _contents(work)))
             if out.exists() and any(out.iterdir()):
                 os.rename(out, old)
-            os.rename(work, out)  # over an empty folder, too
+            os.rename(work, out)  # also onto an empty folder
             undo.pop_all()
             _remove_marked(old, option)
         except OSError as error:
@@ -181,20 +181,20 @@ def whole_folder(out: Path, kind: str, *, replace: bool = False, option: str = "
 def whole_file(
     path: Path, ours: Callable[[Path], bool], what: str = "one of ours", *, option: str = "--out"
 ) -> Iterator[Path]:
-    """A file to write, which becomes `path` when the block ends well, and is removed when it does not.
+    """A file to write, which becomes `path` when the block succeeds, and is removed when it fails.
 
     Args:
-        path: new, or a file that is `ours`; its folder is made.
-        ours: whether a file that is there carries our mark, wherever its format keeps one.
-        what: what it would have to be, for the error: `a vocabulary of rechub-dist`.
-        option: how the user named the file, for the error.
+        path: a new file, or one that is `ours`; its folder is created.
+        ours: whether an existing file carries our mark, wherever its format has room for one.
+        what: what an existing file has to be, for the error: `a vocabulary of rechub-dist`.
+        option: the option that names the file, for the error.
 
     Raises:
-        UserError: `path` is a folder or somebody else's file, or cannot be written.
+        UserError: `path` is a folder or not `ours`, or cannot be written.
     """
     path = _real(path, option)
     check_file(path, ours, what, option=option)
-    # a name that nobody else can have
+    # a name that nobody else has
     work = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,15 +210,15 @@ def whole_file(
 
 
 def check_file(path: Path, ours: Callable[[Path], bool], what: str = "one of ours", *, option: str = "--out") -> None:
-    """Raise a UserError where a file may not be written by `whole_file`; before the work, which may be long."""
+    """Raise UserError if `whole_file` may not write a file; to find out before the work, which may be long."""
     if path.is_dir():
         raise UserError(f"{option}: {path} is a folder: name a file")
     if path.exists() and not ours(path):
-        raise UserError(f"{option}: {path} is there and is not {what}: name another file, or remove it yourself")
+        raise UserError(f"{option}: {path} exists and is not {what}: name another file, or remove it yourself")
 
 
 def check_replaceable(out: Path, kind: str, *, replace: bool, option: str = "--out") -> None:
-    """Raise a UserError where a folder may not be written by `whole_folder`; before the work, which may be long."""
+    """Raise UserError if `whole_folder` may not write a folder; to find out before the work, which may be long."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -232,7 +232,7 @@ def check_replaceable(out: Path, kind: str, *, replace: bool, option: str = "--o
             raise _foreign(out, next((name for name in names if name != MARK), MARK), kind if replace else None, option)
         for name, stamp in _contents(out).items():
             if mark.files.get(name) != stamp:
-                how = "has changed" if name in mark.files else "was put there"
+                how = "has changed" if name in mark.files else "was added"
                 raise UserError(
                     f"{option}: {out} is an earlier output, but {name} {how} since: name a new folder, or remove this "
                     "one yourself"
@@ -242,19 +242,19 @@ def check_replaceable(out: Path, kind: str, *, replace: bool, option: str = "--o
 
 
 def _real(path: Path, option: str) -> Path:
-    """Where a path leads; an address is none."""
+    """The path with links resolved. Raises UserError for an address."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
         raise UserError(f"{option}: {path} is an address, but this is written to local disks only: name a local path")
     return Path(os.path.realpath(path))
 
 
 class _Place:
-    """Where a path or address leads, comparable with others.
+    """What a path or address refers to, comparable with others.
 
     Attributes:
-        store: '' for the local disks, else the kind of the store.
+        store: '' for local disks, else the kind of the store.
         path: without links, `.` and `..`.
-        lineage: what identifies it and each folder above it: `[0]` is its own.
+        lineage: identities of the path itself, `[0]`, and of each folder above it.
     """
 
     def __init__(self, store: str, path: str) -> None:
@@ -274,17 +274,17 @@ class _Place:
         return cls("", os.path.realpath(where.removeprefix("file://").partition("?")[0] if "://" in where else where))
 
     def holds(self, other: _Place) -> bool:
-        """Whether the other is this place, or below it."""
+        """Whether `other` is the same place, or below it."""
         return self.store == other.store and self.lineage[0] in other.lineage
 
     def below(self, other: _Place) -> list[str]:
-        """The names that lead from this place to one that it holds."""
+        """The path components from this place to one that it holds."""
         steps = other.lineage.index(self.lineage[0])
         return other.path.split("/")[-steps:] if steps else []
 
 
 def _identity(path: str) -> object:
-    """What two names of one folder have in common."""
+    """The same for all names of a folder or file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -293,7 +293,7 @@ def _identity(path: str) -> object:
 
 
 def _overlap(out: _Place, source: str) -> str | None:
-    """How an output and an input overlap; None where they do not."""
+    """How an output and an input overlap, as a verb; None if they do not."""
     pattern: list[str] = []
     if _GLOB.search(source) and not (not is_remote(source) and os.path.exists(source)):
         parts = (source.partition("?")[0] if is_remote(source) else source).split("/")
@@ -312,7 +312,7 @@ def _overlap(out: _Place, source: str) -> str | None:
 
 
 def _contents(folder: Path) -> dict[str, str | None]:
-    """The files below a folder but for its mark, and how each is known: size, and a digest of its first megabyte."""
+    """The files below a folder, except its mark, each with its size and a digest of its first megabyte."""
     found: dict[str, str | None] = {}
     for above, folders, names in os.walk(folder):
         for name in [*names, *(name for name in folders if os.path.islink(os.path.join(above, name)))]:
@@ -325,14 +325,14 @@ def _contents(folder: Path) -> dict[str, str | None]:
 
 def _stamp(path: Path) -> str:
     if path.is_symlink() or not path.is_file():
-        return "no file"  # we write files alone
+        return "no file"  # which we never write
     with path.open("rb") as file:
         digest = hashlib.blake2b(file.read(_HEAD), digest_size=8).hexdigest()
     return f"{path.stat().st_size} {digest}"
 
 
 def _remove_marked(folder: Path, option: str) -> None:
-    """Remove a folder of a name that only we use, if it carries our mark and nobody writes to it."""
+    """Remove a folder with a name that only we use. Raises UserError if it is not ours, or in use."""
     if not os.path.lexists(folder):
         return
     if not _marked(folder):
@@ -348,7 +348,7 @@ def _marked(folder: Path) -> bool:
 
 
 def _lock(mark: TextIO, folder: Path, option: str) -> None:
-    """Hold a mark until it is closed, or the process ends in whatever way."""
+    """Lock a mark until it is closed or the process ends. Raises UserError if another process has locked it."""
     try:
         fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -365,9 +365,9 @@ def _rewrite(file: TextIO, mark: Mark) -> None:
 
 
 def _foreign(folder: object, name: str, kind: str | None, option: str) -> UserError:
-    what = f", and is no output of ours ({kind}) that may be replaced" if kind else ""
-    return UserError(f"{option}: {folder} holds {name} already{what}: name a new folder, or empty this one yourself")
+    what = f", and is not an output ({kind}) that may be replaced" if kind else ""
+    return UserError(f"{option}: {folder} already holds {name}{what}: name a new folder, or empty this one yourself")
 
 
 def _failed(where: Path, error: OSError, option: str) -> UserError:
-    return UserError(f"{option}: {error.filename or where}: {error.strerror or error}; mend it and try again")
+    return UserError(f"{option}: {error.filename or where}: {error.strerror or error}; fix that and try again")

@@ -1,7 +1,7 @@
-"""Parquet as we write and open it: compressed by zstd, with a checksum a page, which is verified where there is one.
+"""How Parquet is written and opened here: with zstd, and a checksum per page, which is verified where there is one.
 
-A bit that flips on a disk or in memory changes values and nothing else: a page often still decodes. With its checksum
-(CRC-32 of the page's bytes) it is corrupt like any other. Page headers, footers and statistics have none.
+A bit flip on disk or in memory often leaves a page decodable, with other values. Its checksum (CRC-32 of the page's
+bytes) makes it an error like any other corruption. Page headers, footers and statistics have no checksum.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from rechub_dist.data.parquet.footers import corrupt
 
 
 def parquet_writer(where: Any, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer to a path or an open file; whoever writes Parquet for others to read takes this one."""
+    """A writer to a path or an open file; to be used for all Parquet that is written."""
     return pq.ParquetWriter(where, schema, compression="zstd", write_page_checksum=True)
 
 
 def write_parquet(table: pa.Table, where: Any) -> None:
-    """Write a table that is at hand as a whole."""
+    """Write a table to a path or an open file."""
     with parquet_writer(where, table.schema) as writer:
         writer.write_table(table)
 
 
 def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
-    """Open a file; a page whose checksum does not fit raises OSError when it is read."""
+    """Open a file; reading a page whose checksum is wrong raises OSError."""
     return pq.ParquetFile(source, page_checksum_verification=True, **options)
 
 
 def read_parquet(path: Any, columns: Sequence[str] | None = None) -> pa.Table:
-    """The columns of a file, or of the files in a folder, as a whole.
+    """The columns of a file, or of the files in a folder, as one table.
 
     Raises:
         BadFileError: it cannot be read.

@@ -1,4 +1,4 @@
-"""How work on a data set is divided among ranks: whoever knows nothing of ranks does it alone."""
+"""Divides work on a data set among ranks, or does it alone; independent of torch."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ Item = TypeVar("Item")
 
 
 class Ranks(Protocol):
-    """The ranks that do something together, each of them calling the same methods in the same order."""
+    """Ranks that work together; all call the same collective methods in the same order (`Runtime` is one)."""
 
     @property
     def rank(self) -> int:
-        """This one's number."""
+        """This rank's number."""
 
     @property
     def world_size(self) -> int:
-        """How many they are."""
+        """The number of ranks."""
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do local work; where it fails on one rank, all raise its error."""
+        """The result of local work; a UserError on any rank is raised on all. Collective."""
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """Do work on one rank, and give its result, or its error, to all."""
+        """The result of work on one rank, on all of them; so is its UserError. Collective."""
 
     def gather_list(self, items: Sequence[T]) -> list[T]:
-        """All ranks' items, in rank order."""
+        """All ranks' items, in rank order, on every rank. Collective."""
 
 
 class Alone:
-    """A process by itself."""
+    """A single process."""
 
     rank, world_size = 0, 1
 
@@ -50,10 +50,12 @@ class Alone:
 
 
 def divided(ranks: Ranks, items: Sequence[Item], work: Callable[[Item], T], threads: int) -> list[T]:
-    """The result of `work` for each item, on every rank; each rank works on its share, some items at a time.
+    """The result of `work` for each item, in order, on every rank; ranks divide the items. Collective.
+
+    Each rank works on its share in `threads` threads.
 
     Raises:
-        UserError: on every rank, where `work` raises it on one.
+        UserError: on every rank, if `work` raises it on one.
     """
     shares = [items[rank :: ranks.world_size] for rank in range(ranks.world_size)]
 

@@ -1,7 +1,7 @@
-"""A row group that is decoded a few columns at a time, as they are asked for.
+"""A row group that is decoded lazily, a few columns at a time.
 
-Whoever converts each column as it comes finds it in the processor's cache, and Arrow the memory of those before it:
-decoding flat columns takes a seventh less time than that of the whole row group, long lists a fifth less
+Columns that are converted one by one are then still in the processor's cache, and Arrow reuses the memory of those
+before: decoding flat columns takes a seventh less time than decoding the whole row group, long lists a fifth less
 (`benchmarks/reader.py`).
 """
 
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from rechub_dist.data.parquet.kinds import plain_schema
 
 Rows = TypeVar("Rows", pa.ChunkedArray, pa.Table)
-Bounds = dict[str, tuple[int, int]]  # the least and the greatest value by column, as signed numbers
+Bounds = dict[str, tuple[int, int]]  # the least and the greatest value by column, as signed integers
 
-_VALUES = 1 << 18  # decoded at once: 2 MB
+_VALUES = 1 << 18  # values decoded at once: 2 MB
 
 
 class UndecodableError(Exception):
-    """Bytes that Arrow cannot fetch, or that make no sense to it: `reason` is what it says."""
+    """Arrow cannot fetch or decode the bytes: `reason` is its error."""
 
     def __init__(self, reason: Exception) -> None:
         super().__init__(reason)
@@ -34,16 +34,16 @@ class UndecodableError(Exception):
 
 
 class RowGroup:
-    """A row group, or a piece of it, with the part of a pa.Table's interface that a window is made from.
+    """A row group, or a piece of it, with those parts of the interface of `pa.Table` that `open_window` uses.
 
     Args:
         parquet: the open file.
         group: the row group's index.
-        uses: the columns in the order in which they will be asked for, each as often; then it is let go.
-        whole: decode all columns at once: where requests are dear.
+        uses: the columns in the order of their use, each as often as it is used; after its last use it is freed.
+        whole: decode all columns at once, for stores where requests are expensive.
 
     Attributes:
-        schema: of the file, each column as it is read (`plain_type`).
+        schema: of the file, with the types of `plain_type`.
         num_rows: of the piece.
     """
 
@@ -62,7 +62,7 @@ class RowGroup:
         self.num_rows = self._rows
 
     def slice(self, offset: int, length: int) -> RowGroup:
-        """Rows `offset` .. `offset + length - 1`."""
+        """Rows `offset` .. `offset + length - 1` of this piece."""
         if self._taken is not None:
             return self.take(self._taken[offset : offset + length])
         piece = copy.copy(self)
@@ -70,7 +70,7 @@ class RowGroup:
         return piece
 
     def take(self, rows: NDArray[np.int64]) -> RowGroup:
-        """Some rows of the whole row group, by number."""
+        """Rows of the whole row group by index, int64 [n]."""
         piece = copy.copy(self)
         piece._taken, piece.num_rows = rows, len(rows)
         return piece
@@ -89,7 +89,7 @@ class RowGroup:
 
     @property
     def bounds(self) -> Bounds:
-        """The least and the greatest value of each column of integers, or of lists of them, that has statistics."""
+        """The least and the greatest value by column, for columns of integers (or lists of them) with statistics."""
         bounds: Bounds = {}
         for name, chunk in self._chunks.items():
             if chunk.physical_type in ("INT32", "INT64") and chunk.is_stats_set:
@@ -111,12 +111,12 @@ class RowGroup:
         except Exception as error:  # of any client library
             raise UndecodableError(error) from error
         if any(len(column) != self._rows for column in table.columns):
-            raise UndecodableError(OSError("a column has not as many rows as the row group"))
+            raise UndecodableError(OSError("a column has more or fewer rows than the row group"))
         plain = plain_schema(table.schema)
         return table if plain.equals(table.schema) else table.cast(plain)
 
     def _together(self) -> Iterator[list[str]]:
-        """The columns in the order of their use, as many together as are to be decoded at once."""
+        """The columns in the order of their use, grouped into those that are decoded at once."""
         run: list[str] = []
         size = 0
         for name in self._uses:
@@ -130,7 +130,7 @@ class RowGroup:
 
 
 def column_chunks(metadata: pq.RowGroupMetaData, names: Container[str]) -> dict[str, pq.ColumnChunkMetaData]:
-    """What the footer says of columns of single values, and of lists of them."""
+    """The footer's metadata of those of the columns that hold single values, or lists of them."""
     chunks = {}
     for index in range(metadata.num_columns):
         chunk = metadata.column(index)

@@ -1,4 +1,4 @@
-"""A pass over a data set outside training: its footers, or columns of its row groups, several at a time."""
+"""Passes over a data set outside training: over its footers, or over columns of its row groups, in threads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 def footers(manifest: Manifest, threads: int = THREADS) -> Iterator[pq.FileMetaData]:
-    """The footer of each file.
+    """The footer of each file, in their order.
 
     Raises:
-        UserError: where one cannot be read.
+        UserError: one cannot be read.
     """
 
     def one(file: DataFile) -> pq.FileMetaData:
@@ -39,12 +39,12 @@ def footers(manifest: Manifest, threads: int = THREADS) -> Iterator[pq.FileMetaD
 def scan(
     manifest: Manifest, columns: list[str], work: Callable[[pa.Table], T], threads: int = THREADS
 ) -> Iterator[tuple[int, T]]:
-    """What `work` makes of each row group, in the order in which they get ready, with the group's rows.
+    """(rows, result of `work`) for each row group, in order of completion.
 
-    At most two row groups a thread are in memory.
+    `work` gets the row group's `columns`, in a thread; at most two row groups per thread are in memory.
 
     Raises:
-        UserError: where a row group cannot be read, and whatever `work` raises.
+        UserError: a row group cannot be read. Whatever `work` raises is raised, too.
     """
     local = threading.local()
     opened: list[OpenFiles] = []

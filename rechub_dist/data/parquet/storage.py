@@ -28,8 +28,8 @@ _BY_ARROW = (*_HADOOP, "gcs", "file")
 _LOCAL = ("file", "local")
 _AZURE = ("abfs", "abfss")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between attempts
-# What no repetition mends, in the words of Arrow's clients of S3 and Azure; 408 (time-out) and 429 (too many requests)
-# are not meant.
+# Errors of Arrow's S3 and Azure clients that no retry fixes; 408 (time-out) and 429 (too many requests) are not among
+# them.
 _REFUSED = re.compile(
     r"(HTTP status|Azure Error: \[\w*\]) (?!408|429)4\d\d|ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH"
 )
@@ -37,11 +37,11 @@ _REFUSED = re.compile(
 
 @dataclass(frozen=True)
 class Store:
-    """A file system, what its addresses begin with, and how long it is retried.
+    """A file system with its address prefix and retry settings.
 
     Attributes:
-        filesystem: of pyarrow.
-        prefix: what stands before a path of the file system in an address: `s3://`, say; nothing for local files.
+        filesystem: a pyarrow file system.
+        prefix: what precedes its paths in addresses: `s3://`, for example; empty for local files.
         settings: time-outs and deadline.
     """
 
@@ -51,11 +51,11 @@ class Store:
 
     @property
     def remote(self) -> bool:
-        """Whether requests are dear, so that they are better few and large."""
+        """Whether requests are expensive, so that few large ones are better."""
         return not isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def inside(self, path: str) -> str:
-        """The path by which the file system itself knows a file."""
+        """The file system's own path of a file, given its address."""
         return path.removeprefix(self.prefix)
 
     def address(self, path: str) -> str:
@@ -63,18 +63,18 @@ class Store:
         return self.prefix + path
 
     def with_retries(self, work: Callable[[int], T], what: str) -> T:
-        """The result of `work(attempt)`, tried again while the store fails, until the deadline.
+        """The result of `work(attempt)`, retried while the store fails, until the deadline.
 
-        Attempts run in another thread, as not every file system can be told when to give up on a hanging
-        request. The pauses between attempts double, and vary at random lest all ranks come back at once.
+        Attempts run in another thread, as not every file system has time-outs of its own. The pauses between them
+        double, with random jitter, so that ranks do not retry in step.
 
         Args:
-            work: what to do; attempts are numbered from 0. It must not share what an attempt that hangs may still use.
-            what: the object, for the error.
+            work: called with the number of the attempt, from 0. It must not touch what an attempt that hangs may use.
+            what: names the object in errors.
 
         Raises:
-            BadFileError: the file is missing or may not be read, or `work` has found it bad.
-            UserError: the store has failed up to the deadline, or refuses the request.
+            BadFileError: the file is missing or unreadable, or `work` has found it bad.
+            UserError: the store has failed until the deadline, or refuses the request.
         """
         end = time.monotonic() + self.settings.deadline_seconds
         pause, attempt = _FIRST_PAUSE, 0
@@ -94,7 +94,7 @@ class Store:
                 ) from error
             except (NotADirectoryError, IsADirectoryError) as error:
                 raise BadFileError(f"{what} cannot be read ({_short(error)}); check the path", "unreadable") from error
-            except Exception as error:  # of any client library
+            except Exception as error:  # whichever the client library raises
                 if _REFUSED.search(str(error)):
                     raise UserError(
                         f"{what} cannot be read, the store refuses it ({_short(error)}); check credentials, region "
@@ -113,10 +113,10 @@ class Store:
 
 
 def locate(address: str, settings: StorageConfig) -> tuple[Store, str]:
-    """The store of a path or address, and the path (without the options after a `?`) in the store's file system.
+    """The store of a path or address, and the path in its file system (without the options after a `?`).
 
     Raises:
-        UserError: an unknown kind of address, a package that is missing, or settings that do not fit.
+        UserError: an unknown kind of address, a missing package, or invalid settings.
     """
     if "://" not in address:
         return Store(pafs.LocalFileSystem(), "", settings), address
@@ -152,26 +152,26 @@ def locate(address: str, settings: StorageConfig) -> tuple[Store, str]:
 
 
 def is_remote(address: str) -> bool:
-    """Whether all hosts see the same behind an address; behind a path, each its own disk."""
+    """Whether an address means the same on all hosts; a path means each host's own disk."""
     return "://" in address and urlsplit(address).scheme not in _LOCAL
 
 
 def local_path(address: str) -> str | None:
-    """The path, or pattern, on this host's own file system that a path or address (`file://...`) stands for, else None.
+    """The local path (or pattern) of a path or `file://` address; None for other addresses.
 
     Raises:
-        UserError: an address that cannot be used.
+        UserError: an invalid address.
     """
     if is_remote(address):
         return None
     if "://" not in address:
         return address
-    pattern = address.replace("[", "%5B").replace("]", "%5D")  # which are not for URIs
+    pattern = address.replace("[", "%5B").replace("]", "%5D")  # which URIs do not allow
     return locate(pattern, StorageConfig())[1]
 
 
 def join(root: str, name: str) -> str:
-    """`name` below `root`, or itself where it is an address or an absolute path."""
+    """`name` below `root`; `name` itself if it is an address or an absolute path."""
     if "://" in name or name.startswith("/"):
         return name
     base, mark, options = root.partition("?") if "://" in root else (root, "", "")
@@ -179,13 +179,13 @@ def join(root: str, name: str) -> str:
 
 
 def read_text(path: str, settings: StorageConfig) -> str | None:
-    """A small text file wherever it lies; raises and returns as `read_bytes`."""
+    """The content of a small text file; returns and raises as `read_bytes`."""
     found = read_bytes(path, settings)
     return None if found is None else found.decode()
 
 
 def read_bytes(path: str, settings: StorageConfig) -> bytes | None:
-    """A small file wherever it lies; None where there is none.
+    """The content of a small file at a path or address; None if there is no such file.
 
     Raises:
         UserError: it cannot be read.
@@ -202,7 +202,7 @@ def read_bytes(path: str, settings: StorageConfig) -> bytes | None:
 
 
 def exists(path: str, settings: StorageConfig) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder exists. Raises UserError if the store fails."""
     store, inside = locate(path, settings)
     kind = store.with_retries(lambda _: store.filesystem.get_file_info(inside.rstrip("/") or "/").type, path)
     return kind != pafs.FileType.NotFound
@@ -212,7 +212,7 @@ def _s3(path: str, settings: StorageConfig, options: dict[str, Any]) -> Any:
     given: dict[str, Any] = {
         "anonymous": settings.anonymous,
         "connect_timeout": settings.connect_timeout_seconds,
-        # Linux has no socket time-out here; there it is the time for which a request may stand still
+        # on Linux this is the time that a request may stall, not a socket time-out
         "request_timeout": settings.request_timeout_seconds,
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=settings.client_attempts),
     }
@@ -244,7 +244,7 @@ def _gcs(settings: StorageConfig, options: dict[str, Any]) -> Any:
 def _azure(address: SplitResult, settings: StorageConfig, options: dict[str, Any]) -> tuple[Any, str]:
     """The file system of `abfs://container@account.dfs.core.windows.net/path` or `abfs://container/path`, and the path.
 
-    What neither the address nor the options say is taken from the variables of Azure's own tools.
+    The environment variables of Azure's own tools supply what neither the address nor the options give.
     """
     account, _, _ = (address.hostname or "").partition(".")
     given = {
@@ -265,12 +265,12 @@ def _azure(address: SplitResult, settings: StorageConfig, options: dict[str, Any
     given |= options
     if "account_name" not in given:
         raise UserError(
-            f"{address.geturl()}: no storage account is named; write "
+            f"{address.geturl()}: no storage account is given; write "
             "abfs://container@account.dfs.core.windows.net/path, or set AZURE_STORAGE_ACCOUNT or "
             "data.storage.options.account_name"
         )
     filesystem, path = pafs.AzureFileSystem(**given), address.path.lstrip("/")
-    if address.username:  # the path begins behind the account
+    if address.username:  # the path is relative to the container
         return pafs.SubTreeFileSystem(address.username, filesystem), path
     return filesystem, f"{address.netloc}/{path}".rstrip("/")
 
@@ -280,7 +280,7 @@ def _query(options: dict[str, Any]) -> str:
 
 
 def _fsspec(base: str, options: dict[str, Any]) -> tuple[Any, str]:
-    """Any other address, by the package that fsspec knows for it."""
+    """The file system and path of any other address, through fsspec."""
     try:
         from fsspec.core import url_to_fs  # noqa: PLC0415 - optional
     except ImportError:
@@ -289,20 +289,20 @@ def _fsspec(base: str, options: dict[str, Any]) -> tuple[Any, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
-class _Hand:
-    """A thread that does the work of another one, which can stop waiting for it."""
+class _Helper:
+    """A thread that works for another one, which may stop waiting for it."""
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        # it knows the queues alone, so that it ends when the hand is forgotten
+        # it references only the queues, so that it ends when the helper is garbage-collected
         threading.Thread(target=_serve, args=(self._tasks, self._answers), name="rechub-dist-io", daemon=True).start()
 
     def __del__(self) -> None:
         self._tasks.put(None)
 
     def do(self, work: Callable[[], Any], seconds: float) -> tuple[Any, BaseException | None]:
-        """What `work` returns or raises. Raises queue.Empty where it takes longer; the hand is then of no more use."""
+        """(result, exception) of `work`. Raises queue.Empty after `seconds`; the helper is then unusable."""
         self._tasks.put(work)
         return self._answers.get(timeout=seconds)
 
@@ -312,30 +312,30 @@ def _serve(tasks: queue.SimpleQueue[Any], answers: queue.SimpleQueue[Any]) -> No
     while (work := tasks.get()) is not None:
         try:
             answer = (work(), None)
-        except BaseException as error:  # it belongs to whoever asked
+        except BaseException as error:  # it is raised where the work was requested
             answer = (None, error)
         answers.put(answer)
-        del work, answer  # or they would live until the next task
+        del work, answer  # else they would live until the next task
 
 
-_hands = threading.local()
+_helpers = threading.local()
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work`, or TimeoutError where it takes longer; it is then left to itself."""
-    hand = _hands.__dict__.pop("own", None) or _Hand()
+    """The result of `work`, run in a thread. Raises TimeoutError after `seconds`, and abandons the thread."""
+    helper = _helpers.__dict__.pop("own", None) or _Helper()
     try:
-        result, error = hand.do(work, seconds)
+        result, error = helper.do(work, seconds)
     except queue.Empty:
         raise TimeoutError(f"no answer within {seconds:.3g} s") from None
-    _hands.own = hand  # only now: one that was given up, or interrupted, may still answer
+    _helpers.own = helper  # only now: one that was abandoned, or interrupted, may still answer
     if error is not None:
         raise error
     return result
 
 
 def _short(error: BaseException) -> str:
-    """The first line of an error, or its name."""
+    """The first line of an error's message, or its class name."""
     if isinstance(error, pa.ArrowException | OSError) and not str(error).strip():
         return type(error).__name__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
