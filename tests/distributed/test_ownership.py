@@ -102,7 +102,7 @@ def test_weights_are_used_with_the_configuration_they_were_trained_by(
     assert evaluated(moved / "checkpoints", "--data", test) == wanted
     assert not out.exists()
     [step] = (moved / "checkpoints").glob("step-*")
-    assert "is one checkpoint; name the run's output folder" in refused("evaluate", step, "--data", test)
+    assert "is a single checkpoint; name the run's output folder" in refused("evaluate", step, "--data", test)
     assert "no label 'bye': did you mean 'buy'?" in refused(
         "evaluate", moved, "--data", test, "--set", "data.labels=[bye]"
     )
