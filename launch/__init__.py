@@ -1,5 +1,5 @@
-"""Training on Ray: the one package that imports ray.
+"""Training on Ray: the only package that imports ray.
 
-It lies at the top of a checkout, and `rechub_dist/launch` links there: in a checkout as in a wheel its name is
+It is at the top of a checkout, and `rechub_dist/launch` is a link to it: in a checkout and in a wheel it is imported as
 `rechub_dist.launch`.
 """

@@ -1,4 +1,4 @@
-"""What each worker of Ray Train does: one rank's training or evaluation, and what it and the driver tell each other."""
+"""The workers of Ray Train: a rank's training, evaluation or prediction, and its communication with the driver."""
 
 from __future__ import annotations
 
@@ -31,18 +31,23 @@ from rechub_dist.metrics.direction import Direction, goodness
 if TYPE_CHECKING:  # it takes seconds
     from rechub_dist.inference.predict import Prediction
 
-GOODNESS = "goodness"  # a name that no metric has: those are `<split>/...`
-_WORST = -1e30  # a number, as Ray Tune compares no others
-_LOOK_SECONDS = 0.5  # between two looks at what is to be reported
+GOODNESS = "goodness"  # no metric has this name: they are `<split>/...`
+_WORST = -1e30  # finite, since Ray Tune cannot compare NaN or infinity
+_LOOK_SECONDS = 0.5  # between checks for records to report
 _GRACE_SECONDS = 60.0  # for a checkpoint before Ray changes the number of ranks, and for the last report
 
 
 class Work(NamedTuple):
-    """What the ranks are to do: train, unless they are to `evaluate` on data or to `predict`.
+    """The work of the ranks: train, unless `evaluate` or `predict` is set.
 
-    `splits`: which records Ray is told of. `judged_by`: the metric of the valid split by which a search compares this
-    training with others, and what makes it better; it is told as `GOODNESS`, the higher, the better. `take_over`: the
-    folders from a run that holds them.
+    Attributes:
+        config: the run.
+        evaluate: data to evaluate on.
+        predict: what to predict.
+        splits: which records are reported to Ray.
+        judged_by: the valid metric by which a search compares trials, and its direction; reported as `GOODNESS`, where
+            higher is better.
+        take_over: whether to take the output folders over from a running run.
     """
 
     config: RunConfig
@@ -54,12 +59,12 @@ class Work(NamedTuple):
 
     @property
     def training(self) -> bool:
-        """Whether there is something to save."""
+        """Whether this is training, which saves checkpoints."""
         return self.evaluate is None and self.predict is None
 
 
 class Desk:
-    """Where driver and ranks leave word for each other; it lives where the driver does."""
+    """Ray actor for messages between driver and ranks, on the driver's node."""
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
@@ -68,38 +73,38 @@ class Desk:
         self._mistake: str | None = None
 
     async def ask_to_stop(self) -> bool:
-        """The driver: all ranks are to save and stop. Returns whether they have anything to save."""
+        """Driver: ask all ranks to save and stop. Returns whether they have anything to save."""
         self._asked.set()
         return self._training
 
     async def asked(self) -> None:
-        """A rank: returns when it is to stop."""
+        """Rank: wait until asked to stop."""
         await self._asked.wait()
 
     async def begin(self, training: bool) -> str | None:
-        """A rank: it begins, unless a mistake of the user's, which is returned, has ended the attempt before."""
+        """Rank: announce that it begins. Returns the user's mistake that ended an earlier attempt, if any."""
         self._training, self._begun = training, True
         return self._mistake
 
     async def begun(self) -> bool:
-        """The driver: whether a rank has begun."""
+        """Driver: whether any rank has begun."""
         return self._begun
 
     async def tell(self, mistake: str) -> None:
-        """A rank: a user's mistake, which no restart mends."""
+        """Rank: report a user's mistake, which a restart cannot fix."""
         self._mistake = self._mistake or mistake
 
     async def mistake(self) -> str | None:
-        """The driver: what was told."""
+        """Driver: the first reported mistake, if any."""
         return self._mistake
 
 
 def work(job: dict[str, Any]) -> Any:
-    """What each worker does, in a thread of its own."""
+    """Entry point of each worker, in a thread of its own; returns the result, None after a user's mistake."""
     quiet_libraries()
     from rechub_dist.evaluation.evaluate import evaluate_run  # noqa: PLC0415 - takes seconds
     from rechub_dist.inference.predict import predict_run  # noqa: PLC0415 - takes seconds
-    from rechub_dist.training.trainer import run  # noqa: PLC0415 - takes seconds, and a driver can do without
+    from rechub_dist.training.trainer import run  # noqa: PLC0415 - takes seconds, and the driver does not need it
 
     task, desk, control = job["work"], job["desk"], external_control()
     if ray.get(desk.begin.remote(task.training)) is not None:
@@ -122,31 +127,31 @@ def work(job: dict[str, Any]) -> Any:
         return None
     finally:
         control.ended.set()
-    attendant.join(_GRACE_SECONDS)  # one whose report fails leaves the others waiting
+    attendant.join(_GRACE_SECONDS)  # if one rank's report fails, the others would wait forever
     return summary
 
 
 def _listen(control: ExternalControl, desk: Any) -> None:
-    """Beside the training: stop it when the driver says so. A job that is stopped has few seconds."""
-    with suppress(RayActorError):  # the driver is gone, and Ray ends the ranks
+    """Thread that stops training when the driver asks; quickly, since a stopped job has only seconds."""
+    with suppress(RayActorError):  # the driver has ended, and Ray ends the ranks
         ray.get(desk.asked.remote())
         control.stop.ask()
 
 
 def _attend(control: ExternalControl, work: Work) -> None:
-    """Beside the training: tell Ray what the main rank records, and the training that its node is to go.
+    """Thread that reports the main rank's records to Ray, and stops training if its node is about to go.
 
-    Ray's reports and its news of preemption are collective: all ranks' attendants do the same rounds.
+    Ray's reports and preemption info are collective: the threads of all ranks do the same rounds.
     """
     main = ray.train.get_context().get_world_rank() == 0
     reports = _Reports(work)
-    with suppress(RayActorError):  # the driver is gone, and Ray ends the ranks
+    with suppress(RayActorError):  # the driver has ended, and Ray ends the ranks
         while not _round(control, reports, main):
             control.ended.wait(_LOOK_SECONDS)
 
 
 def _round(control: ExternalControl, reports: _Reports, main: bool) -> bool:
-    """One round of the attendants; returns whether it is the last."""
+    """One round of `_attend`; returns whether it was the last. Collective."""
     ended = control.ended.is_set()
     found = reports.take(control) if main else None
     due, over = broadcast_from_rank_zero((found is not None, ended))
@@ -158,14 +163,14 @@ def _round(control: ExternalControl, reports: _Reports, main: bool) -> bool:
 
 
 class _Reports:
-    """Makes one report of all records since the last: Ray takes about one a second, and more would pile up."""
+    """Combines all records since the last report into one, since Ray accepts only about one per second."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
         self._latest: dict[str, Any] = {}
 
     def take(self, control: ExternalControl) -> tuple[dict[str, Any], str | None] | None:
-        """The latest metrics of each split, and the path of a new checkpoint; None if there is nothing new."""
+        """The latest metrics of each split, and the path of a new checkpoint if any; None if nothing is new."""
         checkpoint, new = None, False
         while not control.records.empty():
             record = control.records.get()
@@ -178,7 +183,7 @@ class _Reports:
                 self._latest["evaluations"] = len(evaluations(self._work.config.output_dir, place["step"]))
                 if self._work.judged_by is not None:
                     metric, direction = self._work.judged_by
-                    value = record.get(metric)  # one that is no number is worse than all others
+                    value = record.get(metric)  # NaN is worse than all numbers
                     self._latest[GOODNESS] = _WORST if value is None else goodness(value, direction)
             if split == "checkpoint":
                 checkpoint = f"{self._work.config.checkpoint_folder}/{step_folder(place['step'])}"
@@ -187,7 +192,7 @@ class _Reports:
 
 
 def _report(metrics: dict[str, Any], checkpoint: str | None) -> None:
-    """A report to Ray; of a checkpoint it gets a note of where it lies, not its bytes."""
+    """Report to Ray. For a checkpoint, Ray gets a note of its location, not its content."""
     if checkpoint is None:
         ray.train.report(metrics)
         return
@@ -205,16 +210,16 @@ class OwnGroups(TorchConfig):
 
 
 class _Environment(Backend):
-    """Tells the ranks of each other in the environment, as torchrun does."""
+    """Sets the environment variables of the ranks, as torchrun does."""
 
-    share_cuda_visible_devices = True  # so that LOCAL_RANK counts the devices
+    share_cuda_visible_devices = True  # so that LOCAL_RANK indexes the devices
 
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ARG002
         address, port = worker_group.execute_single(0, _free_address)
         worker_group.execute(_prepare, address, port)
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ARG002
-        with suppress(RayActorError, RayTaskError):  # a worker is gone: there is nothing to save
+        with suppress(RayActorError, RayTaskError):  # a worker has died: nothing to save
             worker_group.execute(_save_and_stop)
 
 
@@ -225,7 +230,7 @@ def _free_address() -> tuple[str, int]:
 
 
 def _prepare(address: str, port: int) -> None:
-    """In the main thread of each worker, before the training."""
+    """Set up a worker, in its main thread, before training."""
     from rechub_dist.launching.launcher import Launch, environment  # noqa: PLC0415 - imports torch
 
     context = ray.train.get_context()
@@ -238,12 +243,12 @@ def _prepare(address: str, port: int) -> None:
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
     )
-    hosts = "1" if world == local_world else "2"  # or more: it is about the network interface
+    hosts = "1" if world == local_world else "2"  # or more: the network interface depends on whether there are several
     os.environ.update(environment(Launch(local_world, hosts, f"{address}:{port}")))
     external_control().stop_on_signals()
 
 
 def _save_and_stop() -> None:
-    """In the main thread of each worker, when Ray is to end it: at a change of their number, all may have work."""
+    """Save and stop, in each worker's main thread, before Ray ends it, for example to change the number of ranks."""
     external_control().stop.ask()
     external_control().ended.wait(_GRACE_SECONDS)

@@ -1,4 +1,4 @@
-"""A search: Ray Tune draws, stops and counts trials, each of which is a training by Ray Train."""
+"""Hyperparameter search: Ray Tune samples, schedules and stops trials, each a training run by Ray Train."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ from rechub_dist.launch.ray_workers import Workers, fit
 from rechub_dist.launching.search import Distribution, note_trial, trial_config
 from rechub_dist.metrics.direction import Direction
 
-_LONGEST = 10**6  # evaluations; ASHA wants to know an end
+_LONGEST = 10**6  # evaluations; ASHA requires a maximum
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched for.
+    """A search.
 
     Attributes:
-        config: the run that trials change, with `metric` as train.best_metric; its output folder is the search's.
-        metric: of the valid split.
-        mode: what makes it better.
-        trials: how many settings are drawn.
+        config: the base run, with `metric` as train.best_metric; its output folder is that of the search.
+        space: what to sample, by dotted key.
+        metric: valid metric that ranks trials.
+        mode: its direction.
+        trials: number of trials.
         grace: evaluations before ASHA may stop a trial.
-        reduction: one of so many goes on.
+        reduction: ASHA's reduction factor: the best 1/reduction continue.
+        seed: of the sampled settings.
     """
 
     config: RunConfig
@@ -50,7 +52,7 @@ class Search:
     seed: int
 
     def identity(self) -> dict[str, Any]:
-        """What an interrupted search must agree with to be gone on with."""
+        """What must be unchanged to resume an interrupted search, as JSON-compatible values."""
         run = _compared(self.config.model_dump(mode="json"))
         space = {key: draw.model_dump(mode="json", exclude_none=True) for key, draw in self.space.items()}
         own = {name: getattr(self, name) for name in ("metric", "mode", "trials", "grace", "reduction", "seed")}
@@ -58,7 +60,7 @@ class Search:
 
 
 def search(plan: Search, workers: Workers, concurrent: int | None) -> bool:
-    """Run the trials, or go on with them; returns whether that was to the end.
+    """Run or resume the trials; returns whether all of them ended.
 
     Raises:
         UserError: the output folder holds another search.
@@ -68,7 +70,7 @@ def search(plan: Search, workers: Workers, concurrent: int | None) -> bool:
     identity = json.loads(json.dumps(plan.identity()))
     storage = folder / "tune"
     trainable = tune.with_resources(
-        # It waits for its ranks, which ask for CPUs themselves; it must ask for something.
+        # A trial only waits for its ranks, which reserve CPUs themselves; but it must request something.
         tune.with_parameters(trial, plan=plan, workers=workers),
         tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}]),
     )
@@ -78,7 +80,7 @@ def search(plan: Search, workers: Workers, concurrent: int | None) -> bool:
         if found:
             raise UserError(
                 f"output_dir: {folder} holds another search; these differ (then -> now): {'; '.join(found)}. Choose "
-                "another output_dir, or remove that folder"
+                "another output_dir, or delete that folder"
             )
     if known.exists() and tune.Tuner.can_restore(str(storage)):
         tuner = tune.Tuner.restore(str(storage), trainable, resume_unfinished=True, restart_errored=True)
@@ -86,7 +88,7 @@ def search(plan: Search, workers: Workers, concurrent: int | None) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         known.write_text(json.dumps(identity), encoding="utf-8")
         tuner = _tuner(plan, trainable, concurrent or _room(workers))
-    # Tune keeps its state on Ctrl-C; a job is stopped by SIGTERM, and a terminal that is closed sends SIGHUP.
+    # Tune saves its state on Ctrl-C only; a job is stopped with SIGTERM, and a closing terminal sends SIGHUP.
     for number in set(stop_signals()) - {signal.SIGINT}:
         signal.signal(number, lambda _number, _frame: os.kill(os.getpid(), signal.SIGINT))
     results = tuner.fit()
@@ -94,7 +96,7 @@ def search(plan: Search, workers: Workers, concurrent: int | None) -> bool:
 
 
 def _compared(run: dict[str, Any]) -> dict[str, Any]:
-    """What of a run's configuration has to agree: metric and mode do so by themselves, as they were resolved."""
+    """The part of a run's configuration that must be unchanged; metric and mode are compared separately, resolved."""
     train = {key: value for key, value in run["train"].items() if key not in ("best_metric", "best_mode")}
     return {key: value for key, value in run.items() if key != "output_dir"} | {"train": train}
 
@@ -117,29 +119,29 @@ def _tuner(plan: Search, trainable: Any, concurrent: int) -> tune.Tuner:
     )
 
 
-def _domain(distribution: Distribution) -> Any:
-    """In Tune's words."""
-    if distribution.uniform is not None:
-        return tune.uniform(*distribution.uniform)
-    if distribution.loguniform is not None:
-        return tune.loguniform(*distribution.loguniform)
-    if distribution.randint is not None:
-        return tune.randint(distribution.randint[0], distribution.randint[1] + 1)
-    return tune.choice(list(distribution.choice or ()))
+def _domain(draw: Distribution) -> Any:
+    """Convert to Tune's search domain."""
+    if draw.uniform is not None:
+        return tune.uniform(*draw.uniform)
+    if draw.loguniform is not None:
+        return tune.loguniform(*draw.loguniform)
+    if draw.randint is not None:
+        return tune.randint(draw.randint[0], draw.randint[1] + 1)
+    return tune.choice(list(draw.choice or ()))
 
 
 def _room(workers: Workers) -> int:
-    """How many trials there is room for."""
+    """The number of trials that the cluster has room for, at least 1."""
     there, each = ray.cluster_resources(), {"CPU": workers.cpus, "GPU": workers.gpus}
     rooms = [there.get(name, 0) // (workers.most * amount) for name, amount in each.items() if amount]
     return max(1, int(min(rooms)))
 
 
 def trial(values: dict[str, Any], *, plan: Search, workers: Workers) -> None:
-    """One trial: starts its ranks, and waits for them."""
+    """Run one trial: start its ranks, and wait for them."""
     name = tune.get_context().get_trial_id()
     config = trial_config(plan.config, name, values)
-    note_trial(config.output_dir, values, "stopped")  # unless it comes to its end
+    note_trial(config.output_dir, values, "stopped")  # replaced when the trial ends
     try:
         fit(Work(config, splits=("valid",), judged_by=(plan.metric, plan.mode)), workers, (TuneReportCallback(),))
     except Exception as error:

@@ -1,7 +1,7 @@
-"""Has Ray Train do a run, a worker a rank; what training and searches have in common.
+"""Run training on Ray Train, one worker per rank; shared by `ray train` and `ray tune`.
 
-A rank runs the same `run(config)` as under every other launcher, in a thread of its worker's process. Ray restarts
-ranks and counts them; process groups, data and checkpoints are ours.
+A rank runs the same `run(config)` as under every other launcher, in a thread of its worker's process. Ray only starts,
+counts and restarts ranks; process groups, data and checkpoints are ours.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ from rechub_dist.launch.ray_options import in_job
 from rechub_dist.launch.ray_ranks import Desk, OwnGroups, Work, work
 
 PLACEMENTS: Final = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
-_LOOK_SECONDS = 0.1  # between two looks whether to stop
-_SILENT_SECONDS = 30.0  # without a rank that has begun, until that is told
+_LOOK_SECONDS = 0.1  # between checks whether to stop
+_SILENT_SECONDS = 30.0  # without a started rank, until `_WAITING` is printed
 
 
 _WAITING: Final = (
-    "waiting for Ray to start ranks: it has no room for them yet, or keeps it for a run that was killed, for up to "
-    "three minutes"
+    "waiting for Ray to start ranks: the cluster has no room for them yet, or still reserves it for a killed run, for "
+    "up to three minutes"
 )
 
 
 class FailedError(Exception):
-    """Ranks failed more often than they may be started again."""
+    """The ranks failed more often than `max_failures`."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many ranks, and what each is given.
+    """The number of ranks, and the resources of each.
 
     Attributes:
-        most: ranks to train on.
-        least: ranks to go on with when the cluster has no room for more.
-        cpus: CPUs reserved for each; also its torch threads, unless the run file says otherwise.
-        gpus: GPUs for each, 0 or 1.
+        most: number of ranks.
+        least: fewest ranks to train with if the cluster has no room for more; None: `most`.
+        cpus: CPUs reserved per rank; also its torch threads, unless the run file sets them.
+        gpus: GPUs per rank, 0 or 1.
         placement: strategy of Ray's placement group.
-        max_failures: how often ranks are started again after a failure; -1: without limit.
-        resize_seconds: between two looks whether there is room for more ranks, where `least` are enough.
+        max_failures: restarts of the ranks after failures; -1: unlimited.
+        resize_seconds: with `least`, seconds between checks for room for more ranks.
 
     Raises:
-        UserError: numbers that contradict each other, or no such strategy.
+        UserError: `least` is above `most`, or the strategy is unknown.
     """
 
     most: int
@@ -75,10 +75,10 @@ class Workers:
         if self.least is not None and self.least > self.most:
             raise UserError(f"--min-workers {self.least} is more than --num-workers {self.most}")
         if self.placement not in PLACEMENTS:
-            raise UserError(f"--placement {self.placement}: {', '.join(PLACEMENTS)}")
+            raise UserError(f"--placement {self.placement}: must be one of {', '.join(PLACEMENTS)}")
 
     def scaling(self) -> ScalingConfig:
-        """The same in Ray's words."""
+        """Convert to Ray's `ScalingConfig`."""
         resources = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
         return ScalingConfig(
             num_workers=self.most if self.least is None else (self.least, self.most),
@@ -89,7 +89,7 @@ class Workers:
         )
 
     def waits_for(self) -> str | None:
-        """What the cluster lacks now for the fewest ranks, as a clause; None if it has room."""
+        """What the cluster lacks for the fewest ranks, as a clause; None if it has room."""
         there, ranks = ray.cluster_resources(), self.least or self.most
         for name, each in (("CPU", self.cpus), ("GPU", self.gpus)):
             if ranks * each > there.get(name, 0):
@@ -103,16 +103,20 @@ class Workers:
 def connect(
     address: str | None, workers: Workers, *, ship: bool, runtime_env: Path | None, code: Path | None = None
 ) -> None:
-    """Join a cluster: that of `address`, else of $RAY_ADDRESS, else one of this machine for this run alone.
+    """Connect to the cluster at `address`, else $RAY_ADDRESS, else start a temporary one on this machine.
 
-    `ship` sends this package along, to a cluster that does not have it; `runtime_env` names a YAML file of Ray's
-    further settings of that kind. The Python files below `code` travel as Ray's `working_dir`, which is on the ranks'
-    path, unless a submitted job or `runtime_env` has brought one.
+    Args:
+        address: of the cluster.
+        workers: determine the number of CPUs of a temporary cluster.
+        ship: upload this package to a cluster that lacks it.
+        runtime_env: YAML file with more settings for Ray's runtime environment.
+        code: folder whose Python files are uploaded as Ray's `working_dir`, which is on the ranks' path, unless a
+            submitted job or `runtime_env` sets one.
 
     Raises:
-        UserError: nothing answers there, or Ray refuses the runtime environment.
+        UserError: no cluster answers, or Ray refuses the runtime environment.
     """
-    # Told to the controller: how soon it sees that workers have ended.
+    # How soon Ray's controller notices that workers have ended.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     environment: dict[str, Any] = {} if runtime_env is None else read_yaml(runtime_env)
     if ship:
@@ -120,16 +124,16 @@ def connect(
         environment["py_modules"] = [*environment.get("py_modules", []), package]
     if code is not None and "working_dir" not in environment and not in_job():
         environment["working_dir"] = str(code)
-        # No data, no runs. Ray matches folders without their slash, and the top one as ".": `*` would leave out all.
+        # Exclude data and runs. Ray matches folders without their slash, and the top one as ".": `*` would exclude all.
         environment["excludes"] = [*environment.get("excludes", []), "?*.*", ".?*", "!*.py"]
     local: dict[str, Any] = {}
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        # Said either way: an old token in the home folder would be taken for this cluster's.
+        # Explicit: otherwise Ray would use an old token from the home folder for this cluster.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         cores = max(os.cpu_count() or 1, workers.most * workers.cpus)
         local = {"num_cpus": cores}
-    colorama.init()  # no colours in the lines of workers where they are not for a terminal
+    colorama.init()  # no colours in workers' lines if they do not go to a terminal
     try:
         ray.init(address or "local", runtime_env=environment or None, logging_level="WARNING", **local)
     except ConnectionError as error:
@@ -139,12 +143,12 @@ def connect(
 
 
 def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) -> Any:
-    """Have the ranks do the work; returns what rank 0 does, None where it was stopped with nothing to save.
+    """Run `work` on the ranks; returns rank 0's result, or None if it was stopped before there was anything to save.
 
-    In the main thread SIGTERM and Ctrl-C make all ranks save and stop.
+    In the main thread, SIGTERM and Ctrl-C make all ranks save and stop.
 
     Raises:
-        UserError: a rank's, at once and without a restart.
+        UserError: that of a rank, without a restart.
         FailedError: too many failures.
     """
     lack = workers.waits_for()
@@ -157,10 +161,10 @@ def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) 
     with stop.listening():
         while True:
             found = _attempt(_trainer(job, work.config, workers, callbacks), desk, stop)
-            # Ranks that have saved as their node was to go, or as one got SIGTERM, have not failed to Ray.
+            # To Ray, ranks that saved because a node is going or one got SIGTERM have finished, not failed.
             if not work.training or found is None or not found.preempted or stop.asked():
                 return found
-            print(f"a node or worker is to go: going on from step {found.step}", file=sys.stderr, flush=True)
+            print(f"a node or worker is being stopped: resuming from step {found.step}", file=sys.stderr, flush=True)
 
 
 def _trainer(job: dict[str, Any], config: RunConfig, workers: Workers, callbacks: tuple[UserCallback, ...]) -> Any:
@@ -173,7 +177,7 @@ def _trainer(job: dict[str, Any], config: RunConfig, workers: Workers, callbacks
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
             storage_path=str(config.output_dir / "ray"),
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            # of pointers to ours: these Ray may remove
+            # only pointers to our checkpoints, which Ray may delete
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=list(callbacks),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
@@ -182,7 +186,7 @@ def _trainer(job: dict[str, Any], config: RunConfig, workers: Workers, callbacks
 
 
 def _attempt(trainer: Any, desk: Any, stop: Stop) -> Any:
-    """What rank 0 returns; None where `stop` was asked with nothing to save."""
+    """Rank 0's result; None if `stop` was requested before there was anything to save."""
     ended: list[ray.train.Result | Exception] = []
 
     def call() -> None:
@@ -191,7 +195,7 @@ def _attempt(trainer: Any, desk: Any, stop: Stop) -> Any:
         except Exception as error:
             ended.append(error)
 
-    # In a thread: in the main one Ray takes Ctrl-C for its own, and ends ranks that have not saved.
+    # In a thread: in the main thread Ray handles Ctrl-C itself, and ends ranks that have not saved.
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     told, silent_until = False, time.monotonic() + _SILENT_SECONDS
@@ -214,7 +218,7 @@ def _attempt(trainer: Any, desk: Any, stop: Stop) -> Any:
 
 
 def _with_threads(work: Work, workers: Workers) -> Work:
-    """Torch's threads by what is reserved: a process counts the cores of its node, not those it may use."""
+    """Set torch's threads to the reserved CPUs: torch itself would count the cores of the node."""
     distributed = work.config.distributed
     if distributed.threads is not None:
         return work
@@ -223,6 +227,6 @@ def _with_threads(work: Work, workers: Workers) -> Work:
 
 
 def _told(error: Exception) -> str:
-    """The last line that says something."""
+    """The last non-empty line of the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

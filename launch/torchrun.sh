@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Train on this host, as one of a run's hosts: the same command on each.
+# Train on this host as one of a run's hosts; run the same command on each.
 #
 #   launch/torchrun.sh RUN.yaml [--nnodes 1:3] [--nproc N] [--rdzv HOST:PORT] [--set SECTION.KEY=VALUE]... \
 #       [--outer-restarts N]
 #
 # Prints the equivalent torchrun command, and takes every option of `rechub-dist train`. torchrun restarts workers, but
-# ends everywhere when the host of the rendezvous store dies: --outer-restarts starts this host's agent again, and the
-# run goes on from its checkpoint as soon as that host is back. A mistake (exit code 2), a run that is done and a request
-# to stop are not restarted. PYTHON names the interpreter.
+# ends on all hosts if the rendezvous host dies: --outer-restarts restarts this host's agent, and the run resumes from
+# its checkpoint once the rendezvous host is back. There is no restart after a mistake (exit code 2), a finished run or
+# a request to stop. PYTHON sets the interpreter.
 set -u
 
 outer=0
@@ -43,10 +43,10 @@ forward() {
 }
 trap 'forward TERM' TERM
 trap 'forward INT' INT
-trap 'forward HUP' HUP # left ignored where nohup has it so
+trap 'forward HUP' HUP # stays ignored under nohup
 
 for ((attempt = 0; ; attempt++)); do
-    # In a job of its own, where an interrupt from the terminal comes by way of this script alone.
+    # In a job of its own, so that a terminal's interrupt reaches it only through this script.
     set -m
     "${PYTHON:-python3}" -m rechub_dist train "${arguments[@]}" --show-torchrun &
     child=$!
@@ -60,7 +60,7 @@ for ((attempt = 0; ; attempt++)); do
     if ((code == 0 || code == 2)) || [[ -n $asked ]] || ((attempt >= outer)); then
         exit "$code"
     fi
-    echo "launch: the agent ended with $code; starting it again ($((attempt + 1)) of $outer) in $pause s" >&2
+    echo "launch: the agent ended with exit code $code; restarting it ($((attempt + 1)) of $outer) in $pause s" >&2
     sleep "$pause" &
     wait $!
     [[ -n $asked ]] && exit "$code"

@@ -1,6 +1,6 @@
 """rechub_dist: Torch-RecHub's recommender models, trained at large scale.
 
-`train(run)` trains, `load(output_dir)` gives a trained run that predicts; both are imported when they are first used.
+`train(run)` trains, `load(output_dir)` returns a trained run for prediction; both are imported on first use.
 """
 
 from __future__ import annotations

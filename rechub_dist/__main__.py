@@ -1,4 +1,4 @@
-"""`python -m rechub_dist`, so that `torchrun ... -m rechub_dist train RUN.yaml` works."""
+"""`python -m rechub_dist`, for `torchrun ... -m rechub_dist train RUN.yaml`."""
 
 from rechub_dist.cli.main import main
 

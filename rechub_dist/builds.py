@@ -1,7 +1,7 @@
-"""Which releases of torch, torchrec and fbgemm belong together, and what to say where they do not.
+"""Which releases of torch, torchrec and fbgemm match, and error messages if they do not.
 
 fbgemm's operators are compiled for one release of torch, and torchrec is written for one of fbgemm. torchrec's metadata
-names the CUDA build of fbgemm, without a version: pip alone cannot put the matching three on to a CPU machine. Imports
+names the CUDA build of fbgemm, without a version, so pip alone cannot install a matching set on a CPU machine. Imports
 nothing heavy.
 """
 
@@ -16,19 +16,19 @@ from typing import Final
 
 from rechub_dist.errors import UserError, nearest, one_line
 
-TORCH: Final = "2.13.0"  # what `make install` takes, and pip by itself
+TORCH: Final = "2.13.0"  # default of `make install` and pip
 RELEASES: Final = {"2.11": "1.6", "2.12": "1.7", "2.13": "1.8", "2.14": "1.9"}  # torch -> torchrec and fbgemm
 _FBGEMM: Final = ("fbgemm-gpu-cpu", "fbgemm-gpu")
 _RAY: Final = "pip install 'ray[default,train]>=2.60'"
 
 
 def versions() -> dict[str, str]:
-    """What is installed of the three, by distribution."""
+    """The installed versions of torch, torchrec and fbgemm, by distribution name."""
     return {name: found for name in ("torch", "torchrec", *_FBGEMM) if (found := _version(name)) is not None}
 
 
 def require_builds() -> None:
-    """Check that torch, torchrec and fbgemm are there and belong together; reads metadata, imports none of them.
+    """Check that torch, torchrec and fbgemm are installed and match. Reads metadata only, imports none of them.
 
     Raises:
         UserError: one is missing, two builds of fbgemm overwrite each other, or their releases do not match.
@@ -36,13 +36,13 @@ def require_builds() -> None:
     found = versions()
     torch = found.get("torch")
     if torch is None:
-        if importlib.util.find_spec("torch") is not None:  # built by hand: its owner knows
+        if importlib.util.find_spec("torch") is not None:  # built from source: trust its owner
             return
         raise UserError(f"torch is not installed: pip install torch=={TORCH}, and then {_install(TORCH)}")
     wanted = RELEASES.get(_release(torch))
     if wanted is None:
         raise UserError(
-            f"torch {torch}: no releases of torchrec and fbgemm are known to go with it; install one of "
+            f"torch {torch}: no matching releases of torchrec and fbgemm are known; install one of "
             f"{', '.join(RELEASES)}: pip install torch=={TORCH}, and then {_install(TORCH)}"
         )
     if all(name in found for name in _FBGEMM):
@@ -58,12 +58,12 @@ def require_builds() -> None:
     for name in ("torchrec", *_FBGEMM):
         if name in found and _release(found[name]) != wanted:
             raise UserError(
-                f"{name} {found[name]} does not go with torch {torch}, which needs {wanted}: {_install(torch)}"
+                f"{name} {found[name]} does not match torch {torch}, which needs {wanted}: {_install(torch)}"
             )
 
 
 def what_is_missing(error: ImportError) -> UserError | None:
-    """The mistake behind an import that has failed; None if it is none of installation."""
+    """The installation mistake behind a failed import, as an error; None if it has another cause."""
     package = (error.name or "").partition(".")[0]
     if package == "ray":
         return UserError(f"ray is not installed: {_RAY}")
@@ -72,21 +72,21 @@ def what_is_missing(error: ImportError) -> UserError | None:
             require_builds()
         except UserError as mistake:
             return mistake
-        return UserError(f"{package} is installed, but cannot be imported ({one_line(error)}): install it anew")
+        return UserError(f"{package} is installed, but cannot be imported ({one_line(error)}): reinstall it")
     return None
 
 
 def requirements(pyproject: Path, release: str, extras: list[str]) -> list[str]:
-    """What pip is to be asked for, so that the project runs under a release of torch, `2.14` say.
+    """The requirements for pip to install the project under a release of torch, such as `2.14`.
 
-    These are the needs and extras that pyproject.toml lists, and torchrec, which goes in with `--no-deps`. A pin there
-    that is of this release's three stays; one of another gives way to the latest of its own.
+    These are the dependencies and extras of pyproject.toml, and torchrec, which is installed with `--no-deps`. Pins of
+    torch, torchrec and fbgemm that match the release are kept; others become the latest matching version.
 
     Raises:
-        UserError: there is no such release in the table, or no such extra.
+        UserError: the release or an extra is unknown.
     """
     if release not in RELEASES:
-        raise UserError(f"TORCH={release}: no such release is known, write one of {', '.join(RELEASES)}")
+        raise UserError(f"TORCH={release}: unknown release, write one of {', '.join(RELEASES)}")
     project = tomllib.loads(pyproject.read_text())["project"]
     optional = project["optional-dependencies"]
     for extra in extras:
@@ -104,7 +104,7 @@ def requirements(pyproject: Path, release: str, extras: list[str]) -> list[str]:
 
 
 def _install(torch: str) -> str:
-    """How to have what goes with a release of torch."""
+    """The commands that install what matches a release of torch."""
     wanted = RELEASES[_release(torch)]
     return (
         f"pip install 'fbgemm-gpu-cpu=={wanted}.*' && pip install --no-deps 'torchrec=={wanted}.*' (for GPUs instead: "

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line that names the thing and the fix."""
+"""Errors that a user can fix: one line that names the problem and the fix."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class UserError(ValueError):
 
 
 def one_line(error: object) -> str:
-    """An error's message as one line."""
+    """Collapse an error's message to one line."""
     return " ".join(str(error).split())
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A clause that suggests what was meant: `did you mean 'x'?`, else the valid names."""
+    """A hint for an unknown name: `did you mean 'x'?`, or the valid names."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

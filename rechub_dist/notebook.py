@@ -1,4 +1,4 @@
-"""Training from Python: in a notebook or a script, as often as one likes in one process."""
+"""Training from Python, in a notebook or a script, any number of times in one process."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from rechub_dist.reporting.logs import LOGGER
 from rechub_dist.reporting.summary import Summary
 from rechub_dist.training.trainer import run as run_training
 
-_LOUD = ("torchrec", "torch", "fbgemm_gpu")  # whose loggers `quiet_libraries` turns down
+_LOUD = ("torchrec", "torch", "fbgemm_gpu")  # loggers that `quiet_libraries` silences
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that `train` has come to the end of, or that was stopped (`summary.preempted`)."""
+    """A run that `train` finished, or that was stopped (`summary.preempted`)."""
 
     config: RunConfig
     summary: Summary
 
     @property
     def output_dir(self) -> Path:
-        """Where its records and checkpoints are."""
+        """The output folder, with records and checkpoints."""
         return self.config.output_dir
 
     def load(self, device: Literal["auto", "cpu", "cuda"] = "cpu") -> Run:
-        """Its best weights, ready to predict; as `rechub_dist.load`."""
+        """Load its best weights for prediction, as `rechub_dist.load`."""
         return load(self.config.output_dir, device)
 
 
@@ -50,21 +50,21 @@ def train(
     *,
     take_over: bool = False,
 ) -> Finished:
-    """Train as `rechub-dist train` does, in this process; go on where the output folder holds a checkpoint of the run.
+    """Train in this process as `rechub-dist train` does; resume if the output folder has a checkpoint of the run.
 
-    Without torchrun this process is the only rank; a script under torchrun calls it on every rank. Ctrl-C (in a
-    notebook: interrupt) saves and returns; the same call goes on. Afterwards there is no process group, and signal
-    handlers, logging, warnings, random state and torch's threads are what they were; what remains is the limit of open
-    files, which is raised as far as it may be, and that freed memory is kept for the next run.
+    Collective: under torchrun, call on every rank; otherwise this process is the only rank. Ctrl-C (in a notebook:
+    interrupt) saves and returns; the same call resumes. Afterwards there is no process group, and signal handlers,
+    logging, warnings, random state and torch's threads are restored. Two things remain: the raised limit of open files,
+    and freed memory that is kept for the next run.
 
     Args:
-        run: the path of a run file, its content as a dict, or a configuration. Relative paths in a dict are taken as
-            below the working directory.
-        overrides: dotted keys with other values: `{"train.epochs": 3}`.
-        take_over: take the folders from a run that holds them; that one ends.
+        run: the path of a run file, its content as a dict, or a configuration. Relative paths in a dict are resolved
+            against the working directory.
+        overrides: values for dotted keys: `{"train.epochs": 3}`.
+        take_over: take the output folders over from a running run, which then ends.
 
     Raises:
-        UserError: one line that names what is wrong in the run, the schema or the data, and the fix.
+        UserError: a mistake in the run, the schema or the data; one line that names it and the fix.
     """
     require_builds()
     config = _config(run, overrides)
@@ -85,13 +85,13 @@ def _config(run: RunConfig | str | Path | Mapping[str, Any], overrides: Mapping[
 
 @contextmanager
 def _left_as_it_was() -> Iterator[None]:
-    """A run has its process to itself: it handles signals, and logs to its folder. Put back what was there before."""
+    """Restore the process's signal handlers, logging, warnings and threads, which a run replaces."""
     root, threads, environment = logging.getLogger(), torch.get_num_threads(), set(os.environ)
     captured = getattr(logging, "_warnings_showwarning", None) is not None
     raises = logging.raiseExceptions
     loggers = {name: logging.getLogger(name) for name in (None, LOGGER.name, *_LOUD)}
     logs = [(logger, logger.level, logger.handlers, logger.propagate) for logger in loggers.values()]
-    root.handlers = []  # a run closes those that it finds
+    root.handlers = []  # a run closes the handlers it finds
     in_main = threading.current_thread() is threading.main_thread()
     signals = {number: signal.getsignal(number) for number in stop_signals()} if in_main else {}
     try:
@@ -109,8 +109,8 @@ def _left_as_it_was() -> Iterator[None]:
             logger.handlers, logger.propagate = handlers, propagate
         logging.raiseExceptions = raises
         for number, action in signals.items():
-            if action is not None:  # None: not Python's own, and so not a run's either
+            if action is not None:  # None: not installed from Python, and so not changed by a run
                 signal.signal(number, action)
-        for name in set(os.environ) - environment:  # that say where this run's device is to leave its record
+        for name in set(os.environ) - environment:  # variables that name this run's flight recorder files
             del os.environ[name]
         torch.set_num_threads(threads)

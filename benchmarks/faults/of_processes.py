@@ -45,7 +45,7 @@ def agent_killed(scene: Scene) -> Times:
     workers = list(run.workers().values())
     at = time.monotonic()
     os.kill(run.agent(), signal.SIGKILL)
-    run.wait_for("starting it again", at)
+    run.wait_for("restarting it", at)
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         if time.monotonic() > at + 5:
             raise RuntimeError("an orphan trains on")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Write the bases anew, below launch/k8s or the folder given: what `rechub-dist k8s render` prints for the first run.
-# PYTHON names the interpreter.
+# Regenerate the bases below launch/k8s, or the given folder: the output of `rechub-dist k8s render` for the example run.
+# PYTHON sets the interpreter.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 target=$(realpath -m "${1:-$here}")

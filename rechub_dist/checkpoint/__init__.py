@@ -1,4 +1,4 @@
-"""Checkpoints: a folder a step, visible only when complete, loaded on any number of ranks under any sharding."""
+"""Checkpoints: one folder per step, visible only when complete, loaded on any number of ranks under any sharding."""
 
 from rechub_dist.checkpoint.checkpoints import Checkpoints, open_checkpoints
 from rechub_dist.checkpoint.folder import saved_steps

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved beside training, verified and loaded, kept or removed."""
+"""The checkpoints of a run: saved in the background, verified, loaded, and removed by retention."""
 
 from __future__ import annotations
 
@@ -33,35 +33,37 @@ from rechub_dist.errors import UserError
 from rechub_dist.reporting.saves import Save
 
 T = TypeVar("T")
-# What a checkpoint's run, by its record, its step and where it lies, has other than this run.
+# (record of the checkpoint's run, its step, its path) -> how that run differs from this one, one line per key.
 Differing = Callable[[dict[str, Any], int, str], list[str]]
 
-# A rank that has written its part waits for the slowest one. A dead one is noticed at once, by its closed connection.
+# A rank that has written its part waits for the slowest one. A dead rank is detected at once by its closed connection.
 _PATIENCE = timedelta(hours=6)
 
 
 def open_checkpoints(config: RunConfig, rt: Runtime, lease: Lease | None = None) -> Checkpoints:
-    """The checkpoints of a run; who saves there holds the folder's lease. Collective.
+    """Open the checkpoint folder of a run; saving requires its lease. Collective: call on every rank.
 
     Raises:
-        UserError: their address cannot be used.
+        UserError: the address is invalid, or a file.
     """
 
     def opened() -> Folder:
         folder = Folder(config.checkpoint_folder, config.checkpoint_storage)
         if folder.local and os.path.isfile(folder.address):
-            raise UserError(f"checkpoint.folder: {folder.address} cannot be written: it is a file; choose another one")
+            raise UserError(
+                f"checkpoint.folder: {folder.address} cannot be written: it is a file; choose another folder"
+            )
         return folder
 
     return Checkpoints(rt.together(opened), rt, config.checkpoint, lease)
 
 
 class Checkpoints:
-    """The checkpoints of one folder. All methods but `news` are collective.
+    """The checkpoints in one folder. Collective, call on every rank: all methods but `amend`, `news`, `wait`, `close`.
 
-    A save copies this rank's share of the state to host memory and writes it in a thread, which talks to the other
-    ranks' in a process group of its own. The manifest is written last: without it there is no checkpoint. The files of
-    a save have names of their own, so that saving a step anew leaves the step's old checkpoint whole until then.
+    A save copies this rank's share of the state to host memory and writes it in a thread, which communicates with the
+    other ranks' threads in a process group of its own. The manifest is written last: without it there is no checkpoint.
+    Each save uses new file names, so saving a step again keeps its old checkpoint intact until the new one is complete.
     """
 
     def __init__(self, folder: Folder, runtime: Runtime, config: CheckpointConfig, lease: Lease | None = None) -> None:
@@ -75,28 +77,30 @@ class Checkpoints:
         self._news: list[Save] = []
         self._last: Save | None = None
         self._position: Position | None = None  # of what is saved, is being saved, or was loaded
-        self._id: str | None = None  # of the run, in all its checkpoints
+        self._id: str | None = None  # of the run, the same in all its checkpoints
 
     def prepare(self) -> None:
-        """Make sure that the folder can be written.
+        """Check that the folder is writable. Collective: call on every rank.
 
         Raises:
-            UserError: it cannot.
+            UserError: it is not.
         """
 
         def probe() -> None:
-            name = f".writable-{secrets.token_hex(8)}"  # nobody's file
+            name = f".writable-{secrets.token_hex(8)}"  # a new name
             try:
                 self.folder.write(name, [memoryview(b"")])
                 self.folder.delete(name)
             except Exception as error:  # whatever the store's client raises
                 where, why = self.folder.address, reason_of(error)
-                raise UserError(f"checkpoint.folder: {where} cannot be written: {why}; choose another one") from error
+                raise UserError(
+                    f"checkpoint.folder: {where} cannot be written: {why}; choose another folder"
+                ) from error
 
         self._rt.from_main(probe)
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, oldest first."""
+        """The steps that have a checkpoint, oldest first. Collective: call on every rank."""
         return self._rt.from_main(lambda: steps_in(self.folder.files()))
 
     def has(self, position: Position) -> bool:
@@ -107,13 +111,18 @@ class Checkpoints:
         return self._last is None or self._last.error is None
 
     def save(self, state: Tensors, position: Position, run: dict[str, Any]) -> None:
-        """Begin to save; then remove what retention does not keep. An earlier save is waited for.
+        """Start a save, after which retention removes old checkpoints. Waits for the previous save.
 
-        `run` is what is recorded beside the position: identity, config, tables. What comes of it `news` tells; a
-        failure is none of training's, and leaves older checkpoints as they are.
+        Collective: call on every rank. `news` returns the result. A failure does not stop training, and leaves older
+        checkpoints unchanged.
+
+        Args:
+            state: the tensors to save.
+            position: the training position.
+            run: recorded beside the position: identity, config, tables.
 
         Raises:
-            LostError: on all ranks, with nothing written: another attempt holds the folder.
+            LostError: on all ranks, with nothing written: another process holds the folder.
         """
         self._began = time.monotonic()
         self.wait()
@@ -144,10 +153,10 @@ class Checkpoints:
             self.wait()
 
     def amend(self, position: Position) -> None:
-        """Record what an evaluation of the state that was saved last has found; then clean up as a save does.
+        """Record the result of evaluating the state saved last, then apply retention. Not collective.
 
-        The manifest alone is written anew, when the save is complete. A failure is told by `news`: the checkpoint is as
-        good as before, and a run that goes on from it evaluates once more. Not collective.
+        Only the manifest is rewritten, once the save is complete. `news` reports a failure: the checkpoint stays
+        intact, and a run that resumes from it evaluates again.
         """
         self._position = position
         if not self._rt.is_main:
@@ -161,39 +170,41 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the save that is under way, if any."""
+        """Wait for the save in progress, if any. Not collective."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def news(self) -> list[Save]:
-        """What has come of the saves that ended since the last call."""
+        """The results of saves that ended since the last call. Not collective."""
         found = self._news[:]
         del self._news[: len(found)]
         return found
 
     def close(self, seconds: float) -> None:
-        """Let a save that is under way end, if it does so in time: a rank may be gone."""
+        """Wait for the save in progress, at most `seconds`, since a rank may have died. Not collective."""
         if self._thread is not None:
             self._thread.join(timeout=seconds)
 
     def check_last(self) -> None:
-        """Wait for the last save.
+        """Wait for the last save. Collective: call on every rank.
 
         Raises:
-            UserError: there is no checkpoint of it, so that what was trained since the one before would be lost.
+            UserError: it failed, so that the steps since the checkpoint before it are not saved.
         """
         self.wait()
         error = None if self._last is None else self._last.error
         self._rt.raise_together(
-            error and f"{error}; the last steps are not saved: mend that, and the same command does them again"
+            error and f"{error}; the last steps are not saved: fix that and run the same command again"
         )
 
     def check(self, differing: Differing) -> None:
-        """Refuse, with nothing written, a folder whose newest good checkpoint is of another run.
+        """Refuse a folder whose newest intact checkpoint belongs to another run. Reads manifests only, writes nothing.
+
+        Collective: call on every rank.
 
         Raises:
-            UserError: as `load`, as far as manifests tell.
+            UserError: as `load`.
         """
         damage = None
         for step in reversed(self.steps()):
@@ -206,13 +217,13 @@ class Checkpoints:
             raise self._unreadable(str(damage))
 
     def load(self, state: Tensors, differing: Differing) -> Position | None:
-        """Load the newest good checkpoint of the run in place; None if there is none at all.
+        """Load the newest intact checkpoint into `state`; returns its position, None if there is no checkpoint.
 
-        A damaged checkpoint is refused by name, on stderr, and the one before it is taken.
+        Collective: call on every rank. A damaged checkpoint is named on stderr, and the one before it is tried.
 
         Raises:
-            UserError: the checkpoint is of another run (lists the keys that differ) or of a newer version, every one
-                is damaged, or the store fails.
+            UserError: the checkpoint belongs to another run (lists the keys that differ) or to a newer version, all
+                checkpoints are damaged, or the store fails.
         """
         damaged = []
         for step in reversed(self.steps()):
@@ -233,19 +244,21 @@ class Checkpoints:
 
     def _unreadable(self, damage: str) -> UserError:
         return UserError(
-            f"{self.folder.address}: no checkpoint can be read: {damage}; put back a copy of it, or choose another "
-            f"output_dir (or checkpoint.folder) to start anew"
+            f"{self.folder.address}: no checkpoint can be read: {damage}; restore it from a copy, or choose another "
+            f"output_dir (or checkpoint.folder) to start from scratch"
         )
 
     def load_best(self, state: Tensors, vocabularies: dict[str, str]) -> int:
-        """Load the best checkpoint in place, or the newest where none is best; returns its step.
+        """Load the best checkpoint, or the newest if none is marked best, into `state`; returns its step.
+
+        Collective: call on every rank.
 
         Args:
-            state: what to load.
-            vocabularies: what identifies those that ids come from now, by feature.
+            state: the tensors to fill.
+            vocabularies: fingerprints of the current vocabularies, by feature.
 
         Raises:
-            UserError: there is none, it is damaged, or it was trained with ids from other vocabularies.
+            UserError: there is no checkpoint, it is damaged, or it was trained with other vocabularies.
         """
         manifest = self._opened()
         trained = manifest.run["identity"]["data"].get("vocabularies", {})
@@ -253,13 +266,13 @@ class Checkpoints:
         if other:
             raise UserError(
                 f"{self.folder.address}: the vocabulary of feature {other[0]!r} is not the one that the run was "
-                "trained with, so its ids mean other values; put that file back, or train anew"
+                "trained with, so its ids have other meanings; restore that file, or train again"
             )
         self._fill(manifest, state)
         return manifest.step
 
     def load_weights(self, state: Tensors, step: int) -> None:
-        """Load one step's checkpoint in place.
+        """Load the weights of one step's checkpoint into `state`. Collective: call on every rank.
 
         Raises:
             UserError: it is damaged.
@@ -267,7 +280,7 @@ class Checkpoints:
         self._fill(self._opened(step), state)
 
     def _finish(self, file: RankFile, staged: Tensor | None, run: dict[str, Any], position: Position) -> None:
-        """What the thread does: write, agree, publish, tell. Every rank comes to the same result."""
+        """The save thread: write, agree, publish and report; all ranks get the same result."""
         step, size, seconds = position.step, 0, 0.0
         error = warning = None
         name = f"{step_folder(step)}/{file.name}"
@@ -292,8 +305,8 @@ class Checkpoints:
                 seconds = time.monotonic() - self._began
                 warning = self._publisher.clean(position, self._id, saved=error is None)
             error, warning, size, seconds = self._from_main((error, warning, size, seconds))
-        except RuntimeError as failure:  # of the process group: a rank is gone, as training will find out, too
-            error = f"{self.folder.path(step_folder(step))}: the ranks lost touch: {reason_of(failure)}"
+        except RuntimeError as failure:  # from the process group: a rank has died, as training will notice, too
+            error = f"{self.folder.path(step_folder(step))}: lost contact with another rank: {reason_of(failure)}"
         if error is not None:
             error = f"the checkpoint of step {step} could not be saved: {error}"
         blocked = self._blocked if self._config.asynchronous else seconds
@@ -301,29 +314,29 @@ class Checkpoints:
         self._news.append(self._last)
 
     def _amend(self, before: threading.Thread | None, position: Position) -> None:
-        """What the thread of `amend` does, after that of the save."""
+        """The thread of `amend`, which first waits for that of the save."""
         if before is not None:
             before.join()
         if self._last is not None and (self._last.step != position.step or self._last.error is not None):
-            return  # there is no checkpoint of it, as was told
+            return  # the save failed, as already reported
         warning = self._publisher.amend(position, self._id)
         if warning is not None:
             self._news.append(Save(position.step, 0.0, 0.0, 0, error=warning))
 
     def _gather(self, part: T) -> list[T] | None:
-        """All ranks' parts on the main rank, for the thread."""
+        """Gather all ranks' parts on the main rank, in the thread's process group."""
         found: list[Any] | None = [None] * self._rt.world_size if self._rt.is_main else None
         dist.gather_object(part, found, dst=0, group=self._group)
         return found
 
     def _from_main(self, value: T) -> T:
-        """The main rank's value on all ranks, for the thread."""
+        """Broadcast the main rank's value, in the thread's process group."""
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
     def _opened(self, step: int | None = None) -> CheckpointManifest:
-        """A checkpoint's manifest, from the main rank; without a step that of the best, else the newest."""
+        """A checkpoint's manifest, read by the main rank; without a step, that of the best, else the newest."""
 
         def read() -> CheckpointManifest | DamagedError:
             try:
@@ -337,7 +350,7 @@ class Checkpoints:
         return found
 
     def _fill(self, manifest: CheckpointManifest, state: Tensors) -> None:
-        """Verify the checkpoint and load it."""
+        """Verify the checkpoint and load it into `state`."""
         verify_together(self._rt, self.folder, manifest)
 
         def read() -> None:
@@ -345,13 +358,15 @@ class Checkpoints:
             for key, entry in state.items():
                 saved = manifest.tensors.get(key)
                 if saved is not None and saved.shape != entry.shape:
-                    raise DamagedError(f"checkpoint {where} has {key} as {saved.shape} instead of {entry.shape}")
+                    raise DamagedError(
+                        f"checkpoint {where} has {key} with shape {saved.shape} instead of {entry.shape}"
+                    )
             read_tensors(self.folder, manifest, state.items())
 
         agree(self._rt, read)
 
     def _check_run(self, manifest: CheckpointManifest, differing: Differing) -> None:
-        """Refuse a checkpoint of another run, or one with a position that this version does not understand."""
+        """Refuse a checkpoint of another run, or one whose position has keys that this version does not know."""
         where = self.folder.path(step_folder(manifest.step))
         unknown = manifest.run["position"].keys() - {field.name for field in fields(Position)}
         if unknown:

@@ -1,4 +1,4 @@
-"""A checkpoint as one safetensors file, and that file into a model and its tables in one process."""
+"""Export a checkpoint as one safetensors file, and load that file into a model and its tables in one process."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _WHAT = "a consolidated checkpoint"
 
 
 def check_target(folder: Folder, manifest: CheckpointManifest, out: Path) -> None:
-    """Refuse, before the work, a file that `consolidate` may not write.
+    """Check, before the work, that `consolidate` may write `out`.
 
     Raises:
-        UserError: it lies in the checkpoint that is read, is a folder, or is somebody else's.
+        UserError: it is inside the checkpoint that is read, is a folder, or is another kind of file.
     """
     refuse_overlap(str(out), [folder.path(step_folder(manifest.step))])
     check_file(out, _is_consolidated, _WHAT)
 
 
 def _is_consolidated(path: Path) -> bool:
-    """Whether a file is one that `consolidate` has written."""
+    """Whether a file was written by `consolidate`."""
     try:
         with safe_open(str(path), framework="pt") as file:
             return {"step", "model", "config"} <= (file.metadata() or {}).keys()
@@ -41,15 +41,14 @@ def _is_consolidated(path: Path) -> bool:
 
 
 def consolidate(folder: Folder, manifest: CheckpointManifest, out: Path, *, optimizer: bool = False) -> Iterator[int]:
-    """Write the weights, and the optimizers' states if asked, to one file under their canonical names.
+    """Write the weights, and with `optimizer` the optimizer states, to one file under their canonical names.
 
-    Yields the bytes of each block that is written; no more than one, of 64 MiB, is in memory. The file appears when it
-    is complete. Its metadata has `step`, `model` and `config` (YAML).
-
-    A file that is there is only replaced if it is such a one.
+    Yields the size in bytes of each block written; at most one block of 64 MiB is in memory. The file appears when it
+    is complete, and only replaces an earlier consolidated checkpoint. Its metadata has `step`, `model` and `config`
+    (YAML).
 
     Raises:
-        UserError: the file cannot be written, or may not be (`check_target`).
+        UserError: the file cannot or may not be written (`check_target`).
         DamagedError: the checkpoint cannot be read.
     """
     chosen = {
@@ -57,7 +56,7 @@ def consolidate(folder: Folder, manifest: CheckpointManifest, out: Path, *, opti
         for name, saved in manifest.tensors.items()
         if optimizer or name.startswith("dense/") or name.endswith("/weight")
     }
-    # The largest elements first, so that each tensor lies at a multiple of its element size.
+    # Largest element types first, so that every tensor is aligned to its element size.
     names = sorted(chosen, key=lambda name: -DTYPES[chosen[name].dtype].itemsize)
     run = manifest.run
     metadata = {"format": "pt", "step": str(manifest.step), "model": run["identity"]["model"]["name"]}
@@ -78,10 +77,10 @@ def consolidate(folder: Folder, manifest: CheckpointManifest, out: Path, *, opti
 
 @torch.no_grad()
 def load_consolidated(path: str | Path, model: nn.Module, tables: LocalTables) -> None:
-    """Fill a model and its tables with the weights of a consolidated checkpoint; tensor by tensor.
+    """Load a consolidated checkpoint into a model and its tables, tensor by tensor.
 
     Raises:
-        UserError: a table or parameter is missing, or has another shape.
+        UserError: a table or parameter is missing from the file, or has another shape there.
     """
     targets = {f"dense/{name}": value for name, value in model.state_dict().items()}
     for name, table in tables.specs.items():
@@ -93,7 +92,7 @@ def load_consolidated(path: str | Path, model: nn.Module, tables: LocalTables) -
                 raise UserError(f"{path}: has no {name}: {nearest(name, names)}")
             value = file.get_tensor(name)
             if value.shape != target.shape:
-                raise UserError(f"{path}: {name} is {list(value.shape)}, but {list(target.shape)} is needed")
+                raise UserError(f"{path}: {name} has shape {list(value.shape)}, but {list(target.shape)} is needed")
             target.copy_(value)
 
 

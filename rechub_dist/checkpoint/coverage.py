@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds everything: each element of each tensor once, and all that its tables consist of."""
+"""Check that a checkpoint is complete: each element of each tensor once, and all tensors of each table."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rechub_dist.checkpoint.tensors import TABLE_STATES, matrix_shape
 
 
 def check_coverage(manifest: CheckpointManifest, path: str) -> None:
-    """Prove that the pieces of each tensor cover its rows and columns exactly once, and that no table lacks any.
+    """Check that the pieces of each tensor cover it exactly once, and that each table has all its tensors.
 
-    From the manifest alone; that the files have these bytes is `verify`'s to prove.
+    Uses the manifest only; `load.verify` checks the files' content.
 
     Raises:
-        DamagedError: names the tensor, and what is missing or there twice.
+        DamagedError: names the tensor, and what is missing or duplicated.
     """
     for name, saved in manifest.tensors.items():
         _check_pieces(name, saved, path)
@@ -39,8 +39,8 @@ def _check_pieces(name: str, saved: SavedTensor, path: str) -> None:
     pieces = pieces.reshape(-1, 4)
     top, bottom, left, right = pieces.T
     if ((top < 0) | (bottom > rows) | (left < 0) | (right > columns)).any():
-        raise DamagedError(f"{path}: a piece of {name} lies outside its {rows} x {columns} elements")
-    # Of as many elements as there are, either none is missing and none is there twice, or both.
+        raise DamagedError(f"{path}: a piece of {name} is outside its {rows} x {columns} elements")
+    # If the number of elements is right, either none is missing and none duplicated, or both occur.
     missing = rows * columns - int(((bottom - top) * (right - left)).sum())
     if missing > 0:
         raise DamagedError(f"{path}: the checkpoint lacks {missing} elements of {name}")
@@ -50,4 +50,4 @@ def _check_pieces(name: str, saved: SavedTensor, path: str) -> None:
         overlap = (top[later] < bottom[here]) & (top[here] < bottom[later])
         overlap &= (left[later] < right[here]) & (left[here] < right[later])
         if overlap.any():
-            raise DamagedError(f"{path}: rows {top[here]} to {bottom[here] - 1} of {name} are there twice")
+            raise DamagedError(f"{path}: rows {top[here]} to {bottom[here] - 1} of {name} are duplicated")

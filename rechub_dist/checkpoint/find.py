@@ -1,4 +1,4 @@
-"""From what a user names, a run or a checkpoint, to the checkpoint."""
+"""Find the checkpoint that a user refers to by a run's folder or by the checkpoint itself."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from rechub_dist.errors import UserError, one_line
 
 
 def find_folder(address: str, settings: StorageConfig | None) -> tuple[Folder, int | None]:
-    """The folder of checkpoints of a run, itself or one of its checkpoints; in the last case the step, too.
+    """Find the checkpoint folder, given an output folder, a checkpoint folder or a single checkpoint.
 
-    Without settings of the storage those are taken that the run's config.yaml has, if there is one.
+    Without `settings`, the storage settings of the run's config.yaml are used, if it exists.
+
+    Returns:
+        The folder, and the step if the address is a single checkpoint, else None.
 
     Raises:
         UserError: there is no checkpoint.
@@ -37,12 +40,12 @@ def find_folder(address: str, settings: StorageConfig | None) -> tuple[Folder, i
         if steps_in(folder.files()):
             return folder, None
     raise UserError(
-        f"{address}: holds no checkpoint; name a run's output folder, its folder of checkpoints or one of these"
+        f"{address}: holds no checkpoint; name a run's output folder, checkpoint folder or a single checkpoint"
     )
 
 
 def _named(address: str, settings: StorageConfig) -> tuple[str | None, StorageConfig]:
-    """The folder of checkpoints that an output folder's config.yaml names, and its storage's settings."""
+    """The checkpoint folder that an output folder's config.yaml names, None by default, and its storage settings."""
     path = join(address, "config.yaml")
     text = read_text(path, settings)
     if text is None:
@@ -52,17 +55,17 @@ def _named(address: str, settings: StorageConfig) -> tuple[str | None, StorageCo
     try:
         known = StorageConfig.model_validate_json(json.dumps(checkpoint.get("storage") or data.get("storage") or {}))
     except ValidationError as error:
-        raise UserError(f"{path}: the settings of storage are not valid: {one_line(error)[:200]}; mend them") from error
+        raise UserError(f"{path}: invalid storage settings: {one_line(error)[:200]}; fix them") from error
     return checkpoint.get("folder"), known
 
 
 def find_checkpoint(
     address: str, settings: StorageConfig | None, wanted: Literal["best", "newest"] | int = "best"
 ) -> tuple[Folder, CheckpointManifest]:
-    """The checkpoint that is meant by an address, and `wanted` where that leaves a choice; files are there in full.
+    """Find the checkpoint at an address, and `wanted` of a run's checkpoints; checks that all files have full size.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such checkpoint.
         DamagedError: it is damaged.
     """
     folder, step = find_folder(address, settings)
@@ -73,16 +76,16 @@ def find_checkpoint(
     steps = steps_in(folder.files())
     step = steps[-1] if wanted == "newest" else wanted
     if step not in steps:
-        raise UserError(f"{folder.address}: no checkpoint of step {step}; there are those of {steps}")
+        raise UserError(f"{folder.address}: no checkpoint of step {step}; available steps: {steps}")
     return folder, read_manifest(folder, step)
 
 
 def best_manifest(folder: Folder) -> CheckpointManifest:
-    """The best checkpoint of a run, or the newest where none is best or that one is gone.
+    """The manifest of a run's best checkpoint, or of the newest if none is marked best or that one is missing.
 
     Raises:
-        UserError: there is none.
-        DamagedError: its manifest, or the newest one's, which knows the best, is damaged.
+        UserError: there is no checkpoint.
+        DamagedError: its manifest, or that of the newest checkpoint, which records the best step, is damaged.
     """
     steps = steps_in(folder.files())
     if not steps:

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints, on a local disk, NFS or an object store."""
+"""A run's checkpoint folder, on a local disk, NFS or an object store."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _STEP = re.compile(r"step-(\d{10})")
 
 
 class Folder:
-    """Files by names relative to one folder: `step-0000000012/manifest.json`.
+    """Access to files by names relative to one folder, such as `step-0000000012/manifest.json`.
 
     Raises:
-        UserError: an address that cannot be used; any method: a store that fails up to the deadline.
+        UserError: the address is invalid; from any method: the store fails until the deadline.
     """
 
     def __init__(self, address: str, settings: StorageConfig) -> None:
         if "://" not in address:
             address = os.path.abspath(address)
         elif address.startswith("s3://"):
-            # Uploads in the background would hold a whole file in memory wherever the network is slower than we.
+            # Background uploads would buffer a whole file in memory if the network is slower than the writer.
             options = {"background_writes": False, **settings.options}
             settings = settings.model_copy(update={"options": options})
         self.address = address
@@ -42,7 +42,7 @@ class Folder:
 
     @property
     def local(self) -> bool:
-        """Whether it is a mounted file system."""
+        """Whether the folder is on a mounted file system."""
         return not self._store.remote
 
     def path(self, name: str) -> str:
@@ -50,19 +50,19 @@ class Folder:
         return join(self.address, name)
 
     def files(self) -> dict[str, int]:
-        """All files by name, with their sizes in bytes."""
+        """All files below the folder: name to size in bytes."""
         root = self._root.rstrip("/")
         selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
         found = self._store.with_retries(lambda _: self._filesystem.get_file_info(selector), self.address)
         return {info.path[len(root) + 1 :]: info.size for info in found if info.type == pafs.FileType.File}
 
     def size(self, name: str) -> int | None:
-        """A file's size in bytes; None where there is none."""
+        """A file's size in bytes; None if it does not exist."""
         info = self._store.with_retries(lambda _: self._filesystem.get_file_info(self._inside(name)), self.path(name))
         return info.size if info.type == pafs.FileType.File else None
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> memoryview:
-        """Bytes of a file, all from `offset` on unless `length` is given; they may be written to.
+        """Read a file from `offset`, to its end or `length` bytes; the returned memory is writable.
 
         Raises:
             DamagedError: the file is missing, unreadable or too short.
@@ -70,7 +70,7 @@ class Folder:
         path = self._inside(name)
 
         def fetch(_attempt: int) -> memoryview:
-            # Memory of this attempt's own: one that hangs may still write into it.
+            # A buffer per attempt: an attempt that hangs may still write into its buffer.
             with self._filesystem.open_input_file(path) as source:
                 data = np.empty(source.size() - offset if length is None else length, dtype=np.uint8)
                 source.seek(offset)
@@ -88,19 +88,19 @@ class Folder:
         return found
 
     def check_room(self, size: int) -> None:
-        """Before `size` bytes are written: to find out by writing would leave no room for logs meanwhile.
+        """Check for room before writing `size` bytes: filling the disk would leave no room for logs.
 
         Raises:
-            OSError: a local disk has not as much room.
+            OSError: a local disk has less free space.
         """
         if self.local:
             Path(self._root).mkdir(parents=True, exist_ok=True)
             disk = shutil.disk_usage(self._root)
-            if disk.total and disk.free < size:  # some mounts of other kinds know neither
+            if disk.total and disk.free < size:  # some other mounts report neither
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, name: str, chunks: Iterable[memoryview]) -> FileRecord:
-        """Write a new file, on a local disk through to the disk, and give its size and checksums."""
+        """Write a new file (on a local disk, with fsync); returns its size and checksums."""
         checksums = BlockChecksums()
         path = self._inside(name)
         with self._create(path) as sink:
@@ -108,7 +108,7 @@ class Folder:
                 checksums.update(chunk)
                 sink.write(chunk)
                 if self.local:
-                    # The disk begins at once, not with fsync at the end, and the page cache is left to the data.
+                    # The disk starts writing now rather than at fsync, and the page cache stays free for the data.
                     os.posix_fadvise(sink.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             if self.local:
                 sink.flush()
@@ -118,7 +118,7 @@ class Folder:
         return checksums.record()
 
     def replace(self, name: str, data: bytes) -> FileRecord:
-        """Write a file so that others see the old one or the whole new one, as object stores do by themselves."""
+        """Replace a file atomically (which object stores always do); returns its size and checksums."""
         if not self.local:
             return self.write(name, [memoryview(data)])
         record = self.write(f"{name}.tmp", [memoryview(data)])
@@ -128,7 +128,7 @@ class Folder:
         return record
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small file that must not be there yet; False where it is, which an object store does not tell."""
+        """Create a small file; False if it already exists, which object stores cannot detect."""
         if not self.local:
             self.write(name, [memoryview(data)])
             return True
@@ -143,10 +143,10 @@ class Folder:
         return True
 
     def overwrite(self, name: str, data: bytes) -> None:
-        """Write over a small file of the same length in one piece. On a local disk it must be there.
+        """Overwrite a small file of the same length in a single write.
 
         Raises:
-            FileNotFoundError: it is not.
+            FileNotFoundError: on a local disk, the file does not exist.
         """
         if not self.local:
             self.write(name, [memoryview(data)])
@@ -158,7 +158,7 @@ class Folder:
             os.close(handle)
 
     def is_open_to_read(self, name: str) -> bool:
-        """Whether a file of a mounted file system is there, by opening it."""
+        """Whether a file on a mounted file system exists, tested by opening it."""
         try:
             os.close(os.open(self._inside(name), os.O_RDONLY))
         except (FileNotFoundError, NotADirectoryError):
@@ -166,14 +166,14 @@ class Folder:
         return True
 
     def delete(self, name: str) -> None:
-        """Remove a file that may be gone already."""
+        """Delete a file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._filesystem.delete_file(self._inside(name))
 
     def remove(self, folder: str, names: Iterable[str]) -> None:
-        """Remove files of a folder, then the folder itself, unless there is something else in it.
+        """Delete the named files of a folder, then the folder itself if it is empty.
 
-        The manifest goes first: half of a checkpoint must not look like one.
+        The manifest is deleted first, so that a partly deleted checkpoint does not look complete.
         """
         for name in sorted(names, key=lambda name: name != MANIFEST):
             self.delete(f"{folder}/{name}")
@@ -202,13 +202,13 @@ class Folder:
 
 
 def steps_in(files: Iterable[str]) -> list[int]:
-    """The steps that have a complete checkpoint among the files of a folder, oldest first."""
+    """The steps with a complete checkpoint among these file names, oldest first."""
     found = (step_of(name.removesuffix(f"/{MANIFEST}")) for name in files if name.endswith(f"/{MANIFEST}"))
     return sorted(step for step in found if step is not None)
 
 
 def saved_steps(address: str | Path, settings: StorageConfig | None = None) -> list[int]:
-    """The steps that have a complete checkpoint in a folder, oldest first.
+    """The steps with a complete checkpoint in a folder, oldest first.
 
     Raises:
         UserError: the folder cannot be reached.
@@ -217,12 +217,12 @@ def saved_steps(address: str | Path, settings: StorageConfig | None = None) -> l
 
 
 def step_folder(step: int) -> str:
-    """The name of a step's folder."""
+    """The name of a step's folder: `step-0000000012`."""
     return f"step-{step:010d}"
 
 
 def step_of(name: str) -> int | None:
-    """The step whose folder has that name; None for any other name."""
+    """The step of a folder name; None for any other name."""
     match = _STEP.fullmatch(name)
     return int(match.group(1)) if match else None
 

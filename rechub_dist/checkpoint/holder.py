@@ -1,4 +1,4 @@
-"""What a lease says of the process that holds it, and what is known of a process."""
+"""The content of a lease: which process holds it, and whether that process is alive."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from typing import Final
 
 from rechub_dist.distributed.process import LAUNCH
 
-_LENGTH: Final = 1024  # bytes of a lease: written over in one piece
+_LENGTH: Final = 1024  # bytes of a lease: fixed, so that it is overwritten in a single write
 
 
 @dataclass(frozen=True)
 class Holder:
-    """What a lease says.
+    """The holder of a lease.
 
     Attributes:
-        token: of this attempt alone.
-        launch: of all attempts that one launcher starts; None where it has not said.
-        boot: of the host's kernel; with the process namespace, the process and its start it names a process for good.
-        started: in clock ticks since the boot.
-        since: for people, by the host's own clock.
-        seconds: of silence, after which it is stale.
-        beat: the count that shows life.
-        stopping: it was asked to stop, and is about to save and end.
-        released: the holder has let go of it.
+        token: unique per attempt.
+        launch: shared by all attempts of one launch; None if the launcher does not set it.
+        host: host name.
+        boot: boot id of the host's kernel; with namespace, pid and started it identifies a process uniquely.
+        namespace: inode of the PID namespace.
+        pid: process id.
+        started: start of the process, in clock ticks since boot.
+        since: when the lease was taken, by the host's clock; for messages only.
+        seconds: time without a heartbeat after which the lease expires.
+        beat: heartbeat counter.
+        stopping: the holder was asked to stop, and is about to save and end.
+        released: the holder has released the lease.
     """
 
     token: str
@@ -46,7 +49,7 @@ class Holder:
     released: bool = False
 
     def is_dead(self) -> bool:
-        """Whether its process is known to have ended: only this kernel can tell, and only of its own processes."""
+        """Whether the process is known to have ended; only known for processes of this kernel and PID namespace."""
         if not self.boot or (self.boot, self.namespace) != _kernel():
             return False
         try:
@@ -54,18 +57,18 @@ class Holder:
         except ProcessLookupError:
             return True
         except PermissionError:
-            pass  # another user's; it is there
+            pass  # exists, but belongs to another user
         found = _process(self.pid)
         return found is not None and (found[0] in "ZX" or found[1] != self.started)
 
 
 def as_bytes(holder: Holder) -> bytes:
-    """A lease, as it is written."""
+    """Serialise a lease to its fixed length."""
     return json.dumps(asdict(holder)).encode().ljust(_LENGTH - 1) + b"\n"
 
 
 def parsed(data: bytes) -> Holder | None:
-    """A lease, as it was read; None of what is cut short, or was written by a version that says other things."""
+    """Parse a lease; None if it is truncated or has the format of another version."""
     try:
         return Holder(**json.loads(data))
     except (ValueError, TypeError):
@@ -73,7 +76,7 @@ def parsed(data: bytes) -> Holder | None:
 
 
 def this_process(seconds: float) -> Holder:
-    """A new lease of this process, stale after so many seconds of silence."""
+    """A new lease of this process that expires after `seconds` without a heartbeat."""
     boot, namespace = _kernel()
     own = _process(os.getpid())
     return Holder(
@@ -90,12 +93,12 @@ def this_process(seconds: float) -> Holder:
 
 
 def this_launch() -> str | None:
-    """What the launcher of this process has named itself."""
+    """The launch id in the environment, at most 200 characters; None if unset."""
     return os.environ.get(LAUNCH, "")[:200] or None
 
 
 def _kernel() -> tuple[str, int]:
-    """This boot of this host's kernel, and the namespace of the process numbers here: containers have their own."""
+    """The kernel's boot id and the inode of the PID namespace; ('', 0) if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return boot, os.stat("/proc/self/ns/pid").st_ino
@@ -104,7 +107,7 @@ def _kernel() -> tuple[str, int]:
 
 
 def _process(pid: int) -> tuple[str, int] | None:
-    """A process's state and start, in clock ticks since the boot; None where it cannot be told."""
+    """A process's state letter and start time in clock ticks since boot; None if unknown."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

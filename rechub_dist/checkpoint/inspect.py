@@ -1,4 +1,4 @@
-"""What is in a checkpoint, and in what two differ; by one process, block of rows after block of rows."""
+"""Describe a checkpoint, and compare two; in one process, block by block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """One tensor of a checkpoint: its pieces are those of the ranks that saved it; the norm is Euclidean."""
+    """One tensor of a checkpoint: `pieces` is the number saved by the ranks, `norm` is Euclidean."""
 
     name: str
     dtype: str
@@ -29,9 +29,9 @@ class TensorSummary:
 
 
 def list_checkpoints(folder: Folder) -> list[dict[str, Any]]:
-    """A line a checkpoint, oldest first: step, best, bytes, world_size, saved_at, metrics.
+    """One dict per checkpoint, oldest first: step, path, best, bytes, world_size, saved_at, metrics.
 
-    Of one that cannot be read `damage`, or `newer` where a newer version has written it, says why.
+    An unreadable checkpoint has step, path, best and the reason: `damage`, or `newer` if a newer version wrote it.
     """
     steps = steps_in(folder.files())
     found: list[dict[str, Any]] = []
@@ -62,7 +62,7 @@ def list_checkpoints(folder: Folder) -> list[dict[str, Any]]:
 
 
 def inspect_checkpoint(folder: Folder, manifest: CheckpointManifest) -> dict[str, Any]:
-    """Everything about a checkpoint that can be told on a screen."""
+    """Describe a checkpoint as a dict: position, data settings, model, versions, files, tables and tensors."""
     tables = manifest.run["tables"]
     tensors = []
     for name, saved in manifest.tensors.items():
@@ -95,9 +95,10 @@ def inspect_checkpoint(folder: Folder, manifest: CheckpointManifest) -> dict[str
 def diff_checkpoints(
     first: tuple[Folder, CheckpointManifest], second: tuple[Folder, CheckpointManifest]
 ) -> list[dict[str, Any]]:
-    """The tensors that differ: missing on one side, of another shape or type, or of other bits.
+    """The tensors that differ, one dict each: `name` and `difference` (missing on one side, shape or type, `values`).
 
-    Of other bits: how many, and the largest absolute difference.
+    For `values` also `elements`, the number of bitwise different elements, and `largest`, the largest absolute
+    difference.
     """
     (folder, manifest), (other_folder, other) = first, second
     found: list[dict[str, Any]] = []

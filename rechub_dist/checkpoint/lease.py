@@ -1,13 +1,13 @@
-"""Who may write a run's folders: one attempt at a time holds a lease on them, and shows that it lives.
+"""Leases on a run's folders: only one process at a time may write them, and it proves with heartbeats that it is alive.
 
-A lease is a small file in `.lease/` of the folder, `<generation>.json`. Its holder writes it anew with a higher count
-again and again; who wants the folder watches the count by its own clock, so that no two clocks are compared. Whoever
-takes over creates the file of the next generation, which one alone can do, and removes the one before: by that its
-holder knows, before it publishes anything, that it holds the folder no more.
+A lease is a small file `<generation>.json` in the folder's `.lease/`. Its holder regularly rewrites it with an
+incremented counter; a contender watches the counter by its own clock, so that no two clocks are compared. To take over,
+a contender creates the file of the next generation, which only one process can do, and deletes the previous one. The
+previous holder notices that before it publishes anything.
 
-On mounted file systems a file is created exclusively (O_EXCL, which NFS has, too). Arrow's clients of object stores
-have no conditional writes: there each one writes a file of a name of its own, lists, and withdraws if it finds another
-one of this generation. As lists show what was written before, of two at most one stays.
+On mounted file systems, including NFS, the file is created exclusively (O_EXCL). Arrow's object store clients have no
+conditional writes: there each contender writes a file under its own name, lists the folder, and withdraws if it finds
+another file of this generation. Since listings show earlier writes, at most one of two contenders stays.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ T = TypeVar("T")
 
 FOLDER: Final = ".lease"
 _NAME = re.compile(r"(\d{8})(-[0-9a-f]+)?\.json")
-_BEATS = 12  # signs of life within the time after which a silent lease is stale
-_LOOK_SECONDS = 0.5  # between two looks at another's lease
+_BEATS = 12  # heartbeats per lease duration
+_LOOK_SECONDS = 0.5  # between checks of another process's lease
 
 
 class LostError(UserError):
-    """Another attempt holds the folder now."""
+    """Another process has taken the folder over."""
 
 
 class _Seen(NamedTuple):
-    """A lease of the newest generation, as it was read; `holder` is None where it cannot be understood."""
+    """A lease of the newest generation, as read; `holder` is None if it cannot be parsed."""
 
     place: int
     name: str
@@ -55,12 +55,12 @@ class _Seen(NamedTuple):
 
 
 class Lease:
-    """The right to write a run's output folder and its folder of checkpoints.
+    """The lease on a run's output folder and checkpoint folder.
 
-    It does nothing until `take`; then the main rank shows life from a thread until `release`.
+    Inactive until `take`; then a thread of the main rank writes heartbeats until `release`.
 
     Attributes:
-        stopping: tells whether this run was asked to stop; whoever wants its folders waits for it then.
+        stopping: returns whether this run was asked to stop; contenders then wait for it.
     """
 
     stopping: Callable[[], bool]
@@ -76,7 +76,7 @@ class Lease:
         )
         self._places: list[_Place] = []
         self._own: Holder | None = None
-        self._ended: set[str] = set()  # tokens of those that are known to be gone
+        self._ended: set[str] = set()  # tokens of holders known to have ended
         self._seen: list[_Seen] = []
         self._looked = 0.0
         self._watched: dict[tuple[int, str], tuple[bytes, float]] = {}
@@ -87,13 +87,13 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def take(self) -> None:
-        """Take the lease; wait where it cannot be told whether its holder lives. Nothing is written before. Collective.
+        """Take the lease, waiting if it is unknown whether its holder is alive. Writes nothing before that.
 
-        It is free at once where its holder has let go of it, has ended on the host of one of these ranks, or is of the
-        same launch, which has ended its earlier attempt; else after its time without a sign of life.
+        Collective: call on every rank. The lease is free at once if its holder released it, is known to have ended (on
+        the host of one of these ranks), or is an earlier attempt of the same launch; otherwise once it has expired.
 
         Raises:
-            UserError: on all ranks: its holder lives, or a folder cannot be written.
+            UserError: on all ranks: the holder is alive, or a folder cannot be written.
         """
         self._rt.from_main(self._open)
         while True:
@@ -107,20 +107,20 @@ class Lease:
             self._thread.start()
 
     def check(self) -> None:
-        """What the main rank is to ask before it does anything for others to see; elsewhere nothing.
+        """Check on the main rank that the lease is still held; does nothing on other ranks. Ignores store failures.
 
         Raises:
-            LostError: another attempt has taken over, or it was released.
+            LostError: another process has taken over, or the lease was released.
         """
         try:
             self.fence()
         except LostError:
             raise
         except (OSError, UserError):
-            pass  # the store fails: whatever is published next asks again
+            pass  # the store fails: `fence` checks again before publishing
 
     def fence(self) -> None:
-        """As `check`, but it fails where the store does: nothing is published without an answer.
+        """As `check`, but also fails if the store does: call before publishing anything.
 
         Raises:
             LostError: as `check`.
@@ -139,11 +139,11 @@ class Lease:
                 raise self._lost
 
     def guard(self, items: Iterator[T]) -> Iterator[T]:
-        """The same items, on the main rank for as long as the lease is held.
+        """Yield the items while the lease is held.
 
         Raises:
-            LostError: as `check`; the store is asked only where the items have stood still for long, as those of a
-                process that was stopped for a while have, else by the thread.
+            LostError: as `check`. The store is queried only after a long pause between items, for example because the
+                process was stopped; otherwise the heartbeat thread detects the loss.
         """
         last = _now()
         for item in items:
@@ -155,7 +155,7 @@ class Lease:
             yield item
 
     def release(self) -> None:
-        """Let go of it, at the end of a run, also where `take` has failed. Not collective."""
+        """Release the lease at the end of a run, even if `take` failed. Not collective."""
         self._end.set()
         if self._thread is None or self._own is None:
             return
@@ -172,31 +172,31 @@ class Lease:
         self._places = list(found.values())
 
     def _look(self) -> list[_Seen]:
-        """All leases of the newest generation, on the main rank."""
+        """Read all leases of the newest generation, on the main rank."""
         if self._looked:
             time.sleep(_LOOK_SECONDS * random.uniform(0.5, 1.5))
         self._looked = _now()
         return [found for number, place in enumerate(self._places) for found in place.look(number)]
 
     def _try(self) -> bool:
-        """Take the lease if nobody holds it; on the main rank.
+        """Try to take the lease, on the main rank; returns whether it succeeded.
 
         Raises:
-            UserError: somebody does.
+            UserError: the holder is alive.
         """
         own, seen = self._own, self._seen
         assert own is not None
-        if self._take_over:  # from those that are there now, not from whoever comes meanwhile
+        if self._take_over:  # from the current holders only, not from later ones
             self._ended |= {found.holder.token if found.holder else found.name for found in seen}
             self._take_over = False
-        free = [self._is_free(found) for found in seen]  # each is to be watched from the first look on
+        free = [self._is_free(found) for found in seen]  # evaluate all, so that each is watched from the first check
         if not all(free):
             return False
         claimed: list[_Place] = []
         try:
             for number, place in enumerate(self._places):
                 if not place.claim(own, [found.name for found in seen if found.place == number]):
-                    return False  # somebody was faster
+                    return False  # another contender was faster
                 claimed.append(place)
         finally:
             if len(claimed) < len(self._places):
@@ -209,34 +209,34 @@ class Lease:
         token = holder.token if holder else seen.name
         if token in self._ended or (holder and (holder.released or (holder.launch and holder.launch == this_launch()))):
             return True
-        # From after the first look to before this one, lest a pause of this process counts as the other's silence.
+        # Measured from after the first check to before this one, so that a pause of this process does not count.
         before, since = self._watched.setdefault((seen.place, seen.name), (seen.data, _now()))
         silent = self._looked - since
-        who = f"process {holder.pid} on {holder.host}, which has had it since {holder.since}" if holder else "somebody"
+        who = f"process {holder.pid} on {holder.host}, since {holder.since}" if holder else "an unknown process"
         seconds = holder.seconds if holder else self._seconds
         if seen.data != before and holder and holder.stopping:
             self._watched[seen.place, seen.name] = (seen.data, _now())
             self._say(
-                token, f"{place.what}: {place.address} is held by {who}, and about to save and end: waiting for it"
+                token, f"{place.what}: {place.address} is held by {who}; it is about to save and end, waiting for it"
             )
             return False
         if seen.data != before:
             raise UserError(
-                f"{place.what}: {place.address} is in use by {who}, and lives (its lease is stale after {seconds:g} s "
-                f"without a sign of life); stop it, choose another {place.what}, or take the folder by --take-over"
+                f"{place.what}: {place.address} is in use by {who}; it is alive (its lease expires after {seconds:g} s "
+                f"without a heartbeat): stop it, choose another {place.what}, or take the folder over with --take-over"
             )
         if 1.5 * seconds / _BEATS < silent < seconds:
             until = datetime.now().astimezone().timestamp() + seconds - silent
             at = datetime.fromtimestamp(until).strftime("%H:%M:%S")
             self._say(
                 token,
-                f"{place.what}: {place.address} is held by {who}, silent now; its lease is stale at {at}, after "
-                f"{seconds:g} s of silence, and this run begins then; --take-over ends the wait",
+                f"{place.what}: {place.address} is held by {who}, without a heartbeat now; this run begins at {at}, "
+                f"when its lease expires after {seconds:g} s; --take-over does not wait",
             )
         return silent >= seconds
 
     def _say(self, token: str, message: str) -> None:
-        """A line about a holder, once."""
+        """Print a line about a holder to stderr, once."""
         if token not in self._said:
             self._said.add(token)
             print(message, file=sys.stderr, flush=True)
@@ -250,14 +250,14 @@ class Lease:
                 for place in self._places:
                     place.write(self._own)
             except LostError:
-                return  # the next step, or save, tells
+                return  # reported by the next step or save
             except Exception as error:
-                # Whatever the store's client raises: it costs nothing as long as nobody else wants the folder.
-                LOGGER.warning("no sign of life could be written: %s", one_line(error))
+                # Whatever the store's client raises: harmless as long as no other process wants the folder.
+                LOGGER.warning("the lease's heartbeat could not be written: %s", one_line(error))
 
 
 class _Place:
-    """A folder to be held; `what` is the key of the run file that names it."""
+    """A folder with a lease; `what` is the run file's key for it."""
 
     def __init__(self, what: str, address: str, settings: StorageConfig) -> None:
         self.what = what
@@ -266,22 +266,22 @@ class _Place:
         self._name = ""
 
     def look(self, number: int) -> list[_Seen]:
-        """The leases of the newest generation; several where two contend on an object store."""
+        """The leases of the newest generation; several if contenders race on an object store."""
         try:
             names = self._names()
         except BadFileError:
-            names = []  # what is wrong with the folder is told when it is written
+            names = []  # a problem with the folder is reported on writing
         newest = max(map(_generation, names), default=0)
         found = []
         for name in names:
             if _generation(name) == newest:
-                with suppress(UserError):  # it was removed since
+                with suppress(UserError):  # deleted meanwhile
                     data = bytes(self._folder.read(name))
                     found.append(_Seen(number, name, data, parsed(data)))
         return found
 
     def claim(self, holder: Holder, before: list[str]) -> bool:
-        """Take the folder after the leases `before`; False where another one was faster.
+        """Create the lease of the generation after `before`; False if another contender was faster.
 
         Raises:
             UserError: the folder cannot be written.
@@ -302,15 +302,17 @@ class _Place:
             raise
         except Exception as error:  # whatever the store's client raises
             reason = (isinstance(error, OSError) and error.strerror) or one_line(error)[:300] or type(error).__name__
-            raise UserError(f"{self.what}: {self.address} cannot be written: {reason}; choose another one") from error
+            raise UserError(
+                f"{self.what}: {self.address} cannot be written: {reason}; choose another folder"
+            ) from error
         self._name = name
         return True
 
     def verify(self, holder: Holder) -> None:
-        """Make sure that it is still held; a lease that was removed, with the folder perhaps, is taken anew.
+        """Check that the lease is still held; a lease that was deleted, perhaps with its folder, is created again.
 
         Raises:
-            LostError: it is another one's.
+            LostError: another process holds it.
             UserError, OSError: the store fails.
         """
         names = self._names()
@@ -322,18 +324,18 @@ class _Place:
         taken = next((found.holder for found in self.look(0) if found.name != self._name), None)
         by = f"process {taken.pid} on {taken.host} since {taken.since}" if taken else "another process"
         raise LostError(
-            f"{self.what}: {self.address} was taken over by {by}, as this run gave no sign of life or by --take-over; "
-            "it ends without saving, and the other goes on from the last checkpoint"
+            f"{self.what}: {self.address} was taken over by {by}, after this run missed its heartbeats or with "
+            "--take-over; this run ends without saving, and the other one resumes from the last checkpoint"
         )
 
     def write(self, holder: Holder) -> None:
-        """A sign of life, or of its end."""
+        """Write a heartbeat, or the release."""
         self._folder.overwrite(self._name, as_bytes(holder))
 
     def _is_there(self, names: list[str]) -> bool:
         if not self._folder.local:
             return self._name in names
-        # Opened rather than looked up: NFS asks its server for an open, while names may be remembered.
+        # Opened rather than looked up: NFS contacts its server for an open, while names may be cached.
         return self._folder.is_open_to_read(self._name)
 
     def _names(self) -> list[str]:
@@ -349,5 +351,5 @@ def _generation(name: str) -> int:
 
 
 def _now() -> float:
-    """Seconds that also pass while the machine sleeps."""
+    """Monotonic seconds, including time while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

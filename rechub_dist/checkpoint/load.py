@@ -1,4 +1,4 @@
-"""What is in a checkpoint -> live tensors, whatever pieces either side has; in bounded memory."""
+"""Load checkpoints into live tensors under any sharding, in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from rechub_dist.checkpoint.manifest import (
 )
 from rechub_dist.checkpoint.tensors import DTYPES, Entry, Piece, matrix_shape
 
-READ = 64 << 20  # bytes that are read at once, at most, but for a single row that is longer
-_GAP = 64 << 10  # unwanted bytes that are read rather than to ask twice
+READ = 64 << 20  # bytes read at once, unless a single row is longer
+_GAP = 64 << 10  # read up to so many unneeded bytes rather than send another request
 
 
 def read_manifest(folder: Folder, step: int) -> CheckpointManifest:
-    """A checkpoint's manifest; every file that it names is there at its full size.
+    """Read a checkpoint's manifest, and check that every file it names has its full size.
 
     Raises:
-        DamagedError: says which file is missing, short or not readable.
+        DamagedError: names the file that is missing, truncated or unreadable.
     """
     name = step_folder(step)
     manifest = parse(bytes(folder.read(f"{name}/{MANIFEST}")), folder.path(f"{name}/{MANIFEST}"))
@@ -42,16 +42,16 @@ def read_manifest(folder: Folder, step: int) -> CheckpointManifest:
 
 
 def blocks_of(manifest: CheckpointManifest, rank: int = 0, world_size: int = 1) -> list[tuple[str, int]]:
-    """The blocks of files, (file, index), that a rank verifies: all ranks' are of about equal size."""
+    """The blocks (file, index) that a rank verifies; each rank gets about the same number."""
     blocks = [(file, i) for file, record in manifest.files.items() for i in range(len(record.checksums))]
     return blocks[len(blocks) * rank // world_size : len(blocks) * (rank + 1) // world_size]
 
 
 def verify(folder: Folder, manifest: CheckpointManifest, blocks: Iterable[tuple[str, int]]) -> Iterator[int]:
-    """Compare blocks with their checksums; yields the bytes of each that is good.
+    """Verify the checksums of blocks; yields the size in bytes of each verified block.
 
     Raises:
-        DamagedError: names the file and the bytes.
+        DamagedError: names the file and the byte range.
     """
     for file, index in blocks:
         record = manifest.files[file]
@@ -60,20 +60,20 @@ def verify(folder: Folder, manifest: CheckpointManifest, blocks: Iterable[tuple[
         length = min(BLOCK, record.size - start)
         if checksum(folder.read(name, start, length)) != record.checksums[index]:
             raise DamagedError(
-                f"{folder.path(name)} is damaged: bytes {start} to {start + length} do not have their checksum"
+                f"{folder.path(name)} is damaged: bytes {start} to {start + length} do not match their checksum"
             )
         yield length
 
 
 def consume(work: Iterator[int]) -> None:
-    """Do all of a work that is told step by step."""
+    """Run an iterator to its end, ignoring its items."""
     for _ in work:
         pass
 
 
 @dataclass(frozen=True)
 class _Read:
-    """Whole rows of a saved piece, and the live values [rows, columns] that some of their columns go to."""
+    """Whole rows of a saved piece, and the live values [rows, columns] to fill from some of their columns."""
 
     file: str
     offset: int
@@ -95,12 +95,17 @@ class _Read:
 
 @torch.no_grad()
 def read_tensors(folder: Folder, manifest: CheckpointManifest, wanted: Iterable[tuple[str, Entry]]) -> None:
-    """Fill this rank's pieces of tensors from those that the checkpoint has under the given names.
+    """Fill this rank's pieces of tensors from the checkpoint. Not collective.
 
-    Only the rows that are needed are read, 64 MiB at a time.
+    Reads only the rows that are needed, 64 MiB at a time.
+
+    Args:
+        folder: the checkpoint folder.
+        manifest: of the checkpoint.
+        wanted: (name in the checkpoint, entry to fill) pairs.
 
     Raises:
-        DamagedError: a tensor is missing or has holes, or the file cannot be read.
+        DamagedError: a tensor is missing or incomplete, or a file cannot be read.
     """
     reads = [read for key, entry in wanted for read in _reads(folder, manifest, key, entry)]
     reads.sort(key=lambda read: (read.file, read.offset))
@@ -113,7 +118,7 @@ def read_tensors(folder: Folder, manifest: CheckpointManifest, wanted: Iterable[
 
 
 def read_rows(folder: Folder, manifest: CheckpointManifest, key: str) -> Iterator[Tensor]:
-    """A whole tensor as a matrix, block of rows after block of rows, each 64 MiB at most.
+    """Yield a whole tensor, viewed as a matrix, in blocks of rows of at most 64 MiB: [rows, columns] each.
 
     Raises:
         DamagedError: as `read_tensors`.
@@ -155,7 +160,7 @@ def _reads(folder: Folder, manifest: CheckpointManifest, key: str, entry: Entry)
 
 
 def _groups(reads: list[_Read]) -> Iterator[list[_Read]]:
-    """Reads, sorted by place, that are done in one: neighbours, up to 64 MiB."""
+    """Group neighbouring reads, sorted by position, into single reads of up to 64 MiB."""
     group: list[_Read] = []
     end = 0
     for read in reads:

@@ -1,4 +1,4 @@
-"""What is in a checkpoint: files with checksums, and where in them each tensor's pieces lie."""
+"""The manifest of a checkpoint: its files with checksums, and the location of each tensor's pieces in them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MANIFEST = "manifest.json"
 
 
 class DamagedError(UserError):
-    """A checkpoint that is not what was saved; a store that fails is not meant."""
+    """A damaged checkpoint: it differs from what was saved. A failing store raises a plain `UserError` instead."""
 
 
 class NewerError(UserError):
-    """A checkpoint that a newer version has written: whole, but not to be understood here. No older one replaces it."""
+    """An intact checkpoint written by a newer version, not readable here. No older one is loaded instead."""
 
 
 _CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="constants")  # metrics may be NaN
@@ -30,7 +30,7 @@ _CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="constants")  # metrics ma
 
 @pydantic_dataclass(frozen=True, config=_CONFIG)
 class FileRecord:
-    """A file's size in bytes and the XXH3-128 checksums of its blocks of 64 MiB."""
+    """A file's size in bytes, and the XXH3-128 checksums of its 64 MiB blocks."""
 
     size: int
     checksums: list[str]
@@ -38,7 +38,7 @@ class FileRecord:
 
 @pydantic_dataclass(frozen=True, config=_CONFIG)
 class SavedPiece:
-    """A rectangle of a tensor, seen as a matrix, row after row from byte `offset` of a file."""
+    """A rectangle of a tensor, viewed as a matrix, stored row by row from byte `offset` of a file."""
 
     file: str
     offset: int
@@ -50,25 +50,28 @@ class SavedPiece:
 
 @pydantic_dataclass(frozen=True, config=_CONFIG)
 class SavedTensor:
-    """A whole tensor: its element type by safetensors' name, its shape, and its pieces."""
+    """A whole tensor: its element type by safetensors name (`F32`), its shape, and its pieces."""
 
     dtype: str
     shape: tuple[int, ...]
     pieces: list[SavedPiece]
 
 
-FORMAT = 1  # of the manifest; what it is written in stands with docs/checkpoints.md
-# What `CheckpointManifest.run` may hold. A key more is a new format: who does not know it would go on as if it were
-# not there.
+FORMAT = 1  # of the manifest; described in docs/checkpoints.md
+# The keys of `CheckpointManifest.run`. Adding one needs a new format: older versions would silently ignore it.
 RUN_KEYS = frozenset({"id", "position", "identity", "config", "tables", "world_size", "saved_at", "versions"})
 
 
 @pydantic_dataclass(frozen=True, config=_CONFIG)
 class CheckpointManifest:
-    """Everything that a checkpoint of one step consists of, besides the manifest itself.
+    """The content of one step's checkpoint.
 
     Attributes:
-        run: id (drawn), position, identity, config (YAML), tables, world_size, saved_at, versions.
+        step: the step.
+        run: id (random), position, identity, config (YAML), tables, world_size, saved_at, versions.
+        files: by name in the step's folder.
+        tensors: by canonical name.
+        format: version of the manifest format.
     """
 
     step: int
@@ -79,42 +82,42 @@ class CheckpointManifest:
 
     @property
     def bytes(self) -> int:
-        """The size of all files."""
+        """The total size of all files."""
         return sum(record.size for record in self.files.values())
 
 
 _MANIFEST = TypeAdapter(CheckpointManifest)
-# The same in every format, so that any version can tell a file that is damaged from one that it does not know.
+# The same in every format, so that any version can distinguish a damaged file from an unknown format.
 _SEALED = re.compile(rb'\{"checksum":"([0-9a-f]{32})","manifest":(.*)\}', re.DOTALL)
 
 
 def render(manifest: CheckpointManifest) -> bytes:
-    """The manifest as JSON, with a checksum of its bytes before it."""
+    """Serialise the manifest as JSON, preceded by a checksum of its bytes."""
     return seal(_MANIFEST.dump_json(manifest))
 
 
 def seal(body: bytes) -> bytes:
-    """A manifest's JSON with the checksum of exactly these bytes."""
+    """Prepend the checksum of exactly these bytes to a manifest's JSON."""
     return b'{"checksum":"%s","manifest":%s}' % (checksum(body).encode(), body)
 
 
 def parse(text: bytes, path: str) -> CheckpointManifest:
-    """The manifest that `render` made, of this version or an older one.
+    """Parse what `render` of this or an older version wrote; `path` is for errors.
 
-    Its bytes are compared with the checksum as they are: other versions of the libraries may write the same values in
-    another way.
+    The checksum is verified on the bytes as they are, since other library versions may serialise the same values
+    differently.
 
     Raises:
-        DamagedError: it is not what was written.
+        DamagedError: it differs from what was written.
         NewerError: it was written by a newer version.
     """
     sealed = _SEALED.fullmatch(text)
     if sealed is None or checksum(sealed[2]).encode() != sealed[1]:
-        raise DamagedError(f"{path} is damaged: its bytes do not have its checksum")
+        raise DamagedError(f"{path} is damaged: its bytes do not match its checksum")
     try:
         tree = json.loads(sealed[2])
     except ValueError as error:
-        raise DamagedError(f"{path} is no manifest: {one_line(error)}") from error
+        raise DamagedError(f"{path} is not a manifest: {one_line(error)}") from error
     number = tree.get("format", FORMAT) if isinstance(tree, dict) else FORMAT
     if isinstance(number, int) and number > FORMAT:
         raise _newer(path, number, f"this one reads formats up to {FORMAT}")
@@ -125,7 +128,7 @@ def parse(text: bytes, path: str) -> CheckpointManifest:
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise _newer(path, number, f"this one does not know the key {where!r}") from error
-        raise DamagedError(f"{path} is no manifest: {where}{': ' if where else ''}{first['msg']}") from error
+        raise DamagedError(f"{path} is not a manifest: {where}{': ' if where else ''}{first['msg']}") from error
     for key in manifest.run:
         if key not in RUN_KEYS:
             raise _newer(path, number, f"this one does not know the key {f'run.{key}'!r}")
@@ -137,12 +140,12 @@ def _newer(path: str, number: int, why: str) -> NewerError:
 
 
 def checksum(data: bytes | memoryview) -> str:
-    """XXH3-128, in hexadecimal digits."""
+    """The XXH3-128 checksum, in hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 class BlockChecksums:
-    """The checksums of a stream's blocks, bytes being given in order."""
+    """Computes the block checksums of a file that is written sequentially."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -150,7 +153,7 @@ class BlockChecksums:
         self._current = xxhash.xxh3_128()
 
     def update(self, data: memoryview) -> None:
-        """The next bytes."""
+        """Add the next bytes."""
         while len(data):
             part = data[: BLOCK - self.size % BLOCK]
             self._current.update(part)
@@ -161,6 +164,6 @@ class BlockChecksums:
             data = data[len(part) :]
 
     def record(self) -> FileRecord:
-        """What is known of the file that ends here."""
+        """Return the record of the file, which ends here."""
         rest = [self._current.hexdigest()] if self.size % BLOCK else []
         return FileRecord(self.size, [*self._done, *rest])

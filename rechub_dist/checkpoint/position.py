@@ -1,4 +1,4 @@
-"""Where a run stands, as its checkpoints have it."""
+"""The training position of a run, as stored in its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from rechub_dist.config import parse_yaml
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: applied steps in all, and the best evaluation so far.
+    """The training position: steps completed, and the best evaluation so far.
 
-    The data position follows from the step: the epoch is step // steps an epoch.
+    The position in the data follows from the step: the epoch is step // (steps per epoch).
     """
 
     step: int = 0
     best_step: int | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
-    best_mode: str = "max"  # by which that step was chosen
+    best_mode: str = "max"  # direction by which best_step was chosen
     evaluations_since_best: int = 0
     stopped_early: bool = False
-    unevaluated: bool = False  # saved before the evaluation that is due at this step
+    unevaluated: bool = False  # saved before the evaluation due at this step
 
 
 def position_of(run: Mapping[str, Any]) -> Position:
-    """The position that a manifest's record of a run has."""
+    """The position in a manifest's record of a run."""
     found = dict(run["position"])
-    if "best_mode" not in found:  # from before metrics knew their direction: the configuration said it
+    if "best_mode" not in found:  # older checkpoints: the direction is in the configuration
         train = parse_yaml(run["config"], "config").get("train") or {} if "config" in run else {}
         found["best_mode"] = train.get("best_mode") or "max"
     return Position(**found)

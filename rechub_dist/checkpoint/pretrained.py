@@ -1,4 +1,4 @@
-"""Pretrained vectors from a file -> the pieces of a table that this rank holds."""
+"""Load pretrained vectors from a file into this rank's pieces of a table."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ T = TypeVar("T")
 
 @torch.no_grad()
 def load_vectors(config: PretrainedConfig, entry: Entry, storage: StorageConfig) -> int:
-    """Fill rows of a table, given by the entry of its weights; returns how many rows the file has vectors for.
+    """Fill rows of a table, given the entry of its weights; returns the number of vectors in the file. Not collective.
 
-    Of a .npy file the bytes of this rank's rows are read, 64 MiB at a time; of a Parquet file the ids, and the vectors
-    of row groups with an id that falls to this rank, a row group at a time.
+    From a .npy file this rank's rows are read, 64 MiB at a time; from a Parquet file the ids, and the vectors of row
+    groups that contain one of this rank's ids, one row group at a time.
 
     Raises:
-        UserError: names the file, what is wrong in it and what is needed.
+        UserError: names the file, what is wrong with it and what is needed.
     """
     if config.file.partition("?")[0].endswith(".npy"):
         return _Npy(config, entry, storage).load()
@@ -43,7 +43,7 @@ class _Vectors:
         self.store, self.path = locate(config.file, storage)
 
     def with_retries(self, work: Callable[[Any], T]) -> T:
-        """What `work` makes of the open file."""
+        """Open the file and return `work(file)`, with retries."""
 
         def attempt(_number: int) -> T:
             with self.store.filesystem.open_input_file(self.path) as source:
@@ -52,13 +52,13 @@ class _Vectors:
         return self.store.with_retries(attempt, f"warm_start.embeddings: {self.config.file}")
 
     def wrong(self, what: str) -> UserError:
-        """What is wrong with the file."""
+        """An error about the file."""
         return UserError(f"warm_start.embeddings: {self.config.file}: {what} (table {self.config.table!r})")
 
     def check_finite(self, vectors: np.ndarray) -> None:
-        """Refuse NaN and infinity."""
+        """Raise a UserError for NaN or infinity."""
         if not np.isfinite(vectors).all():
-            raise self.wrong("holds vectors that are not finite")
+            raise self.wrong("has non-finite vectors")
 
 
 class _Npy(_Vectors):
@@ -87,9 +87,11 @@ class _Npy(_Vectors):
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(head)
         except ValueError as error:
-            raise self.wrong(f"is no .npy file: {one_line(error)}") from error
+            raise self.wrong(f"not a .npy file: {one_line(error)}") from error
         if dtype.kind != "f" or fortran or len(shape) != 2:
-            raise self.wrong(f"holds {dtype} {shape}{' by columns' * fortran}; floats [rows, width] are needed")
+            raise self.wrong(
+                f"has {dtype} {shape}{' in column order' * fortran}; floats [rows, width] in row order are needed"
+            )
         if shape[1] != self.width or shape[0] > self.rows:
             raise self.wrong(f"is {shape[0]} x {shape[1]}, but the table is {self.rows} x {self.width}")
         return shape, dtype, head.tell()
@@ -104,7 +106,7 @@ class _Parquet(_Vectors):
                 raise self.wrong(f"has no column {column!r}: {nearest(column, schema.names)}")
         ids, vector = schema.field(self.config.id).type, schema.field(self.config.vector).type
         if not pa.types.is_integer(ids):
-            raise self.wrong(f"column {self.config.id!r} is {ids}; row numbers of the table, integers, are needed")
+            raise self.wrong(f"column {self.config.id!r} is {ids}; integers, row numbers of the table, are needed")
         nested = pa.types.is_list(vector) or pa.types.is_large_list(vector) or pa.types.is_fixed_size_list(vector)
         if not nested or not pa.types.is_floating(vector.value_type):
             raise self.wrong(f"column {self.config.vector!r} is {vector}; lists of floats are needed")
@@ -129,7 +131,7 @@ class _Parquet(_Vectors):
         ids = self._column(group, self.config.id).to_numpy(zero_copy_only=False)
         outside = (ids < 0) | (ids >= self.rows)
         if outside.any():
-            raise self.wrong(f"id {ids[outside][0]} is not below {self.rows}, the table's rows")
+            raise self.wrong(f"id {ids[outside][0]} is out of range: the table has {self.rows} rows")
         mine = [
             np.flatnonzero((ids >= piece.row) & (ids < piece.row + len(piece.values))) for piece in self.entry.pieces
         ]
@@ -138,14 +140,14 @@ class _Parquet(_Vectors):
         column = self._column(group, self.config.vector)
         flat = column.flatten().to_numpy(zero_copy_only=False)
         if column.value_lengths().unique().to_pylist() != [self.width]:
-            raise self.wrong(f"row group {group} has vectors that are not {self.width} long, as the table is wide")
+            raise self.wrong(f"row group {group} has vectors that do not have the table's width, {self.width}")
         vectors = flat.reshape(len(ids), self.width)
         for piece, rows, seen in zip(self.entry.pieces, mine, self._seen, strict=True):
             target = ids[rows].astype(np.int64) - piece.row
             unique, counts = np.unique(target, return_counts=True)
             twice = unique[(counts > 1) | seen[unique]]
             if len(twice):
-                raise self.wrong(f"id {twice[0] + piece.row} is there twice")
+                raise self.wrong(f"id {twice[0] + piece.row} is duplicated")
             seen[unique] = True
             part = vectors[rows, piece.column : piece.column + piece.values.shape[1]].astype(np.float32)
             self.check_finite(part)

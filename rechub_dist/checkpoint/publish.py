@@ -1,4 +1,4 @@
-"""What the main rank does to a folder of checkpoints: makes one visible, amends it, removes old ones."""
+"""The main rank's changes to a checkpoint folder: publish a checkpoint, amend it, remove old ones."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rechub_dist.config import CheckpointConfig
 
 
 class Publisher:
-    """Changes what a folder shows, as long as its lease is held. For the main rank alone; nothing is collective.
+    """Changes the visible state of a folder while its lease is held. Main rank only; not collective.
 
-    All but `begin` run beside training and raise nothing: they return what was in the way, as one line, or None.
+    All methods but `begin` run in a thread beside training and raise nothing: they return an error message, or None.
     """
 
     def __init__(self, folder: Folder, config: CheckpointConfig, lease: Lease | None) -> None:
@@ -28,17 +28,17 @@ class Publisher:
         self._lease = lease
 
     def begin(self) -> str:
-        """What the names of a save's files have in common, new for each save.
+        """Draw the token in the file names of a save.
 
         Raises:
-            LostError: the folder is another attempt's.
+            LostError: another process holds the folder.
         """
         if self._lease is not None:
             self._lease.check()
         return secrets.token_hex(4)
 
     def publish(self, manifest: CheckpointManifest) -> str | None:
-        """Write the manifest of files that are all written: from then on there is a checkpoint."""
+        """Write the manifest, once all files are written: it makes the checkpoint visible."""
         folder = step_folder(manifest.step)
         try:
             check_coverage(manifest, self._folder.path(folder))
@@ -47,7 +47,7 @@ class Publisher:
                 if self._folder.size(f"{folder}/{name}") != record.size:
                     return (
                         f"{self._folder.path(f'{folder}/{name}')}: the main rank does not see this file as it was "
-                        f"written; the folder must be one that all hosts share"
+                        f"written; choose a folder that all hosts share"
                     )
             self._folder.replace(f"{folder}/{MANIFEST}", render(manifest))
         except Exception as failure:  # whatever the store's client raises
@@ -55,7 +55,7 @@ class Publisher:
         return None
 
     def amend(self, position: Position, run_id: str | None) -> str | None:
-        """Record another position of the same step in its manifest, then clean up."""
+        """Record another position of the same step in its manifest, then apply retention."""
         try:
             saved = read_manifest(self._folder, position.step)
             run = {**saved.run, "position": asdict(position)}
@@ -64,10 +64,10 @@ class Publisher:
             return self.clean(position, run_id, saved=True)
         except Exception as failure:  # whatever the store's client raises
             where = self._folder.path(step_folder(position.step))
-            return f"{where}: the outcome of the evaluation cannot be recorded: {reason_of(failure)}"
+            return f"{where}: the evaluation result cannot be recorded: {reason_of(failure)}"
 
     def clean(self, position: Position, run_id: str | None, *, saved: bool) -> str | None:
-        """Remove what retention does not keep."""
+        """Apply retention."""
         try:
             self._fence()
             clean(self._folder, self._config, position, run_id, saved=saved)

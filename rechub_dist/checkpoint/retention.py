@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept, and how the others go without anything else going."""
+"""Retention: which checkpoints of a run are kept, and how the others are deleted without touching other files."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from rechub_dist.checkpoint.manifest import MANIFEST, DamagedError
 from rechub_dist.checkpoint.position import Position
 from rechub_dist.config import CheckpointConfig
 
-# What a save writes before there is a manifest that names it; the token is drawn.
+# Files that a save writes before its manifest names them; the token is random.
 _WRITTEN = re.compile(r"rank-\d{5,}-[0-9a-f]{8}\.safetensors|manifest\.json\.tmp")
 
 
 def clean(folder: Folder, config: CheckpointConfig, position: Position, run: str | None, *, saved: bool) -> None:
-    """Remove what retention does not keep, and leftovers of saves that failed or were killed; one process for all.
+    """Delete checkpoints that are not kept, and partial files of failed or killed saves. Call on one rank only.
 
-    Only files that manifests of this run name, or whose names are as saves give them, are removed. Checkpoints of later
-    steps stay: they were found to be damaged when the run was taken up.
+    Only files that this run's manifests name, or that are named like a save's files, are deleted. Checkpoints of later
+    steps stay: they were found damaged when the run was resumed.
 
     Args:
-        folder: of the run's checkpoints.
-        config: what is kept.
-        position: of the save that has just ended.
-        run: what the run's checkpoints have as `id`.
-        saved: whether that save is good; else all checkpoints stay.
+        folder: the checkpoint folder.
+        config: which checkpoints are kept.
+        position: position of the save that just ended.
+        run: the `id` in this run's checkpoints.
+        saved: whether that save succeeded; if not, all checkpoints stay.
     """
     files = folder.files()
     complete = steps_in(files)
@@ -45,17 +45,17 @@ def clean(folder: Folder, config: CheckpointConfig, position: Position, run: str
 
 
 def _ours(folder: Folder, step: int, run: str | None) -> list[str] | None:
-    """The files of a checkpoint of this run; None where its manifest does not show that it is one."""
+    """The files of a step's checkpoint; None unless its manifest shows that it belongs to this run."""
     try:
         found = read_manifest(folder, step)
     except DamagedError:
         return None
-    # None: from before checkpoints said of which run they are
+    # None: written before checkpoints had an id
     return list(found.files) if found.run.get("id") in (None, run) else None
 
 
 def _leftovers(files: Iterable[str], whole: Collection[str]) -> dict[str, list[str]]:
-    """The names by folder of files that saves write, in the folders of steps that are not `whole`."""
+    """Partial files of saves by step folder, for step folders not in `whole`."""
     found: dict[str, list[str]] = {}
     for path in files:
         folder, _, name = path.partition("/")

@@ -1,4 +1,4 @@
-"""A rank's part of a checkpoint: one safetensors file, from a copy in host memory or from the live tensors."""
+"""A rank's part of a checkpoint: one safetensors file, written from a host copy or from the live tensors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from rechub_dist.checkpoint.manifest import SavedPiece, SavedTensor
 from rechub_dist.checkpoint.tensors import DTYPE_NAMES, Entry, Piece, Tensors, framed, matrix_shape, shares
 
-CHUNK = 32 << 20  # bytes that are written at once
+CHUNK = 32 << 20  # bytes written at once
 
 
 @dataclass(frozen=True)
 class RankFile:
-    """What a rank is about to write.
+    """The file that a rank is about to write.
 
     Attributes:
-        name: of the file.
-        header: of the safetensors file, framed.
-        pieces: its tensors in the order of the file; live ones.
-        tensors: what the manifest says of them.
-        bytes: of the file's body.
+        name: file name.
+        header: framed safetensors header.
+        pieces: the live tensors, in file order.
+        tensors: their entries for the manifest.
+        bytes: size of the file's body.
     """
 
     name: str
@@ -35,8 +35,8 @@ class RankFile:
 
 
 def plan_file(entries: Tensors, rank: int, world_size: int, name: str) -> RankFile:
-    """What this rank writes to the file `name`; no tensor is touched."""
-    # The largest elements first, so that each tensor lies at a multiple of its element size.
+    """Plan what this rank writes to the file `name`, without reading tensors. Not collective."""
+    # Largest element types first, so that every tensor is aligned to its element size.
     own = sorted(shares(entries, rank, world_size), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -63,7 +63,7 @@ def plan_file(entries: Tensors, rank: int, world_size: int, name: str) -> RankFi
 
 
 def stage(file: RankFile, buffer: Tensor | None) -> Tensor:
-    """Copy the tensors to host memory as they will lie in the file: uint8 [bytes]; `buffer` is used where it fits."""
+    """Copy the tensors to host memory in file layout: uint8 [bytes]. `buffer` is reused if its size matches."""
     if buffer is None or len(buffer) != file.bytes:
         buffer = torch.empty(file.bytes, dtype=torch.uint8)
     if any(piece.is_cuda for piece in file.pieces):
@@ -78,9 +78,9 @@ def stage(file: RankFile, buffer: Tensor | None) -> Tensor:
 
 
 def _stage_by_blocks(file: RankFile, buffer: Tensor, *, pinned: bool) -> None:
-    """Copy by way of two small buffers: one is filled by the device while the other is emptied by the host.
+    """Copy through two small buffers: the device fills one while the host empties the other.
 
-    A copy from the device is fast into pinned memory alone, and of that a host has little to give away for long.
+    Device copies are fast only into pinned memory, which is too scarce to pin the whole buffer.
     """
     largest = max((block.numel() * block.dtype.itemsize for block in _blocks(file)), default=0)
     halves = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
@@ -110,7 +110,7 @@ def _stage_by_blocks(file: RankFile, buffer: Tensor, *, pinned: bool) -> None:
 
 
 def _blocks(file: RankFile) -> Iterator[Tensor]:
-    """The live tensors, rows after rows, each of `CHUNK` bytes at most unless a single row is longer."""
+    """The live tensors in blocks of rows, of at most `CHUNK` bytes unless a single row is longer."""
     for piece in file.pieces:
         rows = max(1, CHUNK // max(1, piece.shape[1] * piece.dtype.itemsize))
         for start in range(0, len(piece), rows):
@@ -118,7 +118,7 @@ def _blocks(file: RankFile) -> Iterator[Tensor]:
 
 
 def chunks_of(file: RankFile, staged: Tensor | None) -> Iterator[memoryview]:
-    """The file's bytes, from the copy in host memory, or else from the live tensors, little by little."""
+    """Yield the file's bytes in chunks, from the host copy or, if None, from the live tensors."""
     yield memoryview(file.header)
     if staged is not None:
         for start in range(0, len(staged), CHUNK):
@@ -129,7 +129,7 @@ def chunks_of(file: RankFile, staged: Tensor | None) -> Iterator[memoryview]:
 
 
 def merge(parts: list[dict[str, SavedTensor]]) -> dict[str, SavedTensor]:
-    """The whole checkpoint's tensors from what each rank has of them."""
+    """Merge all ranks' manifest entries into those of the whole checkpoint, sorted by name."""
     merged: dict[str, SavedTensor] = {}
     for part in parts:
         for key, tensor in part.items():

@@ -1,7 +1,7 @@
-"""The live state of a run under canonical names, whatever the sharding: what a checkpoint saves and loads in place.
+"""The live state of a run under canonical names, independent of sharding: what a checkpoint saves and loads.
 
 `tables/<table>/weight`, `tables/<table>/{sum, rowwise_sum, exp_avg, exp_avg_sq, step}`, `dense/<name>`,
-`dense_optim/<name>/<state>`. Tables have their logical width.
+`dense_optim/<name>/<state>`. Tables have their logical width, without padding.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from rechub_dist.embedding.sharding import sharded_weights
 
 
 def _torch_names(algorithm: str) -> dict[str, str]:
-    """What torch's optimizer calls a table's states, by canonical name."""
+    """Canonical name to the name in torch's optimizer, of a table's optimizer states."""
     return {name: "sum" if name == "rowwise_sum" else name for name in TABLE_STATES[algorithm]}
 
 
 def _fused_names(algorithm: str) -> dict[str, str]:
-    """What TorchRec calls them: the first of a table's states `momentum1`, the others as the kernel does."""
+    """Canonical name to TorchRec's name: the first state is `momentum1`, the others are named as in the kernel."""
     return {name: name if place else "momentum1" for place, name in enumerate(TABLE_STATES[algorithm])}
 
 
 def weights_state(module: DistributedModelParallel, layout: Layout) -> dict[str, Entry]:
-    """Tables, and the dense parameters and buffers; live ones."""
+    """The live tables, dense parameters and buffers, by canonical name. Not collective."""
     return _weights_state(module.module, layout, sharded_weights(module, layout))
 
 
-def local_weights_state(train_module: nn.Module, layout: Layout) -> dict[str, Entry]:
-    """As `weights_state`, of a train module that is not sharded, all of whose tables are replicated."""
-    return _weights_state(train_module, layout, {})
+def local_weights_state(step: nn.Module, layout: Layout) -> dict[str, Entry]:
+    """As `weights_state`, for an unsharded train module, all of whose tables are replicated."""
+    return _weights_state(step, layout, {})
 
 
 def _weights_state(train_module: Any, layout: Layout, sharded: dict[str, ShardedTensor]) -> dict[str, Entry]:
@@ -51,7 +51,7 @@ def _weights_state(train_module: Any, layout: Layout, sharded: dict[str, Sharded
 
 
 def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Optimizers) -> dict[str, Entry]:
-    """`weights_state` and the states of all optimizers."""
+    """`weights_state` plus the states of all optimizers. Not collective."""
     sharded = sharded_weights(module, layout)
     state = _weights_state(module.module, layout, sharded)
     if optimizers.dense is not None:
@@ -67,7 +67,7 @@ def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Op
             own: dict[str, Tensor] = next(iter(optimizers.replicated[name].state.values()), {})
             found = {canonical: own[key] for canonical, key in _torch_names(algorithm).items()}
         else:
-            # A table-wise table's states are known to its owner alone.
+            # Only the owner of a table-wise table knows its states.
             here = bool(sharded[name].local_shards())
             found = fused_states(fused, module_key(name), _fused_names(algorithm)) if here else {}
         for canonical, value in found.items():
@@ -77,10 +77,10 @@ def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Op
 
 
 def fused_states(fused: dict[str, Any], table: str, names: dict[str, str]) -> dict[str, Any]:
-    """A table's optimizer states by canonical name, from those of all tables.
+    """Select a table's optimizer states, by canonical name, from those of all tables.
 
     Raises:
-        RuntimeError: the kernel has other states than `names` says, so that a checkpoint would lose one.
+        RuntimeError: the kernel has other states than `names`, so that a checkpoint would lose one.
     """
     there = {key.removeprefix(f"{table}."): value for key, value in fused.items() if key.rpartition(".")[0] == table}
     if set(there) != set(names.values()):
@@ -91,7 +91,7 @@ def fused_states(fused: dict[str, Any], table: str, names: dict[str, str]) -> di
 
 
 def placement(layout: Layout) -> dict[str, dict[str, Any]]:
-    """How the tables lie, for the record."""
+    """Rows, width, sharding and optimizer of each table, for the manifest."""
     return {
         name: {
             "rows": placed.table.rows,
@@ -104,7 +104,7 @@ def placement(layout: Layout) -> dict[str, dict[str, Any]]:
 
 
 def _table_entry(value: Any, placed: PlacedTable) -> Entry:
-    """A table's weights or optimizer state, cut to the logical width; a row-wise state is [rows]."""
+    """The entry of a table's weights or optimizer state, without padding columns; a row-wise state is [rows]."""
     width = placed.table.dim or 0
     if not isinstance(value, ShardedTensor):
         return Entry.whole(value[:, :width] if value.dim() == 2 else value)

@@ -1,4 +1,4 @@
-"""What a checkpoint saves and loads: named tensors of which each rank holds rectangular pieces."""
+"""The tensors that a checkpoint saves and loads: each rank holds rectangular pieces of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The names that safetensors files have for them.
+# By their names in safetensors files.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -25,7 +25,7 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# The states that a table's optimizer keeps, by canonical name.
+# Canonical names of a table's optimizer states, by optimizer.
 TABLE_STATES: dict[str, tuple[str, ...]] = {
     "sgd": (),
     "adagrad": ("sum",),
@@ -37,11 +37,11 @@ TABLE_STATES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a tensor that is seen as a matrix, [first dimension, product of the others].
+    """Part of a tensor viewed as a matrix, [first dimension, product of the others].
 
     Attributes:
-        row, column: where in the matrix it begins.
-        values: the live tensor [rows, columns]; a load writes into it.
+        row, column: its position in the matrix.
+        values: the live tensor [rows, columns]; loads write into it.
     """
 
     row: int
@@ -51,13 +51,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor as this rank knows it.
+    """A tensor, and this rank's pieces of it.
 
     Attributes:
-        shape: of the whole tensor.
-        dtype: of its elements.
-        pieces: those that this rank holds.
-        replicated: whether every rank holds the whole tensor, so that one of them saves it.
+        shape: shape of the whole tensor.
+        dtype: element type.
+        pieces: the pieces that this rank holds.
+        replicated: whether every rank holds the whole tensor, so that only one of them saves it.
     """
 
     shape: tuple[int, ...]
@@ -67,11 +67,11 @@ class Entry:
 
     @staticmethod
     def whole(tensor: Tensor) -> Entry:
-        """A tensor that every rank holds."""
+        """The entry of a replicated tensor."""
         return Entry(tuple(tensor.shape), tensor.dtype, (Piece(0, 0, as_matrix(tensor)),), replicated=True)
 
     def first_rows(self, rows: int) -> Entry:
-        """Its first rows alone, as far as this rank holds them."""
+        """The entry of the first `rows` rows, with this rank's pieces of them."""
         cut = (Piece(p.row, p.column, p.values[: max(0, rows - p.row)]) for p in self.pieces)
         return Entry((rows, *self.shape[1:]), self.dtype, tuple(p for p in cut if p.values.numel()), self.replicated)
 
@@ -80,26 +80,26 @@ Tensors = Mapping[str, Entry]  # by canonical name
 
 
 def framed(header: dict[str, object]) -> bytes:
-    """The beginning of a safetensors file: the header with its length, padded so that the body begins at 8 bytes."""
+    """The start of a safetensors file: header length and header, padded so that the body is 8-byte aligned."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A shape seen as that of a matrix."""
+    """The shape of a tensor viewed as a matrix: (first dimension, product of the others)."""
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
-    """A view [first dimension, product of the others]."""
+    """View a tensor as a matrix, [first dimension, product of the others]."""
     return tensor if tensor.dim() == 2 else tensor.view(matrix_shape(tuple(tensor.shape)))
 
 
 def shares(entries: Tensors, rank: int, world_size: int) -> list[tuple[str, Entry, Piece]]:
-    """What this rank saves: its pieces, and its share of what every rank holds, dealt out by size.
+    """The (name, entry, piece) triples that this rank saves: its pieces, and its share of the replicated tensors.
 
-    The same on every rank as far as replicated tensors go, without communication.
+    Replicated tensors are balanced by size. All ranks compute the same assignment without communication.
     """
     found = [(key, entry, piece) for key, entry in entries.items() if not entry.replicated for piece in entry.pieces]
     loads = [0] * world_size

@@ -1,4 +1,4 @@
-"""What all ranks do with a checkpoint together."""
+"""Collective operations on checkpoints."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from rechub_dist.errors import one_line
 
 
 def agree(rt: Runtime, work: Callable[[], None]) -> None:
-    """Do this rank's share of a checkpoint; all ranks raise where any of them finds it damaged. Collective.
+    """Run `work` on this rank's share of a checkpoint; if any rank finds it damaged, all raise.
+
+    Collective: call on every rank.
 
     Raises:
-        DamagedError: the first rank's.
-        UserError: a store that fails.
+        DamagedError: that of the lowest rank, on all ranks.
+        UserError: the store fails.
     """
     found: list[str] = []
 
@@ -33,12 +35,12 @@ def agree(rt: Runtime, work: Callable[[], None]) -> None:
 
 
 def verify_together(rt: Runtime, folder: Folder, manifest: CheckpointManifest) -> None:
-    """Compare all of a checkpoint with its checksums, each rank a share of it. Collective; raises as `agree`."""
+    """Verify all checksums of a checkpoint, a share per rank. Collective: call on every rank; raises as `agree`."""
     agree(rt, lambda: consume(verify(folder, manifest, blocks_of(manifest, rt.rank, rt.world_size))))
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something could not be written, in one line."""
+    """The reason of a failed write, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return one_line(error)[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""The configuration of a run that was trained, for those who use its weights."""
+"""The configuration of a trained run, for evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ def trained_config(
     settings: StorageConfig | None = None,
     allowed_code: Iterable[str] = (),
 ) -> RunConfig:
-    """The configuration that the best checkpoint at an address was trained with, from the checkpoint itself.
+    """Return the configuration that the best checkpoint at an address was trained with.
 
-    A `config.yaml` there may be of another time: it only says where the checkpoints are. `checkpoint.folder` and
-    `output_dir` of what is returned are where these were found, whatever they were in training. All other paths are as
-    in training (relative ones to the working directory), unless `overrides` (`data.root=...`) say what has moved.
+    It comes from the checkpoint; a `config.yaml` there may have changed since, and only locates the checkpoints.
+    `checkpoint.folder` and `output_dir` are set to where the checkpoints were found. All other paths are as in training
+    (relative ones to the working directory), unless `overrides` such as `data.root=...` say that they moved.
 
     Args:
-        address: a run's output folder or its folder of checkpoints; path or address.
+        address: a run's output folder or checkpoint folder; path or address.
         overrides: `section.key=value`.
-        settings: of the checkpoints' storage; default: what config.yaml says.
-        allowed_code: modules that may be imported where the checkpoint names them. They are looked for where
-            `overrides` say (`code=...`), in the working directory and among what is installed, not where the checkpoint
-            says: whoever allows a module means their own.
+        settings: storage settings of the checkpoints; default: those of config.yaml.
+        allowed_code: modules that the checkpoint may refer to. They are searched in the folder of an override
+            `code=...`, the working directory and among installed packages, never where the checkpoint says: to allow a
+            module means to allow one's own.
 
     Raises:
-        UserError: there is no checkpoint, the newest one is damaged, or the overrides do not fit; it
-            names code that is not allowed.
+        UserError: there is no checkpoint, the newest one is damaged, an override is invalid, or the checkpoint refers
+            to code that is not allowed.
     """
     folder, step = find_folder(address, settings)
     if step is not None:
-        raise UserError(f"{address}: is one checkpoint; name the run's output folder, of which the best one is taken")
+        raise UserError(
+            f"{address}: is a single checkpoint; name the run's output folder, whose best checkpoint is used"
+        )
     manifest = best_manifest(folder)
     where = folder.path(f"{step_folder(manifest.step)}/{MANIFEST}")
     overrides = list(overrides)

@@ -1,4 +1,4 @@
-"""What a run takes of another one: tables and dense parts by name, into whatever pieces this rank holds."""
+"""Warm start: load tables and dense parameters of another run by name, under any sharding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS = {"tables": ("tables/", "/weight", "table"), "dense": ("dense/", "", "de
 
 @dataclass(frozen=True)
 class Taken:
-    """One tensor that is taken: its key there, its key here, and its rows where it has fewer there, else None."""
+    """A tensor to load: its key in the other run, its key here, and its rows there if fewer than here, else None."""
 
     source: str
     target: str
@@ -29,13 +29,13 @@ class Taken:
 
 
 def warm_start(config: WarmStartConfig, storage: StorageConfig, state: Tensors, rt: Runtime) -> list[str]:
-    """Fill the state's weights as the configuration says; returns what was done, in lines. Collective.
+    """Load weights into `state` as configured; returns a summary, one string per line.
 
-    Optimizer states stay as they are. Each rank reads only what its pieces need.
+    Collective: call on every rank. Optimizer states are unchanged. Each rank reads only what its pieces need.
 
     Raises:
-        UserError: no such checkpoint, or a damaged one; a pattern or name that matches nothing; shapes that differ,
-            but for tables that grow; a file of vectors that does not fit its table.
+        UserError: the checkpoint is missing or damaged; a pattern or name matches nothing; shapes differ, except for
+            tables with more rows here; a file of vectors does not match its table.
     """
     told = []
     if config.from_ is not None:
@@ -46,7 +46,8 @@ def warm_start(config: WarmStartConfig, storage: StorageConfig, state: Tensors, 
         pairs = [(t.source, state[t.target] if t.rows is None else state[t.target].first_rows(t.rows)) for t in taken]
         agree(rt, lambda: read_tensors(folder, manifest, pairs))
         tables = sum(t.target.startswith("tables/") for t in taken)
-        line = f"warm start from {folder.address}, step {manifest.step}: {tables} tables, {len(taken) - tables} others"
+        others = len(taken) - tables
+        line = f"warm start from {folder.address}, step {manifest.step}: {tables} tables, {others} other tensors"
         if grown := [f"{t.target.split('/')[1]} from {t.rows:,} rows" for t in taken if t.rows is not None]:
             line += f"; grown: {', '.join(grown)}"
         here = {key for names in map(_names, _KINDS, [state] * 2) for key in names.values()}
@@ -64,16 +65,16 @@ def warm_start(config: WarmStartConfig, storage: StorageConfig, state: Tensors, 
 
 
 def choose(config: WarmStartConfig, saved: Mapping[str, SavedTensor], state: Tensors, address: str) -> list[Taken]:
-    """What is taken of a checkpoint.
+    """Choose the tensors to load from a checkpoint.
 
     Raises:
-        UserError: see `warm_start`.
+        UserError: as `warm_start`.
     """
     everything = [name for kind in _KINDS for name in _names(kind, state)]
     for pattern in config.exclude:
         if not any(fnmatchcase(name, pattern) for name in everything):
             raise UserError(
-                f"warm_start.exclude: {pattern!r} matches nothing of this run: {_hint(pattern, everything)}"
+                f"warm_start.exclude: {pattern!r} matches nothing in this run: {_hint(pattern, everything)}"
             )
     _known_renames(config, saved, state, address)
     taken: list[Taken] = []
@@ -90,7 +91,7 @@ def choose(config: WarmStartConfig, saved: Mapping[str, SavedTensor], state: Ten
             found = [name for name in wanted if name in available]
             if not found:
                 raise UserError(
-                    f"warm_start.{kind}: {address} has no {word} that {pattern!r} stands for here"
+                    f"warm_start.{kind}: {address} has none of the {word}s that {pattern!r} matches here"
                     f"{' and exclude leaves' if config.exclude else ''}: {_hint(pattern, available)}"
                 )
             chosen.update(dict.fromkeys(found))
@@ -102,7 +103,7 @@ def choose(config: WarmStartConfig, saved: Mapping[str, SavedTensor], state: Ten
 
 
 def _rows(kind: str, name: str, saved: SavedTensor, shape: tuple[int, ...]) -> int | None:
-    """The rows to read where the table grows, else None."""
+    """The rows to read if the table has more rows here, else None."""
     there, here = "x".join(map(str, saved.shape)), "x".join(map(str, shape))
     if saved.shape == shape:
         return None
@@ -110,17 +111,17 @@ def _rows(kind: str, name: str, saved: SavedTensor, shape: tuple[int, ...]) -> i
         if saved.shape[0] < shape[0]:
             return saved.shape[0]
         raise UserError(
-            f"warm_start.tables: table {name!r} has {saved.shape[0]:,} rows there and {shape[0]:,} here; a table can "
-            f"grow but not shrink: give it the rows, or name it in warm_start.exclude"
+            f"warm_start.tables: table {name!r} has {saved.shape[0]:,} rows in the other run but {shape[0]:,} here; a "
+            f"table can grow but not shrink: give it as many rows, or add it to warm_start.exclude"
         )
     raise UserError(
-        f"warm_start.{kind}: {name!r} is {there} there and {here} here; make them equal, or name it in "
+        f"warm_start.{kind}: {name!r} is {there} in the other run but {here} here; make them equal, or add it to "
         f"warm_start.exclude"
     )
 
 
 def _names(kind: str, tensors: Iterable[str]) -> dict[str, str]:
-    """The keys of tables or of dense parts by the names that a user knows."""
+    """User-visible name to key, of tables or of dense parameters."""
     prefix, suffix, _ = _KINDS[kind]
     return {
         key[len(prefix) : len(key) - len(suffix)]: key
@@ -130,7 +131,7 @@ def _names(kind: str, tensors: Iterable[str]) -> dict[str, str]:
 
 
 def _renamed(rename: Mapping[str, str], there: Iterable[str]) -> dict[str, str]:
-    """Names there by what they are called here."""
+    """Name in this run to name in the other run."""
     moved = {_new_name(rename, name) or name: name for name in there if _new_name(rename, name) is None}
     return moved | {new: name for name in there if (new := _new_name(rename, name)) is not None}
 
@@ -163,13 +164,13 @@ def _used_renames(config: WarmStartConfig, saved: Iterable[str], sources: set[st
         keys = {key for kind in _KINDS for name, key in _names(kind, saved).items() if _new_name({old: new}, name)}
         if not keys & sources:
             raise UserError(
-                f"warm_start.rename: {old} -> {new} renames nothing that is taken; let a pattern of tables or dense "
-                f"match {new!r}"
+                f"warm_start.rename: {old} -> {new} renames nothing that is loaded; add a pattern to tables or dense "
+                f"that matches {new!r}"
             )
 
 
 def _hint(pattern: str, names: Iterable[str]) -> str:
-    """The nearest names, or some of them."""
+    """A hint with the nearest name, or up to 20 valid names."""
     names = sorted(names)
     hint = nearest(pattern.replace("*", ""), names)
     return hint if len(names) <= 20 or hint.startswith("did") else f"valid: {', '.join(names[:20])}, ..."

@@ -1,4 +1,4 @@
-"""The models, found by listing the folders: `from rechub_dist.models import DeepFM`.
+"""The models, discovered by listing the folders: `from rechub_dist.models import DeepFM`.
 
 A model is one file in `recall/`, `ranking/` or `multitask/`, named after its class in lower case.
 """
@@ -30,7 +30,7 @@ def catalogue() -> dict[str, type[Model]]:
 
 
 def family(model: type[Model]) -> str:
-    """The family that a model belongs to: its folder."""
+    """The family of a model: the name of its folder."""
     return model.__module__.split(".")[-2]
 
 

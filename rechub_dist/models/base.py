@@ -1,4 +1,4 @@
-"""What every model is: a plain module that says what it looks up."""
+"""The base classes of models: plain modules that declare their lookups."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Model(nn.Module):
     Attributes:
         table_width: the constructor's parameter that sets the width of its tables (`embedding_dim`, `hidden_size`);
             None where the widths come with the features.
-        paper: where the mathematics comes from.
+        paper: the paper that defines the model.
         objectives: names of the objectives that can train it; the first is the default.
-        num_tasks: logits a row, and so labels of a run.
-        task_types: the labels' types in order; None leaves them to the labels.
+        num_tasks: logits per row, and so labels of a run.
+        task_types: the labels' types in order; None: any types.
     """
 
     table_width: ClassVar[str | None] = None
@@ -35,11 +35,11 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def dense_features(self) -> tuple[DenseFeature, ...]:
-        """The dense features that the model reads, in the order in which it wants them."""
+        """The dense features that the model reads, in the order in which it expects them."""
         return ()
 
     def aligned_features(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of sequence features that belong together position by position; the reader checks their lengths."""
+        """Groups of sequence features aligned position by position; the reader checks that their lengths agree."""
         return ()
 
     def forward(self, embedded: Embedded) -> Output:
@@ -50,18 +50,18 @@ class Model(nn.Module):
 class RecallModel(Model):
     """A model that scores by the inner product of user and item vectors.
 
-    `forward` is for training: each real one of the user's vectors [B, Q, D] has its item in the same place of
-    [B, Q, D]. Models that learn at every position of a history have Q = L and its mask, the others Q = 1 and all real.
+    `forward` is for training: each unmasked user vector in [B, Q, D] has its target item at the same position of
+    another [B, Q, D]. Models that learn at every position of a history have Q = L and its mask, the others Q = 1.
 
-    `user` and `item` are what serving, evaluation and export use; a user's score for an item is the largest over the
-    user's vectors. They may be scaled otherwise than in training, but they rank items as the model does.
+    `user` and `item` are for serving, evaluation and export; a user's score for an item is the maximum over the user's
+    vectors. They may be scaled differently than in training, but rank items identically.
 
     Attributes:
-        loss: the loss that the paper trains the model with, which is the objective's default.
-        negatives: where the objective's negatives come from by default: "sampled", "in_batch",
+        loss: the loss of the model's paper, the objective's default.
+        negatives: the objective's default source of negatives: "sampled", "in_batch",
             "in_batch_and_sampled" or "full".
-        every_position: learns at every position of its history, not at the row's item alone.
-        margin: of the hinge loss.
+        every_position: whether it learns at every position of the history, not only at the row's item.
+        margin: default margin of the hinge loss.
     """
 
     objectives = ("retrieval",)
@@ -72,7 +72,7 @@ class RecallModel(Model):
     margin: float = 0.2
 
     def user(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
-        """The user's vectors [B, Q, D] and which of them are live, bool [B, Q]."""
+        """The user's vectors [B, Q, D] and which of them are valid, bool [B, Q]."""
         raise NotImplementedError
 
     def item(self, embedded: Embedded) -> Tensor:
@@ -80,7 +80,7 @@ class RecallModel(Model):
         raise NotImplementedError
 
     def item_lookups(self) -> tuple[Lookup, ...]:
-        """The part of `lookups()` that `item` reads; the first is the item's id, a SparseFeature with one id a row."""
+        """The part of `lookups()` that `item` reads; first the item's id, a SparseFeature with one id per row."""
         raise NotImplementedError
 
     def item_dense_features(self) -> tuple[DenseFeature, ...]:
@@ -88,10 +88,10 @@ class RecallModel(Model):
         return ()
 
     def history(self) -> LookupFeature | None:
-        """The sequence of the items that the user has seen; None where there is none, or no telling which it is.
+        """The sequence of items that the user has seen; None if there is none, or it is ambiguous.
 
-        It is the sequence on the user's side that reads the table of the item's id: the longest, where the model reads
-        one column at several lengths.
+        It is the user-side sequence that reads the table of the item's id; the longest if the model reads one column
+        at several lengths.
         """
         items = self.item_lookups()
         found = [
@@ -107,7 +107,7 @@ class RecallModel(Model):
 
 
 def check_tasks(num_tasks: int, task_types: list[str]) -> None:
-    """One known type a task, and at least one task."""
+    """Check that there is at least one task, and a known type for each."""
     if num_tasks < 1 or len(task_types) != num_tasks:
         raise ValueError(
             f"num_tasks is {num_tasks} and task_types {list(task_types)}: give one type for each of at least one task"

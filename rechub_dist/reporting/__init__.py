@@ -1,1 +1,1 @@
-"""What a run tells machines: logs, metrics, signs of life, and where the time of a step goes."""
+"""Reporting of a run: progress, records, logs, Prometheus metrics, heartbeats and step time profiles."""

@@ -1,4 +1,4 @@
-"""How much memory of its GPU a rank takes."""
+"""GPU memory used by a rank."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ ALLOCATED, RESERVED = "gpu_memory_allocated_bytes", "gpu_memory_reserved_bytes"
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most bytes that tensors took, and that torch held for them, since the last call; nothing on CPU.
+    """Peak bytes allocated for tensors, and reserved by torch's allocator, since the last call; empty on CPU.
 
-    No wait for the device. What else takes memory there, NCCL's buffers for one, is in neither.
+    Does not synchronise with the device. Memory outside torch's allocator, such as NCCL's buffers, is not included.
     """
     if device.type != "cuda":
         return {}

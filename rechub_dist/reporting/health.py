@@ -1,4 +1,4 @@
-"""A sign of life for probes: a file that is touched for as long as this rank gets on."""
+"""Heartbeat for liveness probes: a file that is touched while this rank makes progress."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SECONDS = 5.0
 
 
 class Health:
-    """While it is entered, touches `folder/rank-<rank>` every five seconds as long as `is_healthy()` is true.
+    """Context manager that touches `folder/rank-<rank>` every five seconds while `is_healthy()` is true.
 
-    From a thread of its own: touching may hang with the file system.
+    It uses a thread of its own, since touching may hang with the file system.
     """
 
     def __init__(self, folder: Path, rank: int, is_healthy: Callable[[], bool]) -> None:
@@ -34,7 +34,7 @@ class Health:
     def _run(self) -> None:
         while True:
             if self._is_healthy():
-                with suppress(OSError):  # a full disk is no reason to be ended
+                with suppress(OSError):  # a full disk must not end the rank
                     self._file.parent.mkdir(parents=True, exist_ok=True)
                     self._file.touch()
             if self._end.wait(_SECONDS):

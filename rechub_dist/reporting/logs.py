@@ -1,4 +1,4 @@
-"""What each rank has to say, in a file of its own."""
+"""Log files, one per rank."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from pathlib import Path
 from pythonjsonlogger.json import JsonFormatter
 
 LOGGER = logging.getLogger("rechub_dist")
-# Outside of a run there is no log: what is to be told is told by other means.
+# Outside a run there is no log; messages are reported in other ways.
 LOGGER.addHandler(logging.NullHandler())
 LOGGER.propagate = False
 
 
 class _Log(WatchedFileHandler):
-    """A log that is begun anew where somebody has removed it, with its folder."""
+    """A log file that is recreated, with its folder, if somebody deletes it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # what is to be told is told elsewhere as well
+        with suppress(OSError):  # messages are reported elsewhere as well
             Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
             super().emit(record)
 
 
 def log_to(folder: Path, rank: int, *, json_lines: bool = False) -> None:
-    """Write what this process logs, and warnings of Python and libraries, to `folder/rank-<rank>.jsonl`.
+    """Write this process's log, including warnings of Python and libraries, to `folder/rank-<rank>.jsonl`.
 
-    A line is a JSON object of `time` (ISO 8601), `level`, `logger`, `rank`, `host` and `message`, and `exc_info` where
-    there is an exception. With RECHUB_DEBUG in the environment all of it goes to stderr as well.
+    Each line is a JSON object with `time` (ISO 8601), `level`, `logger`, `rank`, `host` and `message`, and `exc_info`
+    for exceptions. With RECHUB_DEBUG in the environment everything goes to stderr as well.
 
     Args:
-        folder: made if it is missing.
+        folder: created if missing.
         rank: of this process.
-        json_lines: the main rank's own messages go to stderr as such lines, too.
+        json_lines: on the main rank, also write our own messages to stderr as JSON lines.
+
+    Raises:
+        OSError: the folder cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
     formatter = JsonFormatter(
@@ -57,7 +60,7 @@ def log_to(folder: Path, rank: int, *, json_lines: bool = False) -> None:
     LOGGER.setLevel(logging.INFO)
     LOGGER.handlers, LOGGER.propagate = [], True
     logging.captureWarnings(True)
-    logging.raiseExceptions = False  # of a full disk: what is to be told is told elsewhere as well
+    logging.raiseExceptions = False  # on a full disk; messages are reported elsewhere as well
     warnings.simplefilter("default")
     debug = bool(os.environ.get("RECHUB_DEBUG"))
     if debug or (json_lines and rank == 0):

@@ -1,4 +1,4 @@
-"""A rank's metrics for Prometheus, at http://HOST:PORT/metrics."""
+"""Prometheus metrics of a rank, at http://HOST:PORT/metrics."""
 
 from __future__ import annotations
 
@@ -13,51 +13,53 @@ from rechub_dist.reporting.step_times import PARTS
 
 
 class Metrics:
-    """Serves what the run records, from a thread, until `close`.
+    """Serves the run's records from a thread, until `close`.
 
-    Every metric has the label `rank`. Besides those below, the process's own: resident memory, CPU seconds, open files.
+    Every metric has the label `rank`. Process metrics are included: resident memory, CPU seconds, open files.
 
     Args:
-        port: 0 for any free one.
+        port: 0 for any free port.
         rank: of this process.
-        world_size: ranks of the run.
+        world_size: of the run.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is in use.
     """
 
     def __init__(self, port: int, rank: int, world_size: int) -> None:
         self._registry = CollectorRegistry()
         self._rank = str(rank)
         ProcessCollector(registry=self._registry)
-        self._step = self._gauge("rechub_step", "Training steps that are done")
-        self._loss = self._gauge("rechub_loss", "Mean loss over all ranks since the record before")
-        self._rate = self._gauge("rechub_samples_per_second", "Training rows a second over all ranks")
+        self._step = self._gauge("rechub_step", "Training steps completed")
+        self._loss = self._gauge("rechub_loss", "Mean loss over all ranks since the previous record")
+        self._rate = self._gauge("rechub_samples_per_second", "Training rows per second over all ranks")
         self._learning_rate = self._gauge("rechub_learning_rate", "Learning rate of the dense parameters")
         self._memory = self._gauge(
-            "rechub_gpu_memory_peak_bytes", "Peak since the record before, of tensors and of what torch reserves", "of"
+            "rechub_gpu_memory_peak_bytes",
+            "Peak GPU memory since the previous record: of tensors, and reserved by torch",
+            "of",
         )
         self._saved = 0.0
         age = self._gauge("rechub_checkpoint_age_seconds", "Time since the last checkpoint, or since the start")
         began = time.time()
         age.labels(self._rank).set_function(lambda: time.time() - (self._saved or began))
         self._checkpoint = self._gauge("rechub_checkpoint_step", "Step of the last checkpoint")
-        ranks = self._gauge("rechub_world_size", "Ranks of the run")
+        ranks = self._gauge("rechub_world_size", "World size of the run")
         ranks.labels(self._rank).set(world_size)
         self._parts = self._gauge("rechub_step_seconds", "Time of the last profiled step, by part", "part")
         self._evaluation = self._gauge("rechub_evaluation", "Metrics of the last evaluation", "split", "metric")
-        self._skipped = Counter("rechub_rows_skipped", "Rows left out", ["rank"], registry=self._registry)
+        self._skipped = Counter("rechub_rows_skipped", "Rows skipped", ["rank"], registry=self._registry)
         self._skipped.labels(self._rank)
         try:
             self._server = start_http_server(port, registry=self._registry)[0]
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"monitor.metrics_port: rank {rank} cannot listen on port {port}: {error}; set another one, of which "
-                "as many as there are ranks on a host are free from there on"
+                f"monitor.metrics_port: rank {rank} cannot listen on port {port}: {error}; set another one, followed "
+                "by enough free ports for all ranks of a host"
             ) from error
 
     def record(self, split: str, step: int, values: Mapping[str, float]) -> None:
-        """Take over a record of the run, as it goes to `metrics.jsonl`."""
+        """Update the metrics from a record of `metrics.jsonl`."""
         if split == "train":
             self._step.labels(self._rank).set(step)
             for gauge, name in (

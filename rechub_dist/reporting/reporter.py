@@ -1,4 +1,4 @@
-"""What a run tells: the progress bar, `metrics.jsonl`, TensorBoard. The main rank alone has one that speaks."""
+"""Progress bar, `metrics.jsonl` and TensorBoard of a run. Only the main rank's reporter is not quiet."""
 
 from __future__ import annotations
 
@@ -24,14 +24,22 @@ from rechub_dist.reporting.saves import Save
 from rechub_dist.reporting.strict_json import finite
 from rechub_dist.skips import Skipped
 
-_WARNINGS = 10  # bad pieces of files that are told one by one
+_WARNINGS = 10  # skipped pieces of files that are reported one by one
 
 
 class Reporter:
-    """Writes the records of a run below `folder` (None: none) and shows how far it is; a quiet one only logs.
+    """Writes the records of a run below `folder` and shows progress.
 
-    On a terminal there is a bar, and in a notebook that has ipywidgets, by which rich shows it; elsewhere a line every
-    `line_seconds`. `metrics`, if there are some, take the records of every rank, and `records` those of this one.
+    On a terminal, and in a notebook with ipywidgets, progress is a bar; elsewhere a line every `line_seconds`.
+
+    Args:
+        folder: the output folder; None writes no records.
+        quiet: write and show nothing except to the log and `metrics`; for ranks other than the main rank.
+        start_step: the step that a resumed run starts at; records of later steps are dropped.
+        line_seconds: seconds between progress lines.
+        json_lines: show nothing on the console, since the log goes to stderr.
+        metrics: Prometheus metrics to update on every rank.
+        records: queue that receives each record of `metrics.jsonl`.
     """
 
     def __init__(
@@ -67,17 +75,17 @@ class Reporter:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def _open_anew(self, folder: Path, file: TextIO) -> None:
-        """If somebody has removed what is written to, make it anew: writing to a removed file is no error."""
+        """Recreate the files if somebody deleted them, since writing to a deleted file raises no error."""
         with suppress(OSError):
             if os.path.samestat(os.stat(folder / "metrics.jsonl"), os.fstat(file.fileno())):
                 return
-        self.say(f"warning: {folder / 'metrics.jsonl'} was removed: it is begun anew, the records so far are lost")
+        self.say(f"warning: {folder / 'metrics.jsonl'} was deleted: it is created again, the records so far are lost")
         file.close()
         folder.mkdir(parents=True, exist_ok=True)
         self._open(folder)
 
     def record(self, split: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """One JSON line, and a TensorBoard scalar `<split>/<name>` for each value."""
+        """Write a line of `metrics.jsonl`, and a TensorBoard scalar `<split>/<name>` for each value."""
         if self._metrics is not None:
             self._metrics.record(split, step, values)
         if self._file is None or self._board is None or self._folder is None:
@@ -95,7 +103,7 @@ class Reporter:
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
     def skipped(self, split: str, step: int, skips: Iterable[Skipped]) -> None:
-        """A line in `skipped.jsonl` for each piece of a file that is left out, and a warning for the first of them."""
+        """Write a line of `skipped.jsonl` for each skipped piece of a file, and a warning for the first ones."""
         for skip in skips if not self.quiet else ():
             if self._folder is not None:
                 with self._or_warn(), (self._folder / "skipped.jsonl").open("a", encoding="utf-8") as file:
@@ -105,30 +113,30 @@ class Reporter:
                 rows = "the file" if skip.rows is None else f"{skip.rows:,} rows"
                 self.say(f"skipped {rows} of {split}: {skip.message}")
             if self._warnings == _WARNINGS:
-                self.say("further ones are listed in skipped.jsonl in the output folder")
+                self.say("more are listed in skipped.jsonl in the output folder")
 
     def saved(self, save: Save, epoch: int) -> None:
-        """What has come of a checkpoint: a record of the split `checkpoint`, or a warning."""
+        """Report the result of a save: a record with split `checkpoint`, or a warning."""
         if save.error is not None:
-            self.say(f"warning: {save.error}; training goes on, older checkpoints are as they were")
+            self.say(f"warning: {save.error}; training continues, older checkpoints are unchanged")
             return
         if save.warning is not None:
             self.say(f"warning: {save.warning}")
         values = {"seconds": save.seconds, "bytes": save.bytes, "blocked_seconds": save.blocked_seconds}
         self.record("checkpoint", save.step, epoch, values)
         self.say(
-            f"step {save.step}: saved {save.bytes / 1e6:,.1f} MB in {save.seconds:.2f} s, of which training waited for "
+            f"step {save.step}: saved {save.bytes / 1e6:,.1f} MB in {save.seconds:.2f} s, training waited "
             f"{save.blocked_seconds:.2f} s"
         )
 
     def histogram(self, name: str, values: np.ndarray, step: int) -> None:
-        """A TensorBoard histogram."""
+        """Write a TensorBoard histogram."""
         if self._board is not None and len(values):
             with self._or_warn():
                 self._board.add_histogram(name, values, step)
 
     def start(self, what: str, total: int, done: int = 0) -> None:
-        """Begin a bar of `total` steps."""
+        """Begin a progress bar of `total` steps, of which `done` are completed."""
         if self.quiet:
             return
         self.finish()
@@ -147,7 +155,7 @@ class Reporter:
             self._task = self._progress.add_task(what, total=total, completed=done, note="")
 
     def advance(self, done: int, note: str = "") -> None:
-        """`done` steps of the bar are done; `note` is shown beside it."""
+        """Set the completed steps of the bar to `done`, with `note` beside it."""
         if self.quiet:
             return
         if self._progress is not None and self._task is not None:
@@ -165,23 +173,23 @@ class Reporter:
             self._progress = None
 
     def say(self, message: str) -> None:
-        """A line for people, on stderr, and in the rank's log."""
+        """Print a line to stderr, and write it to the rank's log."""
         LOGGER.info(message)
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def _or_warn(self) -> Iterator[None]:
-        """A disk that is full, or gone, costs records rather than the run; it is told once."""
+        """Turn write errors (full or lost disk) into a single warning, so that they cost records but not the run."""
         try:
             yield
         except OSError as error:
             if not self._warned:
                 self._warned = True
                 reason = error.strerror or error
-                self.say(f"warning: {self._folder} cannot be written: {reason}; training goes on, records are lost")
+                self.say(f"warning: {self._folder} cannot be written: {reason}; training continues, records are lost")
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush and close everything."""
         self.finish()
         with self._or_warn():
             if self._file is not None:
@@ -194,22 +202,22 @@ class Reporter:
 
 
 def show_summary(console: Console, title: str, rows: Mapping[str, Any]) -> None:
-    """A two-column table."""
+    """Print a two-column table."""
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")  # a path must be there whole, to be copied
+    table.add_column(overflow="fold")  # paths must be complete, to be copied
     for name, value in rows.items():
         table.add_row(name, f"{value:.5f}" if isinstance(value, float) else str(value))
     console.print(table)
 
 
 def short(values: Mapping[str, float]) -> str:
-    """`name value` pairs on one line."""
+    """Format as `name value` pairs on one line."""
     return ", ".join(f"{name} {value:.5g}" for name, value in values.items())
 
 
 def _forget_after(metrics: Path, step: int) -> None:
-    """Drop the records of steps that a resumed run will do again, and of the test split, which comes last."""
+    """Drop the records of steps that a resumed run repeats, and of the test split, which is evaluated last."""
     if not metrics.exists():
         return
     lines = metrics.read_text(encoding="utf-8").splitlines()
@@ -225,4 +233,4 @@ def _kept(line: str, step: int) -> bool:
         record = json.loads(line)
         return record["step"] <= step and record["split"] != "test"
     except (ValueError, KeyError):
-        return False  # a line cut short by a kill
+        return False  # a line truncated by a kill

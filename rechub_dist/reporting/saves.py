@@ -1,4 +1,4 @@
-"""What there is to tell of a checkpoint."""
+"""The result of saving a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Save:
-    """What came of a save.
+    """The result of a save.
 
     Attributes:
-        seconds: from the call to the moment at which the checkpoint was complete.
-        blocked_seconds: for which training waited, on this rank.
-        bytes: of all ranks' files.
-        error: why there is no checkpoint.
-        warning: what went wrong besides.
+        step: the step that was saved.
+        seconds: from the call until the checkpoint was complete.
+        blocked_seconds: time that training waited, on this rank.
+        bytes: size of all ranks' files.
+        error: why there is no checkpoint, else None.
+        warning: what else went wrong, else None.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, from torch's profiler."""
+"""Time breakdown of a training step, from torch's profiler."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _TRANSFER = re.compile(r"(gloo|nccl):")
 _EMBEDDING = re.compile(
     re.escape(REPLICATED_LOOKUP)
     + r"|\[(lookup|input_dist|output_dist)\]"  # TorchRec's sharded collections
-    + r"|fbgemm::|.*(SplitLookup|Embedding(Bag)?Backward|All2All_)"  # their way back
+    + r"|fbgemm::|.*(SplitLookup|Embedding(Bag)?Backward|All2All_)"  # backward
 )
 
 Spans = list[tuple[float, float]]
 
 
 class StepTimes:
-    """Profiles one step in `every`, which takes that step some tens of milliseconds more."""
+    """Profiles one step in `every` (None: never), which slows that step by some tens of milliseconds."""
 
     def __init__(self, every: int | None) -> None:
         self._every = every
-        os.environ.setdefault("KINETO_LOG_LEVEL", "7")  # or it tells on stderr whenever it starts and stops
+        os.environ.setdefault("KINETO_LOG_LEVEL", "7")  # otherwise it prints to stderr on every start and stop
         self._last: dict[str, float] | None = None
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Run the step within, profiled if it is its turn: the 10th, and the 10th after each multiple of `every`.
+        """Context of a step, profiled if due: the 10th step, and the 10th after each multiple of `every`.
 
         Args:
             number: the step, counted from 1.
@@ -54,18 +54,18 @@ class StepTimes:
         self._last = split(profiler.events(), seconds)
 
     def take(self) -> dict[str, float] | None:
-        """The parts of the last profiled step in seconds, once; they add up to the step's own time."""
+        """Return, once, the seconds of the last profiled step by part, else None; they add up to the step's time."""
         last, self._last = self._last, None
         return last
 
 
 def split(events: Any, seconds: float) -> dict[str, float]:
-    """Divide a step of `seconds` among `PARTS`.
+    """Divide the `seconds` of a step among `PARTS`; returns seconds by part.
 
-    What overlaps belongs to the first of these: waiting for data; communication, as far as nothing is computed
-    meanwhile; embedding, the lookups and their way back, with sorting ids for their exchange; dense is the rest.
+    Overlapping time counts for the first of: waiting for data; communication not overlapped with computation;
+    embedding, i.e. lookups, their backward pass, and sorting ids for the all-to-all. The rest is dense.
 
-    On a GPU these are times of the host, which runs ahead: what kernels take shows where the host waits for them.
+    On a GPU these are host times: kernel time appears where the host waits for it.
     """
     names = [(event.name, event.time_range.start, event.time_range.end) for event in events]
     waiting = union([(a, b) for name, a, b in names if name == WAITING_FOR_DATA])
@@ -79,7 +79,7 @@ def split(events: Any, seconds: float) -> dict[str, float]:
 
 
 def union(spans: Spans) -> Spans:
-    """The spans without what they have in common twice, in order."""
+    """The union of spans, sorted and disjoint."""
     joined: Spans = []
     for start, end in sorted(spans):
         if joined and start <= joined[-1][1]:
@@ -90,7 +90,7 @@ def union(spans: Spans) -> Spans:
 
 
 def _without(spans: Spans, others: Spans) -> Spans:
-    """What of `spans` lies outside `others`; each is a union."""
+    """`spans` minus `others`; both sorted and disjoint."""
     left: Spans = []
     for start, end in spans:
         at = start
@@ -108,5 +108,5 @@ def _without(spans: Spans, others: Spans) -> Spans:
 
 
 def _total(spans: Spans) -> float:
-    """Seconds, of microseconds."""
+    """Total length in seconds of spans in microseconds."""
     return sum(end - start for start, end in spans) / 1e6

@@ -1,4 +1,4 @@
-"""JSON that any parser takes: Python's own has NaN and Infinity, which the standard does not know."""
+"""Standard JSON: Python's own writes NaN and Infinity, which the standard does not allow."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def dumps(tree: Any) -> str:
-    """A tree as one line of JSON, null standing for a number that is not finite."""
+    """Serialise a tree as one line of JSON, with null for non-finite numbers."""
     return json.dumps(finite(tree), allow_nan=False)
 
 
 def finite(tree: Any) -> Any:
-    """The tree with None for each number that is not finite."""
+    """The tree with None in place of each non-finite number."""
     if isinstance(tree, dict):
         return {key: finite(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -1,4 +1,4 @@
-"""What a run came to, and how it is shown at the end."""
+"""The summary of a run, printed at its end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from rechub_dist.reporting.reporter import show_summary
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to.
+    """The summary of a run.
 
     Attributes:
-        preempted: a signal stopped it; the same command goes on from the checkpoint.
+        step: the last step.
+        best_step: the step of the best evaluation, None without any.
+        preempted: it was stopped by a signal; the same command resumes from the checkpoint.
         valid, test: metrics of the best (or, without a valid split, the last) weights.
-        samples_per_second: training rows over all ranks, evaluations and checkpoints not counted; None if this call
-            trained nothing.
+        samples_per_second: training rows per second over all ranks, without evaluations and checkpoints; None if this
+            call trained nothing.
     """
 
     step: int
@@ -33,7 +35,7 @@ class Summary:
 
 
 def show_training(console: Console, config: RunConfig, summary: Summary) -> None:
-    """A table of what a finished run came to, and where it left things."""
+    """Print a table of a finished run's results and output locations."""
     rows: dict[str, Any] = {"steps": summary.step}
     if summary.valid:
         rows["best step"] = summary.best_step
@@ -48,7 +50,7 @@ def show_training(console: Console, config: RunConfig, summary: Summary) -> None
 
 
 def _truth(path: Path, test: dict[str, float]) -> dict[str, float]:
-    """What a perfect model would score on the test split, where the data set's generator knows."""
+    """The best reachable test metrics of a synthetic data set, by name; empty for other data."""
     if not test or not path.is_file():
         return {}
     truth = json.loads(path.read_text(encoding="utf-8"))["test"]

@@ -77,7 +77,7 @@ def test_verify(finished: Path, tmp_path: Path) -> None:
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    with pytest.raises(UserError, match=r"rank-00001-.*safetensors is damaged: bytes 0 to \d+ do not have"):
+    with pytest.raises(UserError, match=r"rank-00001-.*safetensors is damaged: bytes 0 to \d+ do not match"):
         command("verify", tmp_path / "checkpoints", "--step", "newest")
     victim.unlink()
     lines = json.loads(command("list", tmp_path / "checkpoints", "--json"))["checkpoints"]
@@ -193,7 +193,7 @@ def reference(state: dict[str, torch.Tensor], arguments: dict[str, Any]) -> list
 def test_what_is_not_there_is_said(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no checkpoint; name a run's output folder"):
         command("inspect", tmp_path)
-    with pytest.raises(UserError, match=r"no checkpoint of step 5; there are those of \[9, 18\]"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 5; available steps: \[9, 18\]"):
         command("inspect", output(finished), "--step", 5)
     with pytest.raises(UserError, match=r"--step last: write best, newest or a step number"):
         command("inspect", output(finished), "--step", "last")

@@ -41,10 +41,10 @@ def shorten(path: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
-    "header": ("rank-00001-*", flip(lambda _: 20), "bytes 0 to .* do not have their checksum"),
-    "first": ("rank-00000-*", flip(lambda _: 0), "bytes 0 to .* do not have their checksum"),
-    "body": ("rank-00000-*", flip(lambda size: size // 2), "bytes 0 to .* do not have their checksum"),
-    "last": ("rank-00001-*", flip(lambda size: size - 1), "bytes 0 to .* do not have their checksum"),
+    "header": ("rank-00001-*", flip(lambda _: 20), "bytes 0 to .* do not match their checksum"),
+    "first": ("rank-00000-*", flip(lambda _: 0), "bytes 0 to .* do not match their checksum"),
+    "body": ("rank-00000-*", flip(lambda size: size // 2), "bytes 0 to .* do not match their checksum"),
+    "last": ("rank-00001-*", flip(lambda size: size - 1), "bytes 0 to .* do not match their checksum"),
     "manifest": ("manifest.json", flip(lambda size: size // 2), "is damaged"),
     "manifest-end": ("manifest.json", flip(lambda size: size - 1), "is damaged"),
     "short": ("rank-00001-*", shorten, r"is damaged: \d+ bytes instead of \d+"),
@@ -89,6 +89,6 @@ def test_without_a_good_one_nothing_is_begun(pool: RankPool, four_saves: Path, d
     for file in (output(path) / "checkpoints").rglob("rank-00000-*"):
         flip(lambda size: size - 1)(file)
     with pytest.raises(
-        UserError, match=r"no checkpoint can be read: .*put back a copy of it, or choose another output_dir"
+        UserError, match=r"no checkpoint can be read: .*restore it from a copy, or choose another output_dir"
     ):
         pool.run(2, position, path)

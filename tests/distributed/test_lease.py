@@ -214,7 +214,7 @@ def test_a_run_that_is_about_to_end_is_waited_for(alone: Runtime, data_root: Pat
     with contextlib.redirect_stderr(told), held(run, alone):
         timer.join()
         assert [holder.stopping for holder in leases(run.output_dir)] == [False]
-    assert "about to save and end: waiting for it" in told.getvalue()
+    assert "it is about to save and end, waiting for it" in told.getvalue()
 
 
 @pytest.mark.parametrize("what", ["output_dir", "checkpoint.folder"])

@@ -102,7 +102,7 @@ def test_weights_are_used_with_the_configuration_they_were_trained_by(
     assert evaluated(moved / "checkpoints", "--data", test) == wanted
     assert not out.exists()
     [step] = (moved / "checkpoints").glob("step-*")
-    assert "is one checkpoint; name the run's output folder" in refused("evaluate", step, "--data", test)
+    assert "is a single checkpoint; name the run's output folder" in refused("evaluate", step, "--data", test)
     assert "no label 'bye': did you mean 'buy'?" in refused(
         "evaluate", moved, "--data", test, "--set", "data.labels=[bye]"
     )
@@ -223,7 +223,7 @@ def test_an_output_folder_that_is_removed_in_mid_run_is_begun_anew(data_root: Pa
     output(path).rename(tmp_path / "removed")
     told = process.communicate(timeout=300)[0]
     assert process.returncode == 0, told
-    assert "was removed: it is begun anew" in told
+    assert "was deleted: it is created again" in told
     assert records(path, "train")[-1]["step"] == 360
     assert saved_steps(output(path) / "checkpoints")[-1] == 360
     assert evaluated(output(path), "--data", data_root / "test")["rows"] == 70

@@ -183,7 +183,7 @@ def test_a_full_disk_is_known_before_what_is_left_is_taken_from_the_logs(small_d
 def test_a_folder_that_cannot_be_written_is_refused_at_once(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = run_file(tmp_path, data_root, "DeepFM", checkpoint={"folder": str(tmp_path / "file")})
-    with pytest.raises(UserError, match=r"checkpoint.folder: .*/file cannot be written: .*; choose another one"):
+    with pytest.raises(UserError, match=r"checkpoint.folder: .*/file cannot be written: .*; choose another folder"):
         pool.run(2, train, path)
 
 
@@ -200,7 +200,7 @@ def save_apart(folder: Path) -> str | None:
 def test_hosts_that_share_no_folder_are_told(pool: RankPool, tmp_path: Path) -> None:
     for error in pool.run(2, save_apart, tmp_path):
         assert error is not None
-        assert "the main rank does not see this file as it was written; the folder must be one that all hosts" in error
+        assert "the main rank does not see this file as it was written; choose a folder that all hosts" in error
 
 
 # --- a kill

@@ -114,12 +114,15 @@ def test_renamed_parts_come_from_where_they_were(pool: RankPool, data_root: Path
     [
         ({"tables": ["usr"]}, r"warm_start.tables: 'usr' matches no table of this run: did you mean 'user'\?"),
         ({"dense": ["head.*"]}, r"warm_start.dense: 'head.\*' matches no dense parameter of this run: valid: .*mlp"),
-        ({"exclude": ["shoppp"]}, r"warm_start.exclude: 'shoppp' matches nothing of this run"),
+        ({"exclude": ["shoppp"]}, r"warm_start.exclude: 'shoppp' matches nothing in this run"),
         ({"rename": {"usr": "item"}}, r"warm_start.rename: .* has no 'usr': did you mean 'user'\?"),
         ({"rename": {"user": "itme"}}, r"warm_start.rename: this run has no 'itme': did you mean 'item'\?"),
-        ({"rename": {"user": "item"}, "tables": ["tags"]}, r"user -> item renames nothing that is taken"),
-        ({"rename": {"user": "tags"}}, r"table 'tags' has 101 rows there and 23 here; a table can grow but not shrink"),
-        ({"step": 4}, r"no checkpoint of step 4; there are those of \[9\]"),
+        ({"rename": {"user": "item"}, "tables": ["tags"]}, r"user -> item renames nothing that is loaded"),
+        (
+            {"rename": {"user": "tags"}},
+            r"table 'tags' has 101 rows in the other run but 23 here; a table can grow but not shrink",
+        ),
+        ({"step": 4}, r"no checkpoint of step 4; available steps: \[9\]"),
         ({"from": "nowhere"}, r"nowhere.*: holds no checkpoint; name a run's output folder"),
     ],
 )
@@ -148,7 +151,9 @@ def test_contradictions_are_refused(data_root: Path, tmp_path: Path, section: di
 def test_another_width_is_refused(pool: RankPool, data_root: Path, source: Path, tmp_path: Path) -> None:
     section = {"from": str(output(source)), "dense": []}
     path = run_file(tmp_path, data_root, "DeepFM", model={"embedding_dim": 8}, warm_start=section)
-    with pytest.raises(UserError, match=r"'user' is 101x6 there and 101x8 here; make them equal, or name it in"):
+    with pytest.raises(
+        UserError, match=r"'user' is 101x6 in the other run but 101x8 here; make them equal, or add it to"
+    ):
         pool.run(2, train, path)
 
 
@@ -198,11 +203,15 @@ def test_bad_files_of_vectors_are_refused(pool: RankPool, data_root: Path, tmp_p
     cases: list[tuple[str, Any, str]] = [
         ("wide.npy", rng.normal(size=(20, 7)), "is 20 x 7, but the table is 101 x 6"),
         ("long.npy", rng.normal(size=(102, 6)), "is 102 x 6, but the table is 101 x 6"),
-        ("whole.npy", np.zeros((20, 6), dtype=np.int64), r"holds int64 \(20, 6\); floats \[rows, width\] are needed"),
-        ("nan.npy", nan, "holds vectors that are not finite"),
-        ("twice.parquet", ([1, 2, 3, *range(10, 26), 2], good), "id 2 is there twice"),
-        ("far.parquet", ([101, *range(19)], good), "id 101 is not below 101"),
-        ("short.parquet", (list(range(20)), good[:, :5]), "vectors that are not 6 long"),
+        (
+            "whole.npy",
+            np.zeros((20, 6), dtype=np.int64),
+            r"has int64 \(20, 6\); floats \[rows, width\] in row order are needed",
+        ),
+        ("nan.npy", nan, "has non-finite vectors"),
+        ("twice.parquet", ([1, 2, 3, *range(10, 26), 2], good), "id 2 is duplicated"),
+        ("far.parquet", ([101, *range(19)], good), "id 101 is out of range: the table has 101"),
+        ("short.parquet", (list(range(20)), good[:, :5]), "vectors that do not have the table's width, 6"),
     ]
     for name, content, message in cases:
         file = tmp_path / name

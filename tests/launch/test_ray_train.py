@@ -132,7 +132,7 @@ def test_a_node_that_is_to_go_is_no_failure(
     told = Command([str(Path(sys.executable).parent / "ray"), *drain, *preempt], ENVIRONMENT)
     assert told.wait() == 0, told.text
     assert run.wait() == 0, run.text
-    assert run.saw("a node or worker is to go: going on from step"), run.text
+    assert run.saw("a node or worker is being stopped: resuming from step"), run.text
     assert run.saw(r"2 rank\(s\).*resumed at step"), run.text
     check_same(path, reference, 1e-4)
 

@@ -52,7 +52,7 @@ def test_a_second_command_is_refused(launch_data: Path, tmp_path: Path) -> None:
     assert second.wait() == MISTAKE, second.text
     (line,) = second.text.splitlines()
     assert f"output_dir: {output(path)} is in use by process {run.workers()[0]} on " in line
-    assert "stale after 12 s" in line
+    assert "expires after 12 s" in line
     assert "--take-over" in line
     assert (output(path) / "config.yaml").read_bytes() == before
     end(run)
@@ -67,7 +67,7 @@ def test_a_run_that_slept_finds_its_folder_taken(launch_data: Path, tmp_path: Pa
     for pid in tree:
         os.kill(pid, signal.SIGSTOP)
     again = command(path, ranks=3 - ranks)
-    again.wait_for("is held by process .* silent now; its lease is stale at .* --take-over ends the wait")
+    again.wait_for("is held by process .* without a heartbeat now; this run begins at .* --take-over does not wait")
     at = again.wait_for("resumed at step")
     for pid in reversed(tree):
         os.kill(pid, signal.SIGCONT)

@@ -127,7 +127,7 @@ def test_outer_restarts_after_the_agent_has_died(launch_data: Path, tmp_path: Pa
     wait_for_step(path, 15)
     agent, workers = run.agent(), run.workers()
     os.kill(agent, signal.SIGKILL)
-    run.wait_for("starting it again")
+    run.wait_for("restarting it")
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in workers.values()):
         assert time.monotonic() < deadline, "an orphan trains on"

@@ -76,13 +76,13 @@ def test_what_is_missing_is_one_line(packages: Path, arguments: list[str]) -> No
         ({"torch": TORCH, "torchrec": f"{RELEASE}.0"}, f"error: fbgemm: not installed; for torch {TORCH}: "),
         (
             {"torch": "2.11.0+cpu", "torchrec": "1.6.1", "fbgemm-gpu-cpu": "1.8.0"},
-            "error: fbgemm-gpu-cpu 1.8.0 does not go with torch 2.11.0+cpu, which needs 1.6: pip install",
+            "error: fbgemm-gpu-cpu 1.8.0 does not match torch 2.11.0+cpu, which needs 1.6: pip install",
         ),
         (
             {"torch": "2.13.1", "torchrec": "1.9.2", "fbgemm-gpu": "1.8.0"},
-            "error: torchrec 1.9.2 does not go with torch 2.13.1, which needs 1.8: pip install",
+            "error: torchrec 1.9.2 does not match torch 2.13.1, which needs 1.8: pip install",
         ),
-        ({"torch": "2.2.0"}, "error: torch 2.2.0: no releases of torchrec and fbgemm are known to go with it; "),
+        ({"torch": "2.2.0"}, "error: torch 2.2.0: no matching releases of torchrec and fbgemm are known; "),
         (
             {"torch": TORCH, "torchrec": f"{RELEASE}.0", "fbgemm-gpu": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"},
             "error: fbgemm-gpu and fbgemm-gpu-cpu are both installed and overwrite each other's files: pip uninstall",
@@ -144,7 +144,7 @@ def test_make_refuses_a_release_that_it_does_not_know(tmp_path: Path) -> None:
     done = make("install", "TORCH=2.9", f"VENV={tmp_path / 'venv'}")
     assert done.returncode == 2
     told, of_make = done.stderr.splitlines()
-    assert told == "error: TORCH=2.9: no such release is known, write one of 2.11, 2.12, 2.13, 2.14"
+    assert told == "error: TORCH=2.9: unknown release, write one of 2.11, 2.12, 2.13, 2.14"
     assert of_make.startswith("make: ***")
 
 

@@ -42,7 +42,7 @@ def test_any_other_byte_is_damage() -> None:
     text = GOLDEN[0].read_bytes()
     for at in [*range(60), *range(60, len(text), 97), len(text) - 1]:
         spoiled = text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :]
-        with pytest.raises(DamagedError, match=r"^here is damaged: its bytes do not have its checksum$"):
+        with pytest.raises(DamagedError, match=r"^here is damaged: its bytes do not match its checksum$"):
             parse(spoiled, "here")
     for spoiled in (b"", text[:-1], text + b" ", b" " + text):
         with pytest.raises(DamagedError, match="is damaged"):
@@ -73,5 +73,5 @@ def test_what_a_newer_version_has_written_is_told_apart(tmp_path: Path, old: byt
 
 def test_a_sealed_text_that_is_no_manifest_is_damage() -> None:
     for body in (b"{}", b"[]", b"{", b'{"format":"x"}', b'{"format":0}', b"\xff"):
-        with pytest.raises(DamagedError, match="here is no manifest"):
+        with pytest.raises(DamagedError, match="here is not a manifest"):
             parse(seal(body), "here")

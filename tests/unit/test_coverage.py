@@ -44,12 +44,12 @@ def test_whole(pieces: list[SavedPiece]) -> None:
     [
         ([], "lacks 60 elements of tables/user/weight"),
         ([piece(0, 5)], "lacks 30 elements"),
-        ([piece(0, 5), piece(0, 5)], "rows 0 to 4 of tables/user/weight are there twice"),
-        ([piece(0, 6), piece(5, 4), piece(9, 1)], "are there twice"),  # one row lacks, another is there twice: below
-        ([piece(0, 5), piece(5, 5), piece(3, 2)], "are there twice"),
-        ([piece(0, 10, 0, 3), piece(0, 10, 2, 3)], "are there twice"),
-        ([piece(5, 10)], "lies outside its 10 x 6 elements"),
-        ([piece(0, 10, 3, 6)], "lies outside"),
+        ([piece(0, 5), piece(0, 5)], "rows 0 to 4 of tables/user/weight are duplicated"),
+        ([piece(0, 6), piece(5, 4), piece(9, 1)], "are duplicated"),  # one row lacks, another is there twice: below
+        ([piece(0, 5), piece(5, 5), piece(3, 2)], "are duplicated"),
+        ([piece(0, 10, 0, 3), piece(0, 10, 2, 3)], "are duplicated"),
+        ([piece(5, 10)], "is outside its 10 x 6 elements"),
+        ([piece(0, 10, 3, 6)], "is outside"),
     ],
 )
 def test_pieces_that_are_missing_or_there_twice(pieces: list[SavedPiece], message: str) -> None:

@@ -31,7 +31,7 @@ def test_a_full_disk_costs_records_and_not_the_run(tmp_path: Path) -> None:
     assert done.stdout == "done\n"
     # a thread of TensorBoard's may tell the same at the same time, on the same line
     warnings = [line[line.index("warning:") :] for line in done.stderr.splitlines() if "warning:" in line]
-    assert warnings == [f"warning: {tmp_path} cannot be written: File too large; training goes on, records are lost"]
+    assert warnings == [f"warning: {tmp_path} cannot be written: File too large; training continues, records are lost"]
     steps = []
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         try:

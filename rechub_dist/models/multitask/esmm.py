@@ -1,4 +1,4 @@
-"""ESMM: click and conversion, both learnt from all impressions."""
+"""ESMM: click and conversion, both trained on all impressions."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rechub_dist.models.base import Model
 class ESMM(Model):
     """logit_0 = MLP_0(x) of pCTR = p(click), logit_1 = MLP_1(x) of pCVR = p(conversion | click)  (section 2.3).
 
-    The networks share the embeddings in x and nothing else. What is trained is the click, pCTR, and the click with a
-    conversion, pCTCVR = pCTR * pCVR, over all impressions: pCVR has no loss, and so no sample, of its own. That is the
-    objective's part. Several kinds of conversion after one click (`num_conversions`) are our extension.
+    The networks share the embeddings in x and nothing else. The losses are on the click, pCTR, and on click and
+    conversion together, pCTCVR = pCTR * pCVR, over all impressions: pCVR has no loss, and so no sample, of its own. The
+    objective implements this. Several kinds of conversion after one click (`num_conversions`) are our extension.
 
     Args:
         features: sparse, sequence (pooled by their mean) and dense features.
         hidden_units: widths of each task's network.
-        tower_units: widths of the layers that follow these, up to the logit; the paper tells no tower from a network,
-            so that one list may be empty.
+        tower_units: widths of the layers that follow, up to the logit; the paper does not separate towers from
+            networks, so either list may be empty.
         embedding_dim: width of all embeddings.
-        num_conversions: kinds of conversion, each given a click.
-        dropout_rates: one rate a layer, of `hidden_units` and then `tower_units`, or one for all.
+        num_conversions: number of kinds of conversion, each given a click.
+        dropout_rates: one rate per layer, of `hidden_units` and then `tower_units`, or one for all.
         activation: of all networks.
         batch_norm: batch normalisation in all networks.
     """
@@ -69,5 +69,5 @@ class ESMM(Model):
         return self.fields.dense
 
     def forward(self, embedded: Embedded) -> Output:
-        """Logits [B, 1 + num_conversions]: of the click, then of each conversion given a click."""
+        """Logits [B, 1 + num_conversions]: the click, then each conversion given a click."""
         return Output(logits=self.networks(self.fields.concat(embedded)).squeeze(2))

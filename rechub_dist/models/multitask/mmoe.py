@@ -1,4 +1,4 @@
-"""MMoE: experts that all tasks share, mixed for each task by a gate of its own."""
+"""MMoE: experts shared by all tasks, mixed by a gate per task."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ GateActivation = Literal["softmax", "gelu", "leaky_relu", "prelu", "relu", "sigm
 class MMoE(Model):
     """logit_k = h_k(sum_i g_k(x)_i f_i(x)), g_k(x) = softmax(W_k x)  (section 4.2).
 
-    The gates are linear, without bias, as in the paper. Other gate activations than softmax weigh each expert on its
-    own; their weights need not sum to 1.
+    The gates are linear, without bias, as in the paper. Gate activations other than softmax weight each expert
+    independently; the weights need not sum to 1.
 
     Args:
         features: sparse, sequence (pooled by their mean) and dense features. Every table's width is its own `dim`.
@@ -34,7 +34,7 @@ class MMoE(Model):
         task_types: "classification" or "regression" for each task, in the run's label order; None leaves them to the
             labels. A tower gives a logit or a value accordingly; both are linear.
         tower_units: hidden widths of each task's tower h_k; None or empty makes it linear.
-        dropout_rates: of each expert, one rate a layer, or one for all.
+        dropout_rates: of each expert, one rate per layer, or one for all.
         tower_dropout_rates: the same for each tower.
         tower_activation: the towers' activation.
         batch_norm: batch normalisation in experts and towers.

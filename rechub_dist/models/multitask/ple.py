@@ -1,4 +1,4 @@
-"""PLE: levels of experts, some of one task and some shared, extract what the tasks have in common and apart."""
+"""PLE: levels of task-specific and shared experts, which separate what tasks share from what is specific to one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PLE(Model):
         task_types: "classification" or "regression" for each task, in the run's label order. A tower gives a logit or
             a value accordingly; both are linear.
         tower_units: hidden widths of each task's tower h_k; None or empty makes it linear.
-        dropout_rates: of each expert, one rate a layer, or one for all.
+        dropout_rates: of each expert, one rate per layer, or one for all.
         tower_dropout_rates: the same for each tower.
         activation: of experts and towers.
         batch_norm: batch normalisation in experts and towers.
@@ -96,7 +96,7 @@ class PLE(Model):
         return self.fields.dense
 
     def forward(self, embedded: Embedded) -> Output:
-        """Logits [B, T], one a task."""
+        """Logits [B, T], one per task."""
         states = self.fields.concat(embedded)
         for level in self.levels:
             states = level(states)
@@ -104,7 +104,7 @@ class PLE(Model):
 
 
 class _Level(nn.Module):
-    """One level: experts of the tasks, one task after the other, and then the shared ones; and the gates over them."""
+    """One level: the experts of each task in turn, then the shared ones, and the gates over them."""
 
     def __init__(
         self,
@@ -129,9 +129,9 @@ class _Level(nn.Module):
         self.shared_gate = None if last else nn.Linear(in_dim, own + num_shared_experts, bias=False)
 
     def forward(self, states: Tensor) -> Tensor:
-        """New states [B, T + 1, D], the shared one behind the tasks'; [B, T, D] from the last level.
+        """New states [B, T + 1, D], the shared one last; [B, T, D] from the last level.
 
-        From the states before, [B, T + 1, I], or from x, [B, I], which stands for all of them.
+        The input is the previous states, [B, T + 1, I], or x, [B, I], in place of all of them.
         """
         if states.dim() == 2:
             inputs = of_tasks = of_shared = states

@@ -1,4 +1,4 @@
-"""SharedBottom: one network for all tasks, and a tower for each on top."""
+"""SharedBottom: one network shared by all tasks, with a tower per task on top."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SharedBottom(Model):
         num_tasks: number of tasks.
         task_types: "classification" or "regression" for each task, in the run's label order. A tower gives a logit or
             a value accordingly; both are linear.
-        dropout_rates: of the shared network, one rate a layer, or one for all.
+        dropout_rates: of the shared network, one rate per layer, or one for all.
         task_dropout_rates: the same for each tower.
         activation: of all networks.
         batch_norm: batch normalisation in all networks.

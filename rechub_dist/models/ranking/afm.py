@@ -18,18 +18,18 @@ class AFM(Model):
     """logit = w_0 + <w, x> + p^T sum over pairs of a_ij (v_i * v_j)  (section 3.2), where over all pairs
     a_ij = softmax(h^T ReLU(W (v_i * v_j) + b)).
 
-    The pairs are those of the id features; dense values, which have no embedding, stand in the first order alone. The
-    dropout is that of the products v_i * v_j (section 3.3), before they enter the attention network and the sum.
+    The pairs are those of the id features; dense values, which have no embedding, are only in the first-order term. The
+    dropout is applied to the products v_i * v_j (section 3.3), before they enter the attention network and the sum.
 
     The paper's pairs are those of the features that a row has. Here a feature without ids (an empty history) is a zero
     vector: its pairs add nothing to the sum, but keep their share of the attention.
 
     Args:
         features: sparse, sequence (pooled by their mean) and dense features, at least two with ids.
-        attention_units: widths of the attention network's hidden layers. The paper has one; of more each is a ReLU
-            layer with weights and biases of its own, and h follows the last.
+        attention_units: widths of the attention network's hidden layers. The paper has one; further ones are ReLU
+            layers with weights and biases of their own, and h follows the last.
         embedding_dim: width of all embeddings.
-        dropout_rate: of the products.
+        dropout_rate: dropout of the products.
     """
 
     table_width = "embedding_dim"

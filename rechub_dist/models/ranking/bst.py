@@ -20,7 +20,7 @@ class BST(Model):
     """logit = MLP([other features, F_0, F_1 .. F_max_length]), F the transformer's outputs  (sections 2.1 to 2.3).
 
     F_0 belongs to the candidate, F_k to the k-th newest behaviour; beyond the history there are zeros. What enters the
-    transformer is an item's attribute vectors (id, category, ...) and its position vector side by side, mapped to
+    transformer is an item's attribute vectors (id, category, ...) and its position vector, concatenated and mapped to
     `hidden_size`. The position of a behaviour is the bucket of its gap in time, pos(v_i) = t(v_t) - t(v_i) with the
     row's own time t(v_t); the candidate, which has no gap, has a vector of its own. Without times, positions are
     counted back from the candidate: 0, then 1 for the newest behaviour, and so on.
@@ -28,19 +28,19 @@ class BST(Model):
     Blocks are those of section 2.2, layer norms after the residuals:
     S = LayerNorm(x + Dropout(MultiHead(x))), F = LayerNorm(S + Dropout(FFN(S))).
 
-    FFN is Linear, LeakyReLU, Linear. Ours are the linear map, as widths side by side need not divide into heads, and
-    the dropouts after FFN's LeakyReLU and in the MLP, at the one rate.
+    FFN is Linear, LeakyReLU, Linear. Our additions are the linear map, as the concatenated width need not be divisible
+    by the heads, and the dropouts after FFN's LeakyReLU and in the MLP, at the one rate.
 
     Args:
         features: the other features of user, item and context; may be empty. Tables without a width take
             `hidden_size`, others keep theirs.
-        behavior_features: the history in time order, one sequence an attribute; of one row all have the same length.
-            The MLP has room for as many behaviours as their `max_length`; of more the newest would count.
+        behavior_features: the history in time order, one sequence per attribute; all of a row's have the same length.
+            The MLP's input holds `max_length` behaviours, the newest of longer histories.
         num_heads: attention heads, a divisor of `hidden_size`.
         num_layers: blocks (the paper's best has one).
         hidden_size: width of the transformer, and of the tables of behaviours, candidate and time gaps.
         dropout_rate: of all dropouts.
-        target_features: the candidate, one feature an attribute: target_features[i] and behavior_features[i] read
+        target_features: the candidate, one feature per attribute: target_features[i] and behavior_features[i] read
             the same table. They are part of the sequence, so leave them out of `features`.
         time_gaps: the behaviours' times before the row's own, with the history's `max_length` and `keep`.
         hidden_units: hidden widths of the MLP; None takes the paper's 1024, 512, 256.
@@ -124,7 +124,7 @@ class BST(Model):
         return Output(logits=self.mlp(torch.cat([*others, slots.flatten(1)], dim=1)))
 
     def _sequence(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
-        """The candidate and then its history from the newest behaviour back, [B, 1 + L, H]; which are real."""
+        """The candidate, then the history from newest to oldest, [B, 1 + L, H], and the mask of real positions."""
         lengths = embedded.sequences[self.behavior_lookups[0].name].lengths
         target = torch.cat([embedded.vectors[lookup.name] for lookup in self.target_lookups], dim=1)  # [B, D]
         behaviors = self._newest(embedded, self.behavior_lookups)  # [B, L, D]
@@ -139,7 +139,7 @@ class BST(Model):
         return zero_padding(self.input(torch.cat([items, positions], dim=2)), mask), mask
 
     def _newest(self, embedded: Embedded, lookups: tuple[Lookup, ...]) -> Tensor:
-        """Vectors of one behaviour side by side, of the newest `max_length` behaviours: [B, L, D], the newest first."""
+        """Concatenated vectors of the newest `max_length` behaviours: [B, L, D], newest first."""
         sequences = [embedded.sequences[lookup.name] for lookup in lookups]
         values = torch.cat([sequence.values for sequence in sequences], dim=2)
         return newest_first(values, sequences[0].lengths)[:, : self.max_length]

@@ -17,15 +17,15 @@ from rechub_dist.models.base import Model
 class DCN(Model):
     """logit = w^T [x_L, MLP(x_0)] + c, with x_{l+1} = x_0 (x_l^T w_l) + b_l + x_l  (sections 2.2 to 2.4).
 
-    x_0 is the fields' vectors and the dense values side by side (section 2.1).
+    x_0 is the concatenation of the fields' vectors and the dense values (section 2.1).
 
     Args:
         features: sparse, sequence (pooled by their mean) and dense features. Every table's width is its own `dim`.
         cross_num: L, the number of cross layers.
-        hidden_units: widths of the deep network; empty leaves it out, and the logit is that of the cross network.
-        dropout_rates: of the deep network, one rate a hidden layer, or one for all.
+        hidden_units: widths of the deep network; if empty, the logit is that of the cross network.
+        dropout_rates: of the deep network, one rate per hidden layer, or one for all.
         activation: the deep network's activation.
-        batch_norm: batch normalisation in the deep network (the paper has it, section 4.2).
+        batch_norm: batch normalisation in the deep network (as in the paper, section 4.2).
     """
 
     paper = "Wang et al. 2017, Deep & Cross Network for Ad Click Predictions"

@@ -17,10 +17,10 @@ from rechub_dist.models.base import Model
 
 
 class DCNv2(Model):
-    """logit = w^T [x_L, MLP(x_0)] + c, or w^T MLP(x_L) + c where stacked; x_0 is the fields' vectors and the dense
-    values side by side  (section 3).
+    """logit = w^T [x_L, MLP(x_0)] + c, or w^T MLP(x_L) + c if stacked; x_0 is the concatenation of the fields' vectors
+    and the dense values  (section 3).
 
-    One cross layer ("Cross Network" and "Cost-Effective Mixture of Low-Rank DCN"), `*` element by element:
+    One cross layer ("Cross Network" and "Cost-Effective Mixture of Low-Rank DCN"), `*` elementwise:
 
     - "matrix": x_{l+1} = x_0 * (W x_l + b) + x_l
     - "matrix" of low rank: x_{l+1} = x_0 * (U V^T x_l + b) + x_l
@@ -28,17 +28,17 @@ class DCNv2(Model):
     - "vector", DCN's: x_{l+1} = x_0 (x_l^T w) + b + x_l
 
     The paper leaves g and the gates open. Here g is tanh, and the gates are a softmax over experts, linear in x_l and
-    without bias. As they sum to 1 the b that the experts share stands outside of them.
+    without bias. As they sum to 1, the experts' common b can be added outside the sum.
 
     Args:
         features: sparse, sequence (pooled by their mean) and dense features. Every table's width is its own `dim`.
         cross_num: L, the number of cross layers.
-        hidden_units: widths of the deep network; empty leaves it out, and the logit is that of the cross network.
+        hidden_units: widths of the deep network; if empty, the logit is that of the cross network.
         cross_parameterization: "matrix" or "vector".
         low_rank: columns of U and V, at most the width of x_0; None keeps W whole.
-        num_experts: experts of a layer; more than one need `low_rank`.
+        num_experts: experts per layer; more than one requires `low_rank`.
         structure: "parallel", the deep network beside the cross network, or "stacked", on top of it.
-        dropout_rates: of the deep network, one rate a hidden layer, or one for all.
+        dropout_rates: of the deep network, one rate per hidden layer, or one for all.
         activation: the deep network's activation.
         batch_norm: batch normalisation in the deep network.
     """
@@ -96,7 +96,7 @@ def _layer(width: int, parameterization: str, low_rank: int | None, num_experts:
 
 
 def _check_layer(width: int, parameterization: str, low_rank: int | None, num_experts: int) -> None:
-    """What goes together with what."""
+    """Check that the parameters are compatible."""
     check_choice("cross_parameterization", parameterization, ("matrix", "vector"))
     check_positive("num_experts", num_experts)
     if low_rank is None:

@@ -14,13 +14,13 @@ from rechub_dist.models.base import Model
 class DeepFM(Model):
     """logit = <w, x> + sum over pairs of <v_i, v_j> + MLP([v_1 .. v_F, dense values])  (sections 2.1 and 2.2).
 
-    The first order has one scalar for each id (`<feature>.linear`) and one for each dense value; the pairs are those
+    The first-order term has one scalar per id (`<feature>.linear`) and per dense value; the pairs are those
     of the id features, since dense values have no embedding; the MLP's last bias is the global bias.
 
     Args:
         features: sparse, sequence (pooled by their mean) and dense features, at least one with ids.
         hidden_units: widths of the deep network.
-        dropout_rates: one rate a hidden layer, or one for all.
+        dropout_rates: one rate per hidden layer, or one for all.
         embedding_dim: width of all embeddings.
         activation: the deep network's activation.
         batch_norm: batch normalisation in the deep network.

@@ -1,4 +1,4 @@
-"""DIEN: interests are drawn from the behaviours, and their evolution towards the candidate item is followed."""
+"""DIEN: extracts interests from the behaviours, and models their evolution towards the candidate item."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEXT_BEHAVIOR = "next_behavior"
 class DIEN(Model):
     """logit = MLP([features, e_a, h'_n, dense values]), h'_n the final interest  ("Deep Interest Evolution Network").
 
-    e_t are the vectors of behaviour t side by side (item, category, ...), e_a those of the candidate in the same order.
+    e_t are the concatenated vectors of behaviour t (item, category, ...), e_a those of the candidate in the same order.
 
     - Interest extractor layer: h_t = GRU(e_1 .. e_t).
     - Attention: a_t = softmax over t of h_t^T W e_a.
@@ -33,28 +33,28 @@ class DIEN(Model):
 
     A row without behaviours has an interest of zeros.
 
-    The auxiliary loss ("Interest Extractor Layer") is `Output.aux["next_behavior"]`: the state h_t tells the behaviour
-    that follows from one that does not, -log s(<h_t, e_{t+1}>) - log(1 - s(<h_t, ê_{t+1}>)) for t = 1 .. n - 1. Two
-    things are ours. The inner product is the bilinear form h^T W e, so that states may be as wide as they like; W = I
-    gives the paper's. And of a row's n - 1 terms we take the mean, as the authors' code does where the paper sums: so
-    the loss does not grow with the history. A row with fewer than two behaviours has 0.
+    The auxiliary loss ("Interest Extractor Layer") is `Output.aux["next_behavior"]`: the state h_t is trained to
+    distinguish the next behaviour from a negative one, -log s(<h_t, e_{t+1}>) - log(1 - s(<h_t, ê_{t+1}>)), t < n.
+    Two details differ from the paper. The inner product is the bilinear form h^T W e, so that states may have
+    any width; W = I gives the paper's. And we average a row's n - 1 terms, like the authors' code, instead of summing
+    them, so that the loss does not grow with the history. A row with fewer than two behaviours has 0.
 
     Args:
         features: the other features of user and context; may be empty.
-        behavior_features: the history in time order, one sequence an attribute; of one row all have the same length.
+        behavior_features: the history in time order, one sequence per attribute; all of a row's have the same length.
         interest_units: widths of the extractor's GRUs, one after the other (the paper has one). The last is also the
             width of the evolving interest.
         gru_type: "AUGRU" or "AIGRU".
         hidden_units: hidden widths of the MLP.
-        target_features: the candidate, one feature an attribute: target_features[i] and behavior_features[i] read
+        target_features: the candidate, one feature per attribute: target_features[i] and behavior_features[i] read
             the same table. They are part of the MLP's input, so leave them out of `features`.
-        negative_features: a behaviour for each position that did not happen there, one sequence an attribute:
+        negative_features: a negative behaviour for each position, one sequence per attribute:
             negative_features[i] and behavior_features[i] read the same table and have equal lengths. None draws each
-            attribute on its own, uniformly, as the feature `<behaviour feature>.negative`; the first one, which
-            should be the item, among the ids that the row's history does not hold. Where attributes belong together
+            attribute independently and uniformly, as the feature `<behaviour feature>.negative`; the first one, which
+            should be the item, from the ids that are not in the row's history. If attributes depend on each other
             (an item and its category), give columns instead.
         activation: of the MLP: "dice", "prelu", "relu", ...
-        dropout_rates: of the MLP, one rate a hidden layer, or one for all.
+        dropout_rates: of the MLP, one rate per hidden layer, or one for all.
         batch_norm: batch normalisation in the MLP.
 
     Every table's width is its own `dim`.
@@ -145,7 +145,7 @@ class DIEN(Model):
 
 
 def _drawn(behaviors: list[SequenceFeature]) -> list[NegativeFeature]:
-    """Only the first is kept apart from the history, which may well hold all of a small table, of categories say."""
+    """Only the first excludes the history, which may contain all rows of a small table, such as categories."""
     return [
         NegativeFeature(
             f"{behavior.name}.negative",
@@ -158,12 +158,12 @@ def _drawn(behaviors: list[SequenceFeature]) -> list[NegativeFeature]:
 
 
 def _side_by_side(embedded: Embedded, lookups: tuple[Lookup, ...], mask: Tensor) -> Tensor:
-    """The vectors of one position side by side, zeros where padded: [B, L, E]."""
+    """The concatenated vectors per position, zeros where padded: [B, L, E]."""
     return zero_padding(torch.cat([embedded.sequences[lookup.name].values for lookup in lookups], dim=2), mask)
 
 
 def _check_negatives(behavior_features: list[SequenceFeature], negative_features: list[SequenceFeature]) -> None:
-    """Each behaviour feature has its negative feature, over the same table and cut alike."""
+    """Check that each behaviour feature has a negative feature with the same table and truncation."""
     if len(negative_features) != len(behavior_features):
         raise ValueError(
             f"{len(behavior_features)} behavior_features and {len(negative_features)} negative_features: give one "

@@ -1,4 +1,4 @@
-"""DIN: the behaviours that matter for the candidate item, weighted by a local activation unit."""
+"""DIN: behaviours weighted by their relevance to the candidate item, with a local activation unit."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from rechub_dist.models.base import Model
 class DIN(Model):
     """logit = MLP([features, v, sum_j a(e_j, v) e_j, dense values])  (sections 4.2 and 4.3).
 
-    e_j are the vectors of behaviour j side by side (item, category, ...), v those of the candidate in the same order.
+    e_j are the concatenated vectors of behaviour j (item, category, ...), v those of the candidate in the same order.
     The weights a(e_j, v) are not normalised, which keeps the intensity of an interest.
 
     Args:
         features: the other features of user and context; may be empty.
-        behavior_features: the history, one sequence an attribute; of one row all have the same length.
+        behavior_features: the history, one sequence per attribute; all of a row's have the same length.
         attention_units: hidden widths of the activation unit.
         hidden_units: hidden widths of the MLP.
         activation: of both: "dice", "prelu", "relu", ...
-        target_features: the candidate, one feature an attribute: target_features[i] and behavior_features[i] read
+        target_features: the candidate, one feature per attribute: target_features[i] and behavior_features[i] read
             the same table. They are part of the MLP's input, so leave them out of `features`.
-        dropout_rates: of the MLP, one rate a hidden layer, or one for all.
+        dropout_rates: of the MLP, one rate per hidden layer, or one for all.
         batch_norm: batch normalisation in the MLP.
 
     Every table's width is its own `dim`.

@@ -1,4 +1,4 @@
-"""EDCN: a cross and a deep tower that share what they know after every layer."""
+"""EDCN: a cross and a deep tower that exchange information after every layer."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from rechub_dist.models.base import Model
 class EDCN(Model):
     """logit = w^T [cross_L, deep_L, b_L] + c, after L layers of a cross and a deep tower  (section 3).
 
-    b_0 = x_0 is the fields side by side, each dense feature a field of its own width, d wide in all. Layer l is
+    b_0 = x_0 is the concatenation of the fields, of total width d; a dense feature is a field too. Layer l is
 
         c_l = g^c_l * b_l,  h_l = g^d_l * b_l                      regulation: each tower has gates of its own
         cross_{l+1} = c_0 (c_l^T w_l) + a_l + c_l                  DCN's cross layer
         deep_{l+1}  = activation(W_l h_l + e_l)
         b_{l+1} = cross_{l+1} * deep_{l+1}                         bridge, the Hadamard product
 
-    The gates are learnt, one set a tower and layer, and do not depend on the row: n softmax(logits / temperature) over
-    the n gates of a set, which sum to n and start near 1 with small random differences. The factor n is ours: without
-    it, inputs would be scaled by 1 / n layer after layer, and with the usual number of fields next to no gradient
-    would reach the embeddings. FGU and BGU are the specification's names and not the paper's; our reading is
+    The gates are learned, one set per tower and layer, and do not depend on the row: n softmax(logits / temperature)
+    over the n gates of a set, which sum to n and start near 1 with small random differences. The factor n is ours:
+    without it, inputs would be scaled by 1 / n layer after layer, and with the usual number of fields almost no
+    gradient would reach the embeddings. FGU and BGU are Torch-RecHub's names, not the paper's; our interpretation is
 
-    - "FGU", field-wise gate unit (the paper's regulation): one gate a field;
-    - "BGU", bit-wise gate unit: one gate a dimension.
+    - "FGU", field-wise gate unit (the paper's regulation): one gate per field;
+    - "BGU", bit-wise gate unit: one gate per dimension.
 
-    The paper's towers have the width d throughout. A hidden layer of other than d units is followed by a linear map
-    back to d here, so that the sizes asked for are kept.
+    The paper's towers have the width d throughout. Here a hidden layer with another number of units is followed by a
+    linear map back to d, so that the requested sizes are kept.
 
     Args:
         features: sparse, sequence (pooled by their mean) and dense features, at least two. Every table's width is its
@@ -43,9 +43,9 @@ class EDCN(Model):
         cross_num: L, the number of layers of each tower.
         hidden_units: units of the deep tower's layers, `cross_num` of them.
         gate_type: "FGU" or "BGU".
-        temperature: of the gates' softmax; a lower one sets the gates further apart.
+        temperature: of the gates' softmax; a lower one makes the gates differ more.
         activation: the deep tower's activation.
-        dropout_rates: of the deep tower, one rate a layer, or one for all.
+        dropout_rates: of the deep tower, one rate per layer, or one for all.
         batch_norm: batch normalisation in the deep tower, before the activation.
     """
 
@@ -113,7 +113,7 @@ class Regulation(nn.Module):
     """The gates of the two towers, cross and deep, in every layer: [layers, 2, sum of widths].
 
     Args:
-        kind: "FGU", one gate a field, or "BGU", one a dimension.
+        kind: "FGU", one gate per field, or "BGU", one per dimension.
         widths: the fields' widths.
         layers: the number of layers.
         temperature: of the softmax.

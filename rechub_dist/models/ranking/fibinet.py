@@ -1,4 +1,4 @@
-"""FiBiNET: bilinear products of all pairs of fields, raw and weighted by the fields' importance, into an MLP."""
+"""FiBiNET: bilinear products of all pairs of fields, raw and weighted by field importance, as input of an MLP."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from rechub_dist.models.base import Model
 class FiBiNET(Model):
     """logit = <w, x> + MLP([p, q, dense values])  (section 3).
 
-    p holds (v_i W) * v_j for all pairs i < j of the id features' vectors, q the same, with matrices of its own, for
-    the re-weighted vectors A_i v_i. A = ReLU(W_2 ReLU(W_1 z)) with z_i the mean of v_i; `layers.bilinear.SENET` says
-    how W_2 starts. The MLP's last bias is the global bias.
+    p holds (v_i W) * v_j for all pairs i < j of the id features' vectors, q the same, with matrices of its own, for the
+    re-weighted vectors A_i v_i. A = ReLU(W_2 ReLU(W_1 z)) with z_i the mean of v_i; `layers.bilinear.SENET` documents
+    how W_2 is initialised. The MLP's last bias is the global bias.
 
-    The paper has ids only. Dense values, which have no embedding, enter the first order and the MLP here.
+    The paper has only ids. Here dense values, which have no embedding, enter the first-order term and the MLP.
 
     Args:
         features: sparse, sequence (pooled by their mean) and dense features, at least two with ids. Every table's
-            width is its own `dim`, and they are all equal.
+            width is its own `dim`; all must be equal.
         bilinear_type: "field_all", one matrix W for all pairs; "field_each", one for each left field;
             "field_interaction", one for each pair.
         hidden_units: widths of the MLP; empty makes it linear in [p, q, dense values].
         reduction_ratio: the F fields' importance is computed through max(1, F // reduction_ratio) hidden units.
-        dropout_rates: of the MLP, one rate a hidden layer, or one for all.
+        dropout_rates: of the MLP, one rate per hidden layer, or one for all.
         activation: the MLP's activation.
         batch_norm: batch normalisation in the MLP.
     """
@@ -86,7 +86,7 @@ class FiBiNET(Model):
 
 
 def _common_width(fields: Fields) -> int:
-    """The width of all vectors.
+    """The common width of all vectors.
 
     Raises:
         ValueError: fewer than two features with ids, or a table of another width than the first.

@@ -13,20 +13,19 @@ from rechub_dist.models.base import Model
 class WideDeep(Model):
     """logit = w^T [x, phi(x)] + MLP([v_1 .. v_F, dense values])  (sections 3.1 to 3.3).
 
-    The wide part has one scalar for each id (`<feature>.linear`), for each hashed combination of a `CrossFeature`,
-    which is phi(x), and for each dense value. The deep part has embeddings of its own. The MLP's last bias is the
+    The wide part has one scalar per id (`<feature>.linear`), per hashed combination of a `CrossFeature` (phi(x)), and
+    per dense value. The deep part has separate embeddings. The MLP's last bias is the
     global bias.
 
-    The paper trains the two parts with optimizers of their own (FTRL and Adagrad); here the run's optimizers train
-    both.
+    The paper trains the two parts with different optimizers (FTRL and Adagrad); here the run's optimizers train both.
 
     Args:
-        wide_features: of the wide part: sparse, cross, sequence (pooled by their mean) and dense features. Their
+        wide_features: inputs of the wide part: sparse, cross, sequence (pooled by their mean) and dense features. Their
             tables need no `dim`.
-        deep_features: of the deep part, any mix as well. Every table's width is its own `dim`. A feature may stand in
-            both lists.
+        deep_features: inputs of the deep part, of any of these kinds. Every table's width is its own `dim`. A feature
+            may be in both lists.
         hidden_units: widths of the deep network.
-        dropout_rates: one rate a hidden layer, or one for all.
+        dropout_rates: one rate per hidden layer, or one for all.
         activation: the deep network's activation.
         batch_norm: batch normalisation in the deep network.
     """
@@ -66,7 +65,7 @@ class WideDeep(Model):
 
 
 def _check_same(wide_features: list[Feature], deep_features: list[Feature]) -> None:
-    """A name that stands in both lists means one feature."""
+    """Check that a name in both lists refers to the same feature."""
     wide = {feature.name: feature for feature in wide_features}
     for feature in deep_features:
         if wide.get(feature.name, feature) != feature:

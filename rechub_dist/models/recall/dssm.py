@@ -1,4 +1,4 @@
-"""DSSM: a tower for the user and one for the item, compared by their cosine."""
+"""DSSM: a user tower and an item tower, compared by cosine similarity."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rechub_dist.models.base import RecallModel
 class DSSM(RecallModel):
     """score = cos(u, i) / temperature, u and i the outputs of two MLPs  (section 3).
 
-    The paper trains it by a softmax over the clicked document and some that were not; its smoothing factor gamma is
-    1 / temperature. Its towers read queries and documents as counts of letter trigrams, ours the features of a user and
-    of an item. Its layers are tanh, the last one too; ours are what `activation` says, and the last one is linear, so
-    that the direction of the vectors is free.
+    The paper trains it with a softmax over the clicked document and some unclicked ones; its smoothing factor gamma is
+    1 / temperature. Its towers read letter trigram counts of queries and documents, ours read user and item features.
+    Its layers are all tanh; ours use `activation`, except the last one, which is linear, so that the direction of the
+    vectors is free.
 
     Args:
-        user_features: of the user and the context: sparse, sequence (pooled by their mean) and dense features.
-        item_features: of the item, its id first, a sparse feature with one id a row. No name stands in both lists;
-            features of both may read one table.
+        user_features: features of the user and the context: sparse, sequence (pooled by their mean) and dense features.
+        item_features: features of the item, its id first, a sparse feature with one id per row. No name may be in both
+            lists; features of both may read one table.
         hidden_units: hidden widths of each tower; may be empty.
-        dropout_rates: of each tower, one rate a hidden layer, or one for all.
+        dropout_rates: of each tower, one rate per hidden layer, or one for all.
         embedding_dim: width of the towers' outputs.
-        temperature: the smaller, the more the closest items count.
+        temperature: the smaller, the more weight the closest items get.
         activation: of the hidden layers; the paper's is "tanh".
         batch_norm: batch normalisation in the hidden layers.
 

@@ -1,4 +1,4 @@
-"""FacebookDSSM: embedding-based retrieval by a triplet loss, with auxiliary tasks on the same towers."""
+"""FacebookDSSM: embedding-based retrieval with a triplet loss, and auxiliary tasks on the same towers."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ class FacebookDSSM(RecallModel):
     """score = cos(u, i), u and i the outputs of two MLPs  (section 2); logit_k = h_k([u, i]).
 
     The paper's loss for a user, an item that was clicked and one that was not is max(0, D(u, i+) - D(u, i-) + margin),
-    D = 1 - cos. It is the objective's, with the model's `margin`.
+    D = 1 - cos. The objective implements it, with the model's `margin`.
 
-    The auxiliary tasks (clicks, purchases, ...) are ours, the paper has none: a small network for each task reads the
-    towers' outputs side by side, before they are scaled to unit length, so that the towers learn from every label.
-    Retrieval uses the towers alone.
+    The auxiliary tasks (clicks, purchases, ...) are our addition: a small network per task reads the concatenated
+    outputs of the towers, before they are scaled to unit length, so that the towers learn from every label. Retrieval
+    uses only the towers.
 
     Args:
-        user_features: of the user and the context: sparse, sequence (pooled by their mean) and dense features.
-        item_features: of the item, its id first, a sparse feature with one id a row. No name stands in both lists;
-            features of both may read one table.
+        user_features: features of the user and the context: sparse, sequence (pooled by their mean) and dense features.
+        item_features: features of the item, its id first, a sparse feature with one id per row. No name may be in both
+            lists; features of both may read one table.
         hidden_units: widths of each tower's layers; the last one is linear and gives the vector.
-        num_tasks: number of auxiliary tasks; 0 leaves the paper's model.
+        num_tasks: number of auxiliary tasks; 0 gives the paper's model.
         task_types: "classification" or "regression" for each task, in the run's label order.
         margin: of the triplet loss.
         dropout_rates: of each tower, one rate for each layer but the last, or one for all.
-        task_hidden_units: hidden widths of each task's network. None is one layer as wide as a tower's output; with
-            [] a task is linear, and cannot tell which user an item suits.
+        task_hidden_units: hidden widths of each task's network. None: one layer of the width of a tower's output; with
+            [] a task is linear, and cannot model interactions between user and item.
         activation: of all hidden layers.
         batch_norm: batch normalisation in all hidden layers.
 

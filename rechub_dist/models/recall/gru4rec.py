@@ -16,15 +16,15 @@ from rechub_dist.models.base import RecallModel
 
 
 class GRU4Rec(RecallModel):
-    """state_t = GRU(e_0 .. e_t); the score of an item is <state_t, e_item>  (Hidasi et al. 2016, section 3).
+    """state_t = GRU(e_0 .. e_t); an item's score is <state_t, e_item>  (Hidasi et al. 2016, section 3).
 
     Items are scored by the embeddings that the GRU reads, the "constrained embedding" of the second paper, Hidasi &
-    Karatzoglou 2018, Recurrent Neural Networks with Top-k Gains, which also brought the loss; the authors' code adds a
-    bias for each item, which an inner product has no room for. Where `hidden_size` is not `embedding_dim`, a linear map
-    without bias takes the state to the embeddings' width.
+    Karatzoglou 2018, Recurrent Neural Networks with Top-k Gains, which also introduced the loss; the authors' code adds
+    a bias per item, which an inner product cannot represent. If `hidden_size` differs from `embedding_dim`, a linear
+    map without bias projects the state to the embeddings' width.
 
-    The papers train on several sessions side by side, one step of each at a time; here a row is a session, or a part
-    of one, with all its steps, and a state starts from zero.
+    The papers train on several sessions in parallel, one step of each at a time; here a row is a session, or a part of
+    one, with all its steps, and the state starts at zero.
 
     Args:
         item_num: rows of the item table.
@@ -33,9 +33,9 @@ class GRU4Rec(RecallModel):
         dropout_rate: of the embeddings that the GRU reads, and of the states between its layers.
         embedding_dim: width of the items.
         history: the items in time order; a name makes a feature over the table of `item`.
-        item: the item that follows the history; a name makes a feature over the table of `history`. Where both are
+        item: the item that follows the history; a name makes a feature over the table of `history`. If both are
             names, the table is called "item".
-        max_length: the longest history, where a name stands for it.
+        max_length: the longest history, if `history` is a name.
     """
 
     table_width = "embedding_dim"
@@ -75,7 +75,7 @@ class GRU4Rec(RecallModel):
         return (self.item_lookup,)
 
     def forward(self, embedded: Embedded) -> Output:
-        """At every position the state, `user` [B, L, D], and the item that follows, `item` [B, L, D].
+        """The state at every position, `user` [B, L, D], and the next item, `item` [B, L, D].
 
         `user_mask` [B, L] is True at real positions. item[:, t] is the history's next item, or the row's `item` for
         the last real position.
@@ -95,7 +95,7 @@ class GRU4Rec(RecallModel):
         return embedded.vectors[self.item_lookup.name]
 
     def _states(self, embedded: Embedded) -> Tensor:
-        """[B, L, H]; padding comes after what is real, so that it has no part in a real position's state."""
+        """The states [B, L, H]. Padding is at the end, so it does not affect the states of real positions."""
         history = embedded.sequences[self.history_lookup.name]
         states: Tensor = self.gru(self.dropout(zero_padding(history.values, history.mask)))[0]
         return states

@@ -1,4 +1,4 @@
-"""MIND: several vectors a user, one an interest, that dynamic routing draws from the history."""
+"""MIND: several interest vectors per user, extracted from the history by dynamic routing."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from rechub_dist.models.base import RecallModel
 class MIND(RecallModel):
     """v_j = MLP([u_j, user features]), u_1 .. u_K' the capsules that the history is routed to  (section 3).
 
-    The score of an item is its largest <v_j, e_item>. A history of n items has K' = max(1, min(K, floor(log2 n)))
-    interests; see `layers.capsule.DynamicRouting` for the routing, and for where its logits start.
+    An item's score is its largest <v_j, e_item>. A history of n items has K' = max(1, min(K, floor(log2 n)))
+    interests; see `layers.capsule.DynamicRouting` for the routing, and for its initial logits.
 
-    In training the label picks the interests (the label-aware attention layer): user = sum_j w_j v_j, w = softmax
-    over the live j of pow(<v_j, e_label>, p). The paper does not say what a power of a negative number is; here pow
-    keeps the sign, sign(x) |x|^p, so that a worse interest never counts more. The paper's label and behaviours have
-    several features, whose vectors it averages; here they have their ids.
+    In training the label weights the interests (label-aware attention layer): user = sum_j w_j v_j, w = softmax
+    over the valid j of pow(<v_j, e_label>, p). The paper does not define powers of negative numbers; here pow
+    keeps the sign, sign(x) |x|^p, so that a worse interest never gets more weight. In the paper, label and behaviours
+    have several features, whose vectors are averaged; here only their ids.
 
     Args:
         item_num: rows of the item table.
-        num_interests: K, the most interests of a user; a history needs 2^K items to have all of them.
+        num_interests: K, the maximum number of interests; a history needs 2^K items to have all of them.
         routing_iterations: at least 1; the paper has 3.
         hidden_size: width of the MLP's ReLU layer; a linear one to `embedding_dim` follows.
         embedding_dim: width of the items and of the interests, and of the user features' tables that have no width.
         history: the items in time order; a name makes a feature over the table of `item`.
-        item: the item that follows the history; a name makes a feature over the table of `history`. Where both are
+        item: the item that follows the history; a name makes a feature over the table of `history`. If both are
             names, the table is called "item".
-        max_length: the longest history, where a name stands for it.
+        max_length: the longest history, if `history` is a name.
         user_features: sparse, sequence (pooled by their mean) and dense features of the user.
-        attention_power: p, at least 1: 1 is plain attention, and the larger, the nearer to the best interest alone.
+        attention_power: p, at least 1: 1 is plain attention; larger values approach using only the best interest.
     """
 
     table_width = "embedding_dim"
@@ -88,7 +88,7 @@ class MIND(RecallModel):
         return self.fields.dense
 
     def history(self) -> LookupFeature:
-        """The history, whatever else the user features hold; the longest reading of its column, if they have one."""
+        """The history; the longest reading of its column, if the user features also read it."""
         own = self.history_lookup.feature
         assert isinstance(own, SequenceFeature)
         others = [feature for feature in self.features if isinstance(feature, SequenceFeature)]
@@ -96,7 +96,7 @@ class MIND(RecallModel):
         return max(own, *same, key=lambda feature: feature.max_length) if same else own
 
     def forward(self, embedded: Embedded) -> Output:
-        """`user`, the interests as the label weighs them, and `item`, both [B, 1, D]."""
+        """`user`, the interests weighted by the label, and `item`, both [B, 1, D]."""
         interests, live = self.user(embedded)
         label = self.item(embedded)
         weights = self.label_weights(interests, live, label)
@@ -104,7 +104,7 @@ class MIND(RecallModel):
         return Output(user=user, user_mask=torch.ones_like(live[:, :1]), item=label[:, None])
 
     def user(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
-        """The interests v_j, [B, num_interests, D], of which those of `live`, bool [B, num_interests], count."""
+        """The interests v_j, [B, num_interests, D], and which of them are valid, bool [B, num_interests]."""
         history = embedded.sequences[self.history_lookup.name]
         capsules, live = self.routing(history.values, history.lengths)
         if self.fields.width:
@@ -117,7 +117,7 @@ class MIND(RecallModel):
         return embedded.vectors[self.item_lookup.name]
 
     def label_weights(self, interests: Tensor, live: Tensor, label: Tensor) -> Tensor:
-        """Label-aware attention: how much each interest counts, [B, K], for the label's embedding [B, D]."""
+        """Label-aware attention: the weight of each interest, [B, K], for the label's embedding [B, D]."""
         scores = torch.einsum("bkd,bd->bk", interests, label)
         if self.attention_power != 1:  # at 1 the sign and the absolute value would lose the gradient at 0
             scores = scores.sign() * scores.abs().pow(self.attention_power)

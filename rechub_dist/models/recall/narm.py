@@ -1,4 +1,4 @@
-"""NARM: a GRU's last state, and an attention over all its states for what the session is about."""
+"""NARM: a GRU's last state, and attention over all its states for the session's main purpose."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from rechub_dist.models.base import RecallModel
 class NARM(RecallModel):
     """score = e_item^T B c, c = [h_t, sum_j a_j h_j], a_j = v^T sigmoid(A_1 h_t + A_2 h_j)  (section 3).
 
-    h_1 .. h_t are a GRU's states over the session. The weights a_j are not normalised. The paper draws two encoders, a
-    global one that gives h_t and a local one that attention reads; here one GRU does the work of both. The user's
+    h_1 .. h_t are a GRU's states over the session. The weights a_j are not normalised. The paper has two encoders, a
+    global one for h_t and a local one for the attention; here one GRU serves both. The user's
     vector is B c, so that scores are inner products with the items' raw embeddings.
 
     Args:
         item_num: rows of the item table.
         hidden_size: width of the GRU's states.
         attention_size: rows of A_1 and A_2.
-        dropout_rate: of the embeddings that the GRU reads, and of c; the paper has 0.25 and 0.5.
+        dropout_rate: of the embeddings that the GRU reads, and of c; the paper uses 0.25 and 0.5.
         embedding_dim: width of the items.
         history: the items in time order; a name makes a feature over the table of `item`.
-        item: the item that follows the history; a name makes a feature over the table of `history`. Where both are
+        item: the item that follows the history; a name makes a feature over the table of `history`. If both are
             names, the table is called "item".
-        max_length: the longest history, where a name stands for it.
+        max_length: the longest history, if `history` is a name.
     """
 
     table_width = "embedding_dim"

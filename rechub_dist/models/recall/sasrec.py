@@ -17,15 +17,15 @@ from rechub_dist.models.base import RecallModel
 
 
 class SASRec(RecallModel):
-    """state_t = Transformer(sqrt(d) e_0 + p_0 .. sqrt(d) e_t + p_t); the score of an item is <state_t, e_item>.
+    """state_t = Transformer(sqrt(d) e_0 + p_0 .. sqrt(d) e_t + p_t); an item's score is <state_t, e_item>.
 
     Blocks are x + Dropout(g(LayerNorm(x))), with g causal self-attention and then a point-wise network of width d
     (section III-B); a LayerNorm ends the stack. The scale sqrt(d) of the inputs and
     the eps of the norms are those of the authors' code. Items are scored by their raw embeddings.
 
-    Positions count from the oldest item that is kept (0) to the newest. A state then depends on nothing but its prefix:
-    the state that training fits at position t is the one that serving computes for a history of t + 1 items. (Counted
-    from the newest, as left padding does it, each further item would change every earlier state.)
+    Positions count from the oldest item that is kept (0) to the newest. A state then depends only on its prefix: the
+    state trained at position t is the one that serving computes for a history of t + 1 items. (Counted from the newest,
+    as with left padding, each new item would change all earlier states.)
 
     Args:
         item_num: rows of the item table.
@@ -35,10 +35,10 @@ class SASRec(RecallModel):
         hidden_size: width d of items and states.
         dropout_rate: of the inputs and the blocks' outputs (section III-E).
         history: the items in time order; a name makes a feature over the table of `item`.
-        item: the item that follows the history; a name makes a feature over the table of `history`. Where both are
+        item: the item that follows the history; a name makes a feature over the table of `history`. If both are
             names, the table is called "item".
-        attention_dropout_rate: of the attention weights, which the authors' code drops as well and the paper does not;
-            with it the fused attention kernel cannot be used, and a step takes about twice as long on CPU.
+        attention_dropout_rate: dropout of the attention weights, as in the authors' code but not the paper; with it the
+            fused attention kernel cannot be used, and a step takes about twice as long on CPU.
     """
 
     table_width = "hidden_size"
@@ -94,7 +94,7 @@ class SASRec(RecallModel):
         return (self.item_lookup,)
 
     def forward(self, embedded: Embedded) -> Output:
-        """At every position the state, `user` [B, L, D], and the item that follows, `item` [B, L, D].
+        """The state at every position, `user` [B, L, D], and the next item, `item` [B, L, D].
 
         `user_mask` [B, L] is True at real positions. item[:, t] is the history's next item, or the row's `item` for
         the last real position.
@@ -114,7 +114,7 @@ class SASRec(RecallModel):
         return embedded.vectors[self.item_lookup.name]
 
     def _states(self, embedded: Embedded) -> Tensor:
-        """[B, L, D]; those at padded positions are finite and mean nothing."""
+        """The states [B, L, D]; those at padded positions are finite but meaningless."""
         history = embedded.sequences[self.history_lookup.name]
         length = history.values.shape[1]
         if length > self.max_len:

@@ -1,4 +1,4 @@
-"""YoutubeDNN: the mean of what was watched and what else is known of the user, through an MLP to the item's space."""
+"""YoutubeDNN: the mean of watched items and the user's other features, mapped by an MLP to the item space."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from rechub_dist.models.base import RecallModel
 class YoutubeDNN(RecallModel):
     """score = <u, v>, u = MLP([mean of the last max_seq_len watched, other features])  (section 3).
 
-    v is the item's embedding. The paper trains u by a softmax over all items, which it samples. There u is the output
-    of the last ReLU layer, here of a linear one on top, so that its signs are free. The paper's items have other
-    vectors in the softmax than in the history; here they have the same ones where both features read one table.
+    v is the item's embedding. The paper trains u with a sampled softmax over all items. There u is the output of the
+    last ReLU layer, here of a linear layer on top, so that its signs are free. The paper's items have different vectors
+    in the softmax and in the history; here they are the same if both features read one table.
 
     Args:
-        user_features: of the user and the context: sparse, sequence (pooled by their mean) and dense features, at
-            least one sequence. No name stands in both lists.
-        item_features: of the item, its id first, a sparse feature with one id a row. With the id alone v is its
-            embedding, as in the paper; with more features a linear map, without bias, of their vectors side by side.
+        user_features: features of the user and the context: sparse, sequence (pooled by their mean) and dense features,
+            at least one sequence. No name may be in both lists.
+        item_features: features of the item, its id first, a sparse feature with one id per row. With only the id, v is
+            its embedding, as in the paper; with more features, a linear map without bias of their concatenated vectors.
         hidden_units: hidden widths of the MLP.
-        embedding_dim: width of u and v, and of every table that has no width of its own. The table of an item's id
-            that stands alone must have it.
-        max_seq_len: the newest items of a longer history enter the mean, so many; of a longer list of time gaps too.
-        dropout_rates: of the MLP, one rate a hidden layer, or one for all.
+        embedding_dim: width of u and v, and of every table that has no width of its own. If the id is the only
+            item feature, its table must have this width.
+        max_seq_len: number of newest items in the mean; likewise for a list of time gaps.
+        dropout_rates: of the MLP, one rate per hidden layer, or one for all.
         activation: of the hidden layers.
         batch_norm: batch normalisation in the hidden layers.
     """
@@ -101,7 +101,7 @@ class YoutubeDNN(RecallModel):
 
 
 def _newest(feature: Feature, count: int) -> Feature:
-    """The feature with at most its newest `count` values, where it is a sequence."""
+    """The feature, truncated to its newest `count` values if it is a sequence."""
     if isinstance(feature, SequenceFeature | TimeGapFeature) and feature.max_length > count:
         return replace(feature, max_length=count, keep="last")
     return feature
