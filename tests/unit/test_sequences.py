@@ -184,7 +184,7 @@ def broken(splits: Splits, **targets: list[int]) -> Splits:
         ({"test": [2, 9]}, "a test target stands in a train row"),
         ({"test": [3, 9]}, "a test target stands in a valid row"),
         ({"test": [4, 5]}, "test: a row has no history"),
-        ({"test": [4, 10]}, "test: a target is no event"),
+        ({"test": [4, 10]}, "test: a target is not an event"),
         ({"train": [1, 2, 7]}, "train: a user has several rows"),
     ],
 )
