@@ -264,7 +264,7 @@ def test_bad_files(tmp_path: Path, file: str, text: str, message: str) -> None:
     assert file in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("nan", "valid_from nan must be earlier"), ("2024-01-05", "is not a time")])
+@pytest.mark.parametrize(("text", "message"), [("nan", "valid_from nan must be"), ("2024-01-05", "is not a time")])
 def test_bad_bound_of_decimal_times(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path / "e.csv", [(user, item, time + 0.5) for user, item, time in EVENTS])
     with pytest.raises(UserError, match=message):
