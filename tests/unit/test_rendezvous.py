@@ -87,7 +87,7 @@ def test_torchrun_is_told_who_keeps_the_rendezvous() -> None:
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, "has WORLD_SIZE=2, but no MASTER_ADDR, MASTER_PORT: start ranks with"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "has WORLD_SIZE=2, but no RANK:"),
-        ({"WORLD_SIZE": "two"}, "has WORLD_SIZE=two, which is no number"),
+        ({"WORLD_SIZE": "two"}, "has WORLD_SIZE=two, which is not a number"),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, r"srun has started several .* \(this is task 1\)"),
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, r"srun has started several .* \(this is task 0\)"),
     ],
