@@ -1,4 +1,4 @@
-"""How often each item is a positive: one pass over two columns of the train split."""
+"""Counts how often each item is a positive, in one pass over one or two columns of the train split."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ def count_positives(
     rank: int = 0,
     world_size: int = 1,
 ) -> Tensor:
-    """This rank's part of the counts of each id of the item's table, int64 [rows of the table].
+    """How often each id of the item's table is a positive in this rank's share of the rows, int64 [rows of the table].
 
-    A row's positives are its item, and with `history` (for models that learn at every position) all ids of the history
-    but the first as well; a row with an empty history then has none. Each rank reads a part of the rows.
+    A row's positive is its item. With `history`, for models that learn at every position, so are all ids of the history
+    but the first, and a row with an empty history has none. Not collective; the ranks' counts are to be summed.
+
+    Raises:
+        UserError: the data cannot be read, or is unsuitable.
     """
     features = (item,) if history is None else (item, history)
     spec = BatchSpec(features=features, collections={"all": tuple(feature.name for feature in features)})

@@ -1,4 +1,4 @@
-"""What a run trains on: passes over data, one after the other, which its steps are counted over."""
+"""What a run trains on: a sequence of passes over data, over which its steps are counted."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rechub_dist.data.reader import ParquetReader
 from rechub_dist.distributed.runtime import Runtime
 
 _DEFAULTS = StorageConfig()
-_POLL_SECONDS = (0.2, 5.0)  # the first, and the longest, between two looks at a growing folder
+_POLL_SECONDS = (0.2, 5.0)  # the first and the longest interval between two looks at a growing folder
 
 
 class Pass(NamedTuple):
-    """One pass: the run's steps first_step .. end - 1 are the reader's steps of epoch `number`."""
+    """One pass: the run's steps first_step .. end - 1 are the steps of the reader's epoch `number`, from 0."""
 
     number: int
     reader: ParquetReader
@@ -28,7 +28,7 @@ class Pass(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The run's step at which it is done."""
+        """The run's step at which the pass is done: one past its last."""
         return self.first_step + self.reader.steps
 
 
@@ -37,26 +37,23 @@ class Passes(Protocol):
 
     @property
     def steps(self) -> int:
-        """Steps of all passes that are known."""
+        """Number of steps of all known passes."""
 
     @property
     def rows(self) -> int:
-        """Rows of the data that is known, each once."""
+        """Number of rows of the known data, each counted once."""
 
     def current(self, step: int) -> Pass:
-        """The pass that the run's step `step` belongs to."""
+        """The pass that is current at the run's (0-based) step `step`."""
 
     def rows_before(self, step: int) -> int:
-        """Rows of the global batches of the steps before `step`."""
+        """Number of rows of the global batches of the steps before `step`."""
 
     def identity(self, step: int) -> Any:
-        """What identifies the data of the steps before `step`, for the run's identity."""
+        """What identifies the data of the steps before `step`, in JSON types, for the run's identity."""
 
     def wait(self, stop: Callable[[], bool]) -> bool:
-        """Wait for passes beyond those known; False if there are none to come, or `stop` says so on a rank.
-
-        Collective.
-        """
+        """Wait for a pass beyond the known ones; False if none will come, or `stop` is true on any rank. Collective."""
 
 
 class Epochs:
@@ -69,48 +66,48 @@ class Epochs:
 
     @property
     def steps(self) -> int:
-        """Steps of all epochs."""
+        """Number of steps of all epochs."""
         return self.epochs * self.reader.steps
 
     @property
     def rows(self) -> int:
-        """Rows of an epoch."""
+        """Number of rows of an epoch."""
         return self.reader.rows
 
     def current(self, step: int) -> Pass:
-        """The epoch of a step."""
+        """The epoch that a step is in."""
         number = step // self.reader.steps
         return Pass(number, self.reader, number * self.reader.steps)
 
     def rows_before(self, step: int) -> int:
-        """Rows of the steps before `step`."""
+        """Number of rows of the steps before `step`."""
         return self.reader.rows_before(*divmod(step, self.reader.steps))
 
     def identity(self, step: int) -> Any:  # noqa: ARG002 - all of the data, from the first step on
-        """That of all of the data."""
+        """The identity of all the data."""
         return self._data
 
     def wait(self, stop: Callable[[], bool]) -> bool:  # noqa: ARG002 - there is nothing to wait for
-        """False."""
+        """False: there are no others."""
         return False
 
 
 class Partitions:
     """One pass over each partition of a folder, in the order of their names, each shuffled by itself.
 
-    A batch holds rows of one partition only, and the last batch of a partition what is left of it. So the batches of a
-    partition depend on the partitions before it by their number alone, and a folder may grow while and between runs.
+    A batch has rows of one partition only, and the last batch of a partition has the rest of it. So a partition's
+    batches depend only on the number of partitions before it, and a folder may grow during and between runs.
 
     Args:
         path: the folder.
         open_reader: opens the reader of a partition, given its name; called on every rank.
-        rt: the ranks.
-        storage: how the folder is reached.
-        follow: take partitions only when they have a `_SUCCESS` file, and `wait` for new ones.
-        timeout_seconds: how long to wait for a new one; None: for ever.
+        rt: the ranks, all of which construct this.
+        storage: settings of the folder's store.
+        follow: take only partitions with a `_SUCCESS` file, and let `wait` wait for new ones.
+        timeout_seconds: how long to wait for a new one; None for no limit.
 
     Raises:
-        UserError: no such folder, files beside the partitions, or data that does not fit.
+        UserError: no such folder, files beside the partitions, or unsuitable data.
     """
 
     def __init__(
@@ -132,37 +129,37 @@ class Partitions:
         self._names: list[str] = []
         self._passes: list[Pass] = []
         self._ends: list[int] = []
-        self._rows: list[int] = [0]  # of the passes before each
+        self._rows: list[int] = [0]  # rows before each pass
         self._look()
 
     @property
     def steps(self) -> int:
-        """Steps of all partitions so far."""
+        """Number of steps of all partitions so far."""
         return self._ends[-1] if self._ends else 0
 
     @property
     def rows(self) -> int:
-        """Rows of all partitions so far."""
+        """Number of rows of all partitions so far."""
         return self._rows[-1]
 
     def current(self, step: int) -> Pass:
-        """The partition of a step; beyond the end the last one.
+        """The partition that a step is in; past the end, the last one.
 
         Raises:
             IndexError: there is none yet.
         """
-        # bisect_right passes over partitions without a step
+        # bisect_right skips partitions without steps
         return self._passes[min(bisect.bisect_right(self._ends, step), len(self._passes) - 1)]
 
     def rows_before(self, step: int) -> int:
-        """Rows of the steps before `step`."""
+        """Number of rows of the steps before `step`."""
         if not self._passes:
             return 0
         current = self.current(step)
         return self._rows[current.number] + current.reader.rows_before(0, min(step, current.end) - current.first_step)
 
     def identity(self, step: int) -> dict[str, str]:
-        """The fingerprint of each partition that has been begun: those to come are free to change."""
+        """The fingerprint of each partition that has been started, by name: later ones may still change."""
         return {
             name: begun.reader.manifest.fingerprint()
             for name, begun in zip(self._names, self._passes, strict=True)
@@ -170,9 +167,13 @@ class Partitions:
         }
 
     def wait(self, stop: Callable[[], bool]) -> bool:
-        """Wait for a partition that has steps; False after the timeout, at once if the folder is not followed.
+        """Wait for a partition with steps; False on `stop` or timeout, or at once if the folder is not followed.
 
-        The main rank looks, and tells the others in short turns: none waits long for another.
+        Collective. The main rank polls the folder and tells the others at short intervals, so that none waits long in a
+        collective.
+
+        Raises:
+            UserError: as the constructor.
         """
         began, steps, pause = time.monotonic(), self.steps, _POLL_SECONDS[0]
         while self._follow:
@@ -189,7 +190,7 @@ class Partitions:
         return False
 
     def _look(self) -> None:
-        """Take new partitions, the same on every rank."""
+        """Take new partitions, the same on every rank. Collective."""
         for name in self._rt.from_main(self._new):
             reader = self._open_reader(name)
             self._passes.append(Pass(len(self._passes), reader, self.steps))

@@ -1,4 +1,4 @@
-"""Parquet -> batches: a background thread opens the windows that this rank needs, just in time, and closes them."""
+"""Parquet -> batches: a background thread opens the windows that a rank needs just in time, and closes them."""
 
 from __future__ import annotations
 
@@ -33,36 +33,37 @@ from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 from rechub_dist.skips import BadFileError, Skipped
 
-_AT_ONCE = 4  # row groups that are read at once where several are needed: at the start, and after a restart
-_FAREWELL = 5.0  # seconds for the thread to end; one that waits for a store ends by itself, at the deadline
+_AT_ONCE = 4  # row groups read in parallel when several are needed: at the start, and after a restart
+_FAREWELL = 5.0  # seconds for the thread to end; one that waits for a store ends by itself at the deadline
 
 
 class ParquetReader:
     """One rank's batches of a data set.
 
-    Which rows make which global batch depends on the manifest, `batch_size`, `shuffle`, `seed`, `shuffle_rows`,
-    `max_streams` and `streams` alone (see `RowOrder`), neither on the world size nor on where an epoch is taken up.
+    Which rows are in which global batch depends on the manifest, `batch_size`, `shuffle`, `seed`, `shuffle_rows`,
+    `max_streams`, `streams`, `drop_last` and `mix` alone (see `RowOrder`), not on the world size or where an epoch is
+    resumed.
 
     Args:
         manifest: the data set.
-        spec: what to deliver.
+        spec: what to read, and the layout of batches.
         batch_size: rows of a global batch, over all ranks.
-        rank, world_size: this rank gets a contiguous slice of each global batch.
+        rank, world_size: the rank, which gets a contiguous slice of each global batch.
         shuffle: False keeps the stored order.
         seed: of the order and of drawn negatives.
         shuffle_rows: bound on the rows in open windows over all ranks (a quarter more are opened ahead).
         max_streams: bound on the number of streams.
-        prefetch: batches that wait in the queue; 0 reads in the caller's thread.
+        prefetch: number of batches to prepare ahead, in a thread; 0 reads in the caller's thread.
         streams: overrides the number of streams; for an unshuffled pass on several ranks, a multiple of the world size
             is best.
-        drop_last: leave out the last batch of an epoch where it is short.
-        mix: the manifest's row groups are those of several sources, of which each batch has a fixed share. Not with
-            `streams`.
-        finish: what becomes of each batch in the thread that reads it, before it is handed on.
+        drop_last: leave out the last batch of an epoch if it is short.
+        mix: how the manifest's row groups are divided into several sources, of which each batch has fixed shares; not
+            with `streams`.
+        finish: applied to each batch in the thread that reads it.
 
     Raises:
-        UserError: where a column of `spec` is missing or of a wrong type.
-        ValueError: for impossible sizes.
+        UserError: a column of `spec` is missing or has a wrong type, or `spec` cannot be read with `skip_bad`.
+        ValueError: impossible sizes, as `RowOrder` and `MixOrder`.
     """
 
     def __init__(
@@ -125,27 +126,27 @@ class ParquetReader:
 
     @property
     def rows(self) -> int:
-        """Rows of an epoch over all ranks."""
+        """Number of rows of an epoch over all ranks."""
         return self.order.rows
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch, the same on all ranks."""
+        """Number of steps of an epoch, the same on all ranks."""
         return self.order.steps
 
     def rows_before(self, epoch: int, step: int) -> int:
-        """Rows of all global batches before `step` of `epoch`."""
+        """Number of rows of all global batches before `step` of `epoch`."""
         return self.order.rows_before(epoch, step)
 
     def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
-        """This rank's batches of `epoch` from `start_step` on, one a step; `start_step == steps` gives none.
+        """This rank's batches of `epoch` from `start_step` on, one per step; none if `start_step == steps`.
 
-        Closing the generator stops the thread that reads ahead.
+        Not collective. Closing the generator stops the thread that reads ahead.
 
         Raises:
-            ValueError: where `start_step` is outside 0 .. steps, or the epoch is negative.
-            UserError: when the batch is asked for whose rows cannot be read or are bad. With `manifest.skip_bad`, the
-                rows of bad files are left out instead, and the batch says how many (`Batch.skipped`).
+            ValueError: `start_step` is outside 0 .. steps, or the epoch is negative.
+            UserError: at the batch whose rows cannot be read or are bad. With `manifest.skip_bad`, rows of bad files
+                are skipped instead, and counted in the batch (`Batch.skipped`).
         """
         if not 0 <= start_step <= self.steps:
             raise ValueError(f"start_step is {start_step}, must be within 0..{self.steps}")
@@ -170,17 +171,17 @@ class ParquetReader:
 
 
 def _fill(source: _Source, start_step: int, ready: queue.Queue[Any], stop: threading.Event) -> None:
-    """The thread: put the batches into the queue, then None, or what went wrong."""
+    """The thread: puts the batches into the queue, then None, or the exception that ended them."""
     batches = source.batches(start_step)
     try:
         while not stop.is_set():
             item: Batch | BaseException | None = None
             try:
                 item = next(batches, None)
-            except BaseException as error:  # whatever it is, it belongs to the consumer
+            except BaseException as error:  # whatever it is, it is raised in the consumer
                 item = error
             while not stop.is_set():
-                # while the consumer is busy, open windows that will be due: streams tend to need new ones together
+                # while the consumer is busy, open windows that are due soon: streams tend to need new ones together
                 if ready.full() and source.open_ahead():
                     continue
                 with contextlib.suppress(queue.Full):
@@ -193,30 +194,30 @@ def _fill(source: _Source, start_step: int, ready: queue.Queue[Any], stop: threa
 
 
 class _Opened(NamedTuple):
-    window: Window | None  # None: its file is bad, and it has no rows
+    window: Window | None  # None if its file is bad: then it has no rows
     first_step: int
     last_step: int
     notice: Skipped | None = None
 
 
 class _Source:
-    """The open windows and files of one pass over an epoch; used by one thread."""
+    """The open windows and files of one pass over an epoch; not thread-safe."""
 
     def __init__(self, reader: ParquetReader, order: EpochOrder | MixEpoch) -> None:
         self._reader = reader
         self._order = order
         self._uses = column_uses(reader.spec)
-        self._checked: pa.Schema | None = None  # the schema that was found to fit last
+        self._checked: pa.Schema | None = None  # the schema that was last found to fit
         self._files = OpenFiles()
         self._windows: dict[int, _Opened] = {}
-        self._finished: list[Window] = []  # their memory serves the next ones
-        self._notices: list[Skipped] = []  # of windows that the batch is the first to miss
+        self._finished: list[Window] = []  # their memory is reused
+        self._notices: list[Skipped] = []  # of windows that were first skipped by this batch
         self._step = 0
         self._slices: list[Slice] = []
         self._ahead = True
 
     def batches(self, start_step: int) -> Generator[Batch]:
-        """The rank's batches, one a step."""
+        """The rank's batches, one per step."""
         reader, order = self._reader, self._order
         try:
             for step in range(start_step, reader.steps):
@@ -228,19 +229,19 @@ class _Source:
                 batch = assemble(reader.spec, parts, share.stride, draw)
                 batch.skipped = sum(piece.stop - piece.start for piece in share.slices) - batch.rows
                 batch.notices, self._notices = tuple(self._notices), []
-                del parts  # it holds windows that are finished
+                del parts  # it references windows that are finished
                 for index in [i for i, opened in self._windows.items() if opened.last_step <= step]:
                     window = self._windows.pop(index).window
                     if window is not None and window.memory is not None:
                         self._finished.append(window)
-                    del window  # what Arrow has read is free for the next row group
+                    del window  # so that its memory is free for the next row group
                 yield batch if reader.finish is None else reader.finish(batch)
         finally:
             self._windows.clear()
             self._files.close()
 
     def _parts(self, slices: list[Slice]) -> tuple[list[tuple[Window, int, int]], IntArray | None]:
-        """The rows of slices, and their places within the share where some of it is left out (else None)."""
+        """The rows of slices; and their positions in the share, int64, if some are skipped (else None)."""
         parts: list[tuple[Window, int, int]] = []
         places: list[IntArray] = []
         first = 0
@@ -255,7 +256,7 @@ class _Source:
         return parts, np.concatenate([np.zeros(0, np.int64), *places])
 
     def open_ahead(self) -> bool:
-        """Open the window that is due next. False where nothing is, or enough are open ahead.
+        """Open the window that is due next; False if none is, or enough are open.
 
         At most as many windows are open as the rank reads streams after the ramp-up, a quarter more, and one. Only
         windows that the rank is sure to need are opened.
@@ -267,7 +268,7 @@ class _Source:
             if due is not None:
                 self._open([due])
         except Exception:
-            self._ahead = False  # it is raised again, at the step that needs the window
+            self._ahead = False  # it will be raised again at the step that needs the window
             return False
         return due is not None
 
@@ -290,7 +291,7 @@ class _Source:
         return None
 
     def _open(self, indices: list[int]) -> None:
-        """Open those of the windows that are not."""
+        """Open those of the windows that are not open yet."""
         missing = [index for index in dict.fromkeys(indices) if index not in self._windows]
         if len(missing) > 1:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -301,7 +302,7 @@ class _Source:
         self._notices += [found.notice for found in opened if found.notice is not None]
 
     def _opened(self, index: int) -> _Opened:
-        """Window `index`; without rows where its file is bad and the data set may do without."""
+        """Window `index`, opened; without rows if its file is bad and may be skipped."""
         place = self._order.window(index)
         file, group = self._reader.manifest.groups[place.group]
         try:
@@ -323,7 +324,7 @@ class _Source:
                 check_schema(piece.schema, self._reader.spec, file.path)
                 self._checked = piece.schema
             try:
-                reuse = self._finished.pop()  # an attempt that hangs keeps it
+                reuse = self._finished.pop()  # taken out, as an attempt that hangs keeps using it
             except IndexError:
                 reuse = None
             return open_window(piece, self._reader.spec, permutation, file.path, reuse, whole.bounds)

@@ -66,8 +66,8 @@ def test_a_true_shuffle_is_told_from_a_poor_one_by_the_mean_of_a_batch() -> None
         ([65_536] * 2000, 16, ()),
         ([100_000] * 1000, 2, ()),
         ([65_536] * 16, 2, ()),  # few row groups, but all of the data is open
-        ([1_000_000] * 64, 2, ("8 places only",)),
-        ([1_000_000] * 64, 16, ("8 places only", "16 rank(s) decode each row 2.2 times")),
+        ([1_000_000] * 64, 2, ("only 8 row groups",)),
+        ([1_000_000] * 64, 16, ("only 8 row groups", "16 rank(s) decode each row 2.2 times")),
         ([1_000_000] * 10, 2, ("2 rank(s) decode each row 1.6 times",)),
         ([20_000] * 4, 64, ()),  # so little that it is of no matter
         (

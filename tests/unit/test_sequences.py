@@ -176,15 +176,15 @@ def broken(splits: Splits, **targets: list[int]) -> Splits:
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ({"train": [3, 6]}, "a valid target stands in a train row"),  # as target
-        ({"train": [4, 6]}, "a valid target stands in a train row"),  # as history
-        ({PREFIXES: [1, 2, 3, 6]}, "a valid target stands in a train row"),
-        ({"valid": [2, 8]}, "a valid target stands in a train row"),
-        ({"valid": [4, 8]}, "a test target stands in a valid row"),
-        ({"test": [2, 9]}, "a test target stands in a train row"),
-        ({"test": [3, 9]}, "a test target stands in a valid row"),
+        ({"train": [3, 6]}, "a valid target is in a train row"),  # as target
+        ({"train": [4, 6]}, "a valid target is in a train row"),  # as history
+        ({PREFIXES: [1, 2, 3, 6]}, "a valid target is in a train row"),
+        ({"valid": [2, 8]}, "a valid target is in a train row"),
+        ({"valid": [4, 8]}, "a test target is in a valid row"),
+        ({"test": [2, 9]}, "a test target is in a train row"),
+        ({"test": [3, 9]}, "a test target is in a valid row"),
         ({"test": [4, 5]}, "test: a row has no history"),
-        ({"test": [4, 10]}, "test: a target is no event"),
+        ({"test": [4, 10]}, "test: a target is not an event"),
         ({"train": [1, 2, 7]}, "train: a user has several rows"),
     ],
 )

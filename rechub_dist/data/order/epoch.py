@@ -28,22 +28,22 @@ from rechub_dist.data.order.interleave import FIRST_STREAMS, Interleave, longest
 
 IntArray = NDArray[np.int64]
 
-# Of the order of rows, which checkpoints hold a position in, and of the draws and hashes that go with it: raise it with
-# every change of those. Golden hashes stand beside it (tests/golden/order-<version>.json).
+# Version of the order of rows, in which checkpoints have a position, and of draws and hashes: to be raised with every
+# change of these, which golden hashes guard (tests/golden/order-<version>.json).
 ORDER_VERSION = 4
 
 _MANY_GROUPS = 32  # per stream: then decoding one more hardly matters
-_GROUPS, _ROWS = 0, 1  # what a permutation is for: the last word but one of its seed
+_GROUPS, _ROWS = 0, 1  # the purpose of a permutation, a part of its seed
 
 
 class ShuffleWindow(NamedTuple):
-    """A piece of one row group, the unit that is read, permuted and kept open.
+    """A piece of a row group: the unit that is read, permuted and kept open.
 
     Attributes:
-        group: index of the row group in the manifest's order.
+        group: index of the row group in the manifest.
         start, stop: its rows within the row group.
         stream: the stream that it belongs to.
-        first_step, last_step: the steps whose global batches take its first and its last row.
+        first_step, last_step: the steps of the epoch whose global batches have its first and its last row.
     """
 
     group: int
@@ -66,7 +66,7 @@ class ShuffleWindows(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Rows `start` .. `stop - 1` of window `window`, counted after the window's permutation."""
+    """Rows `start` .. `stop - 1` of the window with index `window`, in its permuted order."""
 
     window: int
     start: int
@@ -78,11 +78,11 @@ class Share(NamedTuple):
 
     Attributes:
         slices: the rank's rows in order; empty for a rank without rows.
-        rows: how many they are.
-        stride: ceil(n / W), the number of rows to pad to, equal on all ranks.
-        position: the position in the epoch of the rank's first row: step * batch_size + its index in the batch.
-        first: that index.
-        total: n, the rows of the global batch.
+        rows: their number.
+        stride: ceil(total / world_size), the number of rows to pad to, equal on all ranks.
+        position: the position in the epoch of the rank's first row: step * batch_size + first.
+        first: the index of that row in the global batch.
+        total: the number of rows of the global batch.
     """
 
     slices: list[Slice]
@@ -94,7 +94,7 @@ class Share(NamedTuple):
 
 
 def check_share(step: int, steps: int, rank: int, world_size: int) -> None:
-    """Raise IndexError where a step or rank is outside its range."""
+    """Raise IndexError if `step` or `rank` is out of range."""
     if not 0 <= step < steps:
         raise IndexError(f"step {step} is outside 0..{steps - 1}")
     if not 0 <= rank < world_size:
@@ -102,15 +102,15 @@ def check_share(step: int, steps: int, rank: int, world_size: int) -> None:
 
 
 def rank_rows(n: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The first of rank `rank`'s rows among n, and how many it has: sizes differ by one at most."""
+    """The first of rank `rank`'s rows among n, and their number; the ranks' numbers differ by one at most."""
     return rank * (n // world_size) + min(rank, n % world_size), n // world_size + (rank < n % world_size)
 
 
 def permutation(n: int, *seed: int) -> IntArray:
-    """A random order of 0 .. n - 1, int64 [n], the same for the same `seed` (non-negative integers) everywhere."""
+    """A random permutation of 0 .. n - 1, int64 [n]; a function of `seed` (non-negative integers) on all platforms."""
     bits = max(1, int(n - 1).bit_length())
     words = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(n)
-    # the index rides in the low bits: one plain sort, and no ties whose order would depend on the sorting algorithm
+    # the index is in the low bits: one plain sort, without ties whose order would depend on the algorithm
     mask = np.uint64((1 << bits) - 1)
     words &= ~mask
     words |= np.arange(n, dtype=np.uint64)
@@ -120,7 +120,11 @@ def permutation(n: int, *seed: int) -> IntArray:
 
 
 def stream_count(counts: Sequence[int], shuffle_rows: int = SHUFFLE_ROWS, max_streams: int = MAX_STREAMS) -> int:
-    """The number of streams: the largest power of two within all of these, and `shuffle_rows` // largest row group."""
+    """The number of streams, a power of two.
+
+    At most `max_streams`, one per non-empty row group, and as many of the largest row groups as have `shuffle_rows`
+    rows; at least 1.
+    """
     sizes = [count for count in counts if count]
     most = min(max_streams, len(sizes), shuffle_rows // max(sizes, default=1))
     return int(1 << (most.bit_length() - 1)) if most > 0 else 1
@@ -130,24 +134,25 @@ class RowOrder:
     """The order of the rows of a data set in global batches of `batch_size`.
 
     Args:
-        counts: rows of each row group, in the manifest's order; empty row groups are fine.
-        batch_size: rows of a global batch; the last one of an epoch holds what is left.
+        counts: rows of each row group, in the manifest's order; may be 0.
+        batch_size: rows of a global batch; the last one of an epoch has the rest.
         shuffle: False keeps the stored order (with one stream).
         seed: of the permutations.
-        shuffle_rows: bound on the rows that stand in open windows over all ranks.
-        max_streams: bound on the number of streams. More ranks than streams share them, and what they decode.
-        streams: overrides the number of streams. For an unshuffled pass where the order of rows is of no matter, a
-            multiple of the world size lets each rank read its own row groups instead of a part of every one.
-        drop_last: leave out the last batch of an epoch where it is short. Which rows these are differs from epoch to
-            epoch, if they are shuffled.
+        shuffle_rows: bound on the rows in open windows over all ranks.
+        max_streams: bound on the number of streams. If there are more ranks, they share streams, and decode them more
+            than once.
+        streams: overrides the number of streams. For an unshuffled pass in which the order of rows does not matter, a
+            multiple of the world size lets each rank read its own row groups rather than a part of each.
+        drop_last: leave out the last batch of an epoch if it is short; with shuffling, different rows in each epoch.
 
     Attributes:
         total: rows of the data set.
         rows: rows of an epoch's batches.
-        steps: an epoch's batches.
+        steps: batches of an epoch.
+        streams: number of streams.
 
     Raises:
-        ValueError: for a batch size or number of streams below 1, or a negative seed.
+        ValueError: a batch size or number of streams below 1, or a negative seed.
     """
 
     def __init__(
@@ -194,15 +199,15 @@ class RowOrder:
         return lag // even * even or lag
 
     def batch_rows(self, step: int) -> int:
-        """Rows of global batch `step`."""
+        """Number of rows of global batch `step`."""
         return min(self.batch_size, self.rows - step * self.batch_size)
 
     def rows_before(self, epoch: int, step: int) -> int:
-        """Rows of all global batches before `step` of `epoch`."""
+        """Number of rows of all global batches before `step` of `epoch`."""
         return epoch * self.rows + min(self.rows, step * self.batch_size)
 
     def epoch(self, epoch: int) -> EpochOrder:
-        """The order of one epoch. Raises ValueError for a negative one."""
+        """The order of epoch `epoch`, from 0. Raises ValueError for a negative one."""
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}, must not be negative")
         return EpochOrder(self, epoch)
@@ -234,7 +239,7 @@ class EpochOrder:
         cuts = np.unique(np.concatenate([bounds, stream_starts, stream_starts + phases]))
         starts = cuts[:-1]
         # streams without rows share their start with the next one: side="right" gives the last, which holds the rows
-        # (unless it starts at N, beyond every window)
+        # (unless it starts at N, past all windows)
         stream = np.searchsorted(stream_starts, starts, side="right") - 1
         # and in the order of reading, in which a stream has the same places, its rows rotated by its phase
         read = stream_starts[stream] + (starts - stream_starts[stream] - phases[stream]) % self._stream_sizes[stream]
@@ -251,7 +256,7 @@ class EpochOrder:
         self._beginnings = beginnings[np.argsort(self._first_step[beginnings], kind="stable")]
 
     def _crowded(self) -> bool:
-        """Whether more than a quarter of the streams, and one, change windows in an eighth of the time of a window."""
+        """Whether more than streams // 4 + 1 streams change windows within an eighth of a window's duration."""
         later = np.delete(self._first_step, self._beginnings)
         span = max(1, int(self._last_step.max(initial=0)) * self.order.streams // max(1, self.windows) // 8)
         return len(later) > 0 and int(np.bincount(later // span).max()) > self.order.streams // 4 + 1
@@ -273,16 +278,16 @@ class EpochOrder:
 
     @property
     def windows(self) -> int:
-        """How many windows the epoch has."""
+        """Number of windows of the epoch."""
         return len(self._cuts) - 1
 
     def all_windows(self) -> ShuffleWindows:
-        """The windows, in the order of their indices."""
+        """All windows, by index."""
         stop = self._offset + np.diff(self._cuts)
         return ShuffleWindows(self._group, self._offset, stop, self._stream, self._first_step, self._last_step)
 
     def following(self, index: int) -> int | None:
-        """The window that window `index`'s stream goes on with; None where no batch needs another."""
+        """The window after window `index` in its stream, by index; None if no batch needs another."""
         after = index + 1
         if after == self.windows or self._stream[after] != self._stream[index]:
             return None
@@ -294,7 +299,7 @@ class EpochOrder:
         return [int(index) for index in self._beginnings[later:] if self._first_step[index] < self.order.steps]
 
     def window(self, index: int) -> ShuffleWindow:
-        """Window `index`; those of a stream are numbered consecutively, in the order of use."""
+        """The window with index `index`; those of a stream are numbered consecutively, in the order of use."""
         start = int(self._offset[index])
         return ShuffleWindow(
             group=int(self._group[index]),
@@ -306,7 +311,7 @@ class EpochOrder:
         )
 
     def permutation(self, index: int) -> IntArray | None:
-        """The order in which window `index` gives its rows, int64 [rows of the window]; None for the stored one."""
+        """The permutation of the rows of window `index`, int64 [rows of the window]; None for the stored order."""
         if not self.order.shuffle:
             return None
         rows = int(self._cuts[index + 1] - self._cuts[index])
@@ -315,10 +320,10 @@ class EpochOrder:
     def share(self, step: int, rank: int = 0, world_size: int = 1) -> Share:
         """The rows of rank `rank` of `world_size` in global batch `step`.
 
-        Rank r gets n // W + (r < n % W) of the n rows, so that sizes differ by one at most.
+        Of n rows rank r gets n // world_size + (r < n % world_size), in the order of the batch.
 
         Raises:
-            IndexError: where `step` or `rank` is outside its range.
+            IndexError: `step` or `rank` is out of range.
         """
         order = self.order
         check_share(step, order.steps, rank, world_size)
@@ -328,7 +333,7 @@ class EpochOrder:
         return Share(slices, rows, -(-n // world_size), step * order.batch_size + low, low, n)
 
     def slices(self, step: int, low: int, high: int) -> list[Slice]:
-        """Rows low .. high - 1, at least one, of global batch `step`."""
+        """Rows low .. high - 1 of global batch `step`; at least one."""
         begin, n = step * self.order.batch_size, self.order.batch_rows(step)
         if self.order.streams == 1:
             return self._pieces(begin + low, begin + high)
@@ -347,7 +352,7 @@ class EpochOrder:
         return [piece for a, b in places if a < b for piece in self._pieces(a, b)]
 
     def _pieces(self, start: int, stop: int) -> list[Slice]:
-        """Rows start .. stop - 1, at least one, of the order of reading."""
+        """Rows start .. stop - 1 in the order of reading; at least one."""
         first = int(self._cuts.searchsorted(start, side="right")) - 1
         last = int(self._cuts.searchsorted(stop, side="left")) - 1
         pieces = []

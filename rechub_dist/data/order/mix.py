@@ -1,9 +1,9 @@
-"""The order of rows where several sources are mixed: pure arithmetic, as in `order`.
+"""The order of rows of a mix of several sources: pure arithmetic, as in `epoch`.
 
 A global batch has a fixed number of rows of each source, those of the first source first, and each source has its own
-order of rows. So source s gives its batch number `g % S` of its pass `g // S` to the run's batch g, where S are the
-steps of its pass. An epoch is a pass over the source whose pass is shortest, of those that are not repeated; the
-others go on in the next epoch where they are. The rows of a batch depend on the world size as little as without a mix.
+order of rows. So the run's batch g has, of a source whose pass has S steps, batch `g % S` of its pass `g // S`. An
+epoch is a pass over that source, of those that are not repeated, whose pass is shortest; the others continue in the
+next epoch where they are. The rows of a batch do not depend on the world size.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from rechub_dist.data.order.epoch import (
     rank_rows,
 )
 
-_SEEDS = 1 << 40  # between the seeds of two sources
+_SEEDS = 1 << 40  # difference between the seeds of two sources
 
 
 class Mix(NamedTuple):
     """How the row groups of a manifest are mixed.
 
     Attributes:
-        groups: row groups of each source, in the manifest's order.
-        weights: of each source, for its share of a batch.
-        repeat: whether a source begins anew as often as needed, instead of limiting the epoch.
+        groups: number of row groups of each source, in the manifest's order.
+        weights: of each source, which its rows in a batch are in proportion to.
+        repeat: whether a source is repeated as often as needed, instead of limiting the epoch.
     """
 
     groups: tuple[int, ...]
@@ -42,7 +42,7 @@ class Mix(NamedTuple):
 
 
 def quotas(batch_size: int, weights: Sequence[float]) -> list[int]:
-    """The rows of each source in a batch, in proportion to the weights by largest remainders."""
+    """The number of rows of each source in a batch: in proportion to the weights, by the largest-remainder method."""
     exact = [batch_size * weight / sum(weights) for weight in weights]
     found = [int(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda s: (found[s] - exact[s], s))
@@ -52,23 +52,23 @@ def quotas(batch_size: int, weights: Sequence[float]) -> list[int]:
 
 
 class MixOrder:
-    """The order of the rows of several sources in global batches; to be used as a `RowOrder` is.
+    """The order of the rows of several sources in global batches; with the interface of `RowOrder`.
 
     Args:
         counts: rows of each row group of all sources.
-        batch_size: rows of a global batch. It has fewer where a source is at the last batch of its pass.
+        batch_size: rows of a global batch; fewer where a source is at the last batch of its pass.
         mix: the sources.
         shuffle, seed, shuffle_rows, max_streams, drop_last: see `RowOrder`; a source gets its share of `shuffle_rows`.
 
     Attributes:
         sources: the order of each source.
-        rows: rows of the first epoch's batches; those of others may differ, see `rows_before`.
-        steps: an epoch's batches.
-        streams: of all sources.
+        rows: rows of the first epoch's batches; other epochs may differ, see `rows_before`.
+        steps: batches of an epoch.
+        streams: number of streams of all sources.
 
     Raises:
-        ValueError: for impossible sizes; a source with so little weight that a batch has no row of it, or with fewer
-            rows than a batch of `drop_last` needs; or if all are repeated.
+        ValueError: as `RowOrder`; a source with so little weight that a batch has no row of it, or with too few rows
+            for one batch; or all sources are repeated.
     """
 
     def __init__(
@@ -110,36 +110,36 @@ class MixOrder:
         self.rows = self.rows_before(1, 0)
 
     def rows_before(self, epoch: int, step: int) -> int:
-        """Rows of all global batches before `step` of `epoch`."""
+        """Number of rows of all global batches before `step` of `epoch`."""
         batches = epoch * self.steps + step
         return sum(order.rows_before(*divmod(batches, order.steps)) for order in self.sources)
 
     def epoch(self, epoch: int) -> MixEpoch:
-        """The order of one epoch. Raises ValueError for a negative one."""
+        """The order of epoch `epoch`, from 0. Raises ValueError for a negative one."""
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}, must not be negative")
         return MixEpoch(self, epoch)
 
 
 class MixEpoch:
-    """The order of one epoch of a mix; to be used as an `EpochOrder` is.
+    """The order of one epoch of a mix; with the interface of `EpochOrder`.
 
-    The index of a window tells the source, its pass, and the index of the window in that.
+    The index of a window encodes the source, its pass, and the index of the window in that pass.
     """
 
     def __init__(self, order: MixOrder, epoch: int) -> None:
         self.order = order
         self.epoch = epoch
-        self._begin = epoch * order.steps  # the run's batches before this epoch
+        self._begin = epoch * order.steps  # batches of the run before this epoch
         self._stride = max(len(source.counts) + 2 * source.streams + 1 for source in order.sources)
-        # of each source the pass that it is in, and one that ends or begins
+        # for each source its current pass, and one that ends or begins
         self._pass = lru_cache(2 * len(order.sources))(lambda source, number: order.sources[source].epoch(number))
 
     def share(self, step: int, rank: int = 0, world_size: int = 1) -> Share:
         """The rows of rank `rank` of `world_size` in global batch `step`, as `EpochOrder.share`.
 
         Raises:
-            IndexError: where `step` or `rank` is outside its range.
+            IndexError: `step` or `rank` is out of range.
         """
         order = self.order
         check_share(step, order.steps, rank, world_size)
@@ -159,7 +159,7 @@ class MixEpoch:
         return Share(slices, rows, -(-n // world_size), step * order.batch_size + low, low, n)
 
     def window(self, index: int) -> ShuffleWindow:
-        """Window `index`; its steps may lie outside the epoch, as a source's pass does."""
+        """The window with index `index`; its steps may be outside the epoch, as a source's pass may span several."""
         source, number, within, one = self._find(index)
         begin = number * self.order.sources[source].steps - self._begin
         window = one.window(within)
@@ -170,12 +170,12 @@ class MixEpoch:
         )
 
     def permutation(self, index: int) -> IntArray | None:
-        """The order in which window `index` gives its rows, as `EpochOrder.permutation`."""
+        """The permutation of the rows of window `index`, as `EpochOrder.permutation`."""
         _, _, within, one = self._find(index)
         return one.permutation(within)
 
     def following(self, index: int) -> int | None:
-        """The window that window `index`'s stream goes on with; None where this epoch and pass need no other."""
+        """The window after window `index` in its stream, by index; None if this epoch and pass need no other."""
         _, _, within, one = self._find(index)
         after = one.following(within)
         if after is None:
@@ -194,7 +194,7 @@ class MixEpoch:
         return [index for index in found if self.window(index).first_step < order.steps]
 
     def _find(self, index: int) -> tuple[int, int, int, EpochOrder]:
-        """The source of a window, its pass, the index in it, and the order of it."""
+        """The source of a window, the pass's number, the index in the pass, and the order of the pass."""
         place, within = divmod(index, self._stride)
         number, source = divmod(place, len(self.order.sources))
         return source, number, within, self._pass(source, number)

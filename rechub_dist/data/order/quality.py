@@ -1,4 +1,4 @@
-"""How well a data set's row groups let its rows be mixed, and what that costs, from the order of rows alone."""
+"""How well the layout of a data set's row groups suits shuffling, and what it costs, from the order of rows alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rechub_dist.config.data import MAX_STREAMS, SHUFFLE_ROWS
 from rechub_dist.data.order.epoch import EpochOrder, IntArray, RowOrder
 
 GOOD_STREAMS = 32  # with fewer, the mean of a batch of sorted data strays well beyond that of a true shuffle
-_LITTLE = 1_000_000  # rows that are read soon enough however they lie
+_LITTLE = 1_000_000  # rows, of which any layout is read soon enough
 _DECODED_OFTEN = 1.4
 _MUCH_BETTER = 1.25
 _SAMPLED_ROWS = 500_000
@@ -22,17 +22,17 @@ _SAMPLED_RANKS = 8
 
 @dataclass(frozen=True)
 class LayoutQuality:
-    """What an epoch over a data set is like.
+    """Figures of an epoch over a data set.
 
     Attributes:
-        rows, row_groups, largest: of the data set; `largest` is the rows of the largest row group.
-        streams: places of the data that are read side by side, L.
-        open_share: the share of the rows that is open at a time, over all ranks.
-        groups_per_batch: row groups that a batch has rows of, on average.
-        rank_correlation: Spearman's, between where rows are stored and when they come; 0 for a true shuffle, 1 for
-            the stored order.
-        amplification: rows decoded over rows. Row groups are decoded whole, by each rank that has rows of them.
-        peak_rows: rows in open windows of the rank that has most; up to a quarter more are opened ahead.
+        rows, row_groups, largest: of the data set; `largest` is the number of rows of the largest row group.
+        streams: number of streams.
+        open_share: the largest share of the rows that is open at a time, over all ranks.
+        groups_per_batch: row groups of which a batch has rows, on average.
+        rank_correlation: Spearman's, between the stored and the read order; 0 for a true shuffle, 1 for the stored
+            order.
+        amplification: decoded rows / rows. Row groups are decoded whole, by each rank that has rows of them.
+        peak_rows: rows in open windows of the rank with the most; up to a quarter more are opened ahead.
     """
 
     rows: int
@@ -55,14 +55,14 @@ def layout_quality(
     shuffle_rows: int = SHUFFLE_ROWS,
     max_streams: int = MAX_STREAMS,
 ) -> LayoutQuality:
-    """Simulate the first epoch over row groups of these sizes; batches and ranks are sampled where there are many.
+    """Simulate the first epoch over row groups of these sizes; if there are many batches or ranks, some are sampled.
 
     Raises:
-        ValueError: for a batch size or world size below 1, or no rows at all.
+        ValueError: a batch size or world size below 1, or no rows.
     """
     order = RowOrder(counts, batch_size, shuffle=shuffle, shuffle_rows=shuffle_rows, max_streams=max_streams)
     if world_size < 1 or not order.total:
-        raise ValueError(f"{order.total} rows over {world_size} ranks: there must be one of each at least")
+        raise ValueError(f"{order.total} rows over {world_size} ranks: there must be at least one of each")
     epoch = order.epoch(0)
     windows = epoch.all_windows()
     sizes = windows.stop - windows.start
@@ -92,13 +92,11 @@ def layout_warning(
     shuffle_rows: int = SHUFFLE_ROWS,
     max_streams: int = MAX_STREAMS,
 ) -> str | None:
-    """What is bad about a layout, and would be much better with other row groups or settings, as one line.
-
-    None where nothing is.
+    """One line about what is bad in a layout, and much better with other row groups or settings; None if nothing is.
 
     Args:
-        path: where the data is, for the line.
-        counts, batch_size, world_size, shuffle_rows, max_streams: as of `layout_quality`.
+        path: of the data, for the line.
+        counts, batch_size, world_size, shuffle_rows, max_streams: see `layout_quality`.
     """
 
     def quality(counts: Sequence[int], shuffle_rows: int = shuffle_rows, streams: int = max_streams) -> LayoutQuality:
@@ -112,11 +110,11 @@ def layout_warning(
     better = quality(mended)
     faults = []
     if found.streams < min(GOOD_STREAMS, better.streams) and found.open_share < 0.5:
-        faults.append(f"a batch mixes rows of {found.groups_per_batch:.0f} places only")
+        faults.append(f"a batch mixes rows of only {found.groups_per_batch:.0f} row groups")
     if found.amplification >= max(_DECODED_OFTEN, _MUCH_BETTER * better.amplification):
         faults.append(f"{world_size} rank(s) decode each row {found.amplification:.1f} times")
     if not faults and world_size > max_streams:
-        # sharing streams is not the layout's fault: it may do well with a stream a rank
+        # sharing streams is not the layout's fault: it may do well with a stream per rank
         streams = 1 << (world_size - 1).bit_length()
         rows = max(shuffle_rows, streams * found.largest)
         if found.amplification >= max(_DECODED_OFTEN, _MUCH_BETTER * quality(counts, rows, streams).amplification):
@@ -134,21 +132,21 @@ def layout_warning(
 
 
 def _suggested(rows: int) -> int:
-    """Rows of a row group that are a power of two: small enough to have 8 for each of the streams, or as small as pays.
+    """Suggested rows of a row group, a power of two: few enough for 8 row groups per stream, within 16,384 .. 65,536.
 
-    Smaller ones are read more slowly, column by column.
+    Smaller row groups are slower to read, column by column.
     """
     return min(65_536, max(16_384, 1 << (rows // (8 * MAX_STREAMS)).bit_length() - 1))
 
 
 def _windows(epoch: EpochOrder, rank: int, world_size: int) -> IntArray:
-    """The windows that a rank reads, by index."""
+    """The indices of the windows that a rank reads, int64."""
     order, windows = epoch.order, epoch.all_windows()
 
     def met(steps: Iterable[int]) -> list[int]:
         return [piece.window for step in steps for piece in epoch.share(step, rank, world_size).slices]
 
-    # while all streams are active, the place of each within the batch recurs after so many steps
+    # while all streams are active, their places within the batch recur after so many steps
     period = order.streams // math.gcd(order.streams, order.batch_size)
     first, end = order.interleave.settled()
     first, end = -(-first // order.batch_size), min(end // order.batch_size, order.steps)
@@ -161,7 +159,7 @@ def _windows(epoch: EpochOrder, rank: int, world_size: int) -> IntArray:
 
 
 def _peak(epoch: EpochOrder, sizes: IntArray, own: IntArray) -> int:
-    """Rows of these windows that are open in the step that has most."""
+    """The largest number of rows of these windows that are open at a step."""
     windows = epoch.all_windows()
     change = np.zeros(epoch.order.steps + 1, np.int64)
     np.add.at(change, windows.first_step[own], sizes[own])
@@ -170,7 +168,7 @@ def _peak(epoch: EpochOrder, sizes: IntArray, own: IntArray) -> int:
 
 
 def _mixed(epoch: EpochOrder) -> tuple[float, float]:
-    """Row groups a batch, and the rank correlation of stored and read order, from some batches."""
+    """Row groups per batch, and the rank correlation of stored and read order, from sampled batches."""
     order, windows = epoch.order, epoch.all_windows()
     steps = np.unique(np.linspace(0, order.steps - 1, max(2, min(64, _SAMPLED_ROWS // order.batch_size))).astype(int))
     begins = np.concatenate([np.zeros(1, np.int64), np.cumsum(order.counts)])
@@ -183,7 +181,7 @@ def _mixed(epoch: EpochOrder) -> tuple[float, float]:
         for window, start, stop in slices:
             first = begins[windows.group[window]] + windows.start[window]
             size = int(windows.stop[window] - windows.start[window])
-            # any rows of the window are as likely as those that its permutation gives, which takes long to compute
+            # random rows of the window stand for those of its permutation, which takes long to compute
             within = random.integers(size, size=stop - start) if order.shuffle else np.arange(start, stop)
             stored.append(first + within)
     places = np.concatenate(stored)

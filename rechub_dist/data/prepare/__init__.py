@@ -1,10 +1,9 @@
-"""Public data sets made ready to train on: one file a data set, found by listing this folder.
+"""Prepares public data sets for training: one module per data set, found by listing this folder.
 
-A preparation is a module that exposes `NAME`, `SUMMARY` (one line) and `prepare(source, out)`. It reads the data set's
+A preparation is a module with `NAME`, `SUMMARY` (one line) and `prepare(source, out)`. It reads the data set's
 published files from the folder `source` and writes a *prepared folder*: `train/`, `valid/` and `test/` with Parquet
 shards, whose ids are dense from 0, and `dataset.yaml`, the schema (see `writer`). Further parameters of `prepare` are
-options, with defaults. `synthetic` generates such a folder
-from nothing but a seed.
+options, with defaults. `synthetic` generates such a folder from a seed alone.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ class Preparation:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The names of the options that it takes."""
+        """The names of its options."""
         return tuple(inspect.signature(self.prepare).parameters)[2:]
 
 
 @cache
 def preparations() -> dict[str, Preparation]:
-    """Every preparation by name."""
+    """All preparations by name."""
     found: dict[str, Preparation] = {}
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
         module = importlib.import_module(f"{__name__}.{info.name}")
@@ -48,7 +47,7 @@ def preparation(name: str) -> Preparation:
     """The preparation called `name`.
 
     Raises:
-        UserError: where there is none.
+        UserError: there is none.
     """
     found = preparations()
     if name not in found:

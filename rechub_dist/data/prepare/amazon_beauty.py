@@ -1,12 +1,12 @@
 """Amazon Beauty (5-core) as next-item prediction, leave-one-out.
 
-The source is `Beauty.txt` as sequential recommenders publish it: a user a line, `user item item ...` in time order, ids
-from 1; users and items have five events or more. The rows are those of `movielens_1m_sequence`: the last item to test,
-the last but one to valid, the rest to train, once as one row a user and once as a row for each position
+The source is `Beauty.txt` as sequential recommenders publish it: one user per line, `user item item ...` in time order,
+ids from 1; users and items have at least five events. The rows are as in `movielens_1m_sequence`: the last item is in
+test, the last but one in valid, the rest in train, once with one row per user and once with one per position
 (`train_prefixes`).
 
-Histories are stored whole, but for those of `train_prefixes`; the schema's `max_length` keeps the newest 50, as the
-published figures do.
+Histories are stored whole, except in `train_prefixes`; the schema's `max_length` keeps the newest 50, as in the
+published results.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_LENGTH = 50
 
 
 def prepare(source: Path, out: Path) -> None:
-    """Prepares `Beauty.txt` of the folder `source` into the folder `out`."""
+    """Prepare `Beauty.txt` in the folder `source` in the folder `out`."""
     path = source_file(source, "Beauty.txt", ORIGIN)
     lines = array(read_delimited(path, {"line": pa.string()}, delimiter="\t")["line"])
     try:

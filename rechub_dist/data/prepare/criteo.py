@@ -1,16 +1,15 @@
 """Criteo's click logs for click prediction: the label, 13 counts and 26 categories, as published for Kaggle in 2014
 (`train.txt`, 46 million rows) and as the terabyte of 24 days (`day_0.gz` ..., 4.4 billion), or any part of them.
 
-- The rows are in time order and stay so: the last tenth is the test split, the tenth before it the valid split. A
-  folder that holds all three splits itself (`train`, `valid` or `dev`, `test`, each with labels) keeps them.
-- Categories get ids by their frequency in the train split, from 1 on; those that occur there less than `min_count`
-  times, or never, share id 0. What is missing is a category like any other. 10 is the customary threshold: a rarer
-  value is not seen often enough to be learnt, and most distinct values are rarer.
-- Counts stay as they are; the schema takes their logarithm, sign(x) log(1 + |x|), and 0 for a missing one.
+- The rows keep their time order: the last tenth is the test split, the tenth before it the valid split. A folder that
+  has all three splits (`train`, `valid` or `dev`, `test`, each with labels) keeps them.
+- Categories get ids from 1 on, by their frequency in the train split; those that occur there fewer than `min_count`
+  times, or never, share id 0. A missing value is a category like any other. 10 is the customary threshold: rarer values
+  are too rare to be learned, and most distinct values are rarer.
+- Counts are kept; the schema takes their logarithm, sign(x) log(1 + |x|), and 0 for a missing one.
 
-The files are read three times: for the number of rows, for the frequencies, and to be written. Memory is bounded by
-the number of distinct values of the columns, and where a column has more than 2^24, by that: such a column is hashed
-into as many rows instead.
+The files are read three times: to count rows, to count values, and to write. Memory is bounded by the number of
+distinct values in the columns, at most 2^24 per column: a column with more is hashed into 2^24 rows instead.
 """
 
 from __future__ import annotations
@@ -55,10 +54,10 @@ Files = dict[str, list[Path]]
 
 
 def prepare(source: Path, out: Path, min_count: int = MIN_COUNT) -> None:
-    """Writes the prepared folder `out` from a file, or from the files of a folder in the order of their numbers.
+    """Write the prepared folder `out` from a file, or from the files of a folder in the order of their numbers.
 
     Raises:
-        UserError: where there is no such file, or one is not in the published format.
+        UserError: there is no such file, or one is not in the published format.
     """
     if min_count < 1:
         raise UserError(f"min_count is {min_count}, must be at least 1")
@@ -106,11 +105,11 @@ def _schema(vocabularies: dict[str, Vocabulary | None]) -> FeatureSchema:
 
 
 def _count(files: Files, total: dict[str, int], bar: Progress, task: object) -> dict[str, Frequencies | None]:
-    """How often each value of the categories occurs in the train split; None for a column with too many values."""
+    """The counts of each category column's values in the train split; None for a column with too many values."""
     found: dict[str, Frequencies | None] = {name: Frequencies(pa.large_string()) for name in CATEGORIES}
     for split, batch in _splits(files, total):
         if split != "train":
-            break  # it comes first
+            break  # which comes first
         for name, frequencies in found.items():
             if frequencies is not None:
                 frequencies.add(count_values(pa.chunked_array([batch.column(name)]), pa.large_string()))
@@ -121,7 +120,7 @@ def _count(files: Files, total: dict[str, int], bar: Progress, task: object) -> 
 
 
 def _encode(batch: pa.RecordBatch, vocabularies: dict[str, Vocabulary | None]) -> pa.Table:
-    """The rows as they are written."""
+    """The rows as they are written: label, counts, and ids of categories."""
     columns = [batch.column(LABEL), *[batch.column(name) for name in COUNTS]]
     for name, vocabulary in vocabularies.items():
         if vocabulary is not None:
@@ -134,7 +133,7 @@ def _encode(batch: pa.RecordBatch, vocabularies: dict[str, Vocabulary | None]) -
 
 
 def _splits(files: Files, total: dict[str, int]) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """All rows in their order, each piece with its split; the train split comes first."""
+    """(split, rows) for all rows in their order; the train split comes first."""
     if list(files) != ["all"]:
         for split, paths in files.items():
             for path in paths:
@@ -154,10 +153,10 @@ def _splits(files: Files, total: dict[str, int]) -> Iterator[tuple[str, pa.Recor
 
 
 def _read(path: Path) -> Iterator[pa.RecordBatch]:
-    """The rows of one file, a few megabytes at a time; gzip by its name.
+    """The rows of a file, a few megabytes at a time; decompressed if it is named `.gz`.
 
     Raises:
-        UserError: where the file is not in the published format.
+        UserError: the file is not in the published format.
     """
     categories = dict.fromkeys(CATEGORIES, pa.dictionary(pa.int32(), pa.string()))
     types = {LABEL: pa.int8(), **dict.fromkeys(COUNTS, pa.int64()), **categories}
@@ -183,7 +182,7 @@ def _read(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _count_rows(path: Path) -> int:
-    """The lines of a text file, of the last one too where no newline ends it."""
+    """The number of lines of a text file, with or without a final newline. Raises UserError if it is unreadable."""
     rows, last = 0, b"\n"
     try:
         with pa.input_stream(str(path)) as stream:
@@ -196,7 +195,7 @@ def _count_rows(path: Path) -> int:
 
 
 def _find(source: Path) -> Files:
-    """The files by split, or all of them under `all`, to be split in their order."""
+    """The files by split, or all of them under `all`, to be split by their order. Raises UserError if there is none."""
     if source.is_file():
         return {"all": [source]}
     if not source.is_dir():

@@ -1,18 +1,18 @@
 """Diginetica's shopping sessions as next-item prediction, in the protocol of NARM and SR-GNN.
 
-The source is what their preparation leaves: `train_sessions.parquet` (a session's items in time order) and
-`test.parquet`, the sessions of the last week, each as all its prefixes with the item that came next. Sessions are
-anonymous: `user_id` is a session's number, which tells what rows belong together and is no feature to learn from.
+The source is the output of their preparation: `train_sessions.parquet` (a session's items in time order) and
+`test.parquet`, the sessions of the last week, as all their prefixes with the next item. Sessions are anonymous:
+`user_id` is a session's number, which says which rows belong together and is not a feature.
 
-- train: the first nine tenths of the training sessions, one row a session; its last item is `item`;
-- train_prefixes: the same as a row for each position but the first, as NARM and SR-GNN train;
-- valid: the last tenth of the training sessions, a row for each position, like the test rows;
+- train: the first nine tenths of the training sessions, one row per session; `item` is the last one;
+- train_prefixes: the same with a row per position except the first, as NARM and SR-GNN train;
+- valid: the last tenth of the training sessions, a row per position, like the test rows;
 - test: the published prefixes with their next items.
 
-The file gives no times, but its sessions stand in the order of their dates: their items are numbered in the order in
-which they first appear. So the valid sessions are the last ones in the file, which stand to the train sessions as the
-test sessions to both. (The papers hold out a tenth at random to choose hyper-parameters and train on everything in the
-end, so a model that is trained on `train_prefixes` alone has seen a tenth less than theirs.)
+The file has no times, but its sessions are in the order of their dates, as their items are numbered by first
+appearance. So the valid sessions, the last ones in the file, are later than the train sessions, as the test sessions
+are later than both. (The papers hold out a random tenth to choose hyperparameters, and finally train on everything; a
+model trained on `train_prefixes` alone has seen a tenth less than theirs.)
 
 Ids are dense over the items of both files. All items of the test sessions are in the published training sessions, but
 164 of the 43,097 occur in valid or test rows only, and so are never learned.
@@ -43,7 +43,7 @@ VALID_SHARE = 0.1
 
 
 def prepare(source: Path, out: Path) -> None:
-    """Prepares the two files in the folder `source` into the folder `out`."""
+    """Prepare the two files in the folder `source` in the folder `out`."""
     train, test = (source_file(source, name, ORIGIN) for name in ("train_sessions.parquet", "test.parquet"))
     learned = _lists(train, "session")
     held_out, held_out_lengths = _test_sessions(test)
@@ -89,7 +89,7 @@ def _test_sessions(path: Path) -> tuple[Ints, Ints]:
     first = np.ones(len(lengths), bool)  # rows that begin a session
     first[1:] = lengths[:-1] == 1
     ends = np.cumsum(lengths)
-    # each row must be the one before without its last item, which is the row's own next item
+    # each row must be the one before without its last item, which is then the row's next item
     shorter = np.flatnonzero(~first)
     row = np.repeat(shorter, lengths[shorter])
     within = np.arange(len(row)) - np.repeat(np.cumsum(lengths[shorter]) - lengths[shorter], lengths[shorter])

@@ -1,7 +1,7 @@
-"""A prepared folder from a file of anyone's own events: who did something with which item, and when.
+"""Makes a prepared folder of a user's own file of events: who did something with which item, and when.
 
-Users and items become dense ids in the order of their sorted originals, which `users.parquet` and `items.parquet` hold
-(columns `id`, `original`). What the splits are is told in `sequences`.
+Users and items get dense ids in the order of their original ones, which are in `users.parquet` and `items.parquet`
+(columns `id`, `original`). For the splits see `sequences`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Columns(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What became of the events: how many were there and kept, and the items that no train row holds."""
+    """Events read and kept, users and items kept, and the items that no train row contains (`unlearned`)."""
 
     read: int
     kept: int
@@ -52,11 +52,15 @@ class EventPlan:
     """How events become rows.
 
     Args:
-        way: `leave-one-out`, `temporal` or `session` (where the user column names sessions).
-        valid_from, test_from: where valid and test begin, as text in the time column's type; for the last two.
-        min_user_events, min_item_events: users and items with fewer events are dropped, and again until all that are
-            left have as many (the k-core).
+        way: `leave-one-out`, `temporal` or `session` (with sessions in the user column).
+        valid_from, test_from: the times at which valid and test begin, as text that the time column's type can parse;
+            for `temporal` and `session`.
+        min_user_events, min_item_events: users and items with fewer events are dropped, repeatedly, until none is left
+            (the k-core).
         max_length: items of a history.
+
+    Raises:
+        UserError: an unknown way, a number below 1, or bounds that are missing or superfluous.
     """
 
     way: str = "leave-one-out"
@@ -74,16 +78,16 @@ class EventPlan:
                 raise UserError(f"{name} is {getattr(self, name)}, must be at least 1")
         bounds = (self.valid_from, self.test_from)
         if self.way == "leave-one-out" and bounds != (None, None):
-            raise UserError("valid_from and test_from do nothing with split leave-one-out: leave them out")
+            raise UserError("valid_from and test_from have no effect with split leave-one-out: leave them out")
         if self.way != "leave-one-out" and None in bounds:
             raise UserError(f"split {self.way} needs valid_from and test_from: the times at which these splits begin")
 
 
 def prepare_events(path: Path, out: Path, columns: Columns, plan: EventPlan) -> Counts:
-    """Writes the events of a .csv, .tsv or .parquet file as the prepared folder `out`.
+    """Prepare the events of a .csv, .tsv or .parquet file in the folder `out`; returns what became of them.
 
     Raises:
-        UserError: where the file, a column or a value is not as it must be, or a split would have no row.
+        UserError: the file, a column or a value is unsuitable, or a split would have no row.
     """
     if plan.way != "leave-one-out" and columns.time is None:
         raise UserError(f"split {plan.way} needs the column of the events' times")
@@ -98,8 +102,9 @@ def prepare_events(path: Path, out: Path, columns: Columns, plan: EventPlan) -> 
     kept = k_core(by_user, by_item, plan.min_user_events, plan.min_item_events)
     if not kept.any():
         raise UserError(
-            f"{path}: none of the {len(kept):,} events is left: no users with {plan.min_user_events} events and items "
-            f"with {plan.min_item_events} hold each other up; lower min_user_events or min_item_events"
+            f"{path}: none of the {len(kept):,} events is left after dropping users with fewer than "
+            f"{plan.min_user_events} events and items with fewer than {plan.min_item_events}; lower min_user_events or "
+            f"min_item_events"
         )
     by_user, user_words = _densely(by_user[kept], user_words)
     by_item, item_words = _densely(by_item[kept], item_words)
@@ -118,7 +123,7 @@ def prepare_events(path: Path, out: Path, columns: Columns, plan: EventPlan) -> 
 
 
 def k_core(users: NDArray[Any], items: NDArray[Any], min_user: int, min_item: int) -> Bools:
-    """Which events are left when users and items with too few of them are dropped until none is."""
+    """Which events, bool [n], are left after repeatedly dropping users and items with too few of them."""
     kept = np.ones(len(users), bool)
     while True:
         of_user = np.bincount(users[kept], minlength=users.max(initial=-1) + 1)
@@ -137,20 +142,20 @@ def _splits(sequences: cut.Sequences, plan: EventPlan, bounds: tuple[float, floa
 
 def _why_empty(plan: EventPlan, split: str) -> str:
     if plan.way == "leave-one-out":
-        return "no user has events enough (four for all of the splits)"
+        return "no user has enough events (four for all splits)"
     if split.startswith("train"):
         return f"no user has two events before {plan.valid_from}; let valid_from be later"
     return f"no user has an event there and one before it; move valid_from ({plan.valid_from}) or test_from"
 
 
 def _densely(ids: NDArray[Any], words: pa.Array) -> tuple[NDArray[Any], pa.Array]:
-    """Ids and vocabulary without the words that no id means any more."""
+    """Ids renumbered densely, and the vocabulary without the words that no id uses."""
     used, ids = np.unique(ids, return_inverse=True)
     return ids.astype(np.int32), words.take(pa.array(used))
 
 
 def _read(path: Path, columns: Columns) -> pa.Table:
-    """The columns, not empty and without nulls."""
+    """The columns of the file. Raises UserError if they are empty, have nulls or an unsuitable type."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     chosen = [name for name in columns if name is not None]
@@ -165,7 +170,7 @@ def _read(path: Path, columns: Columns) -> pa.Table:
             parsing = pcsv.ParseOptions(delimiter=delimiters[path.suffix], newlines_in_values=True)
             with pcsv.open_csv(path, parse_options=parsing) as reader:
                 _check_present(path, chosen, reader.schema.names)
-            # ids as text, so that 007 stays what it is
+            # ids as text, so that 007 stays 007
             reading = pcsv.ConvertOptions(
                 include_columns=chosen,
                 column_types={columns.user: pa.string(), columns.item: pa.string()},
@@ -174,7 +179,7 @@ def _read(path: Path, columns: Columns) -> pa.Table:
             )
             table = pcsv.read_csv(path, parse_options=parsing, convert_options=reading)
         else:
-            raise UserError(f"{path} is no event file: it must end in .csv, .tsv or .parquet")
+            raise UserError(f"{path} is not an event file: it must end in .csv, .tsv or .parquet")
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     if not table.num_rows:
@@ -187,7 +192,7 @@ def _read(path: Path, columns: Columns) -> pa.Table:
             raise UserError(f"{path}: column {name!r} is {values.type}: ids must be integers or strings")
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
-        if pa.types.is_string_view(values.type):  # of which Arrow makes no distinct values
+        if pa.types.is_string_view(values.type):  # which Arrow cannot make distinct
             values = values.cast(pa.large_string())
         table = table.set_column(place, name, values if path.suffix == ".parquet" else _whole_numbers(values))
     return table
@@ -214,7 +219,7 @@ def _is_id(kind: pa.DataType) -> bool:
 
 
 def _whole_numbers(values: Any) -> Any:
-    """Text as integers where all of it is such, written as they are."""
+    """Text as integers if every value is the canonical text of one; otherwise unchanged."""
     try:
         integers = values.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -223,7 +228,7 @@ def _whole_numbers(values: Any) -> Any:
 
 
 def _times(values: Any, where: str, plan: EventPlan) -> tuple[NDArray[Any], tuple[float, float]]:
-    """The times as numbers, and where valid and test begin (nothing where the plan does not say)."""
+    """The times as numbers [n], and those at which valid and test begin ((0, 0) if the plan has none)."""
     values = array(values)
     kind = values.type
     if pa.types.is_date(kind):
@@ -236,18 +241,18 @@ def _times(values: Any, where: str, plan: EventPlan) -> tuple[NDArray[Any], tupl
     if plan.valid_from is None or plan.test_from is None:
         return numpy(numbers), (0.0, 0.0)
     found = [_bound(text, kind, where) for text in (plan.valid_from, plan.test_from)]
-    if not found[0] < found[1]:  # which is so for a NaN, too
+    if not found[0] < found[1]:  # also true for NaN
         raise UserError(f"valid_from {plan.valid_from} must be earlier than test_from {plan.test_from}")
     return numpy(numbers), (found[0], found[1])
 
 
 def _bound(text: str, kind: Any, where: str) -> Any:
-    """A time given as text, in the column's type; one without a zone counts as UTC."""
+    """A time given as text as a number of the column's unit; without a zone it is UTC."""
     forms = [pa.timestamp(kind.unit, zone) for zone in (None, "UTC")] if pa.types.is_timestamp(kind) else [kind]
-    for form in forms:  # a text with a zone is none without, and the other way round
+    for form in forms:  # Arrow parses a text with a zone only as a type with one, and the other way round
         try:
             value = pa.scalar(text).cast(form)
         except pa.ArrowInvalid:
             continue
         return (value.cast(pa.int64()) if pa.types.is_timestamp(form) else value).as_py()
-    raise UserError(f"{text!r} is no time of {where}, which is {kind}")
+    raise UserError(f"{text!r} is not a time of {where}, which is {kind}")

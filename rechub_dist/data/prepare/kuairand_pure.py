@@ -1,17 +1,17 @@
 """KuaiRand-Pure as multi-task prediction on impressions: click, long view, like, follow, comment, forward.
 
-The impressions are those of 25 to 30 April 2022, split by time at midnight of UTC+8: 25-28 April train, the 29th is
-valid, the 30th test (about 61 : 16 : 23 of the rows). Later impressions are never learned from, so the scores are
-those of a model that was trained up to the night before. Impressions that the log holds twice (same user, video and
-millisecond) are kept once, as they would else stand on both sides of a split; one that is not after the end of its
-user's own history is dropped. Rows are in time order.
+The impressions are those of 25 to 30 April 2022, split by time at midnight UTC+8: 25-28 April are train, the 29th is
+valid, the 30th test (about 61 : 16 : 23 of the rows). Nothing is learned from later impressions, so scores are those
+of a model trained up to the night before. Duplicate impressions in the log (same user, video and millisecond) are kept
+once, as they might otherwise be on both sides of a split; those that are not after the end of their user's history are
+dropped. Rows are in time order.
 
-Features are what is known before the impression: the user's and the video's own, hour and tab, and the videos that the
-user watched, watched long or liked up to 24 April, with the authors of those watched. Nothing of the impression's
-outcome (play time, stay times, watch ratio) is one. The user features are the data set's one snapshot.
+Features are known before the impression: those of the user and the video, hour and tab, and the videos that the user
+watched, watched long or liked up to 24 April, with the authors of the watched ones. Nothing of the impression's outcome
+(play time, stay times, watch ratio) is a feature. The user features are from the data set's only snapshot.
 
 Vocabularies are those of the feature files, which cover all users and videos; tabs are those of the log. **Id 0 of
-every table means unknown**: a missing value, or one that the feature files do not hold.
+every table means unknown**: a missing value, or one that is not in the feature files.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ LABELS = {
 
 
 def prepare(source: Path, out: Path) -> None:
-    """Prepares the interactions, histories and features in the folder `source` into the folder `out`."""
+    """Prepare the interactions, histories and features in the folder `source` in the folder `out`."""
     paths = {name: source_file(source, name, ORIGIN) for name in (INTERACTIONS, SEQUENCES, USERS, VIDEOS)}
     log_columns = ["user_id", "video_id", "time_ms", "tab", *LABELS.values()]
     log = _columns(read_parquet(paths[INTERACTIONS]), log_columns, paths[INTERACTIONS])
@@ -113,7 +113,7 @@ def _columns(table: pa.Table, names: list[str], path: Path) -> pa.Table:
 
 
 def _impressions(log: pa.Table, sequences: pa.Table) -> pa.Table:
-    """The log in time order, each impression once, without those that the user's own history reaches."""
+    """The log in time order, without duplicates and without impressions that the user's history covers."""
     user, video, time = (numpy(log[name]) for name in ("user_id", "video_id", "time_ms"))
     order = np.lexsort((video, user, time))
     same = np.zeros(len(order), bool)
@@ -124,14 +124,14 @@ def _impressions(log: pa.Table, sequences: pa.Table) -> pa.Table:
 
 
 def _places(values: Any, keys: Any) -> pa.Array:
-    """Where each value stands among the unsorted `keys`; null where it does not."""
+    """The index of each value among the unsorted `keys`; null for values that are not there."""
     return pc.index_in(array(values), value_set=array(keys))
 
 
 def _features(
     log: pa.Table, users: pa.Table, videos: pa.Table, sequences: pa.Table
 ) -> tuple[dict[str, pa.Array], list[Feature]]:
-    """The columns of the impressions' features, and what they are."""
+    """The columns of the impressions' features, and the features."""
     by_user = _places(log["user_id"], users["user_id"])
     by_video = _places(log["video_id"], videos["video_id"])
     by_sequence = _places(log["user_id"], sequences["user_id"])
@@ -140,7 +140,7 @@ def _features(
     tables: dict[str, Table] = {}
 
     def sparse(name: str, values: Any, of: Any, at: pa.Array | None) -> None:
-        """A category with the vocabulary of the column `of`, taken for the impressions `at`."""
+        """Add a category with the vocabulary of the column `of`, at the indices `at` of the impressions."""
         words = vocabulary(of)
         ids = encode(values, words, unknown=0, shift=1)
         columns[name] = ids if at is None else pc.fill_null(ids.take(at), 0)
@@ -148,7 +148,7 @@ def _features(
         features.append(SparseFeature(name, tables[name]))
 
     def dense(name: str, values: Any, at: pa.Array) -> None:
-        """A quantity, logarithmic; a missing one counts as 0."""
+        """Add a quantity, whose logarithm is taken; missing ones count as 0."""
         columns[name] = array(values).cast(pa.float32()).take(at)
         features.append(DenseFeature(name, transform="log", missing="fill"))
 
@@ -190,7 +190,7 @@ def _features(
 
 
 def _no_null_lists(lists: pa.ListArray) -> pa.ListArray:
-    """The same lists, a missing one as an empty one."""
+    """The lists, with empty ones for nulls."""
     lengths = numpy(pc.fill_null(pc.list_value_length(lists), 0))
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), lists.flatten())

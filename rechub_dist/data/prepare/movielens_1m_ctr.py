@@ -2,8 +2,8 @@
 
 The protocol is RecBole's for its context-aware models: ratings of 3 are dropped, the label is `rating > 3` (739,012
 rows), and the rows are split at random into 8 : 1 : 1, here with a fixed seed; valid and test have floor(n / 10) rows
-each. Features are the user's and the movie's own: ids, age, gender, occupation, release year and genres. Nothing of the
-rating's order or time is a feature.
+each. Features are those of the user and the movie: ids, age, gender, occupation, release year and genres. Order and
+time of the ratings are not features.
 
 The vocabularies are those of the published files before ratings of 3 are dropped: every user, every movie with a
 rating, every age group, occupation, year and genre.
@@ -30,7 +30,7 @@ SEED = 2020
 
 
 def prepare(source: Path, out: Path) -> None:
-    """Prepares `ratings.dat`, `users.dat` and `movies.dat` of the folder `source` into the folder `out`."""
+    """Prepare `ratings.dat`, `users.dat` and `movies.dat` in the folder `source` in the folder `out`."""
     i32, text = pa.int32(), pa.string()
     ratings = read_delimited(
         source_file(source, "ratings.dat", ORIGIN),
@@ -54,7 +54,7 @@ def prepare(source: Path, out: Path) -> None:
     features: list[SparseFeature] = []
 
     def add(name: str, values: Any, of: Any, at: pa.Array, **options: Any) -> None:
-        """A feature of the users or the movies (`of` gives its vocabulary), taken for the ratings' rows `at`."""
+        """Add a feature of users or movies (`of` gives its vocabulary), at the indices `at` of the ratings."""
         words = vocabulary(of)
         columns[name] = encode(values, words).take(at)
         features.append(SparseFeature(name, Table(name, len(words)), **options))
@@ -87,7 +87,7 @@ def prepare(source: Path, out: Path) -> None:
 
 
 def _places(values: Any, keys: Any, file: str) -> pa.Array:
-    """Where each value stands among the unsorted `keys`."""
+    """The index of each value among the unsorted `keys`."""
     places = pc.index_in(array(values), value_set=array(keys))
     if places.null_count:
         raise UserError(f"ratings.dat names {array(values).filter(pc.is_null(places))[0]}, which {file} does not hold")

@@ -1,16 +1,16 @@
 """MovieLens-1M as next-item prediction, leave-one-out.
 
-The source is `ml-1m.txt` as sequential recommenders publish it: `user item` a line, each user's items in time order,
-ids from 1. One row a user and split; `history` holds what the user saw before `item`:
+The source is `ml-1m.txt` as sequential recommenders publish it: `user item` per line, each user's items in time order,
+ids from 1. One row per user and split; `history` has what the user saw before `item`:
 
-- train: `item` is the last but two, so a model that learns at every position sees all but the user's last two items;
+- train: `item` is the last but two, so that a model that learns at every position sees all but the last two items;
 - valid: `item` is the last but one;
 - test: `item` is the last.
 
 `train_prefixes` has a row for each position of the train part (see `sequences`, and there for users of few items; in
 the published file every user has enough).
 
-Histories are stored whole, but for those of `train_prefixes`; the schema's `max_length` keeps the newest 200.
+Histories are stored whole, except in `train_prefixes`; the schema's `max_length` keeps the newest 200.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_LENGTH = 200
 
 
 def prepare(source: Path, out: Path) -> None:
-    """Prepares `ml-1m.txt` of the folder `source` into the folder `out`."""
+    """Prepare `ml-1m.txt` in the folder `source` in the folder `out`."""
     path = source_file(source, "ml-1m.txt", ORIGIN)
     table = read_delimited(path, {"user": pa.int32(), "item": pa.int32()}, delimiter=" ")
     item_words = vocabulary(table["item"])

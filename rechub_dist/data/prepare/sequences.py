@@ -1,13 +1,13 @@
-"""Event sequences as next-item prediction: which rows a split has, and the prepared folder of them.
+"""Event sequences as next-item prediction: the rows of each split, and the prepared folder.
 
 A row is a *target* event with what its user (or session) did before: the columns are `user_id`, `history` (ids of
-items, oldest first) and `item`, the target's. Since all of a row follows from the place of its target, a split is no
-more than an array of places, and the rows are cut from the sequences as they are written.
+items, oldest first) and `item`, the target's. As the index of the target determines the row, a split is just an array
+of indices, and rows are cut from the sequences when they are written.
 
-Every way to split gives the same four folders:
+Every way of splitting gives the same four folders:
 
-- `train`: one row a user, its last training event and all before, for a model that learns at every position;
-- `train_prefixes`: a row for each of the same events but a user's first, for a model that learns at the last position;
+- `train`: one row per user, with its last training event as target, for models that learn at every position;
+- `train_prefixes`: a row for each of these events except a user's first, for models that learn at the last position;
 - `valid` and `test`.
 
 Splits whose rows overlap (`train_prefixes`, and where a user has several `valid` or `test` rows) store the newest
@@ -33,12 +33,12 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sequences:
-    """The events of all users: user 0's in time order, then user 1's, ...
+    """The events of all users: those of user 0 in time order, then those of user 1, ...
 
     Attributes:
-        items: the events' items [E].
-        lengths: how many events each user has [U]; 0 is fine.
-        times: the events' times [E], any ascending numbers; None where only the order is known.
+        items: the item of each event, integers [E].
+        lengths: the number of events of each user, int64 [U]; may be 0.
+        times: the time of each event, numbers [E]; None if only the order is known.
     """
 
     items: NDArray[Any]
@@ -47,31 +47,31 @@ class Sequences:
 
     @classmethod
     def group(cls, users: NDArray[Any], items: NDArray[Any], times: NDArray[Any] | None = None) -> Sequences:
-        """From events in any order. Those of a user that have the same time (or none) keep the order given."""
+        """The sequences of events in any order; a user's events with equal times (or none) keep their order."""
         order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
         lengths = np.bincount(users).astype(np.int64)
         return cls(items[order], lengths, None if times is None else times[order])
 
     @cached_property
     def starts(self) -> Ints:
-        """Each user's first event [U]."""
+        """Index of each user's first event, int64 [U]."""
         return np.cumsum(self.lengths) - self.lengths
 
     @cached_property
     def users(self) -> Ints:
-        """Each event's user [E]."""
+        """The user of each event, int64 [E]."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     @cached_property
     def before(self) -> Ints:
-        """How many events of the same user precede each event [E]."""
+        """The number of events of the same user before each event, int64 [E]."""
         return np.arange(len(self.items)) - self.starts[self.users]
 
 
 class Split(NamedTuple):
-    """The rows of a split: the places of their targets among the events, ascending.
+    """The rows of a split: the indices of their targets among the events, ascending, int64.
 
-    `overlap`: a user has several rows, of which each is nearly the one before it.
+    `overlap`: whether users have several rows, of which each contains most of the one before.
     """
 
     targets: Ints
@@ -82,10 +82,10 @@ Splits = dict[str, Split]
 
 
 def leave_one_out(sequences: Sequences) -> Splits:
-    """The last event of each user to test, the last but one to valid, what precedes them to train.
+    """The last event of each user in test, the last but one in valid, the others in train.
 
-    A user of three events has valid and test rows only (nothing precedes the first event). A user of two has a train
-    row only: there is too little to hold out. A user of one has none.
+    A user with three events has valid and test rows only (the first event has no history). A user with two has a train
+    row only, as there is too little to hold out. A user with one has none.
     """
     lengths, ends = sequences.lengths, sequences.starts + sequences.lengths
     pairs = lengths == 2
@@ -99,18 +99,19 @@ def leave_one_out(sequences: Sequences) -> Splits:
 
 
 def temporal(sequences: Sequences, valid_from: float, test_from: float) -> Splits:
-    """Events before `valid_from` to train, from then on to valid, from `test_from` on to test.
+    """Events before `valid_from` in train, later ones in valid, and those from `test_from` on in test.
 
-    Each event of the later parts is the target of a row, with all that its user did before in whatever part, as a
-    model finds it that is trained once and then serves. A user's first event of all has no row.
+    Each event in valid and test is the target of a row, with everything that its user did before, in whatever split:
+    what a model faces that is trained once and then serves. A user's very first event has no row.
     """
     assert sequences.times is not None
     return _by_part(sequences, _parts(sequences.times, valid_from, test_from))
 
 
 def sessions(sequences: Sequences, valid_from: float, test_from: float) -> Splits:
-    """Whole sequences (sessions) by time: in train are those that end before `valid_from`, in valid those that end
-    before `test_from`. So nothing learned from is later than a boundary, even where a session spans it.
+    """Whole sequences (sessions) by time: those that end before `valid_from` in train, before `test_from` in valid.
+
+    So nothing in train is later than the boundary, even if a session spans it.
     """
     assert sequences.times is not None
     ends = np.maximum(sequences.starts + sequences.lengths - 1, 0)
@@ -118,7 +119,7 @@ def sessions(sequences: Sequences, valid_from: float, test_from: float) -> Split
 
 
 def by_session(sequences: Sequences, part: Ints) -> Splits:
-    """Whole sequences to train (0), valid (1) or test (2) as `part` [U] says; of the last two each position a row."""
+    """Whole sequences in train, valid or test (0, 1, 2 in `part` [U]); valid and test have a row per position."""
     return _by_part(sequences, part[sequences.users])
 
 
@@ -128,7 +129,7 @@ def _parts(times: NDArray[Any], valid_from: float, test_from: float) -> Ints:
 
 
 def _by_part(sequences: Sequences, part: Ints) -> Splits:
-    """Splits by the part [E] of each event, which never falls within a user's events."""
+    """Splits by the part of each event, int64 [E], which never decreases within a user's events."""
     rows = sequences.before > 0
     learned = np.bincount(sequences.users[part == 0], minlength=len(sequences.lengths))
     train = (sequences.starts + learned - 1)[learned > 1]
@@ -141,12 +142,12 @@ def _by_part(sequences: Sequences, part: Ints) -> Splits:
 
 
 def _up_to(sequences: Sequences, last: Ints) -> Ints:
-    """The places of all events up to `last`, one a user that has any, without the users' first."""
+    """The indices of all events up to `last` (one per user that has any), without the users' first."""
     return np.flatnonzero(covered(sequences, last) & (sequences.before > 0))
 
 
 def covered(sequences: Sequences, targets: Ints) -> NDArray[np.bool_]:
-    """Which events stand in the rows of these targets, histories uncut [E]."""
+    """Which events are in the rows of these targets, with full histories: bool [E]."""
     change = np.zeros(len(sequences.items) + 1, np.int64)
     np.add.at(change, sequences.starts[sequences.users[targets]], 1)
     np.add.at(change, targets + 1, -1)
@@ -154,12 +155,11 @@ def covered(sequences: Sequences, targets: Ints) -> NDArray[np.bool_]:
 
 
 def check_splits(sequences: Sequences, splits: Splits, items: int) -> None:
-    """Assert that nothing leaks: the splits are ours to make, so a leak is our own mistake.
+    """Assert that nothing leaks; a leak would be a bug here, so AssertionError is raised.
 
-    - Each row has a history, which lies before its target and belongs to the same user.
-    - No valid or test target stands in a train row, and no test target in a valid row, neither as target nor as
-      history.
-    - All items are in the catalogue of `items`.
+    - Each row has a history, of the same user and before its target.
+    - No valid or test target is in a train row, and no test target in a valid row, neither as target nor in a history.
+    - All items are below `items`.
     """
     if sequences.times is not None:
         falls = np.flatnonzero(np.diff(sequences.times) < 0) + 1
@@ -169,20 +169,20 @@ def check_splits(sequences: Sequences, splits: Splits, items: int) -> None:
     assert not len(ids) or (ids.min() >= 0 and ids.max() < items), "an item is not in the catalogue"
     for name, split in splits.items():
         inside = (split.targets >= 0) & (split.targets < len(ids))
-        assert inside.all(), f"{name}: a target is no event"
+        assert inside.all(), f"{name}: a target is not an event"
         assert (sequences.before[split.targets] > 0).all(), f"{name}: a row has no history"
         owners = sequences.users[split.targets]
         assert split.overlap or len(np.unique(owners)) == len(owners), f"{name}: a user has several rows"
     learned = covered(sequences, np.concatenate([splits["train"].targets, splits[PREFIXES].targets]))
     for name, known in (("valid", learned), ("test", learned), ("test", covered(sequences, splits["valid"].targets))):
         where = "train" if known is learned else "valid"
-        assert not known[splits[name].targets].any(), f"a {name} target stands in a {where} row"
+        assert not known[splits[name].targets].any(), f"a {name} target is in a {where} row"
 
 
 def write_sequences(
     folder: Path, name: str, sequences: Sequences, splits: Splits, *, items: int, max_length: int
 ) -> None:
-    """Writes the splits and the schema into a folder that is being prepared, after `check_splits`."""
+    """Write splits and schema into a folder that is being prepared, after `check_splits`."""
     check_splits(sequences, splits, items)
     for split, (targets, overlap) in splits.items():
         limit = max_length if overlap else None
@@ -195,7 +195,7 @@ def write_sequences(
 
 
 def sequence_schema(users: int, items: int, max_length: int) -> FeatureSchema:
-    """The schema of such a folder: target and history read one table."""
+    """The schema of such a folder; target and history share a table."""
     item = Table("item", items)
     return FeatureSchema(
         (
@@ -207,7 +207,7 @@ def sequence_schema(users: int, items: int, max_length: int) -> FeatureSchema:
 
 
 def rows(sequences: Sequences, targets: Ints, limit: int | None = None) -> pa.Table:
-    """The rows of these targets, at most the newest `limit` items of their histories."""
+    """The rows of these targets, with at most the newest `limit` items of each history."""
     sizes = sequences.before[targets]
     if limit is not None:
         sizes = np.minimum(sizes, limit)

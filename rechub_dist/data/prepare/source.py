@@ -1,4 +1,4 @@
-"""Reading the published files, and turning their values into dense ids."""
+"""Reads published files, and encodes their values as dense ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def source_file(source: Path, name: str, origin: str) -> Path:
     """The file `name` in the folder `source`.
 
     Raises:
-        UserError: where it is not there; the message says where the data set comes from (`origin`).
+        UserError: it does not exist; the message says where the data set is from (`origin`).
     """
     path = source / name
     if not path.is_file():
@@ -26,10 +26,10 @@ def source_file(source: Path, name: str, origin: str) -> Path:
 
 
 def read_delimited(path: Path, columns: dict[str, pa.DataType], *, delimiter: str, encoding: str = "utf8") -> pa.Table:
-    """A text file without header or quoting, with a delimiter of any length.
+    """The table in a text file without header or quoting, with a delimiter of any length.
 
     Raises:
-        UserError: where the file does not hold such columns.
+        UserError: the file does not have such columns.
     """
     data = path.read_bytes()
     if len(delimiter) > 1:
@@ -47,20 +47,23 @@ def read_delimited(path: Path, columns: dict[str, pa.DataType], *, delimiter: st
 
 
 def array(values: Any) -> pa.Array:
-    """A column in one piece."""
+    """A column as one Arrow array."""
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
 def vocabulary(values: Any) -> pa.Array:
-    """The distinct values, sorted, nulls left out: a value's id is its place."""
+    """The distinct values, sorted, without nulls: a value's id is its index."""
     distinct = array(pc.unique(pc.drop_null(array(values))))
     return distinct.take(pc.sort_indices(distinct))
 
 
 def encode(values: Any, words: pa.Array, *, unknown: int | None = None, shift: int = 0) -> pa.Array:
-    """The values' places in the vocabulary `words`, plus `shift`, as int32; lists stay lists.
+    """The values' indices in the vocabulary `words`, plus `shift`, int32 [n]; lists become lists of them.
 
-    A null, or a value that is not in the vocabulary, becomes `unknown`; without one it is a `UserError`.
+    Nulls and values that are not in the vocabulary become `unknown`.
+
+    Raises:
+        UserError: there are such values, and `unknown` is None.
     """
     values = array(values)
     if pa.types.is_list(values.type):

@@ -1,18 +1,17 @@
-"""A synthetic data set with a planted truth, of any size, and the best score that any model can reach on it.
+"""A synthetic data set of any size with known probabilities, and the best scores that any model can reach on it.
 
 Ids follow a power law, dense values are standard normal. The logit of a row is the sum of
 
 - a weight for each id (first order) and for each dense value,
-- the products of small latent vectors for a few pairs of sparse features (second order, what factorization machines
-  are for),
+- the products of small latent vectors of a few pairs of sparse features (second order, as in factorization machines),
 - with `sequence`, the affinity of a target item to the items of the row's history,
 
-each scaled to a fixed share of the logit's variance, plus a bias that gives the positive rate. The label is drawn from
-the logit's sigmoid. `truth.json` holds what the true probabilities themselves score on the labels drawn.
+each scaled to a fixed share of the logit's variance, plus a bias that gives the positive rate. The label is drawn with
+the logit's sigmoid as probability. `truth.json` has the scores of these probabilities on the drawn labels.
 
-Weights come from a counter-based hash of (seed, name, id), so no table of a vocabulary's size is held, and rows are
-made a row group at a time: memory does not grow with `rows` or `vocabulary`. The rows depend on the arguments other
-than `files` alone. Splits are 8 : 1 : 1; all rows are alike.
+Weights are a hash of (seed, name, id), so that no table of a vocabulary's size is needed, and rows are generated one
+row group at a time: memory does not grow with `rows` or `vocabulary`. The rows depend on all arguments except `files`.
+Splits are 8 : 1 : 1, identically distributed.
 """
 
 from __future__ import annotations
@@ -63,22 +62,23 @@ def synthesize(
     labels: int = 1,
     files: int = 4,
 ) -> None:
-    """Writes a synthetic prepared folder.
+    """Write a synthetic prepared folder.
 
     Args:
         out: the folder to write.
-        rows: rows in all; a tenth each, rounded down, are valid and test.
+        rows: total number of rows; valid and test have a tenth each, rounded down.
         dense: number of dense features, `dense_0` and so on.
-        sparse: number of sparse features, `sparse_0` and so on, each with a table of its own.
+        sparse: number of sparse features, `sparse_0` and so on, each with its own table.
         vocabulary: rows of each table.
-        sequence: add a sparse feature `item` and a sequence feature `history` that read one table.
+        sequence: add a sparse feature `item` and a sequence feature `history` that share a table.
         skew: exponent of the ids' power law; 0 is uniform.
-        seed: another seed, another truth and other rows.
-        labels: number of labels: `label`, or `label_0` and so on, whose logits correlate by 0.8 with the first's.
+        seed: of both the probabilities and the rows.
+        labels: number of labels: `label`, or `label_0` and so on; the logits of the others correlate by 0.8 with those
+            of the first.
         files: number of shards of the train split; valid and test have shards of the same size.
 
     Raises:
-        UserError: where a number is out of range.
+        UserError: a number is out of range.
     """
     for name, value, low in (
         ("rows", rows, 10), ("dense", dense, 0), ("sparse", sparse, 0), ("vocabulary", vocabulary, 1),
@@ -128,7 +128,7 @@ def synthetic_schema(dense: int, sparse: int, vocabulary: int, sequence: bool, l
 
 @dataclass(frozen=True)
 class _Sample:
-    """Rows without labels. `history` is (items, lengths), the items of all rows one after another."""
+    """Rows without labels. `history` is (items, lengths), with the items of all rows concatenated."""
 
     dense: Floats  # [rows, dense]
     sparse: dict[str, Ints]
@@ -147,7 +147,7 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _World:
-    """The truth."""
+    """The distribution of the rows, and the true probabilities."""
 
     dense: int
     sparse: int
@@ -179,11 +179,11 @@ class _World:
 
     def sample(self, random: np.random.Generator, rows: int) -> _Sample:
         dense = random.standard_normal((rows, self.dense))
-        dense = dense.astype(np.float32).astype(np.float64)  # the truth is that of the values as stored
+        dense = dense.astype(np.float32).astype(np.float64)  # probabilities are those of the values as stored
         sparse = {name: self._ids(random, name, rows) for name in self.sparse_names}
         history = None
         if self.sequence:
-            # a row has a taste; each place of its history is the one of two candidates that is more to it
+            # each row has a taste; each item of its history is the one of two candidates that fits the taste better
             lengths = random.integers(1, MAX_LENGTH + 1, rows)
             total = int(lengths.sum())
             taste = np.repeat(random.standard_normal((rows, RANK)), lengths, axis=0)
@@ -193,7 +193,7 @@ class _World:
         return _Sample(dense, sparse, history)
 
     def _ids(self, random: np.random.Generator, table: str, rows: int) -> Ints:
-        """Ids by a power law over ranks, which an affine bijection scatters over the table."""
+        """Ids [rows] with a power law over ranks, which an affine bijection scatters over the table."""
         u, top, power = random.random(rows), self.vocabulary + 1.0, 1.0 - self.skew
         place = top**u if abs(power) < 1e-9 else (1.0 + u * (top**power - 1.0)) ** (1.0 / power)
         rank = np.clip(place.astype(np.int64) - 1, 0, self.vocabulary - 1)
@@ -209,7 +209,7 @@ class _World:
         return np.uint64(mix64(mix64(np.array([self.seed], np.uint64)) ^ np.uint64(zlib.crc32(name.encode())))[0])
 
     def _weights(self, name: str, ids: Ints) -> Floats:
-        """A standard normal weight for each id."""
+        """A standard normal weight for each id, float64."""
         with np.errstate(over="ignore"):
             bits = mix64(self._key(name) + ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
         radius = np.sqrt(-2.0 * np.log(((bits >> np.uint64(32)).astype(np.float64) + 0.5) / 2.0**32))
@@ -217,11 +217,11 @@ class _World:
         return np.asarray(radius * np.cos(angle))
 
     def _vectors(self, name: str, ids: Ints) -> Floats:
-        """A latent vector for each id; its components matter less and less, so that few samples an id tell much."""
+        """A latent vector for each id, [ids, RANK]; components decay, so that few samples per id are informative."""
         return np.stack([self._weights(f"{name}/{k}", ids) * DECAY**k for k in range(RANK)], axis=1)
 
     def _offset_vectors(self, name: str, ids: Ints) -> Floats:
-        """With a mean in the first component: products show in the first order too, where a model starts to learn."""
+        """With a mean in the first component, so that products have a first-order part, where models start to learn."""
         vectors = self._vectors(name, ids)
         vectors[:, 0] += 1.0
         return vectors
@@ -229,7 +229,7 @@ class _World:
     # logits
 
     def _parts(self, sample: _Sample, label: int) -> dict[str, Floats]:
-        """The parts of a label's logit, unscaled; labels after the first have first-order parts alone."""
+        """The parts of a label's logit, unscaled, [rows] each; labels after the first have first-order parts only."""
         parts: dict[str, Floats] = {}
         if sample.sparse:
             parts["sparse"] = np.sum(
@@ -258,7 +258,7 @@ class _World:
 
     @cached_property
     def _scales(self) -> list[dict[str, tuple[float, float]]]:
-        """For each label, (mean, factor) of its parts: centred, with their shares of the variance."""
+        """For each label, (mean, factor) by part, which centre it and give it its share of the variance."""
         scales = []
         for label in range(self.labels):
             parts = self._parts(self._probe, label)
@@ -288,7 +288,7 @@ class _World:
 
     @cached_property
     def _biases(self) -> list[float]:
-        """For each label, the bias that gives the probe the positive rate, by bisection."""
+        """For each label, the bias with which the probe has the positive rate, by bisection."""
         biases = []
         for logits in self._logits(self._probe):
             low, high = -20.0, 20.0
@@ -299,15 +299,15 @@ class _World:
         return biases
 
     def probabilities(self, sample: _Sample) -> Iterator[tuple[str, Floats]]:
-        """The true probability of each label."""
+        """The name and true probabilities [rows] of each label."""
         for name, bias, logits in zip(self.label_names, self._biases, self._logits(sample), strict=True):
             yield name, _sigmoid(logits + bias)
 
 
 class _Score:
-    """AUC, log loss and normalized entropy of probabilities, in passing.
+    """AUC, log loss and normalized entropy of probabilities, computed incrementally.
 
-    The AUC counts the pairs that share one of 2**18 equal bins of the probability as ties.
+    The AUC counts pairs in the same of 2**18 equal bins of the probability as ties.
     """
 
     def __init__(self) -> None:
@@ -321,7 +321,7 @@ class _Score:
         self._loss -= float(np.log(np.where(label, probability, 1.0 - probability)).sum())
 
     def result(self) -> dict[str, float | None]:
-        """The scores; those that need both labels are None where there is but one."""
+        """The scores; those that need both classes are None if there is only one."""
         negatives, positives = self._bins
         below = np.cumsum(negatives) - negatives
         n, p = int(negatives.sum()), int(positives.sum())

@@ -1,4 +1,4 @@
-"""The prepared folder: Parquet shards a split, and `dataset.yaml`.
+"""The prepared folder: Parquet shards of each split, and `dataset.yaml`.
 
 ```
 out/
@@ -8,11 +8,11 @@ out/
   dataset.yaml                   the features, tables and labels
 ```
 
-Sequences have `train_prefixes/` besides, synthetic data `truth.json`, and a user's own events the original ids in
-`items.parquet` and `users.parquet`; Criteo has the values that its ids stand for in `_vocabularies/`.
+Sequences also have `train_prefixes/`, synthetic data `truth.json`, and a user's own events the original ids in
+`items.parquet` and `users.parquet`; Criteo has the values of its ids in `_vocabularies/`.
 
-All is written into a hidden folder beside `out` that takes its place when everything is there, so a preparation that
-was killed leaves nothing that could be taken for a finished one. What is written is known by our mark (see `outputs`).
+Everything is written into a hidden folder beside `out`, which replaces it once it is complete, so that a preparation
+that was killed leaves nothing that looks finished. The output has a mark (see `outputs`).
 """
 
 from __future__ import annotations
@@ -33,29 +33,28 @@ from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Table
 
 SPLITS = ("train", "valid", "test")
 SCHEMA_FILE = "dataset.yaml"
-PREFIXES = "train_prefixes"  # the train rows of sequences as one row a position
+PREFIXES = "train_prefixes"  # the train split of sequences with one row per position
 TRUTH_FILE = "truth.json"
 ITEMS_FILE = "items.parquet"  # the original ids
 USERS_FILE = "users.parquet"
-VOCABULARIES = "_vocabularies"  # a file a column: value, id, count; for the `_`, they are no files of the data
+VOCABULARIES = "_vocabularies"  # a file per column: value, id, count; because of the `_` they are not data
 ROW_GROUP = 65_536
 SHARD_ROWS = 4 * ROW_GROUP
 
 
 @contextmanager
 def prepared_folder(out: Path, name: str, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` when the block ends well and is removed when it does not.
+    """A folder to write into, which becomes `out` when the block succeeds, and is removed when it fails.
 
-    An earlier preparation of the data set `name` at `out` is replaced, if nobody has changed it, and only then.
+    An earlier, unchanged preparation of the same data set at `out` is replaced.
 
     Args:
         out: the folder.
         name: of the data set.
-        inputs: the files that are read, or the folders in which they are; they must lie elsewhere than in `out`.
+        inputs: the files that are read, or their folders; they must not be in `out`.
 
     Raises:
-        UserError: where `out` is a file, holds anything but an earlier preparation of the same data set, or overlaps
-            an input.
+        UserError: `out` is a file, holds anything but such an earlier preparation, or overlaps an input.
     """
     folders_files = (file for path in inputs for file in (path.iterdir() if path.is_dir() else [path]))
     refuse_overlap(str(out), (str(file) for file in folders_files if not file.is_dir()))
@@ -64,9 +63,9 @@ def prepared_folder(out: Path, name: str, inputs: Iterable[Path] = ()) -> Iterat
 
 
 class ShardWriter:
-    """Appends the rows of one split, in shards of `shard_rows` rows; close it, or use it as a context.
+    """Writes the rows of a split in shards of `shard_rows` rows; a context manager, or call `close`.
 
-    A split has one shard at least, even without a row, so that its columns can always be read.
+    Even a split without rows has a shard, so that its columns can be read.
     """
 
     def __init__(self, folder: Path, split: str, schema: pa.Schema, shard_rows: int = SHARD_ROWS) -> None:
@@ -86,13 +85,13 @@ class ShardWriter:
         return parquet_writer(path, self._schema)
 
     def write(self, table: pa.Table) -> None:
-        """Appends rows."""
+        """Append rows, whose columns are cast to the schema."""
         table = table.select(self._schema.names).cast(self._schema)
         self._pending = pa.concat_tables([self._pending, table])
         self._flush(ROW_GROUP)
 
     def _flush(self, least: int) -> None:
-        """Writes row groups while `least` rows wait, or as many as the shard has room for."""
+        """Write row groups while at least `least` rows are pending, or as many as the shard has room for."""
         while self._pending.num_rows >= max(1, min(least, self._room)):
             if not self._room:
                 self._writer.close()
@@ -104,7 +103,7 @@ class ShardWriter:
             self._pending = self._pending.slice(rows.num_rows)
 
     def close(self) -> None:
-        """Writes what waits and ends the open shard."""
+        """Write pending rows and close the shard."""
         self._flush(1)
         self._writer.close()
 
@@ -116,20 +115,20 @@ class ShardWriter:
 
 
 def write_split(folder: Path, split: str, table: pa.Table, shard_rows: int = SHARD_ROWS) -> None:
-    """Writes a split that is at hand as a whole."""
+    """Write a whole split."""
     with ShardWriter(folder, split, table.schema, shard_rows) as writer:
         writer.write(table)
 
 
 def write_schema(folder: Path, name: str, schema: FeatureSchema) -> None:
-    """Writes `dataset.yaml`."""
+    """Write `dataset.yaml`."""
     (folder / SCHEMA_FILE).write_text(schema_text(name, schema), encoding="utf-8")
 
 
 def schema_text(name: str, schema: FeatureSchema) -> str:
-    """The schema as YAML: features in their order, fields that differ from their defaults.
+    """The schema as YAML: features in their order, without fields that have their defaults.
 
-    A feature that alone reads a plain table of its own name gives `rows`; other tables are listed under `tables`.
+    A feature with a default table of its own name that no other reads has `rows`; other tables are under `tables`.
     """
     readers: dict[str, list[Feature]] = {}
     for feature in schema.features:
@@ -163,7 +162,7 @@ def schema_text(name: str, schema: FeatureSchema) -> str:
 
 
 def _changed(value: Any, without: Iterable[str]) -> dict[str, Any]:
-    """The fields of a dataclass that have no default or another value than it."""
+    """The fields of a dataclass that differ from their defaults, or have none."""
     return {
         field.name: getattr(value, field.name)
         for field in fields(value)

@@ -1,4 +1,4 @@
-"""What the columns of a data set hold, from its footers where these tell it, else from its rows."""
+"""Statistics of the columns of a data set, from its footers where these have them, else from its rows."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from rechub_dist.data.parquet.kinds import is_list, is_number
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.parquet.scan import THREADS, footers, scan
 
-SMALL_TABLE = 1_000_000  # rows that a table may have whatever the number of rows of data
-_FEW_ROWS = 100  # in fewer, that all values differ says nothing
+SMALL_TABLE = 1_000_000  # rows that a table may have regardless of the number of rows of data
+_FEW_ROWS = 100  # with fewer rows it means nothing that all values differ
 
 
 @dataclass
 class Facts:
-    """What is known of a column, over the rows of all splits or those seen so far.
+    """Statistics of a column, over the rows of all splits or those seen so far.
 
     Attributes:
-        low, high: the smallest and the largest number (of a list's elements); None where there is none.
-        nulls: missing values, or lists; NaN counts.
+        low, high: the smallest and the largest number (of list elements, for lists); None if there is none.
+        nulls: missing values or lists; NaN counts as missing.
         gaps: missing elements of lists.
-        shortest, longest: of the lists; None where there is none.
-        values: the counts of the distinct values in the train split, for those that have to be counted.
-        index: whether it is the index of the data frame that was written.
+        shortest, longest: lengths of lists; None if there is none.
+        values: the counts of the values in the train split, if they have to be counted.
+        index: whether it is the index of the pandas data frame that was written.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Facts:
     index: bool = False
 
     def add(self, other: Facts) -> None:
-        """Take in what is known of other rows."""
+        """Merge the statistics of other rows."""
         self.low, self.high = _either(min, self.low, other.low), _either(max, self.high, other.high)
         self.shortest = _either(min, self.shortest, other.shortest)
         self.longest = _either(max, self.longest, other.longest)
@@ -53,26 +53,26 @@ class Facts:
 
     @property
     def element(self) -> pa.DataType:
-        """The type of the values, or of the lists' elements, without a dictionary."""
+        """The type of the values, or of list elements, without dictionary encoding."""
         kind = self.type.value_type if is_list(self.type) else self.type
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     @property
     def binary(self) -> bool:
-        """Whether the values are 0 and 1, both, and none is missing."""
+        """Whether both 0 and 1 occur, nothing else, and no value is missing."""
         return not is_list(self.type) and is_number(self.type) and (self.low, self.high, self.nulls) == (0, 1, 0)
 
 
 def gather(
     train: Manifest, others: list[Manifest], progress: Callable[[int, int], None] | None = None, threads: int = THREADS
 ) -> list[Facts]:
-    """The facts of the train split's columns, with those of the other splits taken in; values are counted in train.
+    """The statistics of the train split's columns, over all splits; values are counted in train only.
 
-    What the footers know exactly (the range of integers, missing values) is not read; other columns are. Distinct
-    values are counted in memory, of the columns whose number of values decides what they are.
+    Columns are read unless the footers have their exact statistics (the range of integers, the number of nulls).
+    Distinct values are counted, in memory, for columns where their number decides what the column is.
 
     Raises:
-        UserError: where the data cannot be read.
+        UserError: the data cannot be read.
     """
     found: dict[str, Facts] = {}
     done = 0
@@ -117,12 +117,12 @@ def gather(
 
 
 def fits(f: Facts, rows: int) -> bool:
-    """Whether a table may have a row for each id up to the largest."""
+    """Whether a table with a row for each id up to the largest is small enough."""
     return f.low is None or (f.low >= 0 and f.high < max(SMALL_TABLE, 2 * rows))
 
 
 def numbers_rows(f: Facts, rows: int) -> bool:
-    """Whether each of the train split's rows has a value of its own, so that none is ever seen again."""
+    """Whether all rows of the train split have different values, so that none recurs."""
     return not is_list(f.type) and f.values is not None and rows >= _FEW_ROWS and len(f.values) == rows
 
 
@@ -132,17 +132,17 @@ def is_id(f: Facts) -> bool:
 
 
 def is_supported(f: Facts) -> bool:
-    """Whether the column can be read at all."""
+    """Whether the column has a type that can be read."""
     return is_number(f.element) or is_id(f)
 
 
 def _is_telling(f: Facts, rows: int) -> bool:
-    """Whether the number of distinct integers says more than their range does."""
+    """Whether the number of distinct integers is more informative than their range."""
     return f.low is not None and (not fits(f, rows) or f.high - f.low + 1 >= max(rows, _FEW_ROWS))
 
 
 def _index_names(metadata: Any) -> set[str]:
-    """The columns in which pandas has kept the index of its frame."""
+    """The columns that hold the index of a pandas frame."""
     try:
         names = json.loads((metadata.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
     except (ValueError, AttributeError):
@@ -151,7 +151,7 @@ def _index_names(metadata: Any) -> set[str]:
 
 
 def _from_footers(manifest: Manifest, facts: dict[str, Facts]) -> list[str]:
-    """Fill in the flat columns of integers whose every row group has statistics; returns their names."""
+    """Fill in the flat integer columns that have statistics in all row groups; returns their names."""
     wanted = {name for name, fact in facts.items() if pa.types.is_integer(fact.type)}
     indices: set[str] = set()
     for metadata in footers(manifest):
@@ -170,14 +170,14 @@ def _from_footers(manifest: Manifest, facts: dict[str, Facts]) -> list[str]:
                     wanted.discard(name)
                 facts[name].add(seen)
     for name, fact in facts.items():
-        if name not in wanted:  # some of the row groups may have been added
+        if name not in wanted:  # discard what some row groups have added
             facts[name] = Facts(name, fact.type)
         facts[name].index = name in indices
     return sorted(wanted)
 
 
 def _look(name: str, column: pa.ChunkedArray) -> Facts:
-    """The facts of a piece of a column that has been read."""
+    """The statistics of a piece of a column that has been read."""
     facts = Facts(name, column.type)
     for chunk in column.chunks:
         values, seen = chunk, Facts(name, column.type, nulls=chunk.null_count)
@@ -187,7 +187,7 @@ def _look(name: str, column: pa.ChunkedArray) -> Facts:
             seen.shortest, seen.longest, seen.gaps = lengths["min"], lengths["max"], values.null_count
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
-        if pa.types.is_float16(values.type):  # for which Arrow computes nothing
+        if pa.types.is_float16(values.type):  # with which Arrow cannot compute
             values = values.cast(pa.float32())
         if is_number(values.type):
             if pa.types.is_floating(values.type):

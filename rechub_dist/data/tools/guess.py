@@ -1,4 +1,4 @@
-"""A schema to start from, guessed from a data set's columns: what `rechub-dist data inspect PATH --schema` prints."""
+"""Guesses a schema to start from, which `rechub-dist data inspect PATH --schema` prints."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _WORD_LABEL = re.compile(r"label|target|outcome|class|income", re.IGNORECASE)
 _WEIGHT = re.compile(r"(sample_|row_|example_)?(weight|importance)", re.IGNORECASE)
 _ROW = re.compile(r"unnamed: ?\d+|__index_level_\d+__|(row_?)?(index|idx|number|num|no|nr)|row_?id", re.IGNORECASE)
 _TIME = re.compile(r"time|date|(^|_)(ts|dt|day|at)(_|$)", re.IGNORECASE)
-# since 1990, in seconds, and what 2100 is: also in milliseconds, microseconds, nanoseconds; and as 19900101
+# from 1990 to 2100, in seconds (also tried in milliseconds, microseconds, nanoseconds), and as 19900101
 _SECONDS = (631_152_000, 4_102_444_800)
 _DAYS = (19_000_101, 21_001_231)
 _MAX_LENGTH = 50
-_AMOUNT = 2**31  # negative integers within are amounts, not ids; those of a wider range are hashes
-_SKEWED = 100.0  # dense values beyond are taken for amounts or counts, which the logarithm tames
-_BUCKETS = 10  # for each hashed value: less than a tenth of the values then share theirs
+_AMOUNT = 2**31  # integers with negative ones are amounts below this magnitude, and hashes beyond it
+_SKEWED = 100.0  # dense values beyond this are amounts or counts, of which the logarithm is taken
+_BUCKETS = 10  # per hashed value: then less than a tenth of the values share theirs
 
 
 @dataclass
@@ -50,12 +50,12 @@ class Guess:
 
     Attributes:
         path: the data.
-        root: the folder that `data.root` will name; vocabularies are below it.
+        root: the folder for `data.root`; vocabularies are below it.
         rows: of all splits.
         features, labels, weight: of the schema.
-        vocabularies: the counted values of the columns that need a vocabulary, by column.
+        vocabularies: by column, the counted values of those that need a vocabulary.
         notes: a comment for each feature or label.
-        unused: why a column is none of them.
+        unused: by column, why it is neither.
     """
 
     path: str
@@ -70,12 +70,12 @@ class Guess:
 
     @property
     def schema(self) -> FeatureSchema:
-        """As the loader would read it."""
+        """The schema."""
         return FeatureSchema(tuple(self.features), tuple(self.labels), self.weight)
 
     @property
     def text(self) -> str:
-        """The YAML, with a heading, the notes beside their columns, and what is left out."""
+        """The schema as YAML, with a heading, notes as comments, and the columns that are left out."""
         name = re.sub(r"\W+", "_", PurePosixPath(self.path.partition("?")[0].rstrip("/")).stem).strip("_") or "data"
         keys = {yaml.safe_dump({name: 0}, allow_unicode=True)[: -len(": 0\n")]: name for name in self.notes}
         lines = []
@@ -105,10 +105,10 @@ class Guess:
         return head
 
     def write(self) -> list[Path]:
-        """Write `dataset.yaml`, which must not be there, and the vocabularies beside it; returns the files.
+        """Write `dataset.yaml`, which must not exist, and the vocabularies beside it; returns the files.
 
         Raises:
-            UserError: where a file of ours is not to be replaced, or the folder cannot be written.
+            UserError: a file exists that is not replaced, or the folder cannot be written.
         """
         target = Path(self.root) / SCHEMA_FILE
         files = {name: Path(self.root) / VOCABULARIES / vocabulary_name(name) for name in self.vocabularies}
@@ -121,15 +121,15 @@ class Guess:
 
 
 def guess_schema(path: str, progress: Callable[[int, int], None] | None = None, threads: int = THREADS) -> Guess:
-    """Guess a schema for a data set: of a prepared folder, from all of its splits.
+    """Guess the schema of a data set; for a prepared folder, from all of its splits.
 
-    Integers are sparse, with a table that holds the largest id. Strings, and integers of a range too wide for a table,
-    are looked up in a vocabulary of the train split, or hashed where it would be too large. Numbers with a fraction and
-    negative ones are dense; lists of ids are sequences. Columns with the usual names of labels and ratings are labels,
-    else those of 0 and 1. Row numbers, times and the index of pandas are left out, since they would be learnt by heart.
+    Integers are sparse, with a table up to the largest id. Strings, and integers with a range too wide for a table, are
+    looked up in a vocabulary of the train split, or hashed if it would be too large. Fractions and negative numbers are
+    dense; lists of ids are sequences. Columns with the usual names of labels and ratings are labels, or else those with
+    0 and 1. Row numbers, times and the index of pandas are left out, as a model could only memorise them.
 
     Raises:
-        UserError: where the data cannot be read, or no column can be a feature.
+        UserError: the data cannot be read, or no column can be a feature.
     """
     base, _, last = path.rstrip("/").rpartition("/")
     if last == "train" and prepared_splits(base or "."):
@@ -147,7 +147,7 @@ def guess_schema(path: str, progress: Callable[[int, int], None] | None = None, 
 
 
 def _fill(guess: Guess, facts: list[Facts], rows: int) -> None:
-    """Decide what each column is; `rows` of the train split."""
+    """Decide what each column is; `rows` are those of the train split."""
     scalars = [f for f in facts if f.name and not f.index and not is_list(f.type) and is_number(f.type)]
     scalars = [f for f in scalars if f.low is not None]
     named = {f.name for f in scalars if _LABEL.fullmatch(f.name)}
@@ -160,7 +160,7 @@ def _fill(guess: Guess, facts: list[Facts], rows: int) -> None:
             classification = f.low in (0, 1) and f.high in (0, 1) and _whole(f)
             kind: Any = "classification" if classification else "regression"
             guess.labels.append(Label(name, type=kind, **_column(f, name)))
-            note = "" if named else "the only kind of column that may be a label: its values are 0 and 1"
+            note = "" if named else "a label by its values, 0 and 1"
             if f.nulls:
                 note = f"{f.nulls:,} missing: remove these rows before you train"
             guess.notes[name] = note
@@ -173,7 +173,7 @@ def _fill(guess: Guess, facts: list[Facts], rows: int) -> None:
 
 
 def _why_not(f: Facts, rows: int, *, any_label: bool) -> str | None:
-    """Why a column is no feature; None where it may be one."""
+    """Why a column is not a feature; None if it may be one."""
     why = None
     if not f.name:
         why = "it has no name: give it one"
@@ -184,11 +184,11 @@ def _why_not(f: Facts, rows: int, *, any_label: bool) -> str | None:
     elif f.index:
         why = "the index of pandas"
     elif _is_time(f):
-        why = "a time: it never comes again"
+        why = "a time, which never recurs"
     elif is_id(f) and not is_list(f.type) and _ROW.fullmatch(f.name):
         why = "a row number, by its name"
     elif numbers_rows(f, rows):
-        why = "each row has another value, to be learnt by heart and never seen again"
+        why = "all rows have different values, which a model could only memorise"
     elif not any_label and _WORD_LABEL.fullmatch(f.name) and f.values is not None and len(f.values) == 2:
         first, second = (repr(value) for value in sorted(f.values.sorted()["value"].to_pylist()))
         why = f"{first} or {second}: write it as 0 and 1 to make it the label"
@@ -196,7 +196,7 @@ def _why_not(f: Facts, rows: int, *, any_label: bool) -> str | None:
 
 
 def _is_time(f: Facts) -> bool:
-    """Whether a column is named after times, and all of its values may be some."""
+    """Whether a column is named like a time, and all of its values may be times."""
     if is_list(f.type) or not _TIME.search(f.name):
         return False
     if not is_number(f.element):
@@ -208,7 +208,7 @@ def _is_time(f: Facts) -> bool:
 
 
 def _name(f: Facts, taken: set[str]) -> str:
-    """A name for a feature or label, added to those `taken`: the column's, but for what no table can be named."""
+    """A name for a feature or label: the column's, without slashes, which tables cannot have. Added to `taken`."""
     if "/" not in f.name:
         return f.name
     plain = f.name.replace("/", "_")
@@ -235,7 +235,7 @@ def _add_feature(guess: Guess, f: Facts, name: str, rows: int) -> None:
         what = f"{known:,} distinct" + (f" ids {f.low:,} to {f.high:,}" if is_number(f.element) else " strings")
         if known <= SMALL_TABLE:
             options = {"vocabulary": f"{VOCABULARIES}/{vocabulary_name(f.name)}", "out_of_range": "unknown"}
-            count, note = known + 1, what  # 0 is of what is unknown
+            count, note = known + 1, what  # 0 is for unknown values
             guess.vocabularies[f.name] = f.values
         else:
             options, count = {"hash": True}, _BUCKETS * known
@@ -250,20 +250,20 @@ def _add_feature(guess: Guess, f: Facts, name: str, rows: int) -> None:
     if f.nulls:
         note += f", {f.nulls:,} missing"
         if "hash" in options:
-            options["missing"] = "drop"  # no bucket is free for it: it has the zero vector
+            options["missing"] = "drop"  # no bucket is free for it, so it gets the zero vector
         elif "vocabulary" in options:
             options["missing"] = "unknown"  # 0, which no value has
         else:
-            options |= {"missing": "unknown", "unknown_id": count}  # a row of its own
+            options |= {"missing": "unknown", "unknown_id": count}  # an extra row
             count += 1
     if f.binary:
-        note += "; or a label?"  # as a feature, it would tell another label's outcome
+        note += "; or a label?"  # as a feature, it might leak another label's outcome
     guess.notes[name] = note
     guess.features.append(SparseFeature(name, Table(name, count), **options))
 
 
 def collisions(values: int, buckets: int) -> float:
-    """The expected share of values, and of rows, whose bucket another of the values has too."""
+    """The expected share of values (and of rows) that share their bucket with another value, in 0 .. 1."""
     return float(1.0 - (1.0 - 1.0 / buckets) ** (values - 1))
 
 
@@ -289,7 +289,7 @@ def _add_dense(guess: Guess, f: Facts, name: str) -> None:
 
 
 def _is_amount(f: Facts) -> bool:
-    """Whether integers are no ids: some are negative, and they are no hashes."""
+    """Whether integers are amounts rather than ids: some are negative, and they are too small for hashes."""
     return bool(is_number(f.element) and f.low < 0 and max(-f.low, f.high) < _AMOUNT)
 
 

@@ -1,4 +1,4 @@
-"""The same rows in other files and row groups, in the stored order or shuffled, in bounded memory."""
+"""Rewrites rows into other files and row groups, in the stored order or shuffled, in bounded memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rechub_dist.errors import UserError
 
 ROW_GROUP_ROWS = 65_536
 FILE_ROWS = 64 * ROW_GROUP_ROWS
-_BUCKET_BYTES = 256 << 20  # Arrow bytes of a part that is shuffled in memory
+_BUCKET_BYTES = 256 << 20  # bytes, in Arrow, of a part that is shuffled in memory
 _MOST_BUCKETS = 500  # each is an open file
 _READ_ROWS = 65_536
 
@@ -43,33 +43,33 @@ def rechunk(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Write the rows of `source` to the new folder `out`, which appears when all of them are there.
+    """Write the rows of `source` to the new folder `out`, which appears once it is complete.
 
-    A prepared folder (with `train/` in it) is written split by split, and its other files are copied, and its folders
-    that begin with `_`. Hive partitions
-    (`date=2022-04-25/`) stay what they are, each written by itself, `_SUCCESS` included; other folders are not kept.
+    A prepared folder (with `train/` in it) is written split by split; its other files, and its folders that begin with
+    `_`, are copied. Hive partitions (`date=2022-04-25/`) are kept and written one by one, with their `_SUCCESS`; other
+    sub-folders are not kept.
 
     Args:
-        source: a prepared folder, or what `Manifest.read` takes.
-        out: the folder; it must not be there, or be empty.
+        source: a prepared folder, or what `Manifest.read` accepts.
+        out: the folder, new or empty.
         row_group_rows: rows of each row group; the last of a file may have fewer.
-        files: files of each split or partition, of equal rows; at most as many as there are rows.
-        file_rows: rows of each file, in place of `files`; default 4,194,304.
-        shuffle: permute the rows of each split or partition, every order as likely as any other. This takes as much
-            room on the disk of `out` once more while it runs, and about 1 GB of memory (more beyond some 100 GB of
-            data).
+        files: number of files of each split or partition, of equal size; at most one per row.
+        file_rows: rows of each file, instead of `files`; default 4,194,304.
+        shuffle: permute the rows of each split or partition, uniformly at random. While it runs this takes the size of
+            the data once more on the disk of `out`, and about 1 GB of memory (more beyond some 100 GB of data).
         seed: of the order.
-        progress: is told the split ('' for the only one), and the rows done and to do: twice as many in a shuffle.
+        progress: called with the split ('' for the only one), and the rows done and in total: twice the number of rows
+            for a shuffle.
 
     Returns:
-        The rows of each split.
+        The number of rows of each split.
 
     Raises:
-        UserError: nothing at `source`, something at `out`, a file that cannot be read or written, rows that were lost.
+        UserError: there is no data, `out` is not empty, a file cannot be read or written, or rows were lost.
         ValueError: sizes below 1, a negative seed, or both `files` and `file_rows`.
     """
     if min(row_group_rows, files or 1, file_rows or 1) < 1 or seed < 0 or (files and file_rows):
-        raise ValueError("row_group_rows, files and file_rows must be at least 1, and not both of the latter be given")
+        raise ValueError("row_group_rows, files and file_rows must be at least 1, and not both of the latter given")
     refuse_overlap(str(out), [source])
     splits = prepared_splits(source) or ("",)
     counts: dict[str, int] = {}
@@ -88,7 +88,7 @@ def rechunk(
                         progress(split, before + done, total)
 
                 rows = _shuffled(part, work / ".buckets", seed, tell) if shuffle else _stored(part, tell)
-                # rows beyond those of the manifest would be written as well, and be noticed
+                # rows beyond those of the manifest would be written too, and be noticed by `_check`
                 sizes = chain(_even(part.rows, files or 0), repeat(file_rows or FILE_ROWS))
                 target = work / split / folder
                 with closing(rows):
@@ -102,24 +102,24 @@ def rechunk(
             for entry in Path(source).iterdir():
                 if entry.is_file() and entry.name != MARK:
                     shutil.copy2(entry, work / entry.name)
-                elif entry.is_dir() and entry.name.startswith("_"):  # vocabularies, say, which dataset.yaml names
+                elif entry.is_dir() and entry.name.startswith("_"):  # such as vocabularies, which dataset.yaml names
                     shutil.copytree(entry, work / entry.name)
     return counts
 
 
 def _even(rows: int, files: int) -> Iterator[int]:
-    """The rows of each of `files` files, equal but for one."""
+    """The rows of each of `files` files; they differ by one at most."""
     return (rows // files + (i < rows % files) for i in range(min(rows, files)))
 
 
 def _no_rows(folder: Path) -> bool:
-    """Whether a split was prepared without a row; such a one is kept for its columns."""
+    """Whether a split was prepared without any row; it is kept for its columns."""
     files = list(folder.glob("*.parquet"))
     return bool(files) and not any(pq.read_metadata(file).num_rows for file in files)
 
 
 def _by_partition(manifest: Manifest) -> list[tuple[str, Manifest]]:
-    """The hive partitions that a data set has files in, by their folder; one folder '' where there are other files."""
+    """(folder, files) of each hive partition; a single ('', all files) if there are files elsewhere."""
     folders: dict[str, list[DataFile]] = {}
     for file in manifest.files:
         if sum(file.counts):
@@ -130,7 +130,7 @@ def _by_partition(manifest: Manifest) -> list[tuple[str, Manifest]]:
 
 
 def _check(manifest: Manifest, written: Path) -> None:
-    """Make sure that the rows that were written are those that were there."""
+    """Raise UserError if more or fewer rows were written than there were."""
     rows = Manifest.read(str(written)).rows
     if rows != manifest.rows:
         raise UserError(
@@ -140,10 +140,10 @@ def _check(manifest: Manifest, written: Path) -> None:
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """The schema with dictionary columns as what they stand for.
+    """The schema with dictionary columns decoded.
 
-    So pieces of files with different dictionaries can be put together, and each row group gets the entries that it
-    uses and no others.
+    So pieces of files with different dictionaries can be concatenated, and each row group gets only the entries that it
+    uses.
     """
     return pa.schema(
         field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema
@@ -151,14 +151,14 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 
 def _stored(manifest: Manifest, tell: Callable[[int], None]) -> Generator[pa.Table]:
-    """The rows in the stored order, in tables of some ten thousand, with plain columns."""
+    """The rows in the stored order, in tables of `_READ_ROWS` at most, with dictionaries decoded."""
     plain, done = _plain(manifest.schema), 0
     for file in manifest.files:
         if not sum(file.counts):
             continue
         try:
             with file.store.filesystem.open_input_file(file.store.inside(file.path)) as source:
-                # with a buffer, a column of a large row group is read piece by piece
+                # with a buffer, columns of large row groups are read in pieces
                 parquet = open_parquet(source, buffer_size=1 << 20)
                 for batch in parquet.iter_batches(_READ_ROWS, use_threads=False):
                     yield pa.Table.from_batches([batch]).select(plain.names).cast(plain)
@@ -169,9 +169,9 @@ def _stored(manifest: Manifest, tell: Callable[[int], None]) -> Generator[pa.Tab
 
 
 def _shuffled(manifest: Manifest, buckets: Path, seed: int, tell: Callable[[int], None]) -> Generator[pa.Table]:
-    """The rows in random order: each is thrown into a bucket, and each bucket is shuffled in memory.
+    """The rows in random order: each goes to a random bucket, and each bucket is shuffled in memory.
 
-    Every order is as likely as any other, as the buckets are independent of where a row was stored.
+    All orders are equally likely, as the buckets do not depend on where a row was stored.
     """
     buckets.mkdir()
     number = _scatter(manifest, buckets, seed, tell)
@@ -191,7 +191,7 @@ def _shuffled(manifest: Manifest, buckets: Path, seed: int, tell: Callable[[int]
 
 
 def _scatter(manifest: Manifest, buckets: Path, seed: int, tell: Callable[[int], None]) -> int:
-    """Write each row to a bucket drawn for it; returns the number of buckets."""
+    """Write each row to a randomly drawn bucket; returns the number of buckets."""
     tables = _stored(manifest, tell)
     first = next(tables)
     size = first.nbytes / first.num_rows * manifest.rows
@@ -203,7 +203,7 @@ def _scatter(manifest: Manifest, buckets: Path, seed: int, tell: Callable[[int],
             options = pa.ipc.IpcWriteOptions(compression="lz4")
             writers.append(stack.enter_context(pa.ipc.new_stream(file, first.schema, options=options)))
         stack.enter_context(closing(tables))
-        # enough rows at once that each bucket gets a good piece
+        # enough rows at once for a reasonable piece per bucket
         for chunk, table in enumerate(_gathered(chain([first], tables), number * 1024)):
             draws = np.random.PCG64(np.random.SeedSequence((seed, 0, chunk))).random_raw(table.num_rows)
             drawn = (draws % np.uint64(number)).astype(np.int64)
@@ -216,7 +216,7 @@ def _scatter(manifest: Manifest, buckets: Path, seed: int, tell: Callable[[int],
 
 
 def _gathered(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The tables put together, each of `rows` rows or a table more, but for the last."""
+    """The tables concatenated to at least `rows` rows each, except the last."""
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)
@@ -230,7 +230,7 @@ def _gathered(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 def _write(
     tables: Iterator[pa.Table], folder: Path, schema: pa.Schema, row_group_rows: int, sizes: Iterable[int]
 ) -> None:
-    """Write the rows to files of these sizes."""
+    """Write the rows to files of `sizes` rows."""
     folder.mkdir(parents=True, exist_ok=True)
     waiting = _plain(schema).empty_table()
     for number, size in enumerate(sizes):
@@ -252,7 +252,7 @@ def _write(
 
 
 def _encoded(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with its dictionary columns as the schema has them."""
+    """The table with the types of `schema`, dictionary columns encoded."""
     columns = [
         column.dictionary_encode() if pa.types.is_dictionary(field.type) else column
         for column, field in zip(table.columns, schema, strict=True)
