@@ -21,12 +21,13 @@ class Metrics:
         port: 0 for any free one.
         rank: of this process.
         world_size: ranks of the run.
+        address: of this host, on which to listen; 0.0.0.0: on all.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is taken, or the address is not this host's.
     """
 
-    def __init__(self, port: int, rank: int, world_size: int) -> None:
+    def __init__(self, port: int, rank: int, world_size: int, address: str = "127.0.0.1") -> None:
         self._registry = CollectorRegistry()
         self._rank = str(rank)
         ProcessCollector(registry=self._registry)
@@ -49,11 +50,12 @@ class Metrics:
         self._skipped = Counter("rechub_rows_skipped", "Rows left out", ["rank"], registry=self._registry)
         self._skipped.labels(self._rank)
         try:
-            self._server = start_http_server(port, registry=self._registry)[0]
+            self._server = start_http_server(port, address, registry=self._registry)[0]
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"monitor.metrics_port: rank {rank} cannot listen on port {port}: {error}; set another one, of which "
-                "as many as there are ranks on a host are free from there on"
+                f"monitor.metrics_port: rank {rank} cannot listen on port {port} of {address}: {error}; set another "
+                f"one, of which as many as there are ranks on a host are free from there on, and as "
+                f"monitor.metrics_address one of this host's addresses"
             ) from error
 
     def record(self, split: str, step: int, values: Mapping[str, float]) -> None:
