@@ -10,8 +10,11 @@ import warnings
 from contextlib import suppress
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
+from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
+
+from rechub_dist.redaction import redacted
 
 LOGGER = logging.getLogger("rechub_dist")
 # Outside of a run there is no log: what is to be told is told by other means.
@@ -28,6 +31,14 @@ class _Log(WatchedFileHandler):
             super().emit(record)
 
 
+class _Lines(JsonFormatter):
+    """Writes JSON lines, in which secrets are hidden: a client library may log an address, or an exception show one."""
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        found = super().process_log_record(log_data)
+        return {name: redacted(value) if isinstance(value, str) else value for name, value in found.items()}
+
+
 def log_to(folder: Path, rank: int, *, json_lines: bool = False) -> None:
     """Write what this process logs, and warnings of Python and libraries, to `folder/rank-<rank>.jsonl`.
 
@@ -40,7 +51,7 @@ def log_to(folder: Path, rank: int, *, json_lines: bool = False) -> None:
         json_lines: the main rank's own messages go to stderr as such lines, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    formatter = JsonFormatter(
+    formatter = _Lines(
         "{asctime}{levelname}{name}{message}",
         style="{",
         datefmt="%Y-%m-%dT%H:%M:%S%z",
