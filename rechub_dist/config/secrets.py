@@ -45,7 +45,7 @@ def from_environment(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: there is no such variable.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in options.items():
         if isinstance(value, Mapping) and value.keys() == {REFERENCE}:
             variable = str(value[REFERENCE])

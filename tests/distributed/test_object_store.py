@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -99,17 +98,19 @@ def seen_manifest(path: Path, chosen: bool) -> tuple[str, int]:
     return manifest.fingerprint(), manifest.rows
 
 
-def test_secrets_are_nowhere_in_what_a_run_leaves(server: int, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_secrets_are_nowhere_in_what_a_run_leaves(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in its files, on the store too, nor in what it prints, nor in a manifest; also where it fails."""
-    planted = {"MY_KEY": "planted-key-5Xw", "MY_SECRET": "planted-secret-5Xw"}
+    monkeypatch.setenv("MY_KEY", "planted-key-5Xw")
+    monkeypatch.setenv("MY_SECRET", "planted-secret-5Xw")
+    monkeypatch.setenv("RECHUB_DEBUG", "1")
     options = {"access_key": {"env": "MY_KEY"}, "secret_key": {"env": "MY_SECRET"}}
     path = remote_run(tmp_path, server, options=options)
     more = ["--set", "train.max_steps=3", "--set", f"checkpoint.folder=s3://{BUCKET}/secrets"]
 
     def command(*arguments: str) -> str:
         line = [sys.executable, "-m", "rechub_dist", *arguments]
-        environment = {**os.environ, **planted, "RECHUB_DEBUG": "1"}
-        done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
         return f"{done.returncode}\n{done.stdout}{done.stderr}"
 
     trained = command("train", str(path), "--nproc", "1", *more)
@@ -120,9 +121,8 @@ def test_secrets_are_nowhere_in_what_a_run_leaves(server: int, tmp_path: Path) -
     assert refused.startswith("2\n"), refused
     evaluated = command("evaluate", str(output(path)), "--data", f"s3://{BUCKET}/shop/test")
     assert evaluated.startswith("0\n"), evaluated
-    rendered = command(
-        "k8s", "render", str(path), "--kind", "job", "--image", "x", *more, "--set", "output_dir=/runs/x"
-    )
+    pods = ["--kind", "job", "--image", "x", "--set", "output_dir=/runs/x"]
+    rendered = command("k8s", "render", str(path), *pods, *more)
     assert rendered.startswith("0\n"), rendered
     left = [trained, failed, refused, evaluated, rendered]
     files = [file for file in output(path).rglob("*") if file.is_file()]

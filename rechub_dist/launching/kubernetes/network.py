@@ -16,9 +16,10 @@ from rechub_dist.launching.kubernetes.view import RAY_DASHBOARD, TENSORBOARD_POR
 # Policies see the port of the pod behind a Service: OpenShift's name servers listen on 5353.
 _DNS: Final = [{"protocol": kind, "port": port} for port in (53, 5353) for kind in ("UDP", "TCP")]
 _HTTP: Final = (443, 80)
-_CLUSTER: Final = [{"namespaceSelector": {}}]  # any pod of any namespace, and nothing from outside the cluster
+# Any pod of any namespace, and nothing from outside the cluster.
+_CLUSTER: Final[list[Manifest]] = [{"namespaceSelector": {}}]
 # It asks the head of a RayJob how the job is doing.
-_KUBERAY: Final = [
+_KUBERAY: Final[list[Manifest]] = [
     {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
 ]
 
