@@ -71,7 +71,7 @@ $(TOOLS)/bin/pip-audit: docker/requirements-tools.lock
 audit: $(TOOLS)/bin/pip-audit
 	@failed=0; for target in cpu cuda; do \
 	    sed -n 's/^\([^ #]*==[^ +]*\).*/\1/p' docker/requirements-$$target.lock >$(TOOLS)/$$target.txt; \
-	    $(TOOLS)/bin/pip-audit --no-deps --disable-pip -r $(TOOLS)/$$target.txt || failed=1; \
+	    $(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r $(TOOLS)/$$target.txt || failed=1; \
 	done; exit $$failed
 
 sbom: $(TOOLS)/bin/pip-audit

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 HIDDEN: Final = "***"
-REFERENCE: Final = "env"  # {env: NAME} in place of a value: that of an environment variable
 
 # Words of names, as of options: secret_key, sas_token, SharedAccessSignature, X-Amz-Signature
 _WORDS = {

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from rechub_dist.errors import UserError
-from rechub_dist.redaction import REFERENCE, has_secret, redacted, secrets_in
+from rechub_dist.redaction import has_secret, redacted, secrets_in
+
+# `{env: RECHUB_SECRET_NAME}` in place of an option's value. No other variables: a checkpoint of somebody else's may ask
+# for any, and have them sent to any endpoint.
+_REFERENCE: Final = "env"
+_PREFIX: Final = "RECHUB_SECRET_"
 
 
 def refuse_secrets(tree: Any, where: str) -> None:
@@ -20,8 +25,8 @@ def refuse_secrets(tree: Any, where: str) -> None:
         name = key if what == "a secret" else "data.storage.options.NAME"
         raise UserError(
             f"{where}: {key} is {what}, which would be written to config.yaml, checkpoints and manifests: use the "
-            f"variables of the store's own client, such as AWS_SECRET_ACCESS_KEY or AZURE_STORAGE_KEY, or any "
-            f"environment variable by its name, {name}: {{{REFERENCE}: VARIABLE}}; pods get them by --env-secret"
+            f"variables of the store's own client, such as AWS_SECRET_ACCESS_KEY or AZURE_STORAGE_KEY, or a "
+            f"variable of your own, {name}: {{{_REFERENCE}: {_PREFIX}...}}; pods get variables by --env-secret"
         )
 
 
@@ -35,20 +40,25 @@ def refuse_secret_address(address: str) -> None:
         raise UserError(
             f"{redacted(address)}: an address with a secret, which files and messages would show: leave it out, and "
             f"use the variables of the store's own client, such as AWS_SECRET_ACCESS_KEY, or "
-            f"data.storage.options.NAME: {{{REFERENCE}: VARIABLE}}"
+            f"data.storage.options.NAME: {{{_REFERENCE}: {_PREFIX}...}}"
         )
 
 
 def from_environment(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A storage's options with `{env: VARIABLE}`, at any depth, replaced by the variable's value.
+    """A storage's options with `{env: RECHUB_SECRET_NAME}`, at any depth, replaced by the variable's value.
 
     Raises:
-        UserError: there is no such variable.
+        UserError: there is no such variable, or its name begins otherwise.
     """
     found: dict[str, Any] = {}
     for name, value in options.items():
-        if isinstance(value, Mapping) and value.keys() == {REFERENCE}:
-            variable = str(value[REFERENCE])
+        if isinstance(value, Mapping) and value.keys() == {_REFERENCE}:
+            variable = str(value[_REFERENCE])
+            if not variable.startswith(_PREFIX):
+                raise UserError(
+                    f"storage.options.{name} stands for the environment variable {variable}, but only those that begin "
+                    f"with {_PREFIX} may be used; rename it"
+                )
             if variable not in os.environ:
                 raise UserError(
                     f"storage.options.{name} stands for the environment variable {variable}, which is not set; set it "

@@ -101,10 +101,10 @@ def seen_manifest(path: Path, chosen: bool) -> tuple[str, int]:
 @pytest.mark.slow
 def test_secrets_are_nowhere_in_what_a_run_leaves(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in its files, on the store too, nor in what it prints, nor in a manifest; also where it fails."""
-    monkeypatch.setenv("MY_KEY", "planted-key-5Xw")
-    monkeypatch.setenv("MY_SECRET", "planted-secret-5Xw")
+    monkeypatch.setenv("RECHUB_SECRET_ID", "planted-key-5Xw")
+    monkeypatch.setenv("RECHUB_SECRET_KEY", "planted-secret-5Xw")
     monkeypatch.setenv("RECHUB_DEBUG", "1")
-    options = {"access_key": {"env": "MY_KEY"}, "secret_key": {"env": "MY_SECRET"}}
+    options = {"access_key": {"env": "RECHUB_SECRET_ID"}, "secret_key": {"env": "RECHUB_SECRET_KEY"}}
     path = remote_run(tmp_path, server, options=options)
     more = ["--set", "train.max_steps=3", "--set", f"checkpoint.folder=s3://{BUCKET}/secrets"]
 
@@ -136,4 +136,4 @@ def test_secrets_are_nowhere_in_what_a_run_leaves(server: int, tmp_path: Path, m
                 left.append(source.read().decode("latin-1"))
     left += [file.read_bytes().decode("latin-1") for file in files]
     assert not [text for text in left if "planted" in text]
-    assert "MY_SECRET" in (output(path) / "config.yaml").read_text()
+    assert "RECHUB_SECRET_KEY" in (output(path) / "config.yaml").read_text()

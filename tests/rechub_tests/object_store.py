@@ -19,9 +19,9 @@ from typing import Any, Literal
 import pyarrow.fs as pafs
 
 BUCKET = "bucket"
-os.environ |= {"RECHUB_TESTS_KEY": "key", "RECHUB_TESTS_SECRET": "secret"}
+os.environ |= {"RECHUB_SECRET_TESTS_S3_ID": "key", "RECHUB_SECRET_TESTS_S3": "secret"}
 # As options of a run's storage: what is secret comes from the environment.
-KEYS = {"access_key": {"env": "RECHUB_TESTS_KEY"}, "secret_key": {"env": "RECHUB_TESTS_SECRET"}}
+KEYS = {"access_key": {"env": "RECHUB_SECRET_TESTS_S3_ID"}, "secret_key": {"env": "RECHUB_SECRET_TESTS_S3"}}
 
 Fault = Literal["503", "403", "reset", "cut", "hang", "slow"]
 

@@ -131,15 +131,25 @@ def test_an_address_with_a_secret_is_not_opened(address: str) -> None:
 
 
 def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"secret_key": {"env": "MINE"}, "client_kwargs": {"auth": {"env": "MINE"}, "verify": False}, "region": "eu"}
+    given = {
+        "secret_key": {"env": "RECHUB_SECRET_A"},
+        "client_kwargs": {"auth": {"env": "RECHUB_SECRET_A"}, "verify": False},
+        "region": "eu",
+    }
     config = run_from(tree(storage={"options": given}))
     assert yaml.safe_load(config.dump())["data"]["storage"]["options"] == given
-    monkeypatch.setenv("MINE", PLANTED)
+    monkeypatch.setenv("RECHUB_SECRET_A", PLANTED)
     found = from_environment(config.data.storage.options)
     assert found == {"secret_key": PLANTED, "client_kwargs": {"auth": PLANTED, "verify": False}, "region": "eu"}
-    monkeypatch.delenv("MINE")
-    with pytest.raises(UserError, match=r"secret_key stands for the environment variable MINE, which is not set"):
+    monkeypatch.delenv("RECHUB_SECRET_A")
+    with pytest.raises(UserError, match="the environment variable RECHUB_SECRET_A, which is not set"):
         locate("s3://bucket/x", config.storage)
+
+
+def test_a_checkpoint_cannot_ask_for_any_variable() -> None:
+    """It names the endpoint, too, to which the value would be sent."""
+    with pytest.raises(UserError, match="only those that begin with RECHUB_SECRET_ may be used"):
+        from_environment({"client_kwargs": {"key": {"env": "AWS_SECRET_ACCESS_KEY"}}})
 
 
 def test_a_run_of_before_loads_and_does_not_hand_its_secrets_on() -> None:
