@@ -160,9 +160,9 @@ def launch(wanted: Launch, arguments: list[str], *, show: bool = False) -> int:
 
 def _name_of(wanted: Launch) -> str:
     """A name that all agents of one launch share, and no others."""
-    if wanted.rendezvous is None:
+    if not wanted.several:
         return uuid.uuid4().hex
-    host, port = parse_address(wanted.rendezvous)
+    host, port = wanted.address
     _, address = addresses(host, port)[0]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
     return f"{wanted.run_id}@{host}:{port}{f' on {socket.gethostname()}' if loopback else ''}"

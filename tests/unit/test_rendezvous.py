@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from rechub_dist.distributed.runtime import environment
 from rechub_dist.errors import UserError
-from rechub_dist.launching import rendezvous
+from rechub_dist.launching import launcher, rendezvous
 from rechub_dist.launching.launcher import Launch, torchrun_arguments
 from rechub_dist.launching.rendezvous import interface, is_here, listens, open_store, parse_address
 
@@ -91,6 +91,7 @@ def test_a_single_host_has_its_rendezvous_in_a_file(wanted: Launch) -> None:
     assert "--local-addr=127.0.0.1" in arguments
     assert not any("host0" in argument for argument in arguments)
     assert not any("endpoint" in argument for argument in torchrun_arguments(wanted, []))  # torchrun makes a file
+    assert launcher._name_of(wanted) != launcher._name_of(wanted)  # host0 need not resolve
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from rechub_dist.cli import main
 from rechub_dist.cli.checkpoint import _settings
 from rechub_dist.config import StorageConfig, read_run, run_from, stored_run
 from rechub_dist.config.secrets import from_environment
@@ -161,6 +163,22 @@ def test_a_run_of_before_loads_and_does_not_hand_its_secrets_on() -> None:
         assert PLANTED not in dumped
         assert stored_run(dumped, "step 8").data.storage.options == {"region": "eu"}
     assert PLANTED not in repr(config)
+
+
+def test_an_unexpected_exception_hides_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> int:
+        raise OSError(f"https://a/x?sig={PLANTED}")
+
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(main, "run_app", fail)
+    with pytest.raises(OSError, match="sig") as raised:
+        main.main()
+    sys.excepthook(raised.type, raised.value, raised.tb)
+    told = capsys.readouterr().err
+    assert told.endswith("OSError: https://a/x?sig=***\n")
+    assert PLANTED not in told.splitlines()[-1]
 
 
 def test_logs_hide_secrets(tmp_path: Path) -> None:
