@@ -17,7 +17,7 @@ from rechub_dist.config.evaluation import DEFAULT, EvaluationConfig, from_object
 from rechub_dist.config.locations import Location, with_locations
 from rechub_dist.config.objectives import OWN, ObjectiveConfig
 from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
-from rechub_dist.config.secrets import refuse_secrets
+from rechub_dist.config.secrets import refuse_secret_value, refuse_secrets
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import StrictLoader, dump_yaml, parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
@@ -219,10 +219,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if is_secret(key.rpartition(".")[2], text):  # which the error would quote
             raise UserError(f"--set {key}: the value is not valid YAML") from None
         raise UserError(f"--set {override}: the value is not valid YAML: {one_line(error)}") from error
-    given: Any = value
-    for part in reversed(key.split(".")):
-        given = {part: given}
-    refuse_secrets(given, "--set")
+    refuse_secret_value(key, value, "--set")
     _put(tree, key, value, f"--set {override}")
 
 

@@ -30,6 +30,13 @@ def refuse_secrets(tree: Any, where: str) -> None:
         )
 
 
+def refuse_secret_value(key: str, value: Any, where: str) -> None:
+    """As `refuse_secrets`, for the value of one dotted key."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    refuse_secrets(value, where)
+
+
 def refuse_secret_address(address: str) -> None:
     """Check that an address holds neither a password nor an option that is a secret.
 

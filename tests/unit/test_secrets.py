@@ -18,6 +18,7 @@ from rechub_dist.config.secrets import from_environment
 from rechub_dist.data.parquet.storage import locate
 from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
+from rechub_dist.launching.search import read_space
 from rechub_dist.redaction import is_secret, redacted
 from rechub_dist.reporting.logs import log_to
 
@@ -122,6 +123,14 @@ def test_a_schema_and_the_storage_option_with_a_secret_are_refused(tmp_path: Pat
     assert PLANTED not in str(refused.value)
     with pytest.raises(UserError, match=r"--storage: options\.secret_key is a secret") as refused:
         _settings(json.dumps(OPTIONS))
+    assert PLANTED not in str(refused.value)
+
+
+def test_a_search_space_with_a_secret_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({"data.storage.options.secret_key": {"choice": [PLANTED, "other"]}}))
+    with pytest.raises(UserError, match=r"secret_key is a secret") as refused:
+        read_space(path, run_from(tree()), 1)
     assert PLANTED not in str(refused.value)
 
 
