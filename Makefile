@@ -9,6 +9,8 @@
 #   make compat                  models, parity, resume and resharding under the oldest, usual and latest torch that
 #                                are known, each in an environment of its own; TORCH=2.12 for one alone
 #   make compat PYTHON=3.12      install, demo and unit tests under another Python, in an environment of their own
+#   make audit                   known holes in what the images hold; needs the network
+#   make sbom                    what the images hold, as dist/sbom-*.cdx.json; each image also has its own
 #
 # ACCELERATOR and TORCH go with every command that uses what they have set up: `make demo TORCH=2.14`.
 #
@@ -31,7 +33,7 @@ DEMO_OUT := runs/deepfm_synthetic
 DEMO_RUN := configs/runs/deepfm_synthetic.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-slow test-all check lint gpu-check compat clean
+.PHONY: install demo test test-slow test-all check lint audit sbom gpu-check compat clean
 
 install: $(STAMP)
 
@@ -58,6 +60,26 @@ check: $(STAMP)
 	$(BIN)/shellcheck launch/*.sh launch/slurm/*.sbatch
 
 lint: check
+
+TOOLS := .venv-tools
+$(TOOLS)/bin/pip-audit: docker/requirements-tools.lock
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
+# The databases of holes know versions without the name of a build.
+audit: $(TOOLS)/bin/pip-audit
+	@failed=0; for target in cpu cuda; do \
+	    sed -n 's/^\([^ #]*==[^ +]*\).*/\1/p' docker/requirements-$$target.lock >$(TOOLS)/$$target.txt; \
+	    $(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r $(TOOLS)/$$target.txt || failed=1; \
+	done; exit $$failed
+
+sbom: $(TOOLS)/bin/pip-audit
+	mkdir -p dist
+	for target in cpu cuda; do \
+	    $(TOOLS)/bin/cyclonedx-py requirements docker/requirements-$$target.lock --output-reproducible \
+	        -o dist/sbom-$$target.cdx.json || exit 1; \
+	done
 
 # Two processes: most tests wait more than they compute. The slow ones tell the time by faults, and have the machine alone.
 test: $(STAMP)

@@ -19,7 +19,7 @@ read -ra build_options <<<"${RECHUB_BUILD_OPTIONS:-}"
 read -ra run_options <<<"${RECHUB_RUN_OPTIONS:-}"
 work=$(mktemp -d)
 mkdir "$work/data" "$work/runs"
-chmod 777 "$work/data" "$work/runs"
+chmod 777 "$work/data" "$work/runs" # for the user of the containers; nobody else gets into $work
 
 clean() {
     "$engine" rm --force worker-0 worker-1 >/dev/null 2>&1 || true

@@ -6,6 +6,7 @@ counts and restarts ranks; process groups, data and checkpoints are ours.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import secrets
@@ -129,8 +130,7 @@ def connect(
     local: dict[str, Any] = {}
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        # Explicit: otherwise Ray would use an old token from the home folder for this cluster.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        _make_token()
         cores = max(os.cpu_count() or 1, workers.most * workers.cpus)
         local = {"num_cpus": cores}
     colorama.init()  # no colours in workers' lines if they do not go to a terminal
@@ -140,6 +140,17 @@ def connect(
         raise UserError(f"--address {address}: no Ray cluster answers: {one_line(error)}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"Ray refuses the settings: {one_line(error)}") from error
+
+
+def _make_token() -> None:
+    """Have Ray ask whoever reaches this machine's cluster for a token of this run alone, in the environment.
+
+    Ray asks for one by default (RAY_AUTH_MODE), and would take that of a former cluster from the home folder, or leave
+    one there.
+    """
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it tells of the default at each start
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def fit(work: Work, workers: Workers, callbacks: tuple[UserCallback, ...] = ()) -> Any:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from rechub_dist.redaction import redacted
+
 
 class UserError(ValueError):
-    """Bad input. The command line prints the message as one line and exits with 2."""
+    """Bad input. The command line prints the message as one line and exits with 2. Its secrets are hidden."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redacted(str(message)))
 
 
 def one_line(error: object) -> str:

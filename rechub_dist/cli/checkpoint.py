@@ -217,9 +217,12 @@ def _settings(text: str | None) -> StorageConfig | None:
     from pydantic import ValidationError  # noqa: PLC0415
 
     from rechub_dist.config import StorageConfig  # noqa: PLC0415
+    from rechub_dist.config.secrets import refuse_secrets  # noqa: PLC0415
 
     try:
-        return StorageConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
+        tree = yaml.safe_load(text)
+        refuse_secrets(tree, "--storage")
+        return StorageConfig.model_validate_json(json.dumps(tree))
     except (yaml.YAMLError, ValidationError) as error:
         raise UserError(f"--storage {text}: not valid for checkpoint.storage: {str(error).splitlines()[0]}") from error
 

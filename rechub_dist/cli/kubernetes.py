@@ -29,6 +29,7 @@ class Kind(StrEnum):
 
 
 _PODS, _BESIDE, _STORAGE, _FAILURES = "Pods", "Containers that do not train: requests and limits", "Storage", "Failures"
+_NETWORK = "Network"
 
 
 @k8s_app.callback()
@@ -111,6 +112,19 @@ def render(
             metavar="SECRET", help="Secret with environment variables, such as credentials.", rich_help_panel=_STORAGE
         ),
     ] = None,
+    network_policy: Annotated[
+        bool,
+        typer.Option(help="Add NetworkPolicies that let in and out only what a run needs.", rich_help_panel=_NETWORK),
+    ] = True,
+    egress_port: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="TCP port of storage, besides 443, 80 and those that the run file names; repeatable.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
     grace_seconds: Annotated[
         int, typer.Option(min=1, help="Seconds a stopping rank has to save a checkpoint.", rich_help_panel=_FAILURES)
     ] = 120,
@@ -184,6 +198,8 @@ def render(
         liveness_seconds=liveness,
         take_over=take_over,
         tensorboard=tensorboard,
+        network_policy=network_policy,
+        egress_ports=tuple(egress_port or ()),
         head=Size(head_cpu, head_memory),
         submitter=Size(submitter_cpu, submitter_memory),
         board=Size(tensorboard_cpu, tensorboard_memory),

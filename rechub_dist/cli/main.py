@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -21,6 +23,7 @@ from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent
 from rechub_dist.launch.ray_train import main as ray_train
 from rechub_dist.launch.ray_tune import main as ray_tune
 from rechub_dist.launching.ports import RENDEZVOUS
+from rechub_dist.redaction import redacted
 from rechub_dist.reporting.strict_json import dumps
 
 app = typer.Typer(
@@ -260,6 +263,7 @@ def store(port: Annotated[int, typer.Option(min=0, help="Port to listen on; 0: a
 
 def main() -> None:
     """Entry point of `rechub-dist`."""
+    sys.excepthook = _show
     if not os.environ.get("RECHUB_DEBUG"):
         # Read when torch is loaded. Its warnings about broken connections are pages of C++ frames.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -271,6 +275,11 @@ def main() -> None:
         # ask for the GIL meanwhile and abort the process. Agents interrupted by a signal in a store call aborted too.
         os._exit(code)
     sys.exit(code)
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception that nobody expected, without secrets: a client library may show an address."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
 
 
 def _overrides(given: list[str] | None) -> list[str]:

@@ -27,6 +27,7 @@ class StorageConfig(Section):
     """Access to files, mainly in object stores: endpoints, timeouts and retries.
 
     Credentials come from the environment (such as `AWS_ACCESS_KEY_ID`) or from where the store's own tools find them.
+    In place of a secret, `options` name an environment variable: `{env: RECHUB_SECRET_NAME}`.
     """
 
     endpoint: str | None = Field(None, description="address of a server other than AWS's or Google's: http://host:port")
@@ -49,7 +50,9 @@ class StorageConfig(Section):
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="more arguments for the file system: pyarrow's, or fsspec's where pyarrow has none",
+        repr=False,
+        description="more arguments for the file system: pyarrow's, or fsspec's where pyarrow has none; {env: "
+        "RECHUB_SECRET_NAME}: the value of that environment variable",
     )
 
 

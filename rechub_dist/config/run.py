@@ -17,12 +17,14 @@ from rechub_dist.config.evaluation import DEFAULT, EvaluationConfig, from_object
 from rechub_dist.config.locations import Location, with_locations
 from rechub_dist.config.objectives import OWN, ObjectiveConfig
 from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
+from rechub_dist.config.secrets import refuse_secret_value, refuse_secrets
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import StrictLoader, dump_yaml, parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
 from rechub_dist.config.versions import RENAMED, with_current_keys, with_former_defaults
 from rechub_dist.config.warm_start import WarmStartConfig
 from rechub_dist.errors import UserError, nearest, one_line
+from rechub_dist.redaction import is_secret, without_secrets
 
 
 class ModelConfig(BaseModel):
@@ -107,21 +109,32 @@ class RunConfig(Section):
         return with_locations(self, anchored)
 
     def dump(self) -> str:
-        """The complete configuration as YAML, a valid run file."""
-        return dump_yaml(self.model_dump(mode="json", by_alias=True), width=120)
+        """The complete configuration as YAML, a valid run file, without secrets."""
+        return dump_yaml(_public(self.model_dump(mode="json", by_alias=True)), width=120)
 
     def dump_given(self) -> str:
         """As `dump`, without keys that were not set."""
-        return dump_yaml(self.model_dump(mode="json", by_alias=True, exclude_unset=True), width=110)
+        return dump_yaml(_public(self.model_dump(mode="json", by_alias=True, exclude_unset=True)), width=110)
+
+
+def _public(tree: dict[str, Any]) -> dict[str, Any]:
+    """A dumped run without the secrets of its storages: those of runs that were begun before they were refused."""
+    for section in ("data", "checkpoint"):
+        storage = tree.get(section, {}).get("storage")
+        if storage and storage.get("options"):
+            storage["options"] = without_secrets(storage["options"])
+    return tree
 
 
 def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a run file, apply `section.key=value` overrides and validate it. The data is not read, nor the schema.
 
     Raises:
-        UserError: the file cannot be read, or has unknown keys or invalid values; names the key.
+        UserError: the file cannot be read, or has unknown keys, invalid values or secrets; names the key.
     """
-    return _changed(read_yaml(path), str(path), overrides)
+    tree = read_yaml(path)
+    refuse_secrets(tree, str(path))
+    return _changed(tree, str(path), overrides)
 
 
 def run_from(tree: Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
@@ -130,6 +143,7 @@ def run_from(tree: Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfi
     Raises:
         UserError: as `read_run`.
     """
+    refuse_secrets(tree, "the run")
     return _changed(copy.deepcopy(dict(tree)), "the run", overrides)
 
 
@@ -202,7 +216,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=StrictLoader)
     except yaml.YAMLError as error:
+        if is_secret(key.rpartition(".")[2], text):  # which the error would quote
+            raise UserError(f"--set {key}: the value is not valid YAML") from None
         raise UserError(f"--set {override}: the value is not valid YAML: {one_line(error)}") from error
+    refuse_secret_value(key, value, "--set")
     _put(tree, key, value, f"--set {override}")
 
 

@@ -78,6 +78,9 @@ class MonitorConfig(Section):
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="serve Prometheus metrics; each rank on this port plus its local rank"
     )
+    metrics_address: str = Field(
+        "127.0.0.1", description="address on which metrics_port is served; 0.0.0.0: all of the host, as in pods"
+    )
     profile_every: int | None = Field(
         1000,
         gt=1,

@@ -8,6 +8,7 @@ from typing import Any
 
 from rechub_dist.config import RunConfig, parse_yaml, read_run
 from rechub_dist.config.code import named_code
+from rechub_dist.config.secrets import refuse_secrets
 from rechub_dist.config.versions import with_former_defaults
 from rechub_dist.errors import UserError
 
@@ -54,4 +55,6 @@ def _schema(config: RunConfig, base: Path) -> dict[str, Any]:
             if named is None
             else f"data.dataset: no such file: {path}"
         )
-    return parse_yaml(text, path)
+    schema = parse_yaml(text, path)
+    refuse_secrets(schema, path)
+    return schema

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from rechub_dist.errors import UserError
 
 T = TypeVar("T")
 Bytes = NDArray[np.uint8]
+_LOOPBACK = "127.0.0.1"
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -218,7 +220,7 @@ def device_type(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"
 def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int | None = None) -> Iterator[Runtime]:
     """Join the process group that the environment describes, or create one of this process alone. Collective.
 
-    The groups are destroyed when the block ends.
+    The groups are destroyed when the block ends. Ranks that are all on one host listen on its loopback address alone.
 
     Args:
         timeout_seconds: of collectives.
@@ -247,18 +249,48 @@ def runtime(device: Literal["cpu", "cuda"], timeout_seconds: float, threads: int
     backend = "nccl" if device == "cuda" else "gloo"
     # Bound to its GPU a rank connects here, where a failure names it, rather than within the first collective.
     bound = target if device == "cuda" else None
-    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout, device_id=bound)
-    else:
-        store = dist.HashStore()
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout, device_id=bound)
+    alone = world == 1 or os.environ.get("LOCAL_WORLD_SIZE") == str(world)
+    with _on_loopback() if alone else contextlib.nullcontext():
+        store = _local_store(rank, world, timeout) if alone else None
+        if store is None:
+            dist.init_process_group(backend, timeout=timeout, device_id=bound)
+        else:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout, device_id=bound)
+        try:
+            group = dist.group.WORLD
+            assert group is not None
+            control = group if device == "cpu" else dist.new_group(backend="gloo", timeout=timeout)
+            yield Runtime(rank, world, local_world, target, group, control)
+        finally:
+            dist.destroy_process_group()
+
+
+def _local_store(rank: int, world: int, timeout: timedelta) -> dist.Store | None:
+    """The store of a world on one host, which only this host can reach; None if torchrun's agent runs one for it."""
+    if world == 1:
+        return dist.HashStore()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    port = _number("MASTER_PORT", "")
+    listener = None
+    if rank == 0:  # torch would listen on all addresses
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((_LOOPBACK, port))
+            listener = server.detach()  # the store's from here on
+    return dist.TCPStore(_LOOPBACK, port, world, rank == 0, timeout, master_listen_fd=listener)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have gloo and NCCL listen on the loopback interface within the block, unless the environment names another."""
+    names = [name for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ]
+    os.environ.update(dict.fromkeys(names, "lo"))
     try:
-        group = dist.group.WORLD
-        assert group is not None
-        control = group if device == "cpu" else dist.new_group(backend="gloo", timeout=timeout)
-        yield Runtime(rank, world, local_world, target, group, control)
+        yield
     finally:
-        dist.destroy_process_group()
+        for name in names:
+            os.environ.pop(name, None)
 
 
 def keep_freed_memory() -> None:

@@ -8,8 +8,10 @@ import shlex
 import signal
 import socket
 import sys
+import tempfile
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch.distributed.run import config_from_args, get_args_parser, parse_args
 
@@ -29,6 +31,9 @@ from rechub_dist.launching.rendezvous import (
 _LAST_CALL_SECONDS = 5  # wait for more hosts, if their number may vary
 _JOIN_SECONDS = 600  # default wait for missing hosts
 _MONITOR_SECONDS = 0.2  # between checks of the workers
+_ALONE_SECONDS = (
+    3600  # between an agent's heartbeats where no other watches them: each makes the file of the store longer
+)
 # torchrun has it from torch 2.12 on; our own agent applies it always
 _HAS_SHUTDOWN_TIMEOUT = "--shutdown-timeout" in get_args_parser().format_help()
 
@@ -40,7 +45,7 @@ class Launch:
     Attributes:
         nproc: ranks on this host.
         nnodes: number of hosts, `2`, or a range, `1:3`.
-        rendezvous: HOST:PORT of the rendezvous; None on a single machine.
+        rendezvous: HOST:PORT of the rendezvous of several hosts; a single one needs none.
         run_id: distinguishes runs that share a rendezvous store.
         external_store: the rendezvous is a `rechub-dist store`, not the agent of that host.
         max_restarts: restarts of workers after failures.
@@ -49,7 +54,7 @@ class Launch:
             whose name may not resolve yet; otherwise that is an error.
 
     Raises:
-        UserError: `nnodes` is neither a number nor a range, or several hosts have no rendezvous.
+        UserError: `nnodes` is neither a number nor a range, several hosts have no rendezvous, or it is no address.
     """
 
     nproc: int = 1
@@ -65,20 +70,22 @@ class Launch:
         low, _, high = self.nnodes.partition(":")
         if not (low.isdigit() and (high or low).isdigit() and 1 <= int(low) <= int(high or low)):
             raise UserError(f"--nnodes {self.nnodes}: write a number of hosts, or a range like 1:3")
-        if self.rendezvous is None and self.nnodes != "1":
+        if self.rendezvous is None and self.several:
             raise UserError(f"--nnodes {self.nnodes}: several hosts need a rendezvous: --rdzv HOST:PORT")
+        if self.rendezvous is not None:
+            parse_address(self.rendezvous)
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port of the rendezvous; on a single machine, port 0 for any free one."""
-        if self.rendezvous is None:
+        """Host and port of the rendezvous; a single host, whose store is a file, has port 0."""
+        if self.rendezvous is None or not self.several:
             return "localhost", 0
         return parse_address(self.rendezvous)
 
     @property
     def several(self) -> bool:
         """Whether other hosts must reach this one."""
-        return self.rendezvous is not None and self.nnodes != "1"
+        return int(self.nnodes.rpartition(":")[2]) > 1
 
 
 def environment(wanted: Launch) -> dict[str, str]:
@@ -94,11 +101,19 @@ def environment(wanted: Launch) -> dict[str, str]:
     return {key: value for key, value in found.items() if key not in os.environ}
 
 
-def torchrun_arguments(wanted: Launch, arguments: list[str]) -> list[str]:
-    """The arguments for torchrun to start `python -m rechub_dist ARGUMENTS`."""
+def torchrun_arguments(wanted: Launch, arguments: list[str], file: Path | None = None) -> list[str]:
+    """The arguments for torchrun to start `python -m rechub_dist ARGUMENTS`.
+
+    The rendezvous store of a single host is `file`, or a temporary one that torchrun makes. It does not listen: whoever
+    reaches a store can run code in its agents, which unpickle what it holds.
+    """
     host, port = wanted.address
     settings = f"last_call_timeout={_LAST_CALL_SECONDS},join_timeout={wanted.join_seconds or _JOIN_SECONDS}"
-    if wanted.rendezvous is not None:
+    if not wanted.several:
+        settings += f",store_type=file,keep_alive_interval={_ALONE_SECONDS}"
+        endpoint = None if file is None else str(file)
+    else:
+        endpoint = f"{f'[{host}]' if ':' in host else host}:{port}"
         there = listens(host, port)  # such as another agent's on this host
         # torchrun compares names, which may not resolve
         settings += f",is_host={str(not (wanted.external_store or there) and is_here(host, port)).lower()}"
@@ -107,8 +122,8 @@ def torchrun_arguments(wanted: Launch, arguments: list[str]) -> list[str]:
         f"--nnodes={wanted.nnodes}",
         f"--nproc-per-node={wanted.nproc}",
         "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={f'[{host}]' if ':' in host else host}:{port}",
-        f"--rdzv-id={wanted.run_id if wanted.rendezvous else uuid.uuid4().hex}",
+        *([f"--rdzv-endpoint={endpoint}"] if endpoint else []),
+        f"--rdzv-id={wanted.run_id if wanted.several else uuid.uuid4().hex}",
         f"--rdzv-conf={settings}",
         f"--max-restarts={wanted.max_restarts}",
         f"--monitor-interval={_MONITOR_SECONDS}",
@@ -128,23 +143,24 @@ def launch(wanted: Launch, arguments: list[str], *, show: bool = False) -> int:
     Raises:
         UserError: the rendezvous address is invalid, or another service listens there.
     """
-    if wanted.rendezvous is not None and wanted.join_seconds is not None:
+    if wanted.several and wanted.join_seconds is not None:
         await_rendezvous(*wanted.address, wanted.join_seconds)
     extra = environment(wanted)
     os.environ.update(extra)
     os.environ.setdefault(LAUNCH, _name_of(wanted))
-    options = torchrun_arguments(wanted, arguments)
     if show:
         before = [f"{name}={value}" for name, value in extra.items()]
-        print(shlex.join([*before, "torchrun", *options]), file=sys.stderr, flush=True)
-    config, command, command_arguments = config_from_args(parse_args(options))
-    assert isinstance(command, str)
-    return run_agent(config, command, command_arguments, wanted.grace_seconds)
+        print(shlex.join([*before, "torchrun", *torchrun_arguments(wanted, arguments)]), file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix="rechub-dist-", ignore_cleanup_errors=True) as folder:
+        options = torchrun_arguments(wanted, arguments, Path(folder) / "rendezvous")
+        config, command, command_arguments = config_from_args(parse_args(options))
+        assert isinstance(command, str)
+        return run_agent(config, command, command_arguments, wanted.grace_seconds)
 
 
 def _name_of(wanted: Launch) -> str:
     """A name that all agents of one launch share, and no others."""
-    if wanted.rendezvous is None:
+    if not wanted.several:
         return uuid.uuid4().hex
     host, port = wanted.address
     _, address = addresses(host, port)[0]

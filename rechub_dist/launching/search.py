@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rechub_dist.config import RunConfig, Section, changed, read_yaml
+from rechub_dist.config.secrets import refuse_secret_value
 from rechub_dist.errors import UserError, nearest, one_line
 from rechub_dist.metrics.direction import Direction, goodness, watched_metric
 
@@ -87,6 +88,7 @@ def read_space(path: Path, config: RunConfig, ranks: int) -> dict[str, Distribut
             first = error.errors()[0]
             raise UserError(f"{where}: {one_line(first['msg']).removeprefix('Value error, ')}") from error
         for value in space[key].extremes:
+            refuse_secret_value(key, value, str(path))
             try:
                 judged_by(changed(config, {key: value}, str(path)), None, ranks)
             except UserError as error:

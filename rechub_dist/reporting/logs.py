@@ -10,8 +10,11 @@ import warnings
 from contextlib import suppress
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
+from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
+
+from rechub_dist.redaction import redacted
 
 LOGGER = logging.getLogger("rechub_dist")
 # Outside a run there is no log; messages are reported in other ways.
@@ -26,6 +29,14 @@ class _Log(WatchedFileHandler):
         with suppress(OSError):  # messages are reported elsewhere as well
             Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
             super().emit(record)
+
+
+class _Lines(JsonFormatter):
+    """Writes JSON lines, in which secrets are hidden: a client library may log an address, or an exception show one."""
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        found = super().process_log_record(log_data)
+        return {name: redacted(value) if isinstance(value, str) else value for name, value in found.items()}
 
 
 def log_to(folder: Path, rank: int, *, json_lines: bool = False) -> None:
@@ -43,7 +54,7 @@ def log_to(folder: Path, rank: int, *, json_lines: bool = False) -> None:
         OSError: the folder cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    formatter = JsonFormatter(
+    formatter = _Lines(
         "{asctime}{levelname}{name}{message}",
         style="{",
         datefmt="%Y-%m-%dT%H:%M:%S%z",

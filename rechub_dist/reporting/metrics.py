@@ -20,13 +20,14 @@ class Metrics:
     Args:
         port: 0 for any free port.
         rank: of this process.
-        world_size: of the run.
+        world_size: ranks of the run.
+        address: of this host, to listen on; 0.0.0.0 for all.
 
     Raises:
-        UserError: the port is in use.
+        UserError: the port is in use, or the address is not this host's.
     """
 
-    def __init__(self, port: int, rank: int, world_size: int) -> None:
+    def __init__(self, port: int, rank: int, world_size: int, address: str = "127.0.0.1") -> None:
         self._registry = CollectorRegistry()
         self._rank = str(rank)
         ProcessCollector(registry=self._registry)
@@ -51,11 +52,12 @@ class Metrics:
         self._skipped = Counter("rechub_rows_skipped", "Rows skipped", ["rank"], registry=self._registry)
         self._skipped.labels(self._rank)
         try:
-            self._server = start_http_server(port, registry=self._registry)[0]
+            self._server = start_http_server(port, address, registry=self._registry)[0]
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"monitor.metrics_port: rank {rank} cannot listen on port {port}: {error}; set another one, followed "
-                "by enough free ports for all ranks of a host"
+                f"monitor.metrics_port: rank {rank} cannot listen on port {port} of {address}: {error}; set another "
+                f"one, followed by enough free ports for all ranks of a host, and as monitor.metrics_address one of "
+                f"this host's addresses"
             ) from error
 
     def record(self, split: str, step: int, values: Mapping[str, float]) -> None:

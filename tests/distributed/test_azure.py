@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from rechub_tests.runs import losses, run_file, train
 AZURITE = shutil.which("azurite-blob")
 ACCOUNT = "devstoreaccount1"  # the emulator's, with a key that is published
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+os.environ["RECHUB_SECRET_TESTS_AZURE"] = KEY
 ROOT = f"abfs://shop@{ACCOUNT}.dfs.core.windows.net/small"
 
 
@@ -49,7 +51,10 @@ def storage(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Iterat
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
                 time.sleep(0.1)
-            settings = {"endpoint": f"http://127.0.0.1:{port}", "options": {"account_key": KEY}}
+            settings = {
+                "endpoint": f"http://127.0.0.1:{port}",
+                "options": {"account_key": {"env": "RECHUB_SECRET_TESTS_AZURE"}},
+            }
             given = StorageConfig(endpoint=settings["endpoint"], options={"account_key": KEY, "account_name": ACCOUNT})
             account, _ = locate("abfs://shop", given)
             account.filesystem.create_dir("shop")

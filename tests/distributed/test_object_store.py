@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 
 from rechub_dist.assembly.parts import build
@@ -15,9 +18,9 @@ from rechub_dist.config import Selection
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.distributed.runtime import runtime
 from rechub_dist.errors import UserError
-from rechub_tests.object_store import BUCKET, KEYS, Fault, FaultyProxy, s3_server, upload
+from rechub_tests.object_store import BUCKET, KEYS, Fault, FaultyProxy, filesystem, s3_server, upload
 from rechub_tests.ranks import RankPool
-from rechub_tests.runs import config_of, losses, records, run_file, train
+from rechub_tests.runs import config_of, losses, output, records, run_file, train
 
 WHERE = (("age", ">", 0.0), ("user", "<", 80))
 
@@ -93,3 +96,44 @@ def seen_manifest(path: Path, chosen: bool) -> tuple[str, int]:
         spec = build(config, device="cpu", world_size=1).spec
         manifest = read_manifest(config, rt, Selection(path="train", where=WHERE) if chosen else "train", spec)
     return manifest.fingerprint(), manifest.rows
+
+
+@pytest.mark.slow
+def test_secrets_are_nowhere_in_what_a_run_leaves(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in its files, on the store too, nor in what it prints, nor in a manifest; also where it fails."""
+    monkeypatch.setenv("RECHUB_SECRET_ID", "planted-key-5Xw")
+    monkeypatch.setenv("RECHUB_SECRET_KEY", "planted-secret-5Xw")
+    monkeypatch.setenv("RECHUB_DEBUG", "1")
+    options = {"access_key": {"env": "RECHUB_SECRET_ID"}, "secret_key": {"env": "RECHUB_SECRET_KEY"}}
+    path = remote_run(tmp_path, server, options=options)
+    more = ["--set", "train.max_steps=3", "--set", f"checkpoint.folder=s3://{BUCKET}/secrets"]
+
+    def command(*arguments: str) -> str:
+        line = [sys.executable, "-m", "rechub_dist", *arguments]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        return f"{done.returncode}\n{done.stdout}{done.stderr}"
+
+    trained = command("train", str(path), "--nproc", "1", *more)
+    assert trained.startswith("0\n"), trained
+    failed = command("train", str(path), *more, "--set", f"data.root=s3://{BUCKET}/nothing")
+    assert failed.startswith("2\n"), failed
+    refused = command("train", str(path), "--set", "data.storage.options.secret_key=planted-secret-5Xw")
+    assert refused.startswith("2\n"), refused
+    evaluated = command("evaluate", str(output(path)), "--data", f"s3://{BUCKET}/shop/test")
+    assert evaluated.startswith("0\n"), evaluated
+    pods = ["--kind", "job", "--image", "x", "--set", "output_dir=/runs/x"]
+    rendered = command("k8s", "render", str(path), *pods, *more)
+    assert rendered.startswith("0\n"), rendered
+    left = [trained, failed, refused, evaluated, rendered]
+    files = [file for file in output(path).rglob("*") if file.is_file()]
+    assert {file.name for file in files} >= {"config.yaml", "metrics.jsonl", "rank-0.jsonl"}
+    store = filesystem(server)
+    objects = store.get_file_info(pafs.FileSelector(f"{BUCKET}/secrets", recursive=True))
+    assert any("step-" in found.path for found in objects)
+    for found in objects:
+        if found.is_file:
+            with store.open_input_file(found.path) as source:
+                left.append(source.read().decode("latin-1"))
+    left += [file.read_bytes().decode("latin-1") for file in files]
+    assert not [text for text in left if "planted" in text]
+    assert "RECHUB_SECRET_KEY" in (output(path) / "config.yaml").read_text()

@@ -43,6 +43,19 @@ def test_the_pins_are_what_the_project_asks_for(accelerator: str) -> None:
     assert found["ray"] == RAY_VERSION
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda", "tools"])
+def test_what_is_installed_has_hashes(accelerator: str) -> None:
+    text = (DOCKER / f"requirements-{accelerator}.lock").read_text()
+    assert "//" not in text  # where it came from is nobody's business
+    blocks = re.findall(r"^([^\s#]+)==([^\s]+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", text, re.MULTILINE)
+    lines = [line for line in text.splitlines() if line and not line.startswith(("#", " "))]
+    assert len(blocks) == len(lines), "each with a hash"
+    if accelerator != "tools":
+        assert {name: version for name, version, _ in blocks} == pins(accelerator), "run docker/lock.sh"
+    installs = [line for line in DOCKERFILE.splitlines() if "pip install" in line and " . " not in line]
+    assert all("--require-hashes" in line for line in installs), installs
+
+
 def test_the_dockerfile_is_clean() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
     done = subprocess.run([hadolint, DOCKER / "Dockerfile"], capture_output=True, text=True, check=False)

@@ -206,6 +206,68 @@ def test_tensorboard_reads_the_output_claim() -> None:
     assert not service["spec"]["selector"].items() <= trainer_pod(objects)["metadata"]["labels"].items()
 
 
+def policies(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {item["metadata"]["name"]: item["spec"] for item in objects if item["kind"] == "NetworkPolicy"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_network_lets_in_only_the_run(kind: str) -> None:
+    metrics = ("--nproc-per-node", "2", "--set", "monitor.metrics_port=9400")
+    objects = render(kind, "--tensorboard", *metrics, "--namespace", "recommenders")
+    found = policies(objects)
+    run = {"matchLabels": {"app.kubernetes.io/instance": "deepfm"}}
+    templates = [template for item in objects for template in pod_templates(item)]
+    for template in templates:  # of every component
+        assert run["matchLabels"].items() <= template["metadata"]["labels"].items()
+    whole = found.pop("deepfm")
+    assert (whole["podSelector"], whole["policyTypes"]) == (run, ["Ingress", "Egress"])
+    assert whole["ingress"] == [{"from": [{"podSelector": run}]}]  # on any port: gloo and NCCL choose theirs
+    own, dns, storage = whole["egress"]
+    assert own == {"to": [{"podSelector": run}]}
+    assert {(port["protocol"], port["port"]) for port in dns["ports"]} >= {("UDP", 53), ("TCP", 53)}
+    assert [port["port"] for port in storage["ports"]] == [443, 80]
+    opened = {
+        "deepfm-metrics": ("trainer", {"protocol": "TCP", "port": 9400, "endPort": 9401}),
+        "deepfm-tensorboard": ("tensorboard", {"protocol": "TCP", "port": 6006}),
+        **({"deepfm-dashboard": ("head", {"protocol": "TCP", "port": 8265})} if kind == "rayjob" else {}),
+    }
+    assert found.keys() == opened.keys()
+    for name, (component, port) in opened.items():
+        spec = found[name]
+        assert spec["policyTypes"] == ["Ingress"]
+        chosen = spec["podSelector"]["matchLabels"]
+        assert chosen["app.kubernetes.io/component"] == component
+        assert any(chosen.items() <= template["metadata"]["labels"].items() for template in templates)
+        (rule,) = spec["ingress"]
+        assert rule["ports"] == [port]
+        assert all("namespaceSelector" in source for source in rule["from"])  # nothing from outside the cluster
+
+
+def test_the_network_lets_out_to_storage() -> None:
+    objects = render(
+        "job", "--egress-port", "8020", "--egress-port", "443", "--set", "data.storage.endpoint=http://minio:9000",
+        "--set", "data.root=s3://bucket/synthetic", "--set", "checkpoint.folder=hdfs://name:9870/runs",
+    )  # fmt: skip
+    ports = [port["port"] for port in policies(objects)["deepfm"]["egress"][2]["ports"]]
+    assert ports == [443, 80, 9000, 9870, 8020]
+
+
+def test_the_network_may_be_left_to_others() -> None:
+    assert not policies(render("job", "--no-network-policy", "--tensorboard"))
+
+
+def test_metrics_of_pods_are_for_all_of_the_cluster() -> None:
+    def address(*options: str) -> str | None:
+        objects = render("job", *options)
+        run = yaml.safe_load(by_kind(objects, "ConfigMap")["data"]["run.yaml"])
+        return run.get("monitor", {}).get("metrics_address")
+
+    port = ("--set", "monitor.metrics_port=9400")
+    assert address() is None
+    assert address(*port) == "0.0.0.0"
+    assert address(*port, "--set", "monitor.metrics_address=127.0.0.1") == "127.0.0.1"
+
+
 def test_it_writes_a_file(tmp_path: Path) -> None:
     done = run_render(*EXAMPLE, "--kind", "job", "-o", str(tmp_path / "job.yaml"))
     assert (done.returncode, done.stdout) == (0, "")
@@ -245,6 +307,7 @@ BAD = [
     (["--tensorboard-memory", "2Gi"], "--tensorboard-memory: needs --tensorboard"),
     (["--spread", "some"], "--spread some: must be preferred or required"),
     (["--kind", "rayjob", "--liveness", "600"], "--liveness: Ray watches its workers itself"),
+    (["--no-network-policy", "--egress-port", "9000"], "--egress-port: without network policies all ports are open"),
     (["-o", "/nowhere/job.yaml"], "--out /nowhere/job.yaml: cannot be written"),
 ]
 

@@ -22,7 +22,8 @@ VARIANTS = {
     "everything": (
         "--workers", "3", "--gpus-per-worker", "2", "--tensorboard", "--namespace", "recommenders",
         "--node-selector", "pool=gpu", "--spread", "required", "--service-account", "trainer",
-        "--env-secret", "store", "--ttl-seconds", "3600",
+        "--env-secret", "store", "--ttl-seconds", "3600", "--egress-port", "9000",
+        "--set", "monitor.metrics_port=9400",
     ),
 }  # fmt: skip
 

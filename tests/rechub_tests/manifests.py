@@ -84,7 +84,7 @@ def pod_errors(template: K8sObject) -> list[str]:
 
 
 def is_core(item: K8sObject) -> bool:
-    return item["apiVersion"] in {"v1", "apps/v1", "batch/v1"}
+    return item["apiVersion"] in {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1"}
 
 
 @cache

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rechub_dist"
 # From what everything speaks of to what speaks to people. `launch` stands at the top of the checkout and knows all.
 ROOMS = (
-    "errors", "seeds", "builds", "skips", "features", "schema", "embedded", "batch", "config", "distributed",
-    "reporting", "data", "layers", "models", "metrics", "objectives", "embedding", "checkpoint", "assembly",
-    "evaluation", "training", "inference", "notebook", "launching", "cli",
+    "redaction", "errors", "seeds", "builds", "skips", "features", "schema", "embedded", "batch", "config",
+    "distributed", "reporting", "data", "layers", "models", "metrics", "objectives", "embedding", "checkpoint",
+    "assembly", "evaluation", "training", "inference", "notebook", "launching", "cli",
 )  # fmt: skip
 ROOMS_OF_DATA = (
     "parquet", "run_file", "places", "spec", "columns", "negatives", "order", "collate", "rows", "reader", "counts",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from rechub_dist.distributed.runtime import environment
 from rechub_dist.errors import UserError
-from rechub_dist.launching import rendezvous
+from rechub_dist.launching import launcher, rendezvous
 from rechub_dist.launching.launcher import Launch, torchrun_arguments
 from rechub_dist.launching.rendezvous import interface, is_here, listens, open_store, parse_address
 
@@ -80,6 +81,17 @@ def test_torchrun_is_told_who_keeps_the_rendezvous() -> None:
         arguments = torchrun_arguments(Launch(1, "1:2", f"{host}:{port}"), [])
         assert f"--rdzv-endpoint={told}" in arguments
         assert any("is_host=true" in argument for argument in arguments)
+
+
+@pytest.mark.parametrize("wanted", [Launch(2), Launch(2, "1", "host0:29400"), Launch(2, "1:1", "host0:29400")])
+def test_a_single_host_has_its_rendezvous_in_a_file(wanted: Launch) -> None:
+    arguments = torchrun_arguments(wanted, [], Path("/tmp/mine/rendezvous"))
+    assert "--rdzv-endpoint=/tmp/mine/rendezvous" in arguments
+    assert any("store_type=file" in argument for argument in arguments)
+    assert "--local-addr=127.0.0.1" in arguments
+    assert not any("host0" in argument for argument in arguments)
+    assert not any("endpoint" in argument for argument in torchrun_arguments(wanted, []))  # torchrun makes a file
+    assert launcher._name_of(wanted) != launcher._name_of(wanted)  # host0 need not resolve
 
 
 @pytest.mark.parametrize(

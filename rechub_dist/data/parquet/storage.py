@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rechub_dist.config import StorageConfig
+from rechub_dist.config.secrets import from_environment, refuse_secret_address
 from rechub_dist.errors import UserError, one_line
 from rechub_dist.skips import BadFileError
 
@@ -116,12 +117,13 @@ def locate(address: str, settings: StorageConfig) -> tuple[Store, str]:
     """The store of a path or address, and the path in its file system (without the options after a `?`).
 
     Raises:
-        UserError: an unknown kind of address, a missing package, or invalid settings.
+        UserError: an unknown kind of address, one that contains a secret, a missing package, or invalid settings.
     """
     if "://" not in address:
         return Store(pafs.LocalFileSystem(), "", settings), address
+    refuse_secret_address(address)
     base, _, query = address.partition("?")
-    options = {**dict(parse_qsl(query)), **settings.options}
+    options = {**dict(parse_qsl(query)), **from_environment(settings.options)}
     scheme = urlsplit(base).scheme
     try:
         if scheme in ("s3", "gs"):

@@ -9,6 +9,7 @@ import yaml
 
 from rechub_dist.config import RunConfig
 from rechub_dist.distributed.process import MISTAKE, PREEMPTED
+from rechub_dist.launching.kubernetes.network import policies
 from rechub_dist.launching.kubernetes.pods import (
     Manifest,
     metadata,
@@ -207,6 +208,8 @@ def render(kind: str, settings: Settings, config: RunConfig) -> str:
     objects = [run, *KINDS[kind](settings, config)]
     if settings.tensorboard:
         objects += tensorboard(settings, config)
+    if settings.network_policy:
+        objects += policies(kind, settings, config)
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
 
 

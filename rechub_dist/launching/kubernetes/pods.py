@@ -10,7 +10,16 @@ from rechub_dist.config import RunConfig
 from rechub_dist.distributed.process import LAUNCH, PREEMPTED
 from rechub_dist.launching.kubernetes.run_file import metrics_ports
 from rechub_dist.launching.kubernetes.settings import Settings, Size
-from rechub_dist.launching.kubernetes.view import HOME, RAY_AGENT, RAY_DASHBOARD, RUN_FILE, RUNS, USER, mounts
+from rechub_dist.launching.kubernetes.view import (
+    HOME,
+    RAY_AGENT,
+    RAY_DASHBOARD,
+    RUN_FILE,
+    RUNS,
+    TENSORBOARD_PORT,
+    USER,
+    mounts,
+)
 
 Manifest = dict[str, Any]
 
@@ -34,9 +43,10 @@ def labels(settings: Settings, component: str) -> dict[str, str]:
     return {"app.kubernetes.io/name": "rechub-dist", **selector(settings, component)}
 
 
-def selector(settings: Settings, component: str) -> dict[str, str]:
-    """The labels that select a run's pods. KubeRay replaces the name label."""
-    return {"app.kubernetes.io/instance": settings.name, "app.kubernetes.io/component": component}
+def selector(settings: Settings, component: str | None = None) -> dict[str, str]:
+    """The labels that select a run's pods: all, or those of a component. KubeRay replaces the name label."""
+    part = {} if component is None else {"app.kubernetes.io/component": component}
+    return {"app.kubernetes.io/instance": settings.name, **part}
 
 
 def train(settings: Settings, rendezvous: str) -> list[str]:
@@ -156,8 +166,8 @@ def tensorboard(settings: Settings, config: RunConfig) -> list[Manifest]:
     container = {
         **_container(settings, "tensorboard", _resources(settings.board), output_read_only=True),
         "command": ["tensorboard"],
-        "args": [f"--logdir={config.output_dir / 'tensorboard'}", "--bind_all", "--port=6006"],
-        "ports": [{"name": "http", "containerPort": 6006}],
+        "args": [f"--logdir={config.output_dir / 'tensorboard'}", "--bind_all", f"--port={TENSORBOARD_PORT}"],
+        "ports": [{"name": "http", "containerPort": TENSORBOARD_PORT}],
         "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 10},
     }
     template = pod(settings, container, component="tensorboard", restart="Always")
@@ -179,7 +189,7 @@ def tensorboard(settings: Settings, config: RunConfig) -> list[Manifest]:
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": metadata(settings, "tensorboard", name),
-            "spec": {"selector": chosen, "ports": [{"name": "http", "port": 6006, "targetPort": "http"}]},
+            "spec": {"selector": chosen, "ports": [{"name": "http", "port": TENSORBOARD_PORT, "targetPort": "http"}]},
         },
     ]
 

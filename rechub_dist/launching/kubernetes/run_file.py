@@ -20,7 +20,8 @@ _UNKNOWN = 1 << 60  # GPU memory in bytes if unknown: unlimited
 def run_for_pods(path: Path, overrides: Iterable[str], pod: PodView) -> RunConfig:
     """Load and validate the run for the pods, as its ranks will read it.
 
-    A schema file that the pods do not have is inlined, and `distributed.threads` is set unless the run file sets it.
+    A schema file that the pods do not have is inlined. Unless the run file sets them, `distributed.threads` is set, and
+    metrics are served on all addresses, as Prometheus comes from elsewhere.
 
     Raises:
         UserError: as `load_run`; the pods lack a file, folder, port, device or memory that the run needs; or, if the
@@ -32,6 +33,9 @@ def run_for_pods(path: Path, overrides: Iterable[str], pod: PodView) -> RunConfi
     if config.distributed.threads is None:
         distributed = config.distributed.model_copy(update={"threads": pod.cpus})
         config = config.model_copy(update={"distributed": distributed})
+    if config.monitor.metrics_port is not None and "metrics_address" not in config.monitor.model_fields_set:
+        monitor = config.monitor.model_copy(update={"metrics_address": "0.0.0.0"})
+        config = config.model_copy(update={"monitor": monitor})
     text = config.dump_given()
     if len(text.encode()) > CONFIG_MAP_BYTES:
         raise UserError(

@@ -67,6 +67,8 @@ class Settings:
         liveness_seconds: time without a heartbeat of a rank after which its pod is restarted; None: never.
         take_over: whether the job takes its output folders over from a running run.
         tensorboard: whether to add a TensorBoard that reads the output claim.
+        network_policy: whether to add NetworkPolicies, which let in only what a run needs.
+        egress_ports: more TCP ports on which the pods reach storage.
         head: resources of the Ray head, which does not train.
         submitter: resources of the container that submits the job to Ray.
         board: resources of TensorBoard.
@@ -97,6 +99,8 @@ class Settings:
     liveness_seconds: int | None = None
     take_over: bool = False
     tensorboard: bool = False
+    network_policy: bool = True
+    egress_ports: tuple[int, ...] = ()
     head: Size = HEAD
     submitter: Size = SUBMITTER
     board: Size = TENSORBOARD
@@ -110,6 +114,8 @@ class Settings:
                 f"--gpus-per-worker {self.gpus}: {self.nproc_per_node} ranks per pod need one GPU each; change "
                 f"--nproc-per-node or --gpus-per-worker"
             )
+        if self.egress_ports and not self.network_policy:
+            raise UserError("--egress-port: without network policies all ports are open; leave one of both out")
         if self.tensorboard and self.output_claim is None:
             raise UserError("--tensorboard: reads the output claim; give --output-claim NAME")
 

@@ -15,6 +15,7 @@ RUN_FILE: Final = str(RUN / "run.yaml")
 HOME: Final = "/home/rechub"
 USER: Final = 1000
 RAY_DASHBOARD, RAY_AGENT = 8265, 52365
+TENSORBOARD_PORT: Final = 6006
 _RAY_PORTS = (
     (range(8080, 8081), "Ray serves its own metrics there"),
     (range(RAY_AGENT, RAY_AGENT + 1), "Ray's agent listens there"),
