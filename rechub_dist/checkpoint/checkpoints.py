@@ -7,10 +7,10 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import read_manifest, read_tensors
-from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError
+from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedRun
 from rechub_dist.checkpoint.position import Position, position_of
 from rechub_dist.checkpoint.publish import Publisher
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
@@ -34,7 +34,7 @@ from rechub_dist.reporting.saves import Save
 
 T = TypeVar("T")
 # What a checkpoint's run, by its record, its step and where it lies, has other than this run.
-Differing = Callable[[dict[str, Any], int, str], list[str]]
+Differing = Callable[[Mapping[str, Any], int, str], list[str]]
 
 # A rank that has written its part waits for the slowest one. A dead one is noticed at once, by its closed connection.
 _PATIENCE = timedelta(hours=6)
@@ -287,7 +287,7 @@ class Checkpoints:
                 size = sum(found.size for found in files.values())
                 if error is None:
                     error = self._publisher.publish(
-                        CheckpointManifest(step, run, files, merge([part[2] for part in parts]))
+                        CheckpointManifest(step, cast(SavedRun, run), files, merge([part[2] for part in parts]))
                     )
                 seconds = time.monotonic() - self._began
                 warning = self._publisher.clean(position, self._id, saved=error is None)
@@ -351,14 +351,8 @@ class Checkpoints:
         agree(self._rt, read)
 
     def _check_run(self, manifest: CheckpointManifest, differing: Differing) -> None:
-        """Refuse a checkpoint of another run, or one with a position that this version does not understand."""
+        """Refuse a checkpoint of another run."""
         where = self.folder.path(step_folder(manifest.step))
-        unknown = manifest.run["position"].keys() - {field.name for field in fields(Position)}
-        if unknown:
-            raise UserError(
-                f"{where}: written by a newer rechub_dist; this one does not know the key "
-                f"{f'run.position.{min(unknown)}'!r}: upgrade rechub_dist"
-            )
         found = differing(manifest.run, manifest.step, where)
         if found:
             raise UserError(

@@ -61,6 +61,11 @@ class Folder:
         info = self._store.with_retries(lambda _: self._filesystem.get_file_info(self._inside(name)), self.path(name))
         return info.size if info.type == pafs.FileType.File else None
 
+    def leads_out(self, folder: str, name: str) -> bool:
+        """Whether a file of a folder in this one is, by a link, one of another folder; object stores have no links."""
+        within = os.path.realpath(self._inside(folder))
+        return self.local and os.path.dirname(os.path.realpath(self._inside(f"{folder}/{name}"))) != within
+
     def read(self, name: str, offset: int = 0, length: int | None = None) -> memoryview:
         """Bytes of a file, all from `offset` on unless `length` is given; they may be written to.
 

@@ -106,7 +106,7 @@ def _rows(kind: str, name: str, saved: SavedTensor, shape: tuple[int, ...]) -> i
     there, here = "x".join(map(str, saved.shape)), "x".join(map(str, shape))
     if saved.shape == shape:
         return None
-    if kind == "tables" and saved.shape[1] == shape[1]:
+    if kind == "tables" and len(saved.shape) == 2 and saved.shape[1] == shape[1]:
         if saved.shape[0] < shape[0]:
             return saved.shape[0]
         raise UserError(

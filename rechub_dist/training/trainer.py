@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -247,7 +248,7 @@ class Trainer:
         counted = negatives is not None and negatives.needs_counts
         return identity(self.parts, self.passes.identity(self.passes.steps if counted else step))
 
-    def _differing(self, run: dict[str, Any], step: int, where: str) -> list[str]:
+    def _differing(self, run: Mapping[str, Any], step: int, where: str) -> list[str]:
         """What the run of a checkpoint has other than this one, as far as it has come."""
         return other_than(run, self._identity(step), where, self.config.code)
 

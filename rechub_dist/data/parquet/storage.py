@@ -179,9 +179,12 @@ def join(root: str, name: str) -> str:
 
 
 def read_text(path: str, settings: StorageConfig) -> str | None:
-    """A small text file wherever it lies; raises and returns as `read_bytes`."""
+    """A small text file wherever it lies; returns as `read_bytes`, and raises as it does and for what is not UTF-8."""
     found = read_bytes(path, settings)
-    return None if found is None else found.decode()
+    try:
+        return None if found is None else found.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; write it again as UTF-8") from None
 
 
 def read_bytes(path: str, settings: StorageConfig) -> bytes | None:
