@@ -76,7 +76,7 @@ class Folder:
 
         def fetch(_attempt: int) -> memoryview:
             # Memory of this attempt's own: one that hangs may still write into it.
-            with self._filesystem.open_input_file(path) as source:
+            with self._store.open(path) as source:
                 data = np.empty(source.size() - offset if length is None else length, dtype=np.uint8)
                 source.seek(offset)
                 done = 0
