@@ -2,7 +2,7 @@
 
 Each is made in a folder of its own, on one rank and many on two, two commands at a time. Every one of them has to end
 with exit code 2 and one line that names what is wrong. `--markdown docs/errors.md` writes them down; with words, which
-choose sections by their titles, the other sections stay as they are.
+choose sections by their titles or mistakes by theirs, the other rows stay as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,7 @@ from mistaken.scene import Mistake, Outcome, Scene, Section, outcome
 
 SECTIONS = (RUN_FILES, DATA, PLACES, CHECKPOINTS, COMMANDS)
 _AT_ONCE = 2
+_COLUMNS = ("| mistake | ranks | what is said | exit code | seconds |", "| --- | --- | --- | --- | --- |")
 _HEAD = """# Mistakes, and what is said of them
 
 `python benchmarks/mistakes.py --markdown docs/errors.md` makes each of these mistakes by a real command, in a folder of
@@ -38,15 +40,26 @@ Python and torch take a few to start.
 
 def main(
     words: Annotated[list[str] | None, typer.Argument(help="Words of sections' titles, or of mistakes.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables there.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables there, row by row.")] = None,
 ) -> None:
     """Make the mistakes; the exit code is 1 if any ends otherwise than it should."""
-    with tempfile.TemporaryDirectory(prefix="mistakes-") as scratch:
+    page = Page(markdown)
+    with tempfile.TemporaryDirectory(prefix="mistakes-") as scratch, ThreadPoolExecutor(_AT_ONCE) as pool:
         trained = train(Path(scratch) / "trained")
-        found = {section.title: _made(chosen(section, words or []), Path(scratch), trained) for section in SECTIONS}
-    if markdown is not None:
-        markdown.write_text(document(found, markdown.read_text() if markdown.exists() else ""))
-    if any(one.fault for outcomes in found.values() for one in outcomes):
+
+        def one(task: tuple[Mistake, int]) -> bool:
+            folder = Path(tempfile.mkdtemp(dir=scratch)) / "here"
+            result = outcome(*task, folder, trained)
+            shutil.rmtree(folder.parent)
+            print(f"{result.seconds:5.1f} s  {result.ranks}  {result.what}: {result.line}", flush=True)
+            if result.fault:
+                print(f"FAULT: {result.fault}", flush=True)
+            page.add(result)
+            return result.fault is not None
+
+        mistakes = [mistake for section in SECTIONS for mistake in chosen(section, words or [])]
+        faults = sum(pool.map(one, [(mistake, ranks) for mistake in mistakes for ranks in mistake.ranks]))
+    if faults:
         raise typer.Exit(1)
 
 
@@ -64,39 +77,39 @@ def train(folder: Path) -> Path:
     return scene / "out"
 
 
-def _made(mistakes: list[Mistake], scratch: Path, trained: Path) -> list[Outcome]:
-    tasks = [(mistake, ranks) for mistake in mistakes for ranks in mistake.ranks]
+class Page:
+    """The page with a table a section; rows of mistakes that are not made now stay as they are."""
 
-    def one(task: tuple[Mistake, int]) -> Outcome:
-        folder = Path(tempfile.mkdtemp(dir=scratch)) / "here"
-        result = outcome(*task, folder, trained)
-        shutil.rmtree(folder.parent)
-        print(f"{result.seconds:5.1f} s  {result.ranks}  {result.what}: {result.line}", flush=True)
-        if result.fault:
-            print(f"FAULT: {result.fault}", flush=True)
-        return result
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._rows = rows_of(path.read_text()) if path is not None and path.exists() else {}
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(one, tasks))
+    def add(self, one: Outcome) -> None:
+        """Put in what came of a mistake."""
+        cells = (cell(one.what), str(one.ranks), cell(one.line), str(one.code), f"{one.seconds:.1f}")
+        with self._lock:
+            self._rows[cells[0], cells[1]] = f"| {' | '.join(cells)} |"
+            if self._path is not None:
+                self._path.write_text(self._text())
 
-
-def document(found: dict[str, list[Outcome]], before: str) -> str:
-    """The page with a table a section; that of a section of which not all were made is kept."""
-    parts = dict(re.findall(r"^## (.*)\n\n((?:\|.*\n)+)", before, re.MULTILINE))
-    for section in SECTIONS:
-        outcomes = found[section.title]
-        if len(outcomes) == sum(len(mistake.ranks) for mistake in section.mistakes):
-            lines = ["| mistake | ranks | what is said | exit code | seconds |", "| --- | --- | --- | --- | --- |"]
-            lines += [
-                f"| {_cell(one.what)} | {one.ranks} | {_cell(one.line)} | {one.code} | {one.seconds:.1f} |"
-                for one in outcomes
-            ]
-            parts[section.title] = "".join(f"{line}\n" for line in lines)
-    tables = [f"## {section.title}\n\n{parts[section.title]}" for section in SECTIONS if section.title in parts]
-    return "\n".join([_HEAD, *tables])
+    def _text(self) -> str:
+        parts = [_HEAD]
+        for section in SECTIONS:
+            keys = [(cell(mistake.what), str(ranks)) for mistake in section.mistakes for ranks in mistake.ranks]
+            lines = [*_COLUMNS, *(self._rows[key] for key in keys if key in self._rows)]
+            parts.append(f"## {section.title}\n\n" + "".join(f"{line}\n" for line in lines))
+        return "\n".join(parts)
 
 
-def _cell(text: str) -> str:
+def rows_of(text: str) -> dict[tuple[str, str], str]:
+    """The rows of all tables of a page, by mistake and number of ranks."""
+    rows = (line for line in text.splitlines() if line.startswith("| "))
+    return {(row[1].strip(), row[2].strip()): line for line in rows if (row := re.split(r"(?<!\\)\|", line))}
+
+
+def cell(text: str) -> str:
+    """A text as it stands in a table."""
     return text.replace("|", "\\|")
 
 

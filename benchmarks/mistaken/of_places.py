@@ -30,12 +30,6 @@ def _(scene: Scene) -> list[str]:
     return TRAIN
 
 
-@mistake("output_dir is a link that leads nowhere", BOTH)
-def _(scene: Scene) -> list[str]:
-    (scene / "out").symlink_to("gone/out")
-    return TRAIN
-
-
 @mistake("output_dir is a link that leads to itself", BOTH)
 def _(scene: Scene) -> list[str]:
     (scene / "out").symlink_to("out")
@@ -91,9 +85,11 @@ def _(scene: Scene) -> list[str]:
     return TRAIN
 
 
-@mistake("health in output_dir is a file", BOTH)
+@mistake("a pipe as metrics.jsonl in output_dir")
 def _(scene: Scene) -> list[str]:
-    scene.write("out/health", "x")
+    scene.trained()
+    (scene / "out/metrics.jsonl").unlink()
+    os.mkfifo(scene / "out/metrics.jsonl")
     return TRAIN
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ from rechub_dist.checkpoint.position import Position, position_of
 from rechub_dist.checkpoint.publish import Publisher
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
-from rechub_dist.checkpoint.together import agree, reason_of, verify_together
+from rechub_dist.checkpoint.together import agree, no_other, reason_of, verify_together
 from rechub_dist.config import CheckpointConfig, RunConfig
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError
@@ -49,11 +50,24 @@ def open_checkpoints(config: RunConfig, rt: Runtime, lease: Lease | None = None)
 
     def opened() -> Folder:
         folder = Folder(config.checkpoint_folder, config.checkpoint_storage)
-        if folder.local and os.path.isfile(folder.address):
-            raise UserError(f"checkpoint.folder: {folder.address} cannot be written: it is a file; choose another one")
+        if folder.local:
+            what = "output_dir" if config.checkpoint.folder is None else "checkpoint.folder"
+            _check_folder(what, folder.address)
         return folder
 
     return Checkpoints(rt.together(opened), rt, config.checkpoint, lease)
+
+
+def _check_folder(what: str, path: str) -> None:
+    """Raise UserError for a path that is no folder's, nor can be one's."""
+    try:
+        reason = None if stat.S_ISDIR(os.stat(path).st_mode) else "it is there and is no folder"
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise UserError(f"{what}: {os.path.relpath(path)} cannot be written: {reason}; choose another one")
 
 
 class Checkpoints:
@@ -247,7 +261,8 @@ class Checkpoints:
         Raises:
             UserError: there is none, it is damaged, or it was trained with ids from other vocabularies.
         """
-        manifest = self._opened()
+        with no_other():
+            manifest = self._opened()
         trained = manifest.run["identity"]["data"].get("vocabularies", {})
         other = [name for name, fingerprint in vocabularies.items() if trained.get(name) != fingerprint]
         if other:
@@ -255,7 +270,8 @@ class Checkpoints:
                 f"{self.folder.address}: the vocabulary of feature {other[0]!r} is not the one that the run was "
                 "trained with, so its ids mean other values; put that file back, or train anew"
             )
-        self._fill(manifest, state)
+        with no_other():
+            self._fill(manifest, state)
         return manifest.step
 
     def load_weights(self, state: Tensors, step: int) -> None:

@@ -40,7 +40,7 @@ def read_manifest(folder: Folder, step: int) -> CheckpointManifest:
         if size is None:
             raise DamagedError(f"{path} is missing")
         if folder.leads_out(name, file):
-            raise DamagedError(f"{path} is a link to another folder; put the file itself there")
+            raise DamagedError(f"{path} is a link to another folder")
         if size != record.size:
             raise DamagedError(f"{path} is damaged: {size} bytes instead of {record.size}")
     check_coverage(manifest, folder.path(name))

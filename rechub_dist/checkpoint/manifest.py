@@ -202,7 +202,8 @@ def parse(text: bytes, path: str) -> CheckpointManifest:
         where = ".".join(str(part) for part in first["loc"])[:200]
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise _newer(path, number, f"this one does not know the key {where!r}") from error
-        raise DamagedError(f"{path} is no manifest: {where}{': ' if where else ''}{first['msg']}") from error
+        what = first["msg"].removeprefix("Value error, ")
+        raise DamagedError(f"{path} is no manifest: {where}{': ' if where else ''}{what}") from error
 
 
 def _newer(path: str, number: int, why: str) -> NewerError:

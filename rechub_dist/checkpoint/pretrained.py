@@ -61,7 +61,7 @@ class _Vectors:
     def check_finite(self, vectors: np.ndarray) -> None:
         """Refuse NaN and infinity."""
         if not np.isfinite(vectors).all():
-            raise self.wrong("holds vectors that are not finite")
+            raise self.wrong("holds vectors that are not finite; replace or remove them")
 
 
 class _Npy(_Vectors):
@@ -76,7 +76,7 @@ class _Npy(_Vectors):
                 offset, length = start + first * row, (last - first) * row
                 data = self.with_retries(lambda source, o=offset, n=length: source.read_at(n, o))  # type: ignore[misc]
                 if len(data) < length:
-                    raise self.wrong(f"ends before row {last:,} of {shape[0]:,}")
+                    raise self.wrong(f"ends before row {last:,} of {shape[0]:,}; write it again")
                 vectors = np.frombuffer(data, dtype).reshape(last - first, self.width)
                 part = vectors[:, piece.column : piece.column + columns].astype(np.float32)
                 self.check_finite(part)
@@ -94,7 +94,7 @@ class _Npy(_Vectors):
         if dtype.kind != "f" or fortran or len(shape) != 2:
             raise self.wrong(f"holds {dtype} {shape}{' by columns' * fortran}; floats [rows, width] are needed")
         if shape[1] != self.width or shape[0] > self.rows:
-            raise self.wrong(f"is {shape[0]} x {shape[1]}, but the table is {self.rows} x {self.width}")
+            raise self.wrong(f"is {shape[0]} x {shape[1]}, but the table is {self.rows} x {self.width}; make it fit")
         return shape, dtype, head.tell()
 
 
@@ -133,7 +133,9 @@ class _Parquet(_Vectors):
         ids = self._column(file, group, self.config.id).to_numpy(zero_copy_only=False)
         outside = (ids < 0) | (ids >= self.rows)
         if outside.any():
-            raise self.wrong(f"id {ids[outside][0]} is not below {self.rows}, the table's rows")
+            raise self.wrong(
+                f"id {ids[outside][0]} is not below {self.rows}, the table's rows; raise these, or remove it"
+            )
         mine = [
             np.flatnonzero((ids >= piece.row) & (ids < piece.row + len(piece.values))) for piece in self.entry.pieces
         ]
@@ -142,14 +144,16 @@ class _Parquet(_Vectors):
         column = self._column(file, group, self.config.vector)
         flat = column.flatten().to_numpy(zero_copy_only=False)
         if column.value_lengths().unique().to_pylist() != [self.width]:
-            raise self.wrong(f"row group {group} has vectors that are not {self.width} long, as the table is wide")
+            raise self.wrong(
+                f"row group {group} has vectors that are not {self.width} long, as the table is wide; make them equal"
+            )
         vectors = flat.reshape(len(ids), self.width)
         for piece, rows, seen in zip(self.entry.pieces, mine, self._seen, strict=True):
             target = ids[rows].astype(np.int64) - piece.row
             unique, counts = np.unique(target, return_counts=True)
             twice = unique[(counts > 1) | seen[unique]]
             if len(twice):
-                raise self.wrong(f"id {twice[0] + piece.row} is there twice")
+                raise self.wrong(f"id {twice[0] + piece.row} is there twice; remove one")
             seen[unique] = True
             part = vectors[rows, piece.column : piece.column + piece.values.shape[1]].astype(np.float32)
             self.check_finite(part)

@@ -163,7 +163,9 @@ def _made(where: str, config: Any, parameters: list[Any], arguments: dict[str, A
     try:
         return _DENSE[config.name](parameters, **_with_eps(config, arguments))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: torch refuses these settings of {config.name} ({one_line(error)}); set others") from error
+        raise UserError(
+            f"{where}: torch refuses these settings of {config.name} ({one_line(error)}); set others"
+        ) from error
 
 
 def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:
@@ -182,14 +184,16 @@ def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:
         optimizer.step()
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
-            f"optimizer.name: {name} cannot make a step with dense gradients: {one_line(error)[:200]}; choose another one"
+            f"optimizer.name: {name} cannot make a step with dense gradients: {one_line(error)[:200]}; name another"
         ) from error
     optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for parameter, value in zip(parameters, before, strict=True):
             parameter.copy_(value)
     if _settings(optimizer) != settings:
-        raise UserError(f"optimizer.name: {name} keeps state outside of its parameters', which checkpoints do not hold")
+        raise UserError(
+            f"optimizer.name: {name} keeps state outside of its parameters', which no checkpoint holds; name another"
+        )
     for state in optimizer.state.values():
         for key, value in state.items():
             if not isinstance(value, torch.Tensor):

@@ -137,7 +137,7 @@ class Negatives:
 def _read_weights(path: str, storage: StorageConfig, rows: int) -> NDArray[np.float64]:
     held = read_bytes(path, storage)
     if held is None:
-        raise UserError(f"objective.sampling.path: no such file: {path}")
+        raise UserError(f"objective.sampling.path: no such file: {path}; check the path")
     try:
         weights = np.asarray(np.load(io.BytesIO(held), allow_pickle=False), np.float64)
     except Exception as error:  # whatever NumPy's parser of Python literals raises

@@ -139,7 +139,9 @@ def claim(
         with filesystem.open_output_stream(posixpath.join(inside, MARK)) as sink:
             sink.write(Mark(kind, dict.fromkeys(files)).text().encode())
     except OSError as error:
-        raise UserError(f"{option}: {folder} cannot be written: {error.strerror or error}") from error
+        raise UserError(
+            f"{option}: {folder} cannot be written: {error.strerror or error}; name another place"
+        ) from error
 
 
 @contextmanager

@@ -46,6 +46,18 @@ def read_parquet(path: Any, columns: Sequence[str] | None = None) -> pa.Table:
         raise _instead(str(path)) or corrupt(str(path), error) from None
 
 
+def read_schema(path: Any) -> pa.Schema:
+    """The schema of a local file.
+
+    Raises:
+        BadFileError: it cannot be read.
+    """
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _instead(str(path)) or corrupt(str(path), error) from None
+
+
 def _instead(path: str) -> BadFileError | None:
     """The error for a local file that is something else than Parquet."""
     if not os.path.isfile(path):
