@@ -67,7 +67,7 @@ def renamed(name: str) -> Callable[[Any], None]:
 
 
 mistake("all checkpoints have a bit flipped in a file", BOTH)(lambda scene: each_file(scene, "rank-00000-*", flip))
-mistake("all checkpoints have a bit flipped in the manifest", BOTH)(lambda scene: each_file(scene, MANIFEST, flip))
+mistake("all checkpoints have a bit flipped in the manifest")(lambda scene: each_file(scene, MANIFEST, flip))
 mistake("all checkpoints have an empty manifest")(lambda scene: each_file(scene, MANIFEST, lambda p: os.truncate(p, 0)))
 mistake("all checkpoints lack a file", BOTH)(lambda scene: each_file(scene, "rank-00000-*", Path.unlink))
 mistake("all checkpoints have a file that is cut off")(
@@ -75,7 +75,7 @@ mistake("all checkpoints have a file that is cut off")(
 )
 
 
-@mistake("files of checkpoints are links to elsewhere", BOTH)
+@mistake("files of checkpoints are links to elsewhere")
 def _(scene: Scene) -> list[str]:
     def link(path: Path) -> None:
         path.rename(scene / path.name)
@@ -137,7 +137,7 @@ def warm(scene: Scene, **item: object) -> list[str]:
     return scene.run(warm_start={"embeddings": [{"table": "user", **item}]})
 
 
-@mistake("a warm start from a run that is not there", BOTH)
+@mistake("a warm start from a run that is not there")
 def _(scene: Scene) -> list[str]:
     return scene.run(warm_start={"from": "nowhere"})
 
@@ -160,7 +160,7 @@ def _(scene: Scene) -> list[str]:
     return scene.run(output_dir="other", warm_start={"from": "out"})
 
 
-@mistake("a warm start with a pattern that matches nothing", BOTH)
+@mistake("a warm start with a pattern that matches nothing")
 def _(scene: Scene) -> list[str]:
     scene.trained()
     return scene.run(output_dir="other", warm_start={"from": "out", "tables": ["usr"]})
@@ -172,7 +172,7 @@ def _(scene: Scene) -> list[str]:
     return warm(scene, file="v.npy")
 
 
-@mistake("a warm start with an .npy file that is none", BOTH)
+@mistake("a warm start with an .npy file that is none")
 def _(scene: Scene) -> list[str]:
     scene.write("v.npy", b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16)
     return warm(scene, file="v.npy")
@@ -188,7 +188,7 @@ def _(scene: Scene) -> list[str]:
     return warm(scene, file="v.parquet")
 
 
-@mistake("a warm start with a CSV file", BOTH)
+@mistake("a warm start with a CSV file")
 def _(scene: Scene) -> list[str]:
     scene.write("v.parquet", "id,vector\n1,0.5\n")
     return warm(scene, file="v.parquet")

@@ -16,7 +16,7 @@ EVALUATE = ["evaluate", "out", "--data", "data/test"]
 PREDICT = ["predict", "out", "--data", "data/test", "--out", "predictions"]
 
 
-@command("`evaluate` of a folder without checkpoints", BOTH)
+@command("`evaluate` of a folder without checkpoints")
 def _(scene: Scene) -> list[str]:
     (scene / "out").mkdir()
     return EVALUATE
@@ -34,7 +34,7 @@ def _(scene: Scene) -> list[str]:
     return ["evaluate", str(step.relative_to(scene.folder)), "--data", "data/test"]
 
 
-@command("`evaluate` on data that is not there", BOTH)
+@command("`evaluate` on data that is not there")
 def _(scene: Scene) -> list[str]:
     scene.trained()
     return ["evaluate", "out", "--data", "nowhere"]
@@ -47,7 +47,7 @@ def _(scene: Scene) -> list[str]:
     return ["evaluate", "out", "--data", "test.csv"]
 
 
-@command("`evaluate` with an unknown metric", BOTH)
+@command("`evaluate` with an unknown metric")
 def _(scene: Scene) -> list[str]:
     scene.trained()
     return [*EVALUATE, "--metric", "acu"]
@@ -71,14 +71,14 @@ def _(scene: Scene) -> list[str]:
     return ["predict", "out", "--data", "data/test", "--out", "data/test"]
 
 
-@command("`predict` into a file", BOTH)
+@command("`predict` into a file")
 def _(scene: Scene) -> list[str]:
     scene.trained()
     scene.write("predictions", "x")
     return PREDICT
 
 
-@command("`predict` into a folder that holds something else", BOTH)
+@command("`predict` into a folder that holds something else")
 def _(scene: Scene) -> list[str]:
     scene.trained()
     scene.write("predictions/mine.txt", "x")

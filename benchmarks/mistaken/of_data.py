@@ -90,13 +90,13 @@ def _(scene: Scene) -> list[str]:
     return scene.run(data={"dataset": "gone.yaml"})
 
 
-@mistake("no train split", BOTH)
+@mistake("no train split")
 def _(scene: Scene) -> list[str]:
     shutil.rmtree(scene / "data/train")
     return TRAIN
 
 
-@mistake("an empty train folder", BOTH)
+@mistake("an empty train folder")
 def _(scene: Scene) -> list[str]:
     for path in (scene / "data/train").iterdir():
         path.unlink()
@@ -135,7 +135,7 @@ def _(scene: Scene) -> list[str]:
     return TRAIN
 
 
-@mistake("an HTML page called .parquet", BOTH)
+@mistake("an HTML page called .parquet")
 def _(scene: Scene) -> list[str]:
     scene.last().write_text("<!DOCTYPE html><html><body>403 Forbidden</body></html>")
     return TRAIN
@@ -209,7 +209,7 @@ def _(scene: Scene) -> list[str]:
     return TRAIN
 
 
-@mistake("a link that leads nowhere", BOTH)
+@mistake("a link that leads nowhere")
 def _(scene: Scene) -> list[str]:
     (scene / "data/train/x.parquet").symlink_to("gone.parquet")
     return TRAIN
@@ -326,7 +326,7 @@ def vocabulary(scene: Scene, values: object, ids: object) -> list[str]:
     return scene.schema(user={"kind": "sparse", "rows": 40, "vocabulary": "../users.parquet"})
 
 
-@mistake("a vocabulary that is not there", BOTH)
+@mistake("a vocabulary that is not there")
 def _(scene: Scene) -> list[str]:
     return scene.schema(user={"kind": "sparse", "rows": 40, "vocabulary": "../users.parquet"})
 
@@ -348,7 +348,7 @@ def _(scene: Scene) -> list[str]:
     return vocabulary(scene, [1, 1], [1, 2])
 
 
-@mistake("a vocabulary with an id outside the table", BOTH)
+@mistake("a vocabulary with an id outside the table")
 def _(scene: Scene) -> list[str]:
     return vocabulary(scene, [1, 2], [1, 40])
 

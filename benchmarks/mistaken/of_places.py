@@ -30,7 +30,7 @@ def _(scene: Scene) -> list[str]:
     return TRAIN
 
 
-@mistake("output_dir is a link that leads to itself", BOTH)
+@mistake("output_dir is a link that leads to itself")
 def _(scene: Scene) -> list[str]:
     (scene / "out").symlink_to("out")
     return TRAIN
@@ -41,7 +41,7 @@ def _(scene: Scene) -> list[str]:
     return scene.run(output_dir="o" * 300)
 
 
-@mistake("output_dir where nobody can write", BOTH)
+@mistake("output_dir where nobody can write")
 def _(scene: Scene) -> list[str]:
     return scene.run(output_dir="/proc/out")
 
@@ -99,7 +99,7 @@ def _(scene: Scene) -> list[str]:
     return scene.run(train={"trace_rows": True})
 
 
-@mistake("checkpoints in output_dir is a file", BOTH)
+@mistake("checkpoints in output_dir is a file")
 def _(scene: Scene) -> list[str]:
     scene.write("out/checkpoints", "x")
     return TRAIN
@@ -111,7 +111,7 @@ def _(scene: Scene) -> list[str]:
     return scene.run(checkpoint={"folder": "file"})
 
 
-@mistake("checkpoint.folder is below a file", BOTH)
+@mistake("checkpoint.folder is below a file")
 def _(scene: Scene) -> list[str]:
     scene.write("file", "x")
     return scene.run(checkpoint={"folder": "file/checkpoints"})
@@ -134,7 +134,7 @@ def _(scene: Scene) -> list[str]:
     return TRAIN
 
 
-@mistake("a lease that is a folder", BOTH)
+@mistake("a lease that is a folder")
 def _(scene: Scene) -> list[str]:
     (scene / "out/.lease/00000001.json").mkdir(parents=True)
     return TRAIN

@@ -50,9 +50,9 @@ def open_checkpoints(config: RunConfig, rt: Runtime, lease: Lease | None = None)
 
     def opened() -> Folder:
         folder = Folder(config.checkpoint_folder, config.checkpoint_storage)
+        _check_folder("output_dir", str(config.output_dir))
         if folder.local:
-            what = "output_dir" if config.checkpoint.folder is None else "checkpoint.folder"
-            _check_folder(what, folder.address)
+            _check_folder("checkpoint.folder", folder.address)
         return folder
 
     return Checkpoints(rt.together(opened), rt, config.checkpoint, lease)
@@ -67,7 +67,7 @@ def _check_folder(what: str, path: str) -> None:
     except OSError as error:
         reason = error.strerror
     if reason is not None:
-        raise UserError(f"{what}: {os.path.relpath(path)} cannot be written: {reason}; choose another one")
+        raise UserError(f"{what}: {path} cannot be written: {reason}; choose another one")
 
 
 class Checkpoints:

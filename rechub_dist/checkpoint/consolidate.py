@@ -94,8 +94,8 @@ def load_consolidated(path: str | Path, model: nn.Module, tables: LocalTables) -
             value = file.get_tensor(name)
             if value.shape != target.shape:
                 raise UserError(
-                    f"{path}: {name} is {list(value.shape)}, but {list(target.shape)} is needed; build the model as the "
-                    f"run did"
+                    f"{path}: {name} is {list(value.shape)}, but {list(target.shape)} is needed; build the model as "
+                    f"the run did"
                 )
             target.copy_(value)
 

@@ -26,17 +26,14 @@ def _is_ours(folder: Path) -> bool:
     return all((folder / name).exists() for name in _OURS) or any((folder / "checkpoints").glob("step-*"))
 
 
-def _may_be_ours(path: Path) -> bool:
-    """Whether a path is free, or a file's; to open a pipe would be to wait for who reads it."""
-    return path.is_file() or not os.path.lexists(path)
-
-
 def refuse_foreign(folder: Path) -> None:
     """Refuse to overwrite, in an output folder, what no run has written."""
-    there = next((folder / name for name in _OURS if os.path.lexists(folder / name)), None)
-    if there is not None and not (_is_ours(folder) and all(_may_be_ours(folder / name) for name in _OURS)):
+    there = [folder / name for name in _OURS if os.path.lexists(folder / name)]
+    # To open a pipe would be to wait for who writes to it.
+    foreign = [path for path in there if not path.is_file()] or ([] if _is_ours(folder) else there)
+    if foreign:
         raise UserError(
-            f"output_dir: {there} is there already, and not from a run: it would be overwritten; choose another "
+            f"output_dir: {foreign[0]} is there already, and not from a run: it would be overwritten; choose another "
             f"folder, or move that file"
         )
 

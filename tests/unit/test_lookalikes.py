@@ -94,7 +94,7 @@ def test_the_command_converts(tmp_path: Path) -> None:
     assert found is not None
     code = found.split('python -c "')[1].removesuffix('"')
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    assert pq.read_table(tmp_path / "x.csv.parquet").equals(TABLE)
+    assert pq.read_table(tmp_path / "converted.parquet").equals(TABLE)
 
 
 def test_a_folder_of_other_files_is_told_what_it_holds(tmp_path: Path) -> None:

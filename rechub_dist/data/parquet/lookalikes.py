@@ -12,12 +12,12 @@ _DELIMITERS = {"\t": "TSV", ",": "CSV", ";": "CSV with semicolons", "|": "CSV wi
 
 
 def _by_arrow(module: str, call: str) -> str:
-    code = f"import pyarrow.{module} as r, pyarrow.parquet as p; p.write_table(r.{call}, 'NAME.parquet')"
+    code = f"import pyarrow.{module} as r, pyarrow.parquet as p; p.write_table(r.{call}, 'converted.parquet')"
     return f'convert it: python -c "{code}"'
 
 
 def _by_pandas(call: str) -> str:
-    return f"convert it: python -c \"import pandas; pandas.{call}.to_parquet('NAME.parquet')\""
+    return f"convert it: python -c \"import pandas; pandas.{call}.to_parquet('converted.parquet')\""
 
 
 _UNPACK = "unpack it first"
