@@ -142,6 +142,8 @@ class Folder:
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
+            if os.path.lexists(path) and not os.path.isfile(path):
+                raise  # a folder or a pipe, which will never be another's file
             return False
         with os.fdopen(handle, "wb") as sink:
             sink.write(data)
