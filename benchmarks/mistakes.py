@@ -34,7 +34,7 @@ _HEAD = """# Mistakes, and what is said of them
 `python benchmarks/mistakes.py --markdown docs/errors.md` makes each of these mistakes by a real command, in a folder of
 its own, and fails if any ends otherwise than with exit code 2 and one line on stderr, without a traceback and without a
 restart. Paths are relative to that folder. The seconds are those of the whole command on two busy cores, of which
-Python and torch take a few to start.
+Python and torch take a few to start; a row without them is still to be made by the script.
 """
 
 
@@ -86,7 +86,7 @@ class Page:
         self._rows = rows_of(path.read_text()) if path is not None and path.exists() else {}
 
     def add(self, one: Outcome) -> None:
-        """Put in what came of a mistake."""
+        """Put in what came of a mistake; all others stay listed, with what came of them last."""
         cells = (cell(one.what), str(one.ranks), cell(one.line), str(one.code), f"{one.seconds:.1f}")
         with self._lock:
             self._rows[cells[0], cells[1]] = f"| {' | '.join(cells)} |"
@@ -97,7 +97,7 @@ class Page:
         parts = [_HEAD]
         for section in SECTIONS:
             keys = [(cell(mistake.what), str(ranks)) for mistake in section.mistakes for ranks in mistake.ranks]
-            lines = [*_COLUMNS, *(self._rows[key] for key in keys if key in self._rows)]
+            lines = [*_COLUMNS, *(self._rows.get(key, f"| {key[0]} | {key[1]} | | | |") for key in keys)]
             parts.append(f"## {section.title}\n\n" + "".join(f"{line}\n" for line in lines))
         return "\n".join(parts)
 
