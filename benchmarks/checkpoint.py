@@ -33,6 +33,8 @@ from rechub_dist.config import CheckpointConfig, StorageConfig
 from rechub_dist.distributed.runtime import Runtime, runtime
 
 WIDTH = 64
+# The least that a checkpoint has to record of its run.
+RECORD = {"identity": {"seed": 0, "model": {"name": "none"}, "data": {}}, "config": "{}", "tables": {}}
 
 
 class Peak:
@@ -104,7 +106,7 @@ def main() -> None:
             # The first after the other: neither always meets the disk as the other has left it.
             before = plain(arguments.folder, body, rt) if step % 2 else None
             with Peak() as peak:
-                checkpoints.save(state, Position(step=step), {"identity": {}, "tables": {}})
+                checkpoints.save(state, Position(step=step), RECORD)
                 checkpoints.check_last()
             [save] = checkpoints.news()
             seconds = before if before is not None else plain(arguments.folder, body, rt)

@@ -56,7 +56,9 @@ def model_class(config: RunConfig) -> type[Model]:
     base: type[Model] = RecallModel if issubclass(found, RecallModel) else Model
     for member in (*_OF_MODEL, *(_OF_RECALL if base is RecallModel else ())):
         if getattr(found, member, None) is getattr(base, member, None):
-            raise UserError(f"model.name: {name} has no {member!r} of its own, which every {base.__name__} needs")
+            raise UserError(
+                f"model.name: {name} has no {member!r} of its own, which every {base.__name__} needs; add it"
+            )
     return found
 
 
@@ -73,14 +75,19 @@ def named_loss(
     assert chosen.loss is not None
     found = _resolve("objective.loss", chosen.loss, config.code)
     if not callable(found):
-        raise UserError(f"objective.loss: {chosen.loss} is neither a function nor a class")
+        raise UserError(f"objective.loss: {chosen.loss} is neither a function nor a class; name one of them")
     where, given = "objective.loss_arguments", chosen.loss_arguments
     if isinstance(found, type):
         made = _call("objective.loss", found, **arguments_of(where, found, given))
         if not callable(made):
-            raise UserError(f"objective.loss: a {chosen.loss} cannot be called with {' and '.join(tensors)}")
+            raise UserError(
+                f"objective.loss: a {chosen.loss} cannot be called with {' and '.join(tensors)}; define __call__, or "
+                f"forward of an nn.Module"
+            )
         if isinstance(made, nn.Module) and next(made.parameters(), None) is not None:
-            raise UserError(f"objective.loss: {chosen.loss} has parameters, and only a model's are trained")
+            raise UserError(
+                f"objective.loss: {chosen.loss} has parameters, and only a model's are trained; move them there"
+            )
         return made
     taken = list(parameters_of(found))[: len(tensors)]
     if len(taken) < len(tensors):
@@ -107,15 +114,19 @@ def own_objective(config: RunConfig, chosen: OwnObjectiveConfig, model: Model, l
     for member in ("losses", "predictions") if base is TaskObjective else ("forward", "weight_sums"):
         if getattr(found, member, None) is getattr(base, member):
             raise UserError(
-                f"objective.name: {chosen.name} has no {member!r} of its own, which every {base.__name__} needs"
+                f"objective.name: {chosen.name} has no {member!r} of its own, which every {base.__name__} needs; add it"
             )
     given = _by_annotation("objective.arguments", found, labels, model)
     arguments = arguments_of("objective.arguments", found, chosen.arguments, others=given)
     made = _call("objective", found, **given, **arguments)
     if made.tasks is None and made.ranking is None:
-        raise UserError(f"objective.name: a {chosen.name} has neither tasks nor a ranking, so that nothing is measured")
+        raise UserError(
+            f"objective.name: a {chosen.name} has neither tasks nor a ranking, so nothing is measured; give it one"
+        )
     if next(made.parameters(), None) is not None:
-        raise UserError(f"objective.name: {chosen.name} has parameters, and only a model's are trained")
+        raise UserError(
+            f"objective.name: {chosen.name} has parameters, and only a model's are trained; move them into the model"
+        )
     return cast(Objective, made)
 
 
@@ -127,7 +138,9 @@ def _by_annotation(where: str, cls: type[Objective], labels: tuple[Label, ...], 
             found[name] = labels
         elif isinstance(hint, type) and issubclass(hint, Model):
             if not isinstance(model, hint):
-                raise UserError(f"objective.name: {name_of(cls)} wants a {hint.__name__}, not a {name_of(type(model))}")
+                raise UserError(
+                    f"objective.name: {name_of(cls)} wants a {hint.__name__}, not a {name_of(type(model))}; change one"
+                )
             found[name] = model
     return found
 
@@ -144,10 +157,12 @@ def metric_classes(config: RunConfig) -> dict[str, type[Metric[Any]]]:
             continue
         metric = _resolve(_METRICS, item.name, config.code)
         if not isinstance(metric, type):
-            raise UserError(f"{_METRICS}: {item.name} is no class")
+            raise UserError(f"{_METRICS}: {item.name} is no class; name a class of metrics")
         for method in ("update", "merge", "compute"):
             if not callable(getattr(metric, method, None)):
-                raise UserError(f"{_METRICS}: {item.name} has no method {method!r}, which every metric needs")
+                raise UserError(
+                    f"{_METRICS}: {item.name} has no method {method!r}, which every metric needs; define it"
+                )
         found[item.name] = metric
     return found
 
@@ -163,17 +178,21 @@ def dense_optimizer(config: RunConfig) -> Callable[[list[nn.Parameter]], torch.o
         return None
     found = _resolve("optimizer.name", chosen.name, config.code)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise UserError(f"optimizer.name: {chosen.name} is no torch.optim.Optimizer")
+        raise UserError(f"optimizer.name: {chosen.name} is no torch.optim.Optimizer; name a class derived from it")
     defaults = OptimizerConfig()
     for key in ("weight_decay", "betas", "eps"):
         if getattr(chosen, key) != getattr(defaults, key):
             raise UserError(f"optimizer.{key}: is for our short names; write optimizer.arguments: {{{key}: ...}}")
     parameters = list(parameters_of(found))
     if "lr" not in parameters:
-        raise UserError(f"optimizer.name: {chosen.name} takes no lr, which optimizer.lr and its schedule set")
+        raise UserError(
+            f"optimizer.name: {chosen.name} takes no lr, which optimizer.lr and its schedule set; name one with lr"
+        )
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise UserError(f"optimizer.name: {chosen.name} computes the loss several times a step, which no run does")
+        raise UserError(
+            f"optimizer.name: {chosen.name} computes the loss several times a step, which no run does; choose another"
+        )
     arguments = arguments_of("optimizer.arguments", found, chosen.arguments, others=(parameters[0], "lr"))
     return lambda trained: _call("optimizer.arguments", found, trained, lr=chosen.lr, **arguments)
 
@@ -246,4 +265,6 @@ def _failed(key: str, name: str, error: BaseException, places: Sequence[str]) ->
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f" ({frame.filename}:{frame.lineno})" for frame in frames if frame.filename.startswith(tuple(places))]
     place = lines[-1] if lines and not isinstance(error, SyntaxError) else ""
-    return UserError(f"{key}: module {name!r} cannot be imported: {type(error).__name__}: {one_line(error)}{place}")
+    return UserError(
+        f"{key}: module {name!r} cannot be imported: {type(error).__name__}: {one_line(error)}{place}; mend it"
+    )

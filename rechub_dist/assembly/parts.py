@@ -164,7 +164,9 @@ def _objective(config: RunConfig, chosen: ObjectiveConfig, model: Model, labels:
         )
     for label, kind in zip(labels, model.task_types or (), strict=model.task_types is not None):
         if label.type != kind:
-            raise UserError(f"model.task_types: {kind} for label {label.name!r}, which is of type {label.type}")
+            raise UserError(
+                f"model.task_types: {kind} for label {label.name!r}, which is of type {label.type}; make them alike"
+            )
     if isinstance(chosen, OwnObjectiveConfig):
         return own_objective(config, chosen, model, labels)
     if isinstance(chosen, RetrievalConfig):

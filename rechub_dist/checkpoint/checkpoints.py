@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,12 +22,12 @@ from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import read_manifest, read_tensors
-from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError
+from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedRun
 from rechub_dist.checkpoint.position import Position, position_of
 from rechub_dist.checkpoint.publish import Publisher
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
-from rechub_dist.checkpoint.together import agree, reason_of, verify_together
+from rechub_dist.checkpoint.together import agree, no_other, reason_of, verify_together
 from rechub_dist.config import CheckpointConfig, RunConfig
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError
@@ -34,7 +35,7 @@ from rechub_dist.reporting.saves import Save
 
 T = TypeVar("T")
 # (record of the checkpoint's run, its step, its path) -> how that run differs from this one, one line per key.
-Differing = Callable[[dict[str, Any], int, str], list[str]]
+Differing = Callable[[Mapping[str, Any], int, str], list[str]]
 
 # A rank that has written its part waits for the slowest one. A dead rank is detected at once by its closed connection.
 _PATIENCE = timedelta(hours=6)
@@ -49,13 +50,24 @@ def open_checkpoints(config: RunConfig, rt: Runtime, lease: Lease | None = None)
 
     def opened() -> Folder:
         folder = Folder(config.checkpoint_folder, config.checkpoint_storage)
-        if folder.local and os.path.isfile(folder.address):
-            raise UserError(
-                f"checkpoint.folder: {folder.address} cannot be written: it is a file; choose another folder"
-            )
+        _check_folder("output_dir", str(config.output_dir))
+        if folder.local:
+            _check_folder("checkpoint.folder", folder.address)
         return folder
 
     return Checkpoints(rt.together(opened), rt, config.checkpoint, lease)
+
+
+def _check_folder(what: str, path: str) -> None:
+    """Raise UserError for a path that is no folder's, nor can be one's."""
+    try:
+        reason = None if stat.S_ISDIR(os.stat(path).st_mode) else "it is a file"
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise UserError(f"{what}: {path} cannot be written: {reason}; choose another one")
 
 
 class Checkpoints:
@@ -260,7 +272,8 @@ class Checkpoints:
         Raises:
             UserError: there is no checkpoint, it is damaged, or it was trained with other vocabularies.
         """
-        manifest = self._opened()
+        with no_other():
+            manifest = self._opened()
         trained = manifest.run["identity"]["data"].get("vocabularies", {})
         other = [name for name, fingerprint in vocabularies.items() if trained.get(name) != fingerprint]
         if other:
@@ -268,7 +281,8 @@ class Checkpoints:
                 f"{self.folder.address}: the vocabulary of feature {other[0]!r} is not the one that the run was "
                 "trained with, so its ids have other meanings; restore that file, or train again"
             )
-        self._fill(manifest, state)
+        with no_other():
+            self._fill(manifest, state)
         return manifest.step
 
     def load_weights(self, state: Tensors, step: int) -> None:
@@ -300,7 +314,7 @@ class Checkpoints:
                 size = sum(found.size for found in files.values())
                 if error is None:
                     error = self._publisher.publish(
-                        CheckpointManifest(step, run, files, merge([part[2] for part in parts]))
+                        CheckpointManifest(step, cast(SavedRun, run), files, merge([part[2] for part in parts]))
                     )
                 seconds = time.monotonic() - self._began
                 warning = self._publisher.clean(position, self._id, saved=error is None)
@@ -366,14 +380,8 @@ class Checkpoints:
         agree(self._rt, read)
 
     def _check_run(self, manifest: CheckpointManifest, differing: Differing) -> None:
-        """Refuse a checkpoint of another run, or one whose position has keys that this version does not know."""
+        """Refuse a checkpoint of another run."""
         where = self.folder.path(step_folder(manifest.step))
-        unknown = manifest.run["position"].keys() - {field.name for field in fields(Position)}
-        if unknown:
-            raise UserError(
-                f"{where}: written by a newer rechub_dist; this one does not know the key "
-                f"{f'run.position.{min(unknown)}'!r}: upgrade rechub_dist"
-            )
         found = differing(manifest.run, manifest.step, where)
         if found:
             raise UserError(

@@ -92,7 +92,10 @@ def load_consolidated(path: str | Path, model: nn.Module, tables: LocalTables) -
                 raise UserError(f"{path}: has no {name}: {nearest(name, names)}")
             value = file.get_tensor(name)
             if value.shape != target.shape:
-                raise UserError(f"{path}: {name} has shape {list(value.shape)}, but {list(target.shape)} is needed")
+                raise UserError(
+                    f"{path}: {name} has shape {list(value.shape)}, but {list(target.shape)} is needed; build the model "
+                    f"as the run did"
+                )
             target.copy_(value)
 
 

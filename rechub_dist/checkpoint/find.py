@@ -5,14 +5,29 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rechub_dist.checkpoint.folder import Folder, step_of, steps_in
 from rechub_dist.checkpoint.load import read_manifest
 from rechub_dist.checkpoint.manifest import CheckpointManifest
 from rechub_dist.config import StorageConfig, parse_yaml
 from rechub_dist.data.parquet.storage import join, read_text
-from rechub_dist.errors import UserError, one_line
+from rechub_dist.errors import UserError
+
+
+class _Data(BaseModel):
+    storage: StorageConfig | None = None
+
+
+class _Checkpoint(_Data):
+    folder: str | None = None
+
+
+class _Stored(BaseModel):
+    """What is needed of an output folder's config.yaml; keys of other versions are of no matter."""
+
+    checkpoint: _Checkpoint | None = None
+    data: _Data | None = None
 
 
 def find_folder(address: str, settings: StorageConfig | None) -> tuple[Folder, int | None]:
@@ -50,13 +65,16 @@ def _named(address: str, settings: StorageConfig) -> tuple[str | None, StorageCo
     text = read_text(path, settings)
     if text is None:
         return None, settings
-    tree = parse_yaml(text, path)
-    checkpoint, data = tree.get("checkpoint") or {}, tree.get("data") or {}
     try:
-        known = StorageConfig.model_validate_json(json.dumps(checkpoint.get("storage") or data.get("storage") or {}))
+        found = _Stored.model_validate_json(json.dumps(parse_yaml(text, path), default=str))
     except ValidationError as error:
-        raise UserError(f"{path}: invalid storage settings: {one_line(error)[:200]}; fix them") from error
-    return checkpoint.get("folder"), known
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: {where}: {first['msg']}; mend it, or name the folder of checkpoints itself"
+        ) from error
+    checkpoint, data = found.checkpoint or _Checkpoint(), found.data or _Data()
+    return checkpoint.folder, checkpoint.storage or data.storage or settings
 
 
 def find_checkpoint(

@@ -61,6 +61,11 @@ class Folder:
         info = self._store.with_retries(lambda _: self._filesystem.get_file_info(self._inside(name)), self.path(name))
         return info.size if info.type == pafs.FileType.File else None
 
+    def leads_out(self, folder: str, name: str) -> bool:
+        """Whether a file of a folder in this one is, by a link, one of another folder; object stores have no links."""
+        within = os.path.realpath(self._inside(folder))
+        return self.local and os.path.dirname(os.path.realpath(self._inside(f"{folder}/{name}"))) != within
+
     def read(self, name: str, offset: int = 0, length: int | None = None) -> memoryview:
         """Read a file from `offset`, to its end or `length` bytes; the returned memory is writable.
 
@@ -70,8 +75,8 @@ class Folder:
         path = self._inside(name)
 
         def fetch(_attempt: int) -> memoryview:
-            # A buffer per attempt: an attempt that hangs may still write into its buffer.
-            with self._filesystem.open_input_file(path) as source:
+            # Memory of this attempt's own: one that hangs may still write into it.
+            with self._store.open(path) as source:
                 data = np.empty(source.size() - offset if length is None else length, dtype=np.uint8)
                 source.seek(offset)
                 done = 0
@@ -137,6 +142,8 @@ class Folder:
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
+            if os.path.lexists(path) and not os.path.isfile(path):
+                raise  # a folder or a pipe, which will never be another's file
             return False
         with os.fdopen(handle, "wb") as sink:
             sink.write(data)

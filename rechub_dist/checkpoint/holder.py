@@ -6,17 +6,24 @@ import json
 import os
 import secrets
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from rechub_dist.distributed.process import LAUNCH
 
 _LENGTH: Final = 1024  # bytes of a lease: fixed, so that it is overwritten in a single write
 
 
-@dataclass(frozen=True)
+_Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=_LENGTH)]  # what messages print
+_Number = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Holder:
     """The holder of a lease.
 
@@ -35,16 +42,16 @@ class Holder:
         released: the holder has released the lease.
     """
 
-    token: str
+    token: _Line
     launch: str | None
-    host: str
+    host: _Line
     boot: str
-    namespace: int
-    pid: int
-    started: int
-    since: str
-    seconds: float
-    beat: int = 0
+    namespace: _Number
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
+    started: _Number
+    since: _Line
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    beat: _Number = 0
     stopping: bool = False
     released: bool = False
 
@@ -62,6 +69,9 @@ class Holder:
         return found is not None and (found[0] in "ZX" or found[1] != self.started)
 
 
+_HOLDER = TypeAdapter(Holder)
+
+
 def as_bytes(holder: Holder) -> bytes:
     """Serialise a lease to its fixed length."""
     return json.dumps(asdict(holder)).encode().ljust(_LENGTH - 1) + b"\n"
@@ -70,8 +80,8 @@ def as_bytes(holder: Holder) -> bytes:
 def parsed(data: bytes) -> Holder | None:
     """Parse a lease; None if it is truncated or has the format of another version."""
     try:
-        return Holder(**json.loads(data))
-    except (ValueError, TypeError):
+        return _HOLDER.validate_json(data)
+    except ValidationError:
         return None
 
 

@@ -67,7 +67,7 @@ def inspect_checkpoint(folder: Folder, manifest: CheckpointManifest) -> dict[str
     tensors = []
     for name, saved in manifest.tensors.items():
         table = name.split("/", 1)[1].rpartition("/")[0] if name.startswith("tables/") else None
-        sharding = tables.get(table, {}).get("sharding") if table else None
+        sharding = tables[table]["sharding"] if table in tables else None
         squares = sum(float(block.double().square().sum()) for block in read_rows(folder, manifest, name))
         summary = TensorSummary(name, saved.dtype, saved.shape, len(saved.pieces), sharding, math.sqrt(squares))
         tensors.append(asdict(summary))
@@ -78,7 +78,7 @@ def inspect_checkpoint(folder: Folder, manifest: CheckpointManifest) -> dict[str
         "step": manifest.step,
         "position": run["position"],
         "data": {
-            key: data[key] for key in ("batch_size", "order", "shuffle", "shuffle_rows", "max_streams", "drop_last")
+            key: data.get(key) for key in ("batch_size", "order", "shuffle", "shuffle_rows", "max_streams", "drop_last")
         },
         "model": run["identity"]["model"]["name"],
         "seed": run["identity"]["seed"],

@@ -302,9 +302,8 @@ class _Place:
             raise
         except Exception as error:  # whatever the store's client raises
             reason = (isinstance(error, OSError) and error.strerror) or one_line(error)[:300] or type(error).__name__
-            raise UserError(
-                f"{self.what}: {self.address} cannot be written: {reason}; choose another folder"
-            ) from error
+            where = getattr(error, "filename", None) or self.address
+            raise UserError(f"{self.what}: {where} cannot be written: {reason}; choose another folder") from error
         self._name = name
         return True
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rechub_dist.checkpoint.coverage import check_coverage
 from rechub_dist.checkpoint.folder import Folder, step_folder
 from rechub_dist.checkpoint.manifest import (
     BLOCK,
@@ -25,19 +26,24 @@ _GAP = 64 << 10  # read up to so many unneeded bytes rather than send another re
 
 
 def read_manifest(folder: Folder, step: int) -> CheckpointManifest:
-    """Read a checkpoint's manifest, and check that every file it names has its full size.
+    """A checkpoint's manifest; every file that it names is there at its full size, and holds what the manifest says.
 
     Raises:
-        DamagedError: names the file that is missing, truncated or unreadable.
+        DamagedError: says which file is missing, short, elsewhere or not readable, or what the manifest contradicts.
     """
     name = step_folder(step)
     manifest = parse(bytes(folder.read(f"{name}/{MANIFEST}")), folder.path(f"{name}/{MANIFEST}"))
+    if manifest.step != step:
+        raise DamagedError(f"{folder.path(f'{name}/{MANIFEST}')} is of step {manifest.step}, not of step {step}")
     for file, record in manifest.files.items():
-        size = folder.size(f"{name}/{file}")
+        path, size = folder.path(f"{name}/{file}"), folder.size(f"{name}/{file}")
         if size is None:
-            raise DamagedError(f"{folder.path(f'{name}/{file}')} is missing")
+            raise DamagedError(f"{path} is missing")
+        if folder.leads_out(name, file):
+            raise DamagedError(f"{path} is a link to another folder")
         if size != record.size:
-            raise DamagedError(f"{folder.path(f'{name}/{file}')} is damaged: {size} bytes instead of {record.size}")
+            raise DamagedError(f"{path} is damaged: {size} bytes instead of {record.size}")
+    check_coverage(manifest, folder.path(name))
     return manifest
 
 
@@ -127,7 +133,7 @@ def read_rows(folder: Folder, manifest: CheckpointManifest, key: str) -> Iterato
     rows, columns = matrix_shape(saved.shape)
     dtype = DTYPES[saved.dtype]
     step = max(1, READ // max(1, columns * dtype.itemsize))
-    for start in range(0, rows, step):
+    for start in range(0, rows if columns else 0, step):
         block = torch.empty(min(step, rows - start), columns, dtype=dtype)
         read_tensors(folder, manifest, [(key, Entry(saved.shape, dtype, (Piece(start, 0, block),), replicated=False))])
         yield block

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, Self
 
 import xxhash
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from typing_extensions import TypedDict
 
 from rechub_dist.errors import UserError, one_line
 
@@ -26,59 +28,131 @@ class NewerError(UserError):
 
 
 _CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="constants")  # metrics may be NaN
+_LARGEST = 2**63 - 1  # what NumPy and torch count with
+
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
+# One name in the checkpoint's own folder: with neither a slash nor a dot before it, it leads nowhere else.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=255)]
+Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Dtype = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]  # safetensors' names
 
 
 @pydantic_dataclass(frozen=True, config=_CONFIG)
 class FileRecord:
     """A file's size in bytes, and the XXH3-128 checksums of its 64 MiB blocks."""
 
-    size: int
-    checksums: list[str]
+    size: Count
+    checksums: list[Checksum]
+
+    @model_validator(mode="after")
+    def _is_covered(self) -> Self:
+        if len(self.checksums) != (blocks := -(-self.size // BLOCK)):
+            raise ValueError(f"{len(self.checksums)} checksums, but {self.size} bytes are {blocks} blocks")
+        return self
 
 
 @pydantic_dataclass(frozen=True, config=_CONFIG)
 class SavedPiece:
     """A rectangle of a tensor, viewed as a matrix, stored row by row from byte `offset` of a file."""
 
-    file: str
-    offset: int
-    row: int
-    column: int
-    rows: int
-    columns: int
+    file: FileName
+    offset: Count
+    row: Count
+    column: Count
+    rows: Count
+    columns: Count
 
 
 @pydantic_dataclass(frozen=True, config=_CONFIG)
 class SavedTensor:
     """A whole tensor: its element type by safetensors name (`F32`), its shape, and its pieces."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: Dtype
+    shape: tuple[Count, ...]
     pieces: list[SavedPiece]
 
+    @model_validator(mode="after")
+    def _can_be_counted(self) -> Self:
+        if math.prod(self.shape) > _LARGEST:
+            raise ValueError(f"shape {list(self.shape)} has more elements than any tensor")
+        return self
 
-FORMAT = 1  # of the manifest; described in docs/checkpoints.md
-# The keys of `CheckpointManifest.run`. Adding one needs a new format: older versions would silently ignore it.
-RUN_KEYS = frozenset({"id", "position", "identity", "config", "tables", "world_size", "saved_at", "versions"})
+
+class SavedPosition(TypedDict):
+    """A `Position`, as it is written."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+    step: Count
+    best_step: Count | None
+    best_metrics: dict[str, float]
+    best_mode: NotRequired[Literal["max", "min"]]  # from before metrics knew their direction there is none
+    evaluations_since_best: Count
+    stopped_early: bool
+    unevaluated: bool
+
+
+class SavedTable(TypedDict):
+    """How a table lay: `optimizer` says which states it has."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+    rows: Count
+    dim: Count | None
+    sharding: str
+    optimizer: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "lazy_adam"]
+
+
+class _NamedModel(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    name: str
+
+
+class SavedIdentity(TypedDict):
+    """What the run was, in the form of the version that wrote it; only what every form has is described here."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    seed: Count
+    model: _NamedModel
+    data: dict[str, Any]
+
+
+class SavedRun(TypedDict):
+    """What is recorded of a run. A key more is a new format: who does not know it would go on as if it were not there.
+
+    `id` is drawn once a run; checkpoints from before it was recorded have none. `config` is YAML.
+    """
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+    id: NotRequired[str]
+    position: SavedPosition
+    identity: SavedIdentity
+    config: str
+    tables: dict[str, SavedTable]
+    world_size: Annotated[int, Field(ge=1, le=_LARGEST)]
+    saved_at: str
+    versions: dict[str, str]
+
+
+FORMAT = 1  # of the manifest; what it is written in stands with docs/checkpoints.md
 
 
 @pydantic_dataclass(frozen=True, config=_CONFIG)
 class CheckpointManifest:
     """The content of one step's checkpoint.
 
-    Attributes:
-        step: the step.
-        run: id (random), position, identity, config (YAML), tables, world_size, saved_at, versions.
-        files: by name in the step's folder.
-        tensors: by canonical name.
-        format: version of the manifest format.
+    Checkpoints come from elsewhere, too: whatever is read is as these types say, or refused by name.
     """
 
-    step: int
-    run: dict[str, Any]
-    files: dict[str, FileRecord]
+    step: Count
+    run: SavedRun
+    files: dict[FileName, FileRecord]
     tensors: dict[str, SavedTensor]
     format: Literal[1] = field(default=1)
+
+    @model_validator(mode="after")
+    def _is_of_one_step(self) -> Self:
+        if self.run["position"]["step"] != self.step:
+            raise ValueError(f"it is of step {self.step}, but run.position.step is {self.run['position']['step']}")
+        return self
 
     @property
     def bytes(self) -> int:
@@ -116,23 +190,20 @@ def parse(text: bytes, path: str) -> CheckpointManifest:
         raise DamagedError(f"{path} is damaged: its bytes do not match its checksum")
     try:
         tree = json.loads(sealed[2])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is not a manifest: {one_line(error)}") from error
     number = tree.get("format", FORMAT) if isinstance(tree, dict) else FORMAT
     if isinstance(number, int) and number > FORMAT:
         raise _newer(path, number, f"this one reads formats up to {FORMAT}")
     try:
-        manifest = _MANIFEST.validate_json(sealed[2])
+        return _MANIFEST.validate_json(sealed[2], strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"])[:200]
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise _newer(path, number, f"this one does not know the key {where!r}") from error
-        raise DamagedError(f"{path} is not a manifest: {where}{': ' if where else ''}{first['msg']}") from error
-    for key in manifest.run:
-        if key not in RUN_KEYS:
-            raise _newer(path, number, f"this one does not know the key {f'run.{key}'!r}")
-    return manifest
+        what = first["msg"].removeprefix("Value error, ")
+        raise DamagedError(f"{path} is not a manifest: {where}{': ' if where else ''}{what}") from error
 
 
 def _newer(path: str, number: int, why: str) -> NewerError:

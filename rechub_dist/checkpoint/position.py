@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rechub_dist.checkpoint.manifest import SavedRun
 from rechub_dist.config import parse_yaml
 
 
@@ -25,10 +25,10 @@ class Position:
     unevaluated: bool = False  # saved before the evaluation due at this step
 
 
-def position_of(run: Mapping[str, Any]) -> Position:
-    """The position in a manifest's record of a run."""
-    found = dict(run["position"])
-    if "best_mode" not in found:  # older checkpoints: the direction is in the configuration
-        train = parse_yaml(run["config"], "config").get("train") or {} if "config" in run else {}
-        found["best_mode"] = train.get("best_mode") or "max"
-    return Position(**found)
+def position_of(run: SavedRun) -> Position:
+    """The position that a manifest's record of a run has."""
+    saved: dict[str, Any] = {**run["position"]}
+    if "best_mode" not in saved:  # from before metrics knew their direction: the configuration said it
+        train = parse_yaml(run["config"], "config").get("train")
+        saved["best_mode"] = (isinstance(train, dict) and train.get("best_mode")) or "max"
+    return Position(**saved)

@@ -13,7 +13,9 @@ import torch
 from rechub_dist.checkpoint.load import READ
 from rechub_dist.checkpoint.tensors import Entry
 from rechub_dist.config import PretrainedConfig, StorageConfig
-from rechub_dist.data.parquet.pages import open_parquet
+from rechub_dist.data.parquet.files import DataFile, OpenFiles
+from rechub_dist.data.parquet.kinds import is_list
+from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.parquet.storage import locate
 from rechub_dist.errors import UserError, nearest, one_line
 
@@ -40,13 +42,14 @@ class _Vectors:
         self.config = config
         self.entry = entry
         self.rows, self.width = entry.shape
+        self.storage = storage
         self.store, self.path = locate(config.file, storage)
 
     def with_retries(self, work: Callable[[Any], T]) -> T:
         """Open the file and return `work(file)`, with retries."""
 
         def attempt(_number: int) -> T:
-            with self.store.filesystem.open_input_file(self.path) as source:
+            with self.store.open(self.path) as source:
                 return work(source)
 
         return self.store.with_retries(attempt, f"warm_start.embeddings: {self.config.file}")
@@ -58,7 +61,7 @@ class _Vectors:
     def check_finite(self, vectors: np.ndarray) -> None:
         """Raise a UserError for NaN or infinity."""
         if not np.isfinite(vectors).all():
-            raise self.wrong("has non-finite vectors")
+            raise self.wrong("has non-finite vectors; replace or remove them")
 
 
 class _Npy(_Vectors):
@@ -73,7 +76,7 @@ class _Npy(_Vectors):
                 offset, length = start + first * row, (last - first) * row
                 data = self.with_retries(lambda source, o=offset, n=length: source.read_at(n, o))  # type: ignore[misc]
                 if len(data) < length:
-                    raise self.wrong(f"ends before row {last:,} of {shape[0]:,}")
+                    raise self.wrong(f"ends before row {last:,} of {shape[0]:,}; write it again")
                 vectors = np.frombuffer(data, dtype).reshape(last - first, self.width)
                 part = vectors[:, piece.column : piece.column + columns].astype(np.float32)
                 self.check_finite(part)
@@ -86,68 +89,73 @@ class _Npy(_Vectors):
             version = np.lib.format.read_magic(head)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(head)
-        except ValueError as error:
-            raise self.wrong(f"not a .npy file: {one_line(error)}") from error
+        except Exception as error:  # whatever NumPy's parser of Python literals raises
+            raise self.wrong(f"not a .npy file ({one_line(error)[:100]}); write it by numpy.save") from error
         if dtype.kind != "f" or fortran or len(shape) != 2:
             raise self.wrong(
                 f"has {dtype} {shape}{' in column order' * fortran}; floats [rows, width] in row order are needed"
             )
         if shape[1] != self.width or shape[0] > self.rows:
-            raise self.wrong(f"is {shape[0]} x {shape[1]}, but the table is {self.rows} x {self.width}")
+            raise self.wrong(f"is {shape[0]} x {shape[1]}, but the table is {self.rows} x {self.width}; make it fit")
         return shape, dtype, head.tell()
 
 
 class _Parquet(_Vectors):
     def load(self) -> int:
-        metadata = self.with_retries(lambda source: open_parquet(source).metadata)
-        schema = metadata.schema.to_arrow_schema()
+        manifest = self._of_file(lambda: Manifest.read(self.config.file, self.storage))
         for column in (self.config.id, self.config.vector):
-            if column not in schema.names:
-                raise self.wrong(f"has no column {column!r}: {nearest(column, schema.names)}")
-        ids, vector = schema.field(self.config.id).type, schema.field(self.config.vector).type
+            if column not in manifest.schema.names:
+                raise self.wrong(f"has no column {column!r}: {nearest(column, manifest.schema.names)}")
+        ids, vector = (manifest.schema.field(name).type for name in (self.config.id, self.config.vector))
         if not pa.types.is_integer(ids):
             raise self.wrong(f"column {self.config.id!r} is {ids}; integers, row numbers of the table, are needed")
-        nested = pa.types.is_list(vector) or pa.types.is_large_list(vector) or pa.types.is_fixed_size_list(vector)
-        if not nested or not pa.types.is_floating(vector.value_type):
+        if not is_list(vector) or not pa.types.is_floating(vector.value_type):
             raise self.wrong(f"column {self.config.vector!r} is {vector}; lists of floats are needed")
         self._seen = [np.zeros(len(piece.values), dtype=bool) for piece in self.entry.pieces]
-        for group in range(metadata.num_row_groups):
-            self._group(group)
-        return int(metadata.num_rows)
+        self._files = OpenFiles()
+        for file, group in manifest.groups:
+            self._group(file, group)
+        self._files.close()
+        return manifest.rows
 
-    def _column(self, group: int, name: str) -> Any:
-        def read(source: Any) -> Any:
-            return open_parquet(source).read_row_group(group, columns=[name]).column(name).combine_chunks()
-
+    def _of_file(self, work: Callable[[], T]) -> T:
+        """What `work` reads, what is wrong with the file being said of the key that names it."""
         try:
-            found = self.with_retries(read)
-        except pa.ArrowException as error:
-            raise self.wrong(f"row group {group} cannot be read: {one_line(error)}") from error
+            return work()
+        except UserError as error:
+            raise UserError(f"warm_start.embeddings: {error}") from error
+
+    def _column(self, file: DataFile, group: int, name: str) -> Any:
+        found = self._of_file(lambda: self._files.read(file, group, [name])).column(name).combine_chunks()
         if found.null_count:
-            raise self.wrong(f"column {name!r} has nulls in row group {group}")
+            raise self.wrong(f"column {name!r} has nulls in row group {group}; give each row a value")
         return found
 
-    def _group(self, group: int) -> None:
-        ids = self._column(group, self.config.id).to_numpy(zero_copy_only=False)
+    def _group(self, file: DataFile, group: int) -> None:
+        ids = self._column(file, group, self.config.id).to_numpy(zero_copy_only=False)
         outside = (ids < 0) | (ids >= self.rows)
         if outside.any():
-            raise self.wrong(f"id {ids[outside][0]} is out of range: the table has {self.rows} rows")
+            raise self.wrong(
+                f"id {ids[outside][0]} is out of range: the table has {self.rows} rows; enlarge it, or remove the id"
+            )
         mine = [
             np.flatnonzero((ids >= piece.row) & (ids < piece.row + len(piece.values))) for piece in self.entry.pieces
         ]
         if not any(len(rows) for rows in mine):
             return
-        column = self._column(group, self.config.vector)
+        column = self._column(file, group, self.config.vector)
         flat = column.flatten().to_numpy(zero_copy_only=False)
         if column.value_lengths().unique().to_pylist() != [self.width]:
-            raise self.wrong(f"row group {group} has vectors that do not have the table's width, {self.width}")
+            raise self.wrong(
+                f"row group {group} has vectors that do not have the table's width, {self.width}; make them equal"
+            )
         vectors = flat.reshape(len(ids), self.width)
         for piece, rows, seen in zip(self.entry.pieces, mine, self._seen, strict=True):
             target = ids[rows].astype(np.int64) - piece.row
             unique, counts = np.unique(target, return_counts=True)
             twice = unique[(counts > 1) | seen[unique]]
             if len(twice):
-                raise self.wrong(f"id {twice[0] + piece.row} is duplicated")
+                raise self.wrong(f"id {twice[0] + piece.row} is duplicated; remove one")
             seen[unique] = True
             part = vectors[rows, piece.column : piece.column + piece.values.shape[1]].astype(np.float32)
             self.check_finite(part)

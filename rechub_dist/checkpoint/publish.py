@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import asdict, replace
+from typing import cast
 
 from rechub_dist.checkpoint.coverage import check_coverage
 from rechub_dist.checkpoint.folder import Folder, step_folder
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import read_manifest
-from rechub_dist.checkpoint.manifest import MANIFEST, CheckpointManifest, render
+from rechub_dist.checkpoint.manifest import MANIFEST, CheckpointManifest, SavedRun, render
 from rechub_dist.checkpoint.position import Position
 from rechub_dist.checkpoint.retention import clean
 from rechub_dist.checkpoint.together import reason_of
@@ -58,7 +59,7 @@ class Publisher:
         """Record another position of the same step in its manifest, then apply retention."""
         try:
             saved = read_manifest(self._folder, position.step)
-            run = {**saved.run, "position": asdict(position)}
+            run = cast(SavedRun, {**saved.run, "position": asdict(position)})
             self._fence()
             self._folder.replace(f"{step_folder(position.step)}/{MANIFEST}", render(replace(saved, run=run)))
             return self.clean(position, run_id, saved=True)

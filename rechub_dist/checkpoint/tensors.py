@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# By their names in safetensors files.
-DTYPES = {
+from rechub_dist.checkpoint.manifest import Dtype
+
+# The names that safetensors files have for them.
+DTYPES: dict[Dtype, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,

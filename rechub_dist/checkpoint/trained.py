@@ -8,6 +8,7 @@ from pathlib import Path
 from rechub_dist.checkpoint.find import best_manifest, find_folder
 from rechub_dist.checkpoint.folder import step_folder
 from rechub_dist.checkpoint.manifest import MANIFEST
+from rechub_dist.checkpoint.together import no_other
 from rechub_dist.config import RunConfig, StorageConfig, stored_run
 from rechub_dist.config.code import refuse_code
 from rechub_dist.errors import UserError
@@ -39,10 +40,9 @@ def trained_config(
     """
     folder, step = find_folder(address, settings)
     if step is not None:
-        raise UserError(
-            f"{address}: is a single checkpoint; name the run's output folder, whose best checkpoint is used"
-        )
-    manifest = best_manifest(folder)
+        raise UserError(f"{address}: is one checkpoint; name the run's output folder, of which the best one is taken")
+    with no_other():
+        manifest = best_manifest(folder)
     where = folder.path(f"{step_folder(manifest.step)}/{MANIFEST}")
     overrides = list(overrides)
     config = stored_run(manifest.run["config"], where, overrides)

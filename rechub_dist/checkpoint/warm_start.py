@@ -11,7 +11,7 @@ from rechub_dist.checkpoint.load import read_tensors
 from rechub_dist.checkpoint.manifest import SavedTensor
 from rechub_dist.checkpoint.pretrained import load_vectors
 from rechub_dist.checkpoint.tensors import Tensors
-from rechub_dist.checkpoint.together import agree, verify_together
+from rechub_dist.checkpoint.together import agree, no_other, verify_together
 from rechub_dist.config import StorageConfig, WarmStartConfig
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, nearest
@@ -40,11 +40,13 @@ def warm_start(config: WarmStartConfig, storage: StorageConfig, state: Tensors, 
     told = []
     if config.from_ is not None:
         address = config.from_
-        folder, manifest = rt.from_main(lambda: find_checkpoint(address, storage, config.step))
+        with no_other():
+            folder, manifest = rt.from_main(lambda: find_checkpoint(address, storage, config.step))
         taken = choose(config, manifest.tensors, state, address)
-        verify_together(rt, folder, manifest)
         pairs = [(t.source, state[t.target] if t.rows is None else state[t.target].first_rows(t.rows)) for t in taken]
-        agree(rt, lambda: read_tensors(folder, manifest, pairs))
+        with no_other():
+            verify_together(rt, folder, manifest)
+            agree(rt, lambda: read_tensors(folder, manifest, pairs))
         tables = sum(t.target.startswith("tables/") for t in taken)
         others = len(taken) - tables
         line = f"warm start from {folder.address}, step {manifest.step}: {tables} tables, {others} other tensors"
@@ -107,7 +109,7 @@ def _rows(kind: str, name: str, saved: SavedTensor, shape: tuple[int, ...]) -> i
     there, here = "x".join(map(str, saved.shape)), "x".join(map(str, shape))
     if saved.shape == shape:
         return None
-    if kind == "tables" and saved.shape[1] == shape[1]:
+    if kind == "tables" and len(saved.shape) == 2 and saved.shape[1] == shape[1]:
         if saved.shape[0] < shape[0]:
             return saved.shape[0]
         raise UserError(

@@ -220,7 +220,7 @@ def render(
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from error
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}; name another folder") from error
 
 
 def _name_of(run_file: Path) -> str:

@@ -53,7 +53,7 @@ def _schema(config: RunConfig, base: Path) -> dict[str, Any]:
             f"data.root: {root} holds no dataset.yaml; prepare the data first (rechub-dist data prepare "
             f"or synthesize), or name the schema in data.dataset"
             if named is None
-            else f"data.dataset: no such file: {path}"
+            else f"data.dataset: no such file: {path}; check the path"
         )
     schema = parse_yaml(text, path)
     refuse_secrets(schema, path)

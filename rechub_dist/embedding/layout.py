@@ -97,12 +97,14 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
         if isinstance(lookup.feature, NegativeFeature) and lookup.table.rows == 1:
             raise UserError(
                 f"feature {lookup.feature.name!r}: table {lookup.table.name!r} has one id; drawing negatives "
-                "needs at least two"
+                "needs at least two; give it more rows, or choose in_batch negatives"
             )
         inputs = lookup.feature.inputs if isinstance(lookup.feature, CrossFeature) else ()
         for feature in (lookup.feature, *inputs):
             if features.setdefault(feature.name, feature) != feature:
-                raise UserError(f"feature {feature.name!r} is used with different settings")
+                raise UserError(
+                    f"feature {feature.name!r} is used with different settings; give it the same ones everywhere"
+                )
     tables, notes = {}, []
     for name, table in specs.items():
         readers = [lookup for lookup in unique if lookup.table.name == name]

@@ -18,7 +18,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from rechub_dist.config import OptimizerConfig, ScheduleConfig, TableOptimizerConfig
 from rechub_dist.embedding.layout import REPLICATED, Layout
 from rechub_dist.embedding.local import LocalTables
-from rechub_dist.errors import UserError
+from rechub_dist.errors import UserError, one_line
 
 _DENSE: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -94,15 +94,14 @@ class Optimizers:
             self.dense = make_dense(list(self.parameters.values()))
             _room_for_state(self.dense, dense.name)
         elif self.parameters:
-            self.dense = _DENSE[dense.name](list(self.parameters.values()), **_with_eps(dense, arguments))
+            self.dense = _made("optimizer", dense, list(self.parameters.values()), arguments)
         self.replicated: dict[str, torch.optim.Optimizer] = {}
         for placed in layout.tables_in(REPLICATED):
             local: LocalTables = train_module.stage.replicated.local
             config = placed.optimizer
             arguments = {"lr": config.lr, **({"betas": config.betas} if config.name == "adam" else {})}
-            self.replicated[placed.table.name] = _DENSE[config.name](
-                [local.weight(placed.table.name)], **_with_eps(config, arguments)
-            )
+            weights = [local.weight(placed.table.name)]
+            self.replicated[placed.table.name] = _made("embedding.optimizer", config, weights, arguments)
         self.fused: KeyedOptimizer = module.fused_optimizer
         self._counting = [kernel for kernel in kernels(module) if kernel.optimizer == EmbOptimType.ADAM]
         denses = [self.dense] if self.dense else []
@@ -159,6 +158,16 @@ def kernels(module: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
     return [child for child in found if isinstance(child, SplitTableBatchedEmbeddingBagsCodegen)]
 
 
+def _made(where: str, config: Any, parameters: list[Any], arguments: dict[str, Any]) -> torch.optim.Optimizer:
+    """An optimizer of torch by our short name. Raises UserError for arguments that it refuses."""
+    try:
+        return _DENSE[config.name](parameters, **_with_eps(config, arguments))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{where}: torch refuses these settings of {config.name} ({one_line(error)}); set others"
+        ) from error
+
+
 def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:
     """Make a user's optimizer create its state, by a step that is then undone.
 
@@ -171,13 +180,20 @@ def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:
     settings = _settings(optimizer)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    try:
+        optimizer.step()
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"optimizer.name: {name} cannot make a step with dense gradients: {one_line(error)[:200]}; name another"
+        ) from error
     optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for parameter, value in zip(parameters, before, strict=True):
             parameter.copy_(value)
     if _settings(optimizer) != settings:
-        raise UserError(f"optimizer.name: {name} keeps state outside of its parameters', which checkpoints do not hold")
+        raise UserError(
+            f"optimizer.name: {name} keeps state outside of its parameters', which no checkpoint holds; name another"
+        )
     for state in optimizer.state.values():
         for key, value in state.items():
             if not isinstance(value, torch.Tensor):

@@ -158,7 +158,7 @@ class TaskObjective(Objective):
     def __init__(self, labels: tuple[Label, ...], task_weights: Mapping[str, float]) -> None:
         super().__init__()
         if not labels:
-            raise UserError("data.labels: at least one label is needed to train on")
+            raise UserError("data.labels: at least one label is needed to train on; name one")
         names = [label.name for label in labels]
         for name in task_weights:
             if name not in names:

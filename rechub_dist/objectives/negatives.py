@@ -13,7 +13,7 @@ from torch import Tensor
 from rechub_dist.config import RetrievalConfig, StorageConfig
 from rechub_dist.data.parquet.storage import read_bytes
 from rechub_dist.embedded import Lookup, LookupFeature
-from rechub_dist.errors import UserError
+from rechub_dist.errors import UserError, one_line
 from rechub_dist.features import CatalogueFeature, NegativeFeature
 from rechub_dist.objectives.ranking import Ranking
 
@@ -137,11 +137,14 @@ class Negatives:
 def _read_weights(path: str, storage: StorageConfig, rows: int) -> NDArray[np.float64]:
     held = read_bytes(path, storage)
     if held is None:
-        raise UserError(f"objective.sampling.path: no such file: {path}")
+        raise UserError(f"objective.sampling.path: no such file: {path}; check the path")
     try:
         weights = np.asarray(np.load(io.BytesIO(held), allow_pickle=False), np.float64)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"objective.sampling.path: {path} cannot be read as a .npy array: {error}") from error
+    except Exception as error:  # whatever NumPy's parser of Python literals raises
+        raise UserError(
+            f"objective.sampling.path: {path} cannot be read as a .npy array ({one_line(error)[:100]}); write it by "
+            f"numpy.save"
+        ) from error
     if weights.shape != (rows,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
         raise UserError(
             f"objective.sampling.path: {path} holds an array {list(weights.shape)}; {rows} weights, one an item, are "

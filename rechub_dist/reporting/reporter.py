@@ -220,7 +220,7 @@ def _forget_after(metrics: Path, step: int) -> None:
     """Drop the records of steps that a resumed run repeats, and of the test split, which is evaluated last."""
     if not metrics.exists():
         return
-    lines = metrics.read_text(encoding="utf-8").splitlines()
+    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
     kept = [line for line in lines if _kept(line, step)]
     if len(kept) < len(lines):
         temporary = metrics.with_suffix(".tmp")
@@ -232,5 +232,5 @@ def _kept(line: str, step: int) -> bool:
     try:
         record = json.loads(line)
         return record["step"] <= step and record["split"] != "test"
-    except (ValueError, KeyError):
-        return False  # a line truncated by a kill
+    except (ValueError, TypeError, KeyError):
+        return False  # a line cut short by a kill

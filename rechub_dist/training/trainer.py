@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ from rechub_dist.reporting.step_times import StepTimes
 from rechub_dist.reporting.summary import Summary
 from rechub_dist.training.loop import Loop
 from rechub_dist.training.non_finite import NonFiniteGuard
-from rechub_dist.training.output import make_output, refuse_foreign
+from rechub_dist.training.output import make_output, refuse_foreign, written
 from rechub_dist.training.pipeline import make_pipeline
 from rechub_dist.training.saves import Saves
 from rechub_dist.training.schedule import Schedule
@@ -102,7 +104,8 @@ class Trainer:
         if lease is not None:
             lease.take()  # nothing is written before; and which checkpoint is the newest is known only now
         rt.together(lambda: make_output(config, rt))
-        log_to(config.output_dir / "logs", rt.rank, json_lines=config.monitor.json_lines)
+        logs, json_lines = config.output_dir / "logs", config.monitor.json_lines
+        rt.together(lambda: written(lambda: log_to(logs, rt.rank, json_lines=json_lines)))
         self._begun_with: list[str] = []
         self.module = shard_train_module(self.parts, rt, notes=self._begun_with)
         self.optimizers = rt.together(
@@ -127,7 +130,10 @@ class Trainer:
         train_module, module, optimizers, passes = parts.train_module, self.module, self.optimizers, self.passes
         watched = (train_module.model, train_module.objective)
         guard = NonFiniteGuard(config.train, config.output_dir / "non_finite", rt, watched)
-        trace = config.output_dir / "rows" if config.train.trace_rows else None
+        trace = None
+        if config.train.trace_rows:
+            attempt = rt.from_main(time.time_ns)
+            trace = rt.together(lambda: written(lambda: Trace(config.output_dir / "rows", attempt, rt.rank)))
         reader = self.valid_reader
         return Loop(
             config,
@@ -145,7 +151,7 @@ class Trainer:
             self._lease,
             guard,
             StepTimes(config.monitor.profile_every),
-            None if trace is None else Trace(trace, rt.from_main(time.time_ns), rt.rank),
+            trace,
             begins_at,
         )
 
@@ -209,8 +215,9 @@ class Trainer:
         metrics = None
         if config.metrics_port is not None:
             port = config.metrics_port and config.metrics_port + environment()[2]
-            metrics = rt.together(lambda: Metrics(port, rt.rank, rt.world_size, config.metrics_address))
-        return Reporter(
+            metrics = rt.together(lambda: Metrics(port, rt.rank, rt.world_size))
+        begin = partial(
+            Reporter,
             self.config.output_dir,
             quiet=not rt.is_main,
             start_step=begins_at.step,
@@ -218,6 +225,7 @@ class Trainer:
             metrics=metrics,
             records=None if control is None else control.records,
         )
+        return rt.together(lambda: written(begin))
 
     def _resume(self) -> Position:
         state = train_state(self.module, self.parts.layout, self.optimizers)
@@ -247,7 +255,7 @@ class Trainer:
         counted = negatives is not None and negatives.needs_counts
         return identity(self.parts, self.passes.identity(self.passes.steps if counted else step))
 
-    def _differing(self, run: dict[str, Any], step: int, where: str) -> list[str]:
+    def _differing(self, run: Mapping[str, Any], step: int, where: str) -> list[str]:
         """What the run of a checkpoint has other than this one, as far as it has come."""
         return other_than(run, self._identity(step), where, self.config.code)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rechub_tests.ranks import RankPool
-from rechub_tests.runs import config_of, output, run_file, train
+from rechub_tests.runs import RECORD, config_of, output, run_file, train
 
 PLACEMENTS: dict[str, dict[str, Any]] = {
     "table_wise": {"sharding": "table_wise"},
@@ -79,7 +79,7 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
             if saves is not None:
                 folder = Folder(str(saves / f"{name}-{rt.world_size}"), StorageConfig())
                 checkpoints = Checkpoints(folder, rt, CheckpointConfig())
-                checkpoints.save(state, Position(step=9), {"identity": {}, "tables": {}})
+                checkpoints.save(state, Position(step=9), RECORD)
                 checkpoints.check_last()
             dist.barrier()
     return compared

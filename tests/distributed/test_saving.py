@@ -30,9 +30,7 @@ from rechub_dist.errors import UserError
 from rechub_dist.reporting.saves import Save
 from rechub_tests.object_store import BUCKET, KEYS, filesystem, s3_server
 from rechub_tests.ranks import RankPool
-from rechub_tests.runs import losses, output, position, read_checkpoint, records, run_file, train
-
-RUN: dict[str, Any] = {"identity": {}, "tables": {}}
+from rechub_tests.runs import RECORD, losses, output, position, read_checkpoint, records, run_file, train
 
 
 def checkpoints(rt: Runtime, folder: Path | str, **config: Any) -> Checkpoints:
@@ -63,7 +61,7 @@ def save_and_go_on(folder: Path, asynchronous: bool) -> list[Save]:
         found = checkpoints(rt, folder, asynchronous=asynchronous)
         state = state_of(rt, 1_000_000, 1.0)
         for step in (1, 2):
-            found.save(state, Position(step=step), RUN)
+            found.save(state, Position(step=step), RECORD)
             fill(state, step + 1.0)
         found.check_last()
         return found.news()
@@ -119,7 +117,7 @@ def fail_in_between(folder: Path, fail: str) -> tuple[list[Save], list[int], lis
             fill(state, float(step))
             if step == 2 and fail == "limit" and rt.is_main:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-            found.save(state, Position(step=step), RUN)
+            found.save(state, Position(step=step), RECORD)
             found.wait()
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             told += found.news()
@@ -192,7 +190,7 @@ def save_apart(folder: Path) -> str | None:
     """Each rank has a folder of its own, as where hosts do not share a disk."""
     with runtime("cpu", 60) as rt:
         found = checkpoints(rt, folder / str(rt.rank))
-        found.save(state_of(rt, 10, 1.0), Position(step=1), RUN)
+        found.save(state_of(rt, 10, 1.0), Position(step=1), RECORD)
         found.wait()
         assert found.steps() == []
         return found.news()[0].error
@@ -215,6 +213,8 @@ KILLED = """
     from rechub_dist.config import CheckpointConfig, StorageConfig
     from rechub_dist.distributed.runtime import runtime
 
+    identity = {"seed": 0, "model": {"name": "none"}, "data": {}}
+    record = {"identity": identity, "config": "{}", "tables": {}}
     folder, rows, first, last = sys.argv[1], *map(int, sys.argv[2:])
     with runtime("cpu", 60) as rt:
         found = Checkpoints(Folder(folder, StorageConfig()), rt, CheckpointConfig(keep_last=3))
@@ -223,7 +223,7 @@ KILLED = """
         print("at", position and position.step, state["tables/t/weight"].pieces[0].values.unique().tolist(), flush=True)
         for step in range(first, last):
             state["tables/t/weight"].pieces[0].values.fill_(step)
-            found.save(state, Position(step=step), {"identity": {}, "tables": {}})
+            found.save(state, Position(step=step), record)
         found.check_last()
     sys.stdout.flush()
     os._exit(0)  # as a rank ends: threads of gloo may abort an interpreter that takes its time
@@ -338,9 +338,9 @@ def test_a_store_that_is_lost_is_a_warning() -> None:
             )
             found = Checkpoints(Folder(f"s3://{BUCKET}/lost", settings), rt, CheckpointConfig())
             state = state_of(rt, 1000, 1.0)
-            found.save(state, Position(step=1), RUN)
+            found.save(state, Position(step=1), RECORD)
             found.check_last()
-        found.save(state, Position(step=2), RUN)
+        found.save(state, Position(step=2), RECORD)
         with pytest.raises(
             UserError, match=r"the checkpoint of step 2 could not be saved: s3://bucket/lost/.*; the last"
         ):

@@ -56,6 +56,12 @@ SCHEMA = {
     },
     "labels": {"click": {}, "buy": {}, "stay": {"type": "regression"}},
 }
+# The least that a checkpoint has to record of its run.
+RECORD: dict[str, Any] = {
+    "identity": {"seed": 0, "model": {"name": "none"}, "data": {}},
+    "config": "{}",
+    "tables": {},
+}
 PLAIN = ("user", "tags", "brands", "age", "profile")
 BEHAVIORS, TARGETS = ("history", "history_shop"), ("item", "shop")
 # What some models can do besides what their constructors require.

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
 from rechub_dist.checkpoint.coverage import check_coverage
-from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedPiece, SavedTensor
+from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, FileRecord, SavedPiece, SavedTensor
+from rechub_dist.checkpoint.position import Position
 
 TABLES = {"user": {"rows": 10, "dim": 6, "sharding": "row_wise", "optimizer": "rowwise_adagrad"}}
+RUN: Any = {
+    "position": asdict(Position(step=3)),
+    "identity": {"seed": 0, "model": {"name": "none"}, "data": {}},
+    "config": "{}",
+    "tables": TABLES,
+    "world_size": 1,
+    "saved_at": "",
+    "versions": {},
+}
 
 
 def piece(row: int, rows: int, column: int = 0, columns: int = 6) -> SavedPiece:
@@ -23,7 +34,9 @@ def manifest(weight: list[SavedPiece], tensors: dict[str, SavedTensor] | None = 
         "dense_optim/w/step": SavedTensor("F32", (), [piece(0, 1, columns=1)]),
         "dense/empty": SavedTensor("F32", (0, 6), []),
     }
-    return CheckpointManifest(3, {"tables": TABLES}, {}, found if tensors is None else tensors)
+    return CheckpointManifest(
+        3, RUN, {"rank-0.safetensors": FileRecord(240, ["0" * 32])}, found if tensors is None else tensors
+    )
 
 
 WHOLE = [

@@ -151,8 +151,12 @@ def read_vocabulary(path: str) -> Vocabulary:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if is_string(values.type):
-        values = values.cast(pa.large_string())  # as one array they may exceed 2 GB
-    return Vocabulary.of(values.combine_chunks(), ids.cast(pa.int64()).to_numpy(), path)
+        values = values.cast(pa.large_string())  # in one piece, they may exceed 2 GB
+    try:
+        numbers = ids.cast(pa.int64()).to_numpy()
+    except pa.ArrowInvalid:
+        raise UserError(f"{path}: column 'id' has numbers from 2^63 on; build the vocabulary again") from None
+    return Vocabulary.of(values.combine_chunks(), numbers, path)
 
 
 def _bits(numbers: NDArray[np.integer]) -> Ids:

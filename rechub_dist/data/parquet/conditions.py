@@ -46,7 +46,7 @@ class Conditions:
         except (pa.ArrowException, TypeError, ValueError) as error:
             types = ", ".join(f"{name} is {table.schema.field(name).type}" for name in self.names)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{where}: {self} does not fit: {types} ({reason})") from None
+            raise UserError(f"{where}: {self} does not fit: {types} ({reason}); write a value of that type") from None
         rows: NDArray[np.int64] = kept.to_numpy()
         return rows
 

@@ -147,7 +147,7 @@ def open_file(file: DataFile) -> pq.ParquetFile:
         BadFileError: it has changed, or its footer is corrupt.
         OSError: the store fails; to be called within `Store.with_retries`.
     """
-    source = file.store.filesystem.open_input_file(file.store.inside(file.path))
+    source = file.store.open(file.store.inside(file.path))
     version = etag(source)
     if version is not None and file.etag is not None:
         same = version == file.etag
@@ -174,8 +174,8 @@ def _meeting(file: DataFile, source: pq.ParquetFile, group: int, found: RowGroup
 
 
 def _fetch(parquet: pq.ParquetFile, file: DataFile, group: int, columns: set[str], pieces: dict[int, bytes]) -> None:
-    """Fetch the bytes of a row group's columns that are not yet in `pieces`, by offset."""
-    source: Any = file.store.filesystem.open_input_file(file.store.inside(file.path))
+    """Add to `pieces`, by offset, the bytes of a row group's columns that are not there yet."""
+    source: Any = file.store.open(file.store.inside(file.path))
     with source:
         for start, stop in _spans(parquet.metadata, group, columns):
             if not 0 <= start <= stop <= file.size:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rechub_dist.data.parquet.kinds import plain_schema
+from rechub_dist.data.parquet.lookalikes import HEAD, what_else
 from rechub_dist.data.parquet.storage import Store
 from rechub_dist.skips import BadFileError
 
@@ -47,11 +48,15 @@ def read_footer(store: Store, path: str) -> Footer:
         UserError: the store has failed until its deadline.
     """
 
-    def fetch(_attempt: int) -> tuple[bytes, str | None]:
-        with store.filesystem.open_input_file(store.inside(path)) as source:
-            return footer_bytes(source), etag(source)
+    def fetch(_attempt: int) -> tuple[bytes, bytes, str | None]:
+        with store.open(store.inside(path)) as source:
+            tail = footer_bytes(source)
+            head = b"" if tail[-4:] == b"PAR1" else read_exactly(source, 0, min(source.size(), HEAD))
+            return tail, head, etag(source)
 
-    tail, version = store.with_retries(fetch, f"{path}: it")
+    tail, head, version = store.with_retries(fetch, f"{path}: it")
+    if tail[-4:] != b"PAR1" and (other := what_else(head, tail, path)) is not None:
+        raise BadFileError(f"{path}: it {other}", "corrupt")
     metadata = parse_footer(tail, path)
     counts = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -21,6 +22,9 @@ from rechub_dist.errors import UserError, nearest
 _GLOB = re.compile(r"[*?\[]")
 _URI_GLOB = re.compile(r"[*\[]")  # in an address, `?` begins the options
 _BELOW = r"(?:[^._/][^/]*/)*[^._/][^/]*\.parquet"  # the files that count below a folder
+
+
+_OTHER = re.compile(r"(\.(?:csv|tsv|txt|jsonl?|ndjson|orc|avro|feather|arrow|parq|pq|parquet)(?:\.[a-z0-9]+)?)$", re.I)
 
 
 class Found(NamedTuple):
@@ -86,8 +90,21 @@ def _find(path: str, settings: StorageConfig) -> list[Found]:
     if not files and pattern:
         raise UserError(f"{path}: no file matches; check the pattern")
     if not files:
-        raise UserError(f"{path}: there is no *.parquet file in this folder; name the folder that holds the data")
+        raise UserError(f"{path}: there is no *.parquet file in this folder; {_others(name for _, name in named)}")
     return [_found(store, info, name) for info, name in files]
+
+
+def _others(names: Iterable[str]) -> str:
+    """What to do in a folder without Parquet files, given the names of all that is below it."""
+    seen = [name for name in names if not re.search(r"(^|/)[._]", name)]
+    endings = Counter(match[1].lower() for name in seen if (match := _OTHER.search(name)))
+    if not endings:
+        return "name the folder that holds the data"
+    [(ending, count)] = endings.most_common(1)
+    return (
+        f"there are {count} file(s) *{ending}, but Parquet alone is read: convert them by duckdb, pandas or pyarrow, "
+        f"such as duckdb -c \"COPY (FROM '*{ending}') TO 'part.parquet'\", or rename what is Parquet already"
+    )
 
 
 def _is_there(store: Store, path: str) -> bool:

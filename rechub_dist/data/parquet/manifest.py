@@ -330,7 +330,7 @@ def _united(schemas: Sequence[pa.Schema]) -> pa.Schema:
 def _nulls(file: DataFile, schema: pa.Schema) -> dict[str, int]:
     """The number of nulls in each column of a file."""
     try:
-        with file.store.filesystem.open_input_file(file.store.inside(file.path)) as source:
+        with file.store.open(file.store.inside(file.path)) as source:
             parquet = open_parquet(source)
             counts = _null_statistics(parquet.metadata, schema.names)
             for name in schema.names:

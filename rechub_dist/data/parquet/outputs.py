@@ -20,10 +20,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rechub_dist.config import StorageConfig
 from rechub_dist.data.parquet.storage import is_remote, locate
@@ -57,12 +58,19 @@ class Mark:
     def of(cls, text: bytes) -> Mark | None:
         """The mark in a file's content; None if it is not a mark of ours."""
         try:
-            found = json.loads(text)
-            if found["writer"] != _WRITER:
-                return None
-            return cls(str(found["kind"]), dict(found["files"]))
-        except (ValueError, TypeError, KeyError):
+            found = _Written.model_validate_json(text)
+        except ValidationError:
             return None
+        return cls(found.kind, found.files)
+
+
+class _Written(BaseModel):
+    """A mark as it is written."""
+
+    model_config = ConfigDict(strict=True)
+    writer: Literal["rechub_dist"]
+    kind: str
+    files: dict[str, str | None]
 
 
 def refuse_overlap(out: str, inputs: Iterable[str], *, option: str = "--out") -> None:
@@ -116,7 +124,7 @@ def claim(
             raise UserError(f"{option}: {folder} is a file: name a folder")
         there = filesystem.get_file_info(pafs.FileSelector(inside, allow_not_found=True))
         mark = None
-        if any(entry.base_name == MARK for entry in there):
+        if any(entry.base_name == MARK and entry.type == pafs.FileType.File for entry in there):
             with filesystem.open_input_file(posixpath.join(inside, MARK)) as source:
                 mark = Mark.of(source.read())
         for entry in there:
@@ -131,7 +139,9 @@ def claim(
         with filesystem.open_output_stream(posixpath.join(inside, MARK)) as sink:
             sink.write(Mark(kind, dict.fromkeys(files)).text().encode())
     except OSError as error:
-        raise UserError(f"{option}: {folder} cannot be written: {error.strerror or error}") from error
+        raise UserError(
+            f"{option}: {folder} cannot be written: {error.strerror or error}; name another place"
+        ) from error
 
 
 @contextmanager
@@ -227,7 +237,7 @@ def check_replaceable(out: Path, kind: str, *, replace: bool, option: str = "--o
         names = sorted(entry.name for entry in out.iterdir())
         if not names:
             return
-        mark = Mark.of((out / MARK).read_bytes()) if MARK in names else None
+        mark = Mark.of((out / MARK).read_bytes()) if (out / MARK).is_file() else None
         if not replace or mark is None or mark.kind != kind:
             raise _foreign(out, next((name for name in names if name != MARK), MARK), kind if replace else None, option)
         for name, stamp in _contents(out).items():

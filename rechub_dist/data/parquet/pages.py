@@ -6,6 +6,7 @@ bytes) makes it an error like any other corruption. Page headers, footers and st
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rechub_dist.data.parquet.footers import corrupt
+from rechub_dist.data.parquet.lookalikes import HEAD, what_else
+from rechub_dist.skips import BadFileError
 
 
 def parquet_writer(where: Any, schema: pa.Schema) -> pq.ParquetWriter:
@@ -40,4 +43,27 @@ def read_parquet(path: Any, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        raise corrupt(str(path), error) from None
+        raise _instead(str(path)) or corrupt(str(path), error) from None
+
+
+def read_schema(path: Any) -> pa.Schema:
+    """The schema of a local file.
+
+    Raises:
+        BadFileError: it cannot be read.
+    """
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _instead(str(path)) or corrupt(str(path), error) from None
+
+
+def _instead(path: str) -> BadFileError | None:
+    """The error for a local file that is something else than Parquet."""
+    if not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+        file.seek(max(0, os.path.getsize(path) - 4))
+        other = what_else(head, file.read(), path)
+    return None if other is None else BadFileError(f"{path}: it {other}", "corrupt")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import random
 import re
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +30,12 @@ _HADOOP = ("hdfs", "viewfs")
 _BY_ARROW = (*_HADOOP, "gcs", "file")
 _LOCAL = ("file", "local")
 _AZURE = ("abfs", "abfss")
+# What a device, or a server behind a mounted file system, may answer better later.
+_PASSING = {
+    *(errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOMEM, errno.ENFILE, errno.EMFILE),
+    *(errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EHOSTDOWN),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTEIO, errno.ENOLINK, errno.ECOMM),
+}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between attempts
 # Errors of Arrow's S3 and Azure clients that no retry fixes; 408 (time-out) and 429 (too many requests) are not among
 # them.
@@ -59,6 +67,21 @@ class Store:
         """The file system's own path of a file, given its address."""
         return path.removeprefix(self.prefix)
 
+    def open(self, path: str) -> Any:
+        """A file of the file system, to read.
+
+        Raises:
+            BadFileError: it is no file; to open a pipe would be to wait for who writes to it.
+            OSError: as the file system does.
+        """
+        if not self.remote:
+            mode = os.stat(path).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            if not stat.S_ISREG(mode):
+                raise BadFileError(f"{path}: it is a pipe, a socket or a device, not a file; name a file", "unreadable")
+        return self.filesystem.open_input_file(path)
+
     def address(self, path: str) -> str:
         """The address of a path of the file system."""
         return self.prefix + path
@@ -66,16 +89,20 @@ class Store:
     def with_retries(self, work: Callable[[int], T], what: str) -> T:
         """The result of `work(attempt)`, retried while the store fails, until the deadline.
 
-        Attempts run in another thread, as not every file system has time-outs of its own. The pauses between them
-        double, with random jitter, so that ranks do not retry in step.
+        A local disk is asked once more, as `work` may read in another way then; only what a device or a mounted file
+        system may answer better later is tried until the deadline.
+
+        Attempts run in another thread, as not every file system can be told when to give up on a hanging
+        request. The pauses between attempts double, and vary at random lest all ranks come back at once.
 
         Args:
             work: called with the number of the attempt, from 0. It must not touch what an attempt that hangs may use.
             what: names the object in errors.
 
         Raises:
-            BadFileError: the file is missing or unreadable, or `work` has found it bad.
-            UserError: the store has failed until the deadline, or refuses the request.
+            BadFileError: the file is missing or may not be read, a local one also for any other reason that stays, or
+                `work` has found it bad.
+            UserError: the store has failed up to the deadline, or refuses the request.
         """
         end = time.monotonic() + self.settings.deadline_seconds
         pause, attempt = _FIRST_PAUSE, 0
@@ -102,6 +129,13 @@ class Store:
                         "and permissions"
                     ) from error
                 attempt += 1
+                if not self.remote and not _may_pass(error):
+                    if attempt < 2:
+                        continue
+                    raise BadFileError(
+                        f"{what} cannot be read ({_short(error)}); check the file, and write it again if need be",
+                        "unreadable",
+                    ) from error
                 pause_now = pause * random.uniform(0.5, 1.5)
                 if time.monotonic() + pause_now >= end:
                     raise UserError(
@@ -181,9 +215,12 @@ def join(root: str, name: str) -> str:
 
 
 def read_text(path: str, settings: StorageConfig) -> str | None:
-    """The content of a small text file; returns and raises as `read_bytes`."""
+    """A small text file wherever it lies; returns as `read_bytes`, and raises as it does and for what is not UTF-8."""
     found = read_bytes(path, settings)
-    return None if found is None else found.decode()
+    try:
+        return None if found is None else found.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; write it again as UTF-8") from None
 
 
 def read_bytes(path: str, settings: StorageConfig) -> bytes | None:
@@ -197,7 +234,7 @@ def read_bytes(path: str, settings: StorageConfig) -> bytes | None:
     def fetch(_attempt: int) -> bytes | None:
         if store.filesystem.get_file_info(inside).type != pafs.FileType.File:
             return None
-        with store.filesystem.open_input_file(inside) as source:
+        with store.open(inside) as source:
             return source.read()
 
     return store.with_retries(fetch, path)
@@ -334,6 +371,11 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a local disk may answer better later, by the error's number; what Arrow cannot decode has none."""
+    return isinstance(error, TimeoutError) or getattr(error, "errno", None) in _PASSING
 
 
 def _short(error: BaseException) -> str:

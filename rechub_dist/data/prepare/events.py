@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rechub_dist.data.columns.strings import is_string
-from rechub_dist.data.parquet.pages import read_parquet, write_parquet
+from rechub_dist.data.parquet.pages import read_parquet, read_schema, write_parquet
 from rechub_dist.data.prepare import sequences as cut
 from rechub_dist.data.prepare.source import array, encode, numpy, vocabulary
 from rechub_dist.data.prepare.writer import ITEMS_FILE, USERS_FILE, prepared_folder
@@ -157,14 +156,14 @@ def _densely(ids: NDArray[Any], words: pa.Array) -> tuple[NDArray[Any], pa.Array
 def _read(path: Path, columns: Columns) -> pa.Table:
     """The columns of the file. Raises UserError if they are empty, have nulls or an unsuitable type."""
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}; check the path")
     chosen = [name for name in columns if name is not None]
     if len(set(chosen)) < len(chosen):
         raise UserError(f"user, item and time are {', '.join(chosen)}: they must be different columns")
     delimiters = {".csv": ",", ".tsv": "\t"}
     try:
         if path.suffix == ".parquet":
-            _check_present(path, chosen, pq.read_schema(path).names)
+            _check_present(path, chosen, read_schema(path).names)
             table = read_parquet(path, chosen)
         elif path.suffix in delimiters:
             parsing = pcsv.ParseOptions(delimiter=delimiters[path.suffix], newlines_in_values=True)
@@ -179,11 +178,11 @@ def _read(path: Path, columns: Columns) -> pa.Table:
             )
             table = pcsv.read_csv(path, parse_options=parsing, convert_options=reading)
         else:
-            raise UserError(f"{path} is not an event file: it must end in .csv, .tsv or .parquet")
+            raise UserError(f"{path} is no event file: it must end in .csv, .tsv or .parquet; rename or convert it")
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     if not table.num_rows:
-        raise UserError(f"{path} has no events")
+        raise UserError(f"{path} has no events; name a file with some")
     for name in chosen:
         _check_no_nulls(table[name], f"{path}: column {name!r}")
     for place, name in enumerate((columns.user, columns.item)):

@@ -157,8 +157,8 @@ def _stored(manifest: Manifest, tell: Callable[[int], None]) -> Generator[pa.Tab
         if not sum(file.counts):
             continue
         try:
-            with file.store.filesystem.open_input_file(file.store.inside(file.path)) as source:
-                # with a buffer, columns of large row groups are read in pieces
+            with file.store.open(file.store.inside(file.path)) as source:
+                # with a buffer, a column of a large row group is read piece by piece
                 parquet = open_parquet(source, buffer_size=1 << 20)
                 for batch in parquet.iter_batches(_READ_ROWS, use_threads=False):
                     yield pa.Table.from_batches([batch]).select(plain.names).cast(plain)

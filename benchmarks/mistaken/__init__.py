@@ -1,0 +1,1 @@
+"""The mistakes of `benchmarks/mistakes.py`, by what is mistaken."""
