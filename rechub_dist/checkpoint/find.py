@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal
-
-from pydantic import ValidationError
 
 from rechub_dist.checkpoint.folder import Folder, step_of, steps_in
 from rechub_dist.checkpoint.load import read_manifest
 from rechub_dist.checkpoint.manifest import CheckpointManifest
 from rechub_dist.config import StorageConfig, parse_yaml
-from rechub_dist.data.parquet.storage import join, read_text
-from rechub_dist.errors import UserError, one_line
+from rechub_dist.data.parquet.storage import join, read_bytes
+from rechub_dist.errors import UserError, shown
+from rechub_dist.typed import validated
 
 
 def find_folder(address: str, settings: StorageConfig | None) -> tuple[Folder, int | None]:
@@ -44,16 +42,19 @@ def find_folder(address: str, settings: StorageConfig | None) -> tuple[Folder, i
 def _named(address: str, settings: StorageConfig) -> tuple[str | None, StorageConfig]:
     """The folder of checkpoints that an output folder's config.yaml names, and its storage's settings."""
     path = join(address, "config.yaml")
-    text = read_text(path, settings)
+    text = read_bytes(path, settings)
     if text is None:
         return None, settings
     tree = parse_yaml(text, path)
     checkpoint, data = tree.get("checkpoint") or {}, tree.get("data") or {}
-    try:
-        known = StorageConfig.model_validate_json(json.dumps(checkpoint.get("storage") or data.get("storage") or {}))
-    except ValidationError as error:
-        raise UserError(f"{path}: the settings of storage are not valid: {one_line(error)[:200]}; mend them") from error
-    return checkpoint.get("folder"), known
+    if not isinstance(checkpoint, dict) or not isinstance(data, dict):
+        raise UserError(f"{path}: checkpoint and data are sections; write a mapping of keys to values")
+    tree = checkpoint.get("storage") or data.get("storage") or {}
+    known = validated(f"{path}: the settings of storage are not valid", StorageConfig, tree)
+    folder = checkpoint.get("folder")
+    if not isinstance(folder, str | None):
+        raise UserError(f"{path}: checkpoint.folder: write a path or an address, got {shown(folder)}")
+    return folder, known
 
 
 def find_checkpoint(

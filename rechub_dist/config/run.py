@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from rechub_dist.config.code import check_name, is_code
@@ -18,11 +17,15 @@ from rechub_dist.config.locations import Location, with_locations
 from rechub_dist.config.objectives import OWN, ObjectiveConfig
 from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
 from rechub_dist.config.section import Section
-from rechub_dist.config.strict_yaml import StrictLoader, dump_yaml, parse_yaml, read_yaml
+from rechub_dist.config.strict_yaml import MAX_DEPTH, dump_yaml, parse_value, parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
 from rechub_dist.config.versions import RENAMED, with_current_keys, with_former_defaults
 from rechub_dist.config.warm_start import WarmStartConfig
-from rechub_dist.errors import UserError, nearest, one_line
+from rechub_dist.errors import UserError, nearest, shortened, shown
+from rechub_dist.typed import complaint
+
+
+_MOST = 3  # mistakes that one line tells
 
 
 class ModelConfig(BaseModel):
@@ -161,12 +164,7 @@ def with_metrics(config: RunConfig, more: Iterable[str]) -> RunConfig:
     Raises:
         UserError: an item is neither.
     """
-    found: list[Any] = []
-    for text in more:
-        try:
-            found.append(yaml.load(text, Loader=StrictLoader))
-        except yaml.YAMLError as error:
-            raise UserError(f"--metric {text}: neither a name nor valid YAML: {one_line(error)}") from error
+    found = [parse_value(text, f"--metric {shortened(text, 120)}") for text in more]
     if not found:
         return config
     own = config.evaluation.model_dump(mode="json", by_alias=True, exclude_unset=True).get("metrics", [DEFAULT])
@@ -197,13 +195,10 @@ def default_objective(config: RunConfig, name: str) -> ObjectiveConfig:
 
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"--set {override}: write section.key=value")
-    try:
-        value = yaml.load(text, Loader=StrictLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not valid YAML: {one_line(error)}") from error
-    _put(tree, key, value, f"--set {override}")
+    where = f"--set {shortened(override, 120)}"
+    if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
+        raise UserError(f"{where}: write section.key=value")
+    _put(tree, key, parse_value(text, where), where)
 
 
 def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -223,20 +218,22 @@ def _validate(tree: Mapping[str, Any], where: str) -> RunConfig:
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
     try:
-        return RunConfig.model_validate_json(json.dumps(tree, default=str))
+        text = json.dumps(tree, default=str)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{where}: no tree of plain values with names as keys: {error}") from error
+    try:
+        return RunConfig.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
+        found = error.errors()
+        more = f"; and {len(found) - _MOST} more" if len(found) > _MOST else ""
+        raise UserError(f"{where}: {'; '.join(_explain(e) for e in found[:_MOST])}{more}") from error
 
 
 def _explain(error: Any) -> str:
     loc = [str(part) for part in error["loc"] if part != OWN]  # the tag of a union, no key
     if error["type"] == "extra_forbidden":
-        return f"unknown key {'.'.join(loc)!r}: {nearest(loc[-1], _fields(loc[:-1]))}"
-    if error["type"] == "missing":
-        return f"missing key {'.'.join(loc)!r}"
-    if error["type"] == "value_error":  # raised by our validators: the message is complete
-        return ": ".join([part for part in (".".join(loc),) if part] + [str(error["ctx"]["error"])])
-    return f"{'.'.join(loc)}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+        return f"unknown key {shown('.'.join(loc))}: {nearest(loc[-1], _fields(loc[:-1]))}"
+    return complaint(".".join(loc), error)
 
 
 def _fields(path: list[str]) -> list[str]:

@@ -394,7 +394,7 @@ METRICS = [
     ("own_code:Groupless", "own_code:Groupless: every metric has an attribute 'group': the column that it groups"),
     ("own_code:Depth", "own_code:Depth is a metric of rankings, which recall models have"),
     ("{name: own_code:Count, abov: 1}", "own_code:Count: unknown key 'abov': did you mean 'above'"),
-    ("{name: own_code:Count, above: x}", "own_code:Count.above: input should be a valid number, got 'x'"),
+    ("{name: own_code:Count, above: x}", "own_code:Count.above: should be float, got 'x'"),
     ("{name: own_code:Count, above: 0.1}, own_code:Count", "two metrics are reported as 'Count'; give one another"),
 ]
 
