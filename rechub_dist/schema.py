@@ -99,7 +99,9 @@ def _cross(name: str, spec: dict[str, Any], features: dict[str, Feature]) -> Fea
     sparse = {name for name, feature in features.items() if isinstance(feature, SparseFeature)}
     for source in inputs:
         if source not in sparse:
-            raise UserError(f"{where}.inputs: there is no sparse feature {shown(source)}: {nearest(str(source), sparse)}")
+            raise UserError(
+                f"{where}.inputs: there is no sparse feature {shown(source)}: {nearest(str(source), sparse)}"
+            )
     found = [dataclasses.asdict(features[source]) for source in inputs]
     return _build(CrossFeature, name, {**spec, "inputs": found}, where)
 

@@ -216,7 +216,9 @@ def _settings(text: str | None) -> StorageConfig | None:
     from rechub_dist.config.strict_yaml import parse_yaml  # noqa: PLC0415
     from rechub_dist.typed import validated  # noqa: PLC0415
 
-    return validated(f"--storage {text}: not valid for checkpoint.storage", StorageConfig, parse_yaml(text, "--storage"))
+    return validated(
+        f"--storage {text}: not valid for checkpoint.storage", StorageConfig, parse_yaml(text, "--storage")
+    )
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -24,7 +24,6 @@ from rechub_dist.config.warm_start import WarmStartConfig
 from rechub_dist.errors import UserError, nearest, shortened, shown
 from rechub_dist.typed import complaint
 
-
 _MOST = 3  # mistakes that one line tells
 
 
@@ -50,7 +49,7 @@ class RunConfig(Section):
 
     version: int = Field(1, ge=1, description="version of the defaults that omitted keys have; default: 1")
     output_dir: Path = Field(description="local folder for config.yaml, metrics, logs, checkpoints and TensorBoard")
-    seed: int = Field(2024, ge=0, description="seed of initial weights, row order, dropout and negatives")
+    seed: int = Field(2024, ge=0, lt=1 << 63, description="seed of initial weights, row order, dropout and negatives")
     code: Path | None = Field(
         None,
         description="folder with the code that package.module:Name refers to; default: the run file's folder",

@@ -29,7 +29,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        UserError: the file cannot be read, is not valid YAML, holds what is not read here, or no mapping; names the line.
+        UserError: it cannot be read, is not valid YAML, or holds what is not read here; names the line.
     """
     try:
         with path.open("rb") as file:
@@ -59,7 +59,9 @@ def parse_value(text: str, where: str) -> Any:
 def _read(text: str | bytes, where: str, one: str) -> Any:
     """The value that a text is; `one`, where it is all of a line, begins what is said of its syntax."""
     if len(text) > MAX_BYTES:
-        raise UserError(f"{where}: larger than {MAX_BYTES >> 20} MiB, which no YAML file here is; is it the right file?")
+        raise UserError(
+            f"{where}: larger than {MAX_BYTES >> 20} MiB, which no YAML file here is; is it the right file?"
+        )
     if isinstance(text, bytes):
         text = _decoded(text, where)
     tree = _Tree(where, lines=not one)
@@ -158,7 +160,9 @@ class _Tree:
             return [self._value(item, loader, depth - 1) for item in node.value]
         if isinstance(node, yaml.ScalarNode) and tag in ("str", "int", "float", "bool", "null"):
             return self._scalar(node, tag, loader)
-        return self._refuse(node, f"the tag {shown(node.tag.replace(_TAG, '!!'))} is not read here; write a plain value")
+        return self._refuse(
+            node, f"the tag {shown(node.tag.replace(_TAG, '!!'))} is not read here; write a plain value"
+        )
 
     def _mapping(self, node: yaml.MappingNode, loader: StrictLoader, depth: int) -> dict[str, Any]:
         own: dict[str, Any] = {}

@@ -81,7 +81,9 @@ def read_space(path: Path, config: RunConfig, ranks: int) -> dict[str, Distribut
             raise UserError(f"{where}: write how it is sampled, such as {{choice: [1, 2]}}")
         for kind in tree:
             if kind not in Distribution.model_fields:
-                raise UserError(f"{where}: unknown distribution {shown(kind)}: {nearest(kind, Distribution.model_fields)}")
+                raise UserError(
+                    f"{where}: unknown distribution {shown(kind)}: {nearest(kind, Distribution.model_fields)}"
+                )
         space[key] = validated(where, Distribution, tree)
         for value in space[key].extremes:
             try:
