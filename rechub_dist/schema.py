@@ -62,7 +62,7 @@ def parse_schema(tree: dict[str, Any], root: str = "") -> FeatureSchema:
 def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Feature:
     where = f"dataset.features.{name}"
     kind = spec.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{where}.kind: got {shown(kind)}; {nearest(str(kind), KINDS)}")
     own_table = {"rows", "dim", "init_std"} if kind in ("sparse", "sequence") else set()
     _known(spec, _keys(KINDS[kind]) | own_table, where)
@@ -71,6 +71,8 @@ def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Featu
     own: dict[str, Any] = {key: value for key, value in spec.items() if key in own_table}
     rest = {key: value for key, value in spec.items() if key not in own_table}
     shared = rest.get("table", None if own else name)
+    if not isinstance(shared, str | None):
+        raise UserError(f"{where}.table: write the name of a table, got {shown(shared)}")
     if own and shared is not None:
         raise UserError(f"{where}: names table {shared!r} and gives {', '.join(own)} too; give those in tables")
     if own and name in tables:
@@ -98,7 +100,7 @@ def _cross(name: str, spec: dict[str, Any], features: dict[str, Feature]) -> Fea
         raise UserError(f"{where}.inputs: write a list of feature names, got {shown(inputs)}")
     sparse = {name for name, feature in features.items() if isinstance(feature, SparseFeature)}
     for source in inputs:
-        if source not in sparse:
+        if not isinstance(source, str) or source not in sparse:
             raise UserError(
                 f"{where}.inputs: there is no sparse feature {shown(source)}: {nearest(str(source), sparse)}"
             )
