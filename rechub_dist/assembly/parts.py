@@ -24,7 +24,7 @@ from rechub_dist.config import (
 from rechub_dist.config.code import is_code
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.distributed.host import host_memory
-from rechub_dist.embedding.layout import Layout, make_layout
+from rechub_dist.embedding.layout import REPLICATED, Layout, make_layout
 from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import FeatureSchema, Label, with_width
@@ -116,6 +116,9 @@ def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
     """What a run is made of, with initial weights; raises as `plan`."""
     torch.manual_seed(config.seed)
     found = plan(config, device=device, world_size=world_size)
+    replicated = [placed.table for placed in found.layout.tables_in(REPLICATED)]
+    needed = sum(table.rows * table.stored_dim * 4 for table in replicated)
+    _check_memory("embedding: the replicated tables", needed, "replicate smaller ones, and shard these")
     stage = EmbeddingStage(found.layout, found.model.dense_features(), config.seed)
     return Parts(**vars(found), train_module=TrainModule(stage, found.model, found.objective, world_size))
 
@@ -141,12 +144,14 @@ def _check_size(where: str, cls: type[Model], arguments: dict[str, Any]) -> None
     with torch.device("meta"):
         model = call(where, cls, **arguments)
     needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    _check_memory(f"{where}: its weights", needed, "lower its widths (hidden units, embedding_dim) or number of layers")
+
+
+def _check_memory(what: str, needed: int, fix: str) -> None:
+    """Refuse what the host's memory does not hold; to find out by making it would stop other work on the host."""
     memory = host_memory()
     if needed > memory:
-        raise UserError(
-            f"{where}: its weights take {needed / 2**30:,.0f} GiB, and this host has {memory / 2**30:,.0f} GiB; "
-            f"lower its widths (hidden units, embedding_dim), or the number of its layers"
-        )
+        raise UserError(f"{what} take {needed / 2**30:,.0f} GiB, and this host has {memory / 2**30:,.0f} GiB; {fix}")
 
 
 def _with_widths(config: RunConfig, cls: type[Model], schema: FeatureSchema) -> FeatureSchema:
