@@ -8,6 +8,7 @@ import numpy as np
 
 from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedTensor
 from rechub_dist.checkpoint.tensors import TABLE_STATES, matrix_shape
+from rechub_dist.errors import shown
 
 
 def check_coverage(manifest: CheckpointManifest, path: str) -> None:
@@ -22,13 +23,16 @@ def check_coverage(manifest: CheckpointManifest, path: str) -> None:
         _check_pieces(name, saved, path)
     tables: dict[str, dict[str, Any]] = manifest.run["tables"]
     for table, placed in tables.items():
-        for state in ("weight", *TABLE_STATES[placed["optimizer"]]):
+        states = TABLE_STATES.get(placed["optimizer"])
+        if states is None:
+            raise DamagedError(f"{path}: table {shown(table)} has no optimizer {shown(placed['optimizer'])}")
+        for state in ("weight", *states):
             name = f"tables/{table}/{state}"
             if name not in manifest.tensors:
                 raise DamagedError(f"{path}: the checkpoint lacks {name}")
             rows = manifest.tensors[name].shape[:1]
             if state != "step" and rows != (placed["rows"],):
-                raise DamagedError(f"{path}: {name} has {rows[0]} rows; its table has {placed['rows']}")
+                raise DamagedError(f"{path}: {name} has {sum(rows)} rows; its table has {placed['rows']}")
 
 
 def _check_pieces(name: str, saved: SavedTensor, path: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import xxhash
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from rechub_dist.errors import UserError, one_line
+from rechub_dist.typed import complaint
 
 BLOCK = 64 << 20  # bytes of a file that share a checksum
 MANIFEST = "manifest.json"
@@ -25,6 +26,7 @@ class NewerError(UserError):
     """A checkpoint that a newer version has written: whole, but not to be understood here. No older one replaces it."""
 
 
+Size = Annotated[int, Field(ge=0, lt=1 << 62)]
 _CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="constants")  # metrics may be NaN
 
 
@@ -32,7 +34,7 @@ _CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="constants")  # metrics ma
 class FileRecord:
     """A file's size in bytes and the XXH3-128 checksums of its blocks of 64 MiB."""
 
-    size: int
+    size: Size
     checksums: list[str]
 
 
@@ -41,19 +43,19 @@ class SavedPiece:
     """A rectangle of a tensor, seen as a matrix, row after row from byte `offset` of a file."""
 
     file: str
-    offset: int
-    row: int
-    column: int
-    rows: int
-    columns: int
+    offset: Size
+    row: Size
+    column: Size
+    rows: Size
+    columns: Size
 
 
 @pydantic_dataclass(frozen=True, config=_CONFIG)
 class SavedTensor:
     """A whole tensor: its element type by safetensors' name, its shape, and its pieces."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+    shape: tuple[Size, ...]
     pieces: list[SavedPiece]
 
 
@@ -71,7 +73,7 @@ class CheckpointManifest:
         run: id (drawn), position, identity, config (YAML), tables, world_size, saved_at, versions.
     """
 
-    step: int
+    step: Size
     run: dict[str, Any]
     files: dict[str, FileRecord]
     tensors: dict[str, SavedTensor]
@@ -84,6 +86,42 @@ class CheckpointManifest:
 
 
 _MANIFEST = TypeAdapter(CheckpointManifest)
+
+
+# Of what `CheckpointManifest.run` holds, the types of what is read from it; more may be there.
+@pydantic_dataclass(frozen=True)
+class _Position:
+    step: Size
+    best_step: Size | None
+    best_metrics: dict[str, float | None]
+
+
+@pydantic_dataclass(frozen=True)
+class _Placed:
+    rows: Size
+    optimizer: str
+
+
+@pydantic_dataclass(frozen=True)
+class _Identity:
+    data: dict[str, Any]
+    model: dict[str, Any]
+    seed: int
+
+
+@pydantic_dataclass(frozen=True)
+class _Run:
+    position: _Position
+    tables: dict[str, _Placed]
+    identity: _Identity
+    world_size: Size
+    saved_at: str
+    versions: dict[str, str]
+    config: str | None = None
+    id: str | None = None
+
+
+_RUN = TypeAdapter(_Run)
 # The same in every format, so that any version can tell a file that is damaged from one that it does not know.
 _SEALED = re.compile(rb'\{"checksum":"([0-9a-f]{32})","manifest":(.*)\}', re.DOTALL)
 
@@ -116,7 +154,7 @@ def parse(text: bytes, path: str) -> CheckpointManifest:
     except ValueError as error:
         raise DamagedError(f"{path} is no manifest: {one_line(error)}") from error
     number = tree.get("format", FORMAT) if isinstance(tree, dict) else FORMAT
-    if isinstance(number, int) and number > FORMAT:
+    if isinstance(number, int) and not isinstance(number, bool) and number > FORMAT:
         raise _newer(path, number, f"this one reads formats up to {FORMAT}")
     try:
         manifest = _MANIFEST.validate_json(sealed[2])
@@ -125,10 +163,16 @@ def parse(text: bytes, path: str) -> CheckpointManifest:
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise _newer(path, number, f"this one does not know the key {where!r}") from error
-        raise DamagedError(f"{path} is no manifest: {where}{': ' if where else ''}{first['msg']}") from error
+        raise DamagedError(f"{path} is no manifest: {complaint(where or 'all of it', first)}") from error
     for key in manifest.run:
         if key not in RUN_KEYS:
             raise _newer(path, number, f"this one does not know the key {f'run.{key}'!r}")
+    try:
+        _RUN.validate_python(manifest.run)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["run", *map(str, first["loc"])])
+        raise DamagedError(f"{path} is no manifest: {complaint(where, first)}") from error
     return manifest
 
 

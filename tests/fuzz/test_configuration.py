@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,26 @@ from hypothesis import strategies as st
 from rechub_dist.assembly import parts
 from rechub_dist.assembly.examples import example_run, example_schema
 from rechub_dist.assembly.parts import build
-from rechub_dist.config import parse_yaml, stored_run
+from rechub_dist.config import parse_yaml, run_from
 from rechub_dist.config.strict_yaml import dump_yaml
 from rechub_dist.data.prepare.writer import schema_text
 from rechub_dist.data.run_file import load_run
 from rechub_dist.models import catalogue
 from rechub_dist.schema import parse_schema
-from rechub_tests.mutations import MUTATIONS, Mutation, cut, cuts, fuzz, mutated, outcome, places
+from rechub_tests.mutations import MUTATIONS, Mutation, Place, cut, cuts, fuzz, mutated, outcome, places
 from rechub_tests.runs import SCHEMA
 
 EXAMPLE = yaml.safe_load(schema_text("example", example_schema()))
-RUNS: dict[str, dict[str, Any]] = {}
-for _name, _cls in catalogue().items():
-    RUNS[_name] = yaml.safe_load(example_run(_cls))
-    RUNS[_name]["data"]["dataset"] = EXAMPLE
-# Keys that an example leaves out may be changed as well.
-KNOWN = {
-    name: list(places(yaml.safe_load(stored_run(dump_yaml(tree, 120), name).dump()))) for name, tree in RUNS.items()
-}
+MODELS = sorted(catalogue())
+
+
+@cache
+def run_of(model: str) -> tuple[dict[str, Any], list[Place]]:
+    """The run file that `rechub-dist models` prints, with its data set, and every key that a run file may have."""
+    tree: dict[str, Any] = yaml.load(example_run(catalogue()[model]), Loader=yaml.CSafeLoader)
+    tree["data"]["dataset"] = EXAMPLE
+    whole = run_from(tree).model_dump(mode="json", by_alias=True)
+    return tree, list(places(whole))
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +43,10 @@ def _small_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @fuzz(300)
-@given(st.sampled_from(sorted(RUNS)), MUTATIONS)
-def test_run_files(folder: Path, name: str, mutations: list[Mutation]) -> None:
-    check_run(folder, mutated(RUNS[name], mutations, KNOWN[name]))
+@given(st.sampled_from(MODELS), MUTATIONS)
+def test_run_files(folder: Path, model: str, mutations: list[Mutation]) -> None:
+    tree, known = run_of(model)
+    check_run(folder, mutated(tree, mutations, known))
 
 
 def check_run(folder: Path, tree: Any) -> None:
@@ -67,12 +71,16 @@ def test_schemas(tree: dict[str, Any], mutations: list[Mutation]) -> None:
 
 PIECES = [
     "&a ", "*a", "*a, *a, *a", "<<: *a\n", "!!binary ", "!!set ", "!!python/name:os.system ", "!!int ", "!!str ", "!x ",
-    "{", "}", "[", "]", "[" * 200, "{a: " * 70, ", ", ": ", "- ", "? ", "\n", "\n  ", "\t", "---\n", "...\n", "|\n", ">-\n",
-    "'", '"', "\\u0000", "\\ud800", "\\x1b", "#", "%YAML 9.9\n", "%TAG ! x:\n", "0x", "0x_", "1:30", "0777", ".nan", "-.inf",
-    "1e999", "9" * 400, "9" * 5000, "~", "on", "yes", "=", "2022-02-30", "2022-04-25", "\x00", "\x1b", "\x85", "\u2028",
+    "{", "}", "[", "]", "[" * 200, "{a: " * 70, ", ", ": ", "- ", "? ", "\n", "\n  ", "\t", "---\n", "...\n", "|\n",
+    ">-\n", "'", '"', "\\u0000", "\\ud800", "\\x1b", "#", "%YAML 9.9\n", "%TAG ! x:\n", "0x", "0x_", "1:30", "0777", ".nan",
+    "-.inf", "1e999", "9" * 400, "9" * 5000, "~", "on", "yes", "=", "2022-02-30", "2022-04-25", "\x00", "\x1b", "\x85", "\u2028",
     "\ufeff", "é", "a: 1\na: 2\n", "[1]: 2\n", "{a: 1}: 2\n", "? [1]\n: 2\n",
 ]  # fmt: skip
-TEXTS = [dump_yaml(RUNS["DeepFM"], 110).encode(), dump_yaml(SCHEMA, 110).encode(), b"a: &a [1, 2]\nb: {<<: {c: 1}}\n"]
+TEXTS = [
+    dump_yaml(run_of("DeepFM")[0], 110).encode(),
+    dump_yaml(SCHEMA, 110).encode(),
+    b"a: &a [1, 2]\nb: {<<: {c: 1}}\n",
+]
 
 
 @fuzz(300)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -116,13 +114,13 @@ MODELS = ("deepfm", "sasrec")
 
 
 @pytest.fixture(scope="module")
-def checkpoints(folder: Path) -> Iterator[dict[str, tuple[Path, dict[str, Tensor]]]]:
+def checkpoints(folder: Path) -> dict[str, tuple[Path, dict[str, Tensor]]]:
     """Folders with a checkpoint each, and what is in it."""
     found = {}
     for model in MODELS:
         shutil.copytree(GOLDEN / model / "out" / "checkpoints", folder / model)
         found[model] = (folder / model, read_all(folder / model))
-    yield found
+    return found
 
 
 def read_all(folder: Path) -> dict[str, Tensor]:

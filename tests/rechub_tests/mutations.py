@@ -57,7 +57,7 @@ def outcome(work: Callable[[], T]) -> T | None:
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
     """End what takes too long, and let no allocation succeed that takes too much."""
-    pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115, PTH123
+    pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     before = signal.signal(signal.SIGALRM, _expired)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + GIB * 2**30, hard))
@@ -89,13 +89,13 @@ def _choices(schema: Any) -> Iterator[Any]:
 WORDS = sorted({word for word in _choices(RunConfig.model_json_schema()) if isinstance(word, str)})
 NUMBERS = [
     0, 1, 2, 3, 7, -1, 0.0, -0.0, 0.5, 1.0, 1.5, -0.5, 1e-300, 1e-8, 1e30, 1e39, 1e300, -1e300, 255, 2**16, 2**16 + 1,
-    2**24, 2**31 - 1, 2**31, 2**32, 2**40, 2**40 + 1, 10**12, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63),
-    10**30, 10**400, float("nan"), float("inf"), float("-inf"),
+    2**24, 2**31 - 1, 2**31, 2**32, 2**40, 2**40 + 1, 10**12, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64,
+    -(2**63), 10**30, 10**400, float("nan"), float("inf"), float("-inf"),
 ]  # fmt: skip
 TEXTS = [
     "", " ", "x", "*", "a.b", "a:b", "os:path", "math:sqrt", "torch.optim:RAdam", "../x", "/", "s3://bucket/x", "a/b",
-    "\x1b[31mred", "a\nb", "\u202e", "é", "\U0001f600", "\x00", "a" * 3000, "1", "true", "null", "NaN", "2022-04-25", "1:30",
-    "deepfm", "default", "%", "{}", "[", "https://", "file:///x",
+    "\x1b[31mred", "a\nb", "\u202e", "é", "\U0001f600", "\x00", "a" * 3000, "1", "true", "null", "NaN", "2022-04-25",
+    "1:30", "deepfm", "default", "%", "{}", "[", "https://", "file:///x",
 ]  # fmt: skip
 SHAPES: list[Any] = [
     None, True, False, [], {}, [[]], [{}], {"": {}}, [None], [0], [-1], [1, 2], [10**12], [1e300], [2**24, 2**24],
@@ -129,10 +129,10 @@ MUTATIONS = st.lists(
     max_size=3,
 )
 
-Path = tuple[Any, ...]
+Place = tuple[Any, ...]
 
 
-def places(tree: Any, path: Path = ()) -> Iterator[Path]:
+def places(tree: Any, path: Place = ()) -> Iterator[Place]:
     """Every place in a tree."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
@@ -140,7 +140,7 @@ def places(tree: Any, path: Path = ()) -> Iterator[Path]:
         yield from places(value, (*path, key))
 
 
-def mutated(tree: dict[str, Any], mutations: list[Mutation], known: list[Path] | None = None) -> dict[str, Any]:
+def mutated(tree: dict[str, Any], mutations: list[Mutation], known: list[Place] | None = None) -> dict[str, Any]:
     """A changed copy of a tree; `known` are places that may be changed though the tree lacks them."""
     found = copy.deepcopy(tree)
     for mutation in mutations:
@@ -150,38 +150,39 @@ def mutated(tree: dict[str, Any], mutations: list[Mutation], known: list[Path] |
     return found
 
 
-def _apply(tree: dict[str, Any], path: Path, other: Path, mutation: Mutation) -> None:
+def _apply(tree: dict[str, Any], path: Place, other: Place, mutation: Mutation) -> None:
     node: Any = tree
     for key in path[:-1]:
         if isinstance(node, dict):
             node = node.setdefault(key, {})
-        elif isinstance(node, list) and isinstance(key, int) and key < len(node):
+        elif _has(node, key):
             node = node[key]
-        if not isinstance(node, dict | list):
-            return
     key = path[-1]
-    if isinstance(node, list) and not (isinstance(key, int) and key < len(node)):
-        return
-    old = node.get(key) if isinstance(node, dict) else node[key]
-    value = copy.deepcopy(mutation.value)
-    if mutation.kind == "like":
-        node[key] = _like(old, mutation)
-    elif mutation.kind == "replace":
-        node[key] = value
-    elif mutation.kind == "remove":
-        if isinstance(node, list) or key in node:
+    old = _at(node, (key,))
+    changed = {
+        "like": _like(old, mutation),
+        "replace": mutation.value,
+        "copy": _at(tree, other),
+        "wrap": [old] if mutation.other % 2 else {str(other[-1]): old},
+    }
+    if mutation.kind in changed:
+        if isinstance(node, dict) or _has(node, key):
+            node[key] = copy.deepcopy(changed[mutation.kind])
+    elif isinstance(node, dict):
+        if mutation.kind != "add":
+            node.pop(key, None)
+        if mutation.kind != "remove":
+            name = mutation.value if isinstance(mutation.value, str | int) else other[-1]
+            node[name] = copy.deepcopy(mutation.value if mutation.kind == "add" else old)
+    elif _has(node, key):
+        if mutation.kind == "remove":
             del node[key]
-    elif mutation.kind == "add" and isinstance(node, dict):
-        node[value if isinstance(value, str | int) else other[-1]] = value
-    elif mutation.kind == "rename" and isinstance(node, dict):
-        node.pop(key, None)
-        node[value if isinstance(value, str) else other[-1]] = old
-    elif mutation.kind == "copy":
-        node[key] = copy.deepcopy(_at(tree, other))
-    elif mutation.kind == "wrap":
-        node[key] = [old] if mutation.other % 2 else {str(other[-1]): old}
-    elif mutation.kind == "repeat" and isinstance(node, list):
-        node.insert(mutation.other % (len(node) + 1), copy.deepcopy(old))
+        else:
+            node.insert(mutation.other % (len(node) + 1), copy.deepcopy(old))
+
+
+def _has(node: Any, key: Any) -> bool:
+    return isinstance(node, list) and isinstance(key, int) and key < len(node)
 
 
 def _like(old: Any, mutation: Mutation) -> Any:
@@ -196,14 +197,9 @@ def _like(old: Any, mutation: Mutation) -> Any:
     return [*old, *old[:1]] if isinstance(old, list) else mutation.value
 
 
-def _at(tree: Any, path: Path) -> Any:
+def _at(tree: Any, path: Place) -> Any:
     for key in path:
-        if isinstance(tree, dict):
-            tree = tree.get(key)
-        elif isinstance(tree, list) and isinstance(key, int) and key < len(tree):
-            tree = tree[key]
-        else:
-            return None
+        tree = tree.get(key) if isinstance(tree, dict) else tree[key] if _has(tree, key) else None
     return tree
 
 

@@ -93,7 +93,10 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_read_again() -> None:
-    tree = {"a": ["010", "1:30", "2022-04-25", "1e5", "on", "=", "<<", "~", "\x1b", "\u2028", ""], "=": {"<<": {"1": 1}}}
+    tree = {
+        "a": ["010", "1:30", "2022-04-25", "1e5", "on", "=", "<<", "~", "\x1b", "\u2028", ""],
+        "=": {"<<": {"1": 1}},
+    }
     assert parse_yaml(dump_yaml(tree, 80), "x") == tree
 
 
