@@ -26,6 +26,7 @@ class NewerError(UserError):
     """A checkpoint that a newer version has written: whole, but not to be understood here. No older one replaces it."""
 
 
+DType = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
 Size = Annotated[int, Field(ge=0, lt=1 << 62)]
 _CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="constants")  # metrics may be NaN
 
@@ -54,7 +55,7 @@ class SavedPiece:
 class SavedTensor:
     """A whole tensor: its element type by safetensors' name, its shape, and its pieces."""
 
-    dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+    dtype: DType
     shape: tuple[Size, ...]
     pieces: list[SavedPiece]
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rechub_dist.checkpoint.manifest import DType
+
 # The names that safetensors files have for them.
-DTYPES = {
+DTYPES: dict[DType, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,

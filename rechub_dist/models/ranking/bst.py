@@ -78,7 +78,7 @@ class BST(Model):
         check_distinct([*features, *target_features, *behavior_features, *gaps])
         check_pairs(behavior_features, target_features)
         if gaps and not isinstance(time_gaps, TimeGapFeature):
-            raise ValueError(f"time_gaps is {time_gaps!r}: make it a TimeGapFeature")
+            raise ValueError(f"time_gaps is a {type(time_gaps).__name__}: make it a TimeGapFeature")
         check_cut([*behavior_features, *gaps])
         self.fields = Fields.of(features, hidden_size, "hidden_size", keep_dim=True) if features else Fields((), ())
         self.target_lookups = Fields.of(target_features, hidden_size, "hidden_size").lookups
