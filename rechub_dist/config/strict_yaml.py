@@ -203,7 +203,7 @@ class _Tree:
             self._refuse(node, f"{shown(text)} is a number to the base 60 in YAML; write it in decimals, or {quoted}")
         try:
             value = loader.construct_object(node)
-        except (ValueError, KeyError, OverflowError):
+        except (ValueError, LookupError, OverflowError):  # "", of which PyYAML takes the first character
             self._refuse(node, f"{shown(text)} is no {tag}; {quoted}")
         if isinstance(value, float) and not math.isfinite(value):
             self._refuse(node, f"{shown(text)} is not a finite number; {quoted}")

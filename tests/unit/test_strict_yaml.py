@@ -54,6 +54,8 @@ NESTED = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: 1" + "0" * 400, "line 1: '1000.* is no integer of 64 bits"),
         ("a: 1" + "0" * 5000, "line 1: '1000.* is no int"),
         ("a: 0x_\n", "'0x_' is no int"),
+        ("a: !!int ''\n", "'' is no int"),
+        ("a: !!float ''\n", "'' is no float"),
         ("a: .nan\n", "'.nan' is not a finite number"),
         ("a: 1e400\n", "'1e400' is not a finite number"),
         ("a: !!bool maybe\n", "'maybe' is no bool"),
