@@ -82,7 +82,7 @@ def test_a_dense_feature_of_both_parts_counts_in_both() -> None:
         (
             [SparseFeature("match", Table("m", 3))],
             [match],
-            "'match' is SparseFeature.* and CrossFeature.* another name",
+            "'match' has another kind in wide_features than in .* another name",
         ),
     ],
 )

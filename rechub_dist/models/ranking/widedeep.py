@@ -72,8 +72,8 @@ def _check_same(wide_features: list[Feature], deep_features: list[Feature]) -> N
         other = wide.get(feature.name, feature)
         if other != feature:
             here, there = vars(feature), vars(other)
-            differ = [key for key in here.keys() | there.keys() if here.get(key) != there.get(key)]
+            differ = ["kind"] if feature.kind != other.kind else [key for key in here if here[key] != there[key]]
             raise ValueError(
-                f"feature {feature.name!r} has another {' and '.join(sorted(differ))} in wide_features than in "
+                f"feature {feature.name!r} has another {' and '.join(differ)} in wide_features than in "
                 f"deep_features: put the same feature into both, or give one another name"
             )
