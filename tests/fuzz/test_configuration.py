@@ -42,7 +42,7 @@ def _small_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "host_memory", lambda: 2**30)
 
 
-@fuzz(300)
+@fuzz()
 @given(st.sampled_from(MODELS), MUTATIONS)
 def test_run_files(folder: Path, model: str, mutations: list[Mutation]) -> None:
     tree, known = run_of(model)
@@ -84,7 +84,7 @@ TEXTS = [
 ]
 
 
-@fuzz(300)
+@fuzz()
 @given(st.sampled_from(TEXTS), cuts(st.one_of(st.sampled_from(PIECES).map(str.encode), st.binary(max_size=3)), 5))
 def test_yaml(text: bytes, changes: list[Any]) -> None:
     outcome(lambda: parse_yaml(cut(text, changes), "run.yaml"))

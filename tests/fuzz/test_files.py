@@ -83,7 +83,7 @@ def parquet(folder: Path) -> tuple[bytes, list[Tensor]]:
     return path.read_bytes(), values(path)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(cuts(BYTES))
 def test_parquet(folder: Path, parquet: tuple[bytes, list[Tensor]], changes: list[Cut]) -> None:
     check_parquet(folder, parquet, changes)
@@ -132,7 +132,7 @@ def read_all(folder: Path) -> dict[str, Tensor]:
     return {key: torch.cat([*read_rows(store, manifest, key), torch.empty(0)]) for key in manifest.tensors}
 
 
-@fuzz(100)
+@fuzz(60)
 @given(st.sampled_from(MODELS), st.integers(0, 100), cuts(BYTES))
 def test_checkpoints(
     checkpoints: dict[str, tuple[Path, dict[str, Tensor]]], model: str, number: int, changes: list[Cut]
@@ -157,7 +157,7 @@ def check_checkpoint(folder: Path, wanted: dict[str, Tensor], number: int, chang
         assert all(torch.equal(found[key], wanted[key]) for key in wanted), "other values, and no error"
 
 
-@fuzz(100)
+@fuzz(60)
 @given(st.sampled_from(MODELS), MUTATIONS)
 def test_manifests(
     checkpoints: dict[str, tuple[Path, dict[str, Tensor]]], model: str, mutations: list[Mutation]

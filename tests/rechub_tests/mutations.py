@@ -18,7 +18,7 @@ from rechub_dist.config import RunConfig
 from rechub_dist.errors import LONGEST, UserError
 
 T = TypeVar("T")
-EXAMPLES = 150  # of each fuzzer in the normal suite; FUZZ=20000 asks for more, FUZZ_SEED=1 for others
+EXAMPLES = 150  # of a fuzzer in the normal suite; FUZZ=20000 asks for more, FUZZ_SEED=1 for others
 SECONDS = 60  # an example, however busy the machine is
 GIB = 8  # of address space that an example may take
 _OF_CODE = ("Table(", "Feature(", "Config(", "<class ", "object at 0x", "Traceback")
