@@ -4,6 +4,8 @@
 #   make test                    run the tests; within ten minutes on two cores
 #   make check                   style and types (also: make lint)
 #   make test-all                the tests, then those that are slow (make test-slow): faults, launchers, every model
+#   make fuzz                    feed run files, schemas, Parquet files and checkpoints that nobody would write, FUZZ=20000
+#                                of each fuzzer; FUZZ_SEED=1 for others
 #   make install                 set up alone; ACCELERATOR=cuda for GPUs; TORCH=2.14 for another release of torch
 #   make gpu-check               on a machine with a GPU: its tests, measurements, and the table of docs/gpu.md
 #   make compat                  models, parity, resume and resharding under the oldest, usual and latest torch that
@@ -33,7 +35,7 @@ DEMO_OUT := runs/deepfm_synthetic
 DEMO_RUN := configs/runs/deepfm_synthetic.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-slow test-all check lint audit sbom gpu-check compat clean
+.PHONY: install demo test test-slow test-all fuzz check lint audit sbom gpu-check compat clean
 
 install: $(STAMP)
 
@@ -91,6 +93,9 @@ test-slow: $(STAMP)
 test-all:
 	$(MAKE) test
 	$(MAKE) test-slow
+
+fuzz: $(STAMP)
+	FUZZ=$(or $(FUZZ),20000) $(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS)
 
 # Both run, whatever the first finds; what failed makes it fail in the end, when the table is written.
 gpu-check:

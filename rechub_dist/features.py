@@ -6,11 +6,15 @@ and several features may share one (a target item and the history of items, for 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 Pooling = Literal["sum", "mean"]
 IdPolicy = Literal["error", "drop", "unknown"]
+MAX_ROWS: Final = 1 << 40  # of a table
+MAX_DIM: Final = 1 << 16  # of a table, and of a dense feature
+MAX_LENGTH: Final = 1 << 24  # of a history, and of what a row may have of anything
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,13 @@ class Table:
                 f"table name {self.name!r} must be non-empty and without '/': declare the table under another name "
                 "(tables: {NAME: {rows: ...}}), and give the feature table: NAME"
             )
-        if self.rows < 1:
-            raise ValueError(f"table {self.name!r}: rows is {self.rows}, must be at least 1")
-        if self.dim is not None and self.dim < 1:
-            raise ValueError(f"table {self.name!r}: dim is {self.dim}, must be at least 1")
+        _check_range(f"table {self.name!r}: rows", self.rows, MAX_ROWS)
+        if self.dim is not None:
+            _check_range(f"table {self.name!r}: dim", self.dim, MAX_DIM)
         if self.init_std < 0:
             raise ValueError(f"table {self.name!r}: init_std is {self.init_std}, must not be negative")
+        if not self.init_std <= 1e38:
+            raise ValueError(f"table {self.name!r}: init_std is {self.init_std}, must be a number of 32 bits")
 
     @property
     def stored_dim(self) -> int:
@@ -88,8 +93,9 @@ class DenseFeature:
     kind: Literal["dense"] = "dense"
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"feature {self.name!r}: dim is {self.dim}, must be at least 1")
+        _check_range(f"feature {self.name!r}: dim", self.dim, MAX_DIM)
+        if not math.isfinite(self.fill):
+            raise ValueError(f"feature {self.name!r}: fill is {self.fill}, must be a finite number")
 
     @property
     def source(self) -> str:
@@ -161,8 +167,7 @@ class SequenceFeature:
     kind: Literal["sequence"] = "sequence"
 
     def __post_init__(self) -> None:
-        if self.max_length < 1:
-            raise ValueError(f"feature {self.name!r}: max_length is {self.max_length}, must be at least 1")
+        _check_range(f"feature {self.name!r}: max_length", self.max_length, MAX_LENGTH)
         _check_ids(self)
 
     @property
@@ -235,9 +240,8 @@ class TimeGapFeature:
     kind: Literal["time_gap"] = "time_gap"
 
     def __post_init__(self) -> None:
-        if self.max_length < 1:
-            raise ValueError(f"feature {self.name!r}: max_length is {self.max_length}, must be at least 1")
-        if not self.boundaries or any(a >= b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
+        _check_range(f"feature {self.name!r}: max_length", self.max_length, MAX_LENGTH)
+        if not self.boundaries or any(not a < b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
             raise ValueError(
                 f"feature {self.name!r}: boundaries are {list(self.boundaries)}, must be ascending numbers"
             )
@@ -270,8 +274,7 @@ class NegativeFeature:
     kind: Literal["negative"] = "negative"
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"feature {self.name!r}: count is {self.count}, must be at least 1")
+        _check_range(f"feature {self.name!r}: count", self.count, MAX_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -340,9 +343,11 @@ class FeatureSchema:
             if isinstance(feature, IdFeature):
                 known = tables.setdefault(feature.table.name, feature.table)
                 if known != feature.table:
+                    keys = ("rows", "dim", "init_std")
+                    differ = [key for key in keys if getattr(known, key) != getattr(feature.table, key)]
                     raise ValueError(
-                        f"table {known.name!r} is declared twice, differently: {known} (feature {feature.name!r}: "
-                        f"{feature.table})"
+                        f"table {known.name!r} is declared twice, differently: feature {feature.name!r} gives it other "
+                        f"{' and '.join(differ)}; declare it once, in tables"
                     )
 
     def __getitem__(self, name: str) -> Feature:
@@ -350,6 +355,13 @@ class FeatureSchema:
             if feature.name == name:
                 return feature
         raise KeyError(name)
+
+
+def _check_range(what: str, value: int, most: int) -> None:
+    if value < 1:
+        raise ValueError(f"{what} is {value}, must be at least 1")
+    if value > most:
+        raise ValueError(f"{what} is {value}, must be at most {most:,}")
 
 
 def _check_ids(feature: SparseFeature | SequenceFeature) -> None:

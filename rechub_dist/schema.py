@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rechub_dist.errors import UserError, nearest
+from rechub_dist.errors import UserError, nearest, shown
 from rechub_dist.features import (
     CrossFeature,
     DenseFeature,
@@ -21,6 +21,7 @@ from rechub_dist.features import (
     Table,
     TimeGapFeature,
 )
+from rechub_dist.typed import complaint
 
 KINDS: dict[str, type[Feature]] = {
     "dense": DenseFeature,
@@ -49,7 +50,7 @@ def parse_schema(tree: dict[str, Any], root: str = "") -> FeatureSchema:
     labels = tuple(_build(Label, name, spec, f"dataset.labels.{name}") for name, spec in _items(tree, "labels"))
     weight = tree.get("weight")
     if weight is not None and not isinstance(weight, str):
-        raise UserError(f"dataset.weight: write the name of a column, got {weight!r}")
+        raise UserError(f"dataset.weight: write the name of a column, got {shown(weight)}")
     if not features:
         raise UserError("dataset.features: at least one feature is needed")
     try:
@@ -61,8 +62,8 @@ def parse_schema(tree: dict[str, Any], root: str = "") -> FeatureSchema:
 def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Feature:
     where = f"dataset.features.{name}"
     kind = spec.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"{where}.kind: got {kind!r}; {nearest(str(kind), KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"{where}.kind: got {shown(kind)}; {nearest(str(kind), KINDS)}")
     own_table = {"rows", "dim", "init_std"} if kind in ("sparse", "sequence") else set()
     _known(spec, _keys(KINDS[kind]) | own_table, where)
     if not own_table:
@@ -70,13 +71,15 @@ def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Featu
     own: dict[str, Any] = {key: value for key, value in spec.items() if key in own_table}
     rest = {key: value for key, value in spec.items() if key not in own_table}
     shared = rest.get("table", None if own else name)
+    if not isinstance(shared, str | None):
+        raise UserError(f"{where}.table: write the name of a table, got {shown(shared)}")
     if own and shared is not None:
         raise UserError(f"{where}: names table {shared!r} and gives {', '.join(own)} too; give those in tables")
     if own and name in tables:
         raise UserError(f"{where}: gives {', '.join(own)}, but a table {name!r} is declared too; write table: {name}")
     if shared is not None and shared not in tables:
         if "table" in rest:
-            raise UserError(f"{where}.table: there is no table {shared!r}: {nearest(str(shared), tables)}")
+            raise UserError(f"{where}.table: there is no table {shown(shared)}: {nearest(str(shared), tables)}")
         raise UserError(f"{where}: give rows (the number of ids), or the name of a shared table")
     table = tables[shared] if shared is not None else _build(Table, name, own, where)
     return _build(KINDS[kind], name, {**rest, "table": dataclasses.asdict(table)}, where)
@@ -94,11 +97,13 @@ def _cross(name: str, spec: dict[str, Any], features: dict[str, Feature]) -> Fea
     where = f"dataset.features.{name}"
     inputs = spec.get("inputs")
     if not isinstance(inputs, list):
-        raise UserError(f"{where}.inputs: write a list of feature names, got {inputs!r}")
+        raise UserError(f"{where}.inputs: write a list of feature names, got {shown(inputs)}")
     sparse = {name for name, feature in features.items() if isinstance(feature, SparseFeature)}
     for source in inputs:
-        if source not in sparse:
-            raise UserError(f"{where}.inputs: there is no sparse feature {source!r}: {nearest(str(source), sparse)}")
+        if not isinstance(source, str) or source not in sparse:
+            raise UserError(
+                f"{where}.inputs: there is no sparse feature {shown(source)}: {nearest(str(source), sparse)}"
+            )
     found = [dataclasses.asdict(features[source]) for source in inputs]
     return _build(CrossFeature, name, {**spec, "inputs": found}, where)
 
@@ -116,18 +121,15 @@ def _build(cls: Any, name: str, spec: dict[str, Any], where: str) -> Any:
 
 
 def _line(where: str, error: Any) -> str:
-    key = ".".join([where, *(str(part) for part in error["loc"])])
-    if error["type"] == "missing":
-        return f"missing key {key!r}"
-    if error["type"] == "value_error":
+    if error["type"] == "value_error":  # of the whole, which it names
         return f"{where}: {error['ctx']['error']}"
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+    return complaint(".".join([where, *(str(part) for part in error["loc"])]), error)
 
 
 def _known(tree: dict[str, Any], valid: set[str], where: str) -> None:
     for key in tree:
         if key not in valid:
-            raise UserError(f"unknown key '{where}.{key}': {nearest(str(key), valid)}")
+            raise UserError(f"unknown key {shown(f'{where}.{key}')}: {nearest(str(key), valid)}")
 
 
 def _items(tree: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:

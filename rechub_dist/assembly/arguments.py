@@ -7,8 +7,9 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
-from rechub_dist.errors import UserError, nearest, one_line
+from rechub_dist.errors import UserError, nearest, one_line, shown
 from rechub_dist.features import Feature, FeatureSchema, RowsOf
+from rechub_dist.typed import typed
 
 _KINDS: tuple[Any, ...] = typing.get_args(Feature)
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -46,7 +47,7 @@ def arguments_of(
     parameters = {name: p for name, p in parameters_of(function).items() if name not in others}
     for name in given:
         if name not in parameters:
-            raise UserError(f"unknown key '{where}.{name}': {nearest(name, parameters)}")
+            raise UserError(f"unknown key {shown(f'{where}.{name}')}: {nearest(str(name), parameters)}")
     hints = hints_of(where, function)
     found = {name: _argument(f"{where}.{name}", value, hints.get(name), schema) for name, value in given.items()}
     for name, parameter in parameters.items():
@@ -119,13 +120,12 @@ def _argument(where: str, value: Any, hint: Any, schema: FeatureSchema | None) -
     """A YAML value as the annotation wants it: names become features, plain values are type-checked."""
     kinds = feature_kinds(hint)
     if not kinds or schema is None:
-        _check_type(where, value, hint)
-        return tuple(value) if isinstance(value, list) and typing.get_origin(hint) is tuple else value
+        return value if hint is None else typed(where, hint, value)
     if value is None and type(None) in typing.get_args(hint):
         return None
     if list in {typing.get_origin(option) for option in (hint, *typing.get_args(hint))}:
         if not isinstance(value, list):
-            raise UserError(f"{where}: write a list of feature names, got {value!r}")
+            raise UserError(f"{where}: write a list of feature names, got {shown(value)}")
         return [_feature(where, name, kinds, schema) for name in value]
     return _feature(where, value, kinds, schema)
 
@@ -133,42 +133,9 @@ def _argument(where: str, value: Any, hint: Any, schema: FeatureSchema | None) -
 def _feature(where: str, name: Any, kinds: set[Any], schema: FeatureSchema) -> Feature:
     names = [feature.name for feature in schema.features]
     if name not in names:
-        raise UserError(f"{where}: the data set has no feature {name!r}: {nearest(str(name), names)}")
+        raise UserError(f"{where}: the data set has no feature {shown(name)}: {nearest(str(name), names)}")
     feature = schema[name]
     if type(feature) not in kinds:
         wanted = " or ".join(sorted(kind.kind for kind in kinds))
         raise UserError(f"{where}: feature {name!r} is {feature.kind}, but a {wanted} feature is needed here")
     return feature
-
-
-def _check_type(where: str, value: Any, hint: Any) -> None:
-    """Type-check a plain value against an annotation of numbers, strings, lists, mappings and unions."""
-    if typing.get_origin(hint) is Annotated:
-        hint = typing.get_args(hint)[0]
-    if not _fits(value, hint):
-        name = getattr(hint, "__name__", None) if typing.get_origin(hint) is None else str(hint).replace("typing.", "")
-        raise UserError(f"{where}: should be {name or hint}, got {value!r}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (list, tuple, dict):
-        return _all_fit(value, origin, inner)
-    if origin is Annotated:
-        return _fits(value, inner[0])
-    if origin is typing.Literal:
-        return value in inner
-    if origin is not None:
-        return any(_fits(value, argument) for argument in inner)
-    if hint in (int, float):
-        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
-    return not isinstance(hint, type) or isinstance(value, hint)
-
-
-def _all_fit(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
-    if not isinstance(value, list):
-        return False
-    each = inner if origin is tuple and inner[1:] != (...,) else (inner[0],) * len(value)
-    return len(value) == len(each) and all(map(_fits, value, each))

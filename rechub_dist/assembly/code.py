@@ -31,6 +31,8 @@ from rechub_dist.metrics.metric import Metric
 from rechub_dist.models import Model, RecallModel, catalogue
 from rechub_dist.objectives import Objective, TaskObjective
 
+# What code raises that was never meant to get such values.
+_FAILED = (RuntimeError, ArithmeticError, LookupError, AssertionError, MemoryError)
 _OF_MODEL = ("lookups", "forward")
 _OF_RECALL = ("user", "item", "item_lookups", "loss", "negatives")
 _METRICS = "evaluation.metrics"
@@ -78,7 +80,7 @@ def named_loss(
         raise UserError(f"objective.loss: {chosen.loss} is neither a function nor a class; name one of them")
     where, given = "objective.loss_arguments", chosen.loss_arguments
     if isinstance(found, type):
-        made = _call("objective.loss", found, **arguments_of(where, found, given))
+        made = call("objective.loss", found, **arguments_of(where, found, given))
         if not callable(made):
             raise UserError(
                 f"objective.loss: a {chosen.loss} cannot be called with {' and '.join(tensors)}; define __call__, or "
@@ -118,7 +120,7 @@ def own_objective(config: RunConfig, chosen: OwnObjectiveConfig, model: Model, l
             )
     given = _by_annotation("objective.arguments", found, labels, model)
     arguments = arguments_of("objective.arguments", found, chosen.arguments, others=given)
-    made = _call("objective", found, **given, **arguments)
+    made = call("objective", found, **given, **arguments)
     if made.tasks is None and made.ranking is None:
         raise UserError(
             f"objective.name: a {chosen.name} has neither tasks nor a ranking, so nothing is measured; give it one"
@@ -194,7 +196,7 @@ def dense_optimizer(config: RunConfig) -> Callable[[list[nn.Parameter]], torch.o
             f"optimizer.name: {chosen.name} computes the loss several times a step, which no run does; choose another"
         )
     arguments = arguments_of("optimizer.arguments", found, chosen.arguments, others=(parameters[0], "lr"))
-    return lambda trained: _call("optimizer.arguments", found, trained, lr=chosen.lr, **arguments)
+    return lambda trained: call("optimizer.arguments", found, trained, lr=chosen.lr, **arguments)
 
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
@@ -207,11 +209,20 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
     return found
 
 
-def _call(where: str, function: Callable[..., Any], *given: Any, **arguments: Any) -> Any:
+def call(where: str, function: Callable[..., Any], *given: Any, **arguments: Any) -> Any:
+    """What a function makes of a run file's values.
+
+    Raises:
+        UserError: it refuses them, or fails with them.
+    """
     try:
         return function(*given, **arguments)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {one_line(error)}") from error
+    except _FAILED as error:
+        raise UserError(
+            f"{where}: cannot be made of these values: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def _resolve(key: str, name: str, folder: Path | None) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rechub_dist.assembly.arguments import arguments_of
-from rechub_dist.assembly.code import POINTWISE, RETRIEVAL, metric_classes, model_class, named_loss, own_objective
+from rechub_dist.assembly.code import POINTWISE, RETRIEVAL, call, metric_classes, model_class, named_loss, own_objective
 from rechub_dist.assembly.precision import set_training
 from rechub_dist.batch import Batch
 from rechub_dist.config import (
@@ -20,8 +21,10 @@ from rechub_dist.config import (
     RunConfig,
     default_objective,
 )
+from rechub_dist.config.code import is_code
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.embedding.layout import Layout, make_layout
+from rechub_dist.distributed.host import host_memory
+from rechub_dist.embedding.layout import REPLICATED, Layout, make_layout
 from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import FeatureSchema, Label, with_width
@@ -113,6 +116,9 @@ def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
     """What a run is made of, with initial weights; raises as `plan`."""
     torch.manual_seed(config.seed)
     found = plan(config, device=device, world_size=world_size)
+    replicated = [placed.table for placed in found.layout.tables_in(REPLICATED)]
+    needed = sum(table.rows * table.stored_dim * 4 for table in replicated)
+    _check_memory("embedding: the replicated tables", needed, "replicate smaller ones, and shard these")
     stage = EmbeddingStage(found.layout, found.model.dense_features(), config.seed)
     return Parts(**vars(found), train_module=TrainModule(stage, found.model, found.objective, world_size))
 
@@ -125,11 +131,27 @@ def build_model(config: RunConfig, schema: FeatureSchema) -> Model:
     """
     cls = model_class(config)
     schema = _with_widths(config, cls, schema)
+    where = f"model ({cls.__name__})"
     arguments = arguments_of("model", cls, config.model.parameters, schema)
-    try:
-        return cls(**arguments)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model ({cls.__name__}): {error}") from error
+    if not is_code(config.model.name):  # a class of the user's own may do other things when it is made
+        _check_size(where, cls, arguments)
+    model: Model = call(where, cls, **arguments)
+    return model
+
+
+def _check_size(where: str, cls: type[Model], arguments: dict[str, Any]) -> None:
+    """Refuse a model whose weights no memory here holds, before any of them is made."""
+    with torch.device("meta"):
+        model = call(where, cls, **arguments)
+    needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    _check_memory(f"{where}: its weights", needed, "lower its widths (hidden units, embedding_dim) or number of layers")
+
+
+def _check_memory(what: str, needed: int, fix: str) -> None:
+    """Refuse what the host's memory does not hold; to find out by making it would stop other work on the host."""
+    memory = host_memory()
+    if needed > memory:
+        raise UserError(f"{what} take {needed / 2**30:,.0f} GiB, and this host has {memory / 2**30:,.0f} GiB; {fix}")
 
 
 def _with_widths(config: RunConfig, cls: type[Model], schema: FeatureSchema) -> FeatureSchema:

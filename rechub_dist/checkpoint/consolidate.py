@@ -93,8 +93,8 @@ def load_consolidated(path: str | Path, model: nn.Module, tables: LocalTables) -
             value = file.get_tensor(name)
             if value.shape != target.shape:
                 raise UserError(
-                    f"{path}: {name} has shape {list(value.shape)}, but {list(target.shape)} is needed; build the model "
-                    f"as the run did"
+                    f"{path}: {name} has shape {list(value.shape)}, but {list(target.shape)} is needed; build the "
+                    f"model as the run did"
                 )
             target.copy_(value)
 

@@ -11,7 +11,7 @@ from rechub_dist.checkpoint.folder import Folder, step_of, steps_in
 from rechub_dist.checkpoint.load import read_manifest
 from rechub_dist.checkpoint.manifest import CheckpointManifest
 from rechub_dist.config import StorageConfig, parse_yaml
-from rechub_dist.data.parquet.storage import join, read_text
+from rechub_dist.data.parquet.storage import join, read_bytes
 from rechub_dist.errors import UserError
 
 
@@ -62,7 +62,7 @@ def find_folder(address: str, settings: StorageConfig | None) -> tuple[Folder, i
 def _named(address: str, settings: StorageConfig) -> tuple[str | None, StorageConfig]:
     """The checkpoint folder that an output folder's config.yaml names, None by default, and its storage settings."""
     path = join(address, "config.yaml")
-    text = read_text(path, settings)
+    text = read_bytes(path, settings)
     if text is None:
         return None, settings
     try:

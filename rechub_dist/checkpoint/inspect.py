@@ -72,7 +72,10 @@ def inspect_checkpoint(folder: Folder, manifest: CheckpointManifest) -> dict[str
         summary = TensorSummary(name, saved.dtype, saved.shape, len(saved.pieces), sharding, math.sqrt(squares))
         tensors.append(asdict(summary))
     run = manifest.run
-    data = with_current_keys(run["identity"])["data"]
+    try:
+        data = with_current_keys(run["identity"])["data"]
+    except ValueError as error:
+        raise DamagedError(f"{folder.path(step_folder(manifest.step))}: {error}") from error
     return {
         "path": folder.path(step_folder(manifest.step)),
         "step": manifest.step,
@@ -80,7 +83,7 @@ def inspect_checkpoint(folder: Folder, manifest: CheckpointManifest) -> dict[str
         "data": {
             key: data.get(key) for key in ("batch_size", "order", "shuffle", "shuffle_rows", "max_streams", "drop_last")
         },
-        "model": run["identity"]["model"]["name"],
+        "model": run["identity"]["model"].get("name"),
         "seed": run["identity"]["seed"],
         "world_size": run["world_size"],
         "saved_at": run["saved_at"],

@@ -20,6 +20,7 @@ from rechub_dist.checkpoint.manifest import (
     parse,
 )
 from rechub_dist.checkpoint.tensors import DTYPES, Entry, Piece, matrix_shape
+from rechub_dist.errors import shown
 
 READ = 64 << 20  # bytes read at once, unless a single row is longer
 _GAP = 64 << 10  # read up to so many unneeded bytes rather than send another request
@@ -45,6 +46,25 @@ def read_manifest(folder: Folder, step: int) -> CheckpointManifest:
             raise DamagedError(f"{path} is damaged: {size} bytes instead of {record.size}")
     check_coverage(manifest, folder.path(name))
     return manifest
+
+
+def _check_places(manifest: CheckpointManifest, path: str) -> None:
+    """Check that whatever the manifest names is in its files, so that to read it takes no more than they hold."""
+    for file, record in manifest.files.items():
+        if len(record.checksums) != -(-record.size // BLOCK):
+            raise DamagedError(f"{path}: {file} has {len(record.checksums)} checksums for {record.size} bytes")
+    for key, saved in manifest.tensors.items():
+        itemsize, found = DTYPES[saved.dtype].itemsize, 0
+        for piece in saved.pieces:
+            found += piece.rows * piece.columns
+            end = piece.offset + piece.rows * piece.columns * itemsize
+            if piece.file not in manifest.files or end > manifest.files[piece.file].size:
+                raise DamagedError(
+                    f"{path}: a piece of {shown(key)} ends at byte {end} of {shown(piece.file)}, outside it"
+                )
+        rows, columns = matrix_shape(saved.shape)
+        if found < rows * columns:
+            raise DamagedError(f"{path}: the checkpoint lacks {rows * columns - found} elements of {shown(key)}")
 
 
 def blocks_of(manifest: CheckpointManifest, rank: int = 0, world_size: int = 1) -> list[tuple[str, int]]:

@@ -27,6 +27,8 @@ class NewerError(UserError):
     """An intact checkpoint written by a newer version, not readable here. No older one is loaded instead."""
 
 
+DType = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+Size = Annotated[int, Field(ge=0, lt=1 << 62)]
 _CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="constants")  # metrics may be NaN
 _LARGEST = 2**63 - 1  # what NumPy and torch count with
 
@@ -193,7 +195,7 @@ def parse(text: bytes, path: str) -> CheckpointManifest:
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is not a manifest: {one_line(error)}") from error
     number = tree.get("format", FORMAT) if isinstance(tree, dict) else FORMAT
-    if isinstance(number, int) and number > FORMAT:
+    if isinstance(number, int) and not isinstance(number, bool) and number > FORMAT:
         raise _newer(path, number, f"this one reads formats up to {FORMAT}")
     try:
         return _MANIFEST.validate_json(sealed[2], strict=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
@@ -214,17 +212,14 @@ def _find(address: str, step: str, storage: str | None) -> tuple[Folder, Checkpo
 def _settings(text: str | None) -> StorageConfig | None:
     if text is None:
         return None  # those of the run's config.yaml
-    from pydantic import ValidationError  # noqa: PLC0415
-
     from rechub_dist.config import StorageConfig  # noqa: PLC0415
     from rechub_dist.config.secrets import refuse_secrets  # noqa: PLC0415
+    from rechub_dist.config.strict_yaml import parse_yaml  # noqa: PLC0415
+    from rechub_dist.typed import validated  # noqa: PLC0415
 
-    try:
-        tree = yaml.safe_load(text)
-        refuse_secrets(tree, "--storage")
-        return StorageConfig.model_validate_json(json.dumps(tree))
-    except (yaml.YAMLError, ValidationError) as error:
-        raise UserError(f"--storage {text}: not valid for checkpoint.storage: {str(error).splitlines()[0]}") from error
+    tree = parse_yaml(text, "--storage")
+    refuse_secrets(tree, "--storage")
+    return validated(f"--storage {text}: not valid for checkpoint.storage", StorageConfig, tree)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rechub_dist.config.section import Section
+from rechub_dist.config.section import MAX_BATCH, MAX_FLOAT, MAX_ROWS, MAX_SECONDS, Section
 
 SHUFFLE_ROWS: Final = 8_000_000
 MAX_STREAMS: Final = 64
@@ -16,7 +16,7 @@ class MixSource(Section):
     """One source of a mix of training data."""
 
     path: str = Field(description="folder, file or glob below root")
-    weight: float = Field(1.0, gt=0, description="share of a batch's rows, relative to the other weights")
+    weight: float = Field(1.0, gt=0, le=MAX_FLOAT, description="share of a batch's rows, relative to the other weights")
     repeat: bool = Field(
         False,
         description="restart when exhausted; an epoch ends when the first source without repeat is exhausted",
@@ -33,15 +33,23 @@ class StorageConfig(Section):
     endpoint: str | None = Field(None, description="address of a server other than AWS's or Google's: http://host:port")
     region: str | None = Field(None, description="S3 region; default: from the environment, else that of the bucket")
     anonymous: bool = Field(False, description="access public S3 or Google buckets without credentials")
-    connect_timeout_seconds: float = Field(10.0, gt=0, description="S3: seconds to establish a connection")
-    request_timeout_seconds: float = Field(20.0, gt=0, description="S3: seconds that a request may make no progress")
-    client_attempts: int = Field(3, gt=0, description="S3: attempts of the client itself per request")
+    connect_timeout_seconds: float = Field(
+        10.0, gt=0, le=MAX_SECONDS, description="S3: seconds to establish a connection"
+    )
+    request_timeout_seconds: float = Field(
+        20.0, gt=0, le=MAX_SECONDS, description="S3: seconds that a request may make no progress"
+    )
+    client_attempts: int = Field(3, gt=0, le=1_000_000, description="S3: attempts of the client itself per request")
     attempt_seconds: float = Field(
-        45.0, gt=0, description="seconds for one attempt to read a row group, after which it counts as failed"
+        45.0,
+        gt=0,
+        le=MAX_SECONDS,
+        description="seconds for one attempt to read a row group, after which it counts as failed",
     )
     deadline_seconds: float = Field(
         100.0,
         gt=0,
+        le=MAX_SECONDS,
         description="seconds for all attempts to read a row group, after which the run fails; capped at a third of "
         "distributed.timeout_seconds, so that the other ranks do not time out first",
     )
@@ -92,9 +100,9 @@ class DataConfig(Section):
     labels: tuple[str, ...] | None = Field(
         None, description="labels to train on, in this order; default: all labels of the schema"
     )
-    batch_size: int = Field(4096, gt=0, description="rows of a global batch, over all ranks together")
+    batch_size: int = Field(4096, gt=0, le=MAX_BATCH, description="rows of a global batch, over all ranks together")
     eval_batch_size: int | None = Field(
-        None, gt=0, description="rows of a global batch in evaluation; default: batch_size"
+        None, gt=0, le=MAX_BATCH, description="rows of a global batch in evaluation; default: batch_size"
     )
     mix: tuple[MixSource, ...] | None = Field(
         None,
@@ -112,22 +120,27 @@ class DataConfig(Section):
         description="sequential-partitions: wait for new sub-folders; each is read once it contains a file _SUCCESS",
     )
     follow_timeout_seconds: float | None = Field(
-        None, gt=0, description="follow: stop after so many seconds without a new sub-folder; null: wait forever"
+        None,
+        gt=0,
+        le=MAX_SECONDS,
+        description="follow: stop after so many seconds without a new sub-folder; null: wait forever",
     )
     drop_last: bool = Field(False, description="drop an incomplete last batch of each pass over train")
     shuffle: bool = Field(True, description="shuffle rows in each epoch, or within each partition")
     shuffle_rows: int = Field(
         SHUFFLE_ROWS,
         gt=0,
+        le=MAX_ROWS,
         description="rows that all ranks together hold open for shuffling; up to a quarter more are read ahead",
     )
     max_streams: int = Field(
         MAX_STREAMS,
         gt=0,
+        le=1 << 20,
         description="streams of row groups that a batch interleaves; with more ranks than this, raise it to the world "
         "size",
     )
-    prefetch: int = Field(4, gt=0, description="batches that each rank prepares ahead")
+    prefetch: int = Field(4, gt=0, le=1 << 16, description="batches that each rank prepares ahead")
     on_bad_file: Literal["error", "skip"] = Field(
         "error",
         description="a file that is corrupt, missing, replaced or has other columns: end the run, or skip its rows, "

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rechub_dist.config.section import Section
+from rechub_dist.config.section import MAX_BATCH, MAX_ROWS, Section
 
 DEFAULT: Final = "default"  # stands for the metrics that are reported by default
 
@@ -43,14 +43,17 @@ class EvaluationConfig(Section):
         description="metric names, or names with parameters: {name: precision, threshold: 0.9} (docs/metrics.md); "
         "`default` stands for the default metrics",
     )
-    top_k: tuple[Annotated[int, Field(gt=0)], ...] = Field(
-        (5, 10, 20), min_length=1, description="cut-offs k of the ranking metrics"
+    top_k: tuple[Annotated[int, Field(gt=0, le=MAX_BATCH)], ...] = Field(
+        (5, 10, 20), min_length=1, max_length=1000, description="cut-offs k of the ranking metrics"
     )
     exclude_seen: bool = Field(
         True, description="exclude the items of the history that the model reads from the ranking"
     )
     sampled_items: int | None = Field(
-        None, gt=0, description="also rank among so many sampled items, as older papers do; reported as sampled_..."
+        None,
+        gt=0,
+        le=MAX_ROWS,
+        description="also rank among so many sampled items, as older papers do; reported as sampled_...",
     )
 
     @property

@@ -7,9 +7,10 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rechub_dist.config.code import check_name, is_code
-from rechub_dist.config.section import Section
+from rechub_dist.config.section import MAX_BATCH, MAX_FLOAT, Section
 
 RETRIEVAL_LOSSES: Final = ("bce", "gbce", "softmax", "bpr", "bpr_max", "top1_max", "hinge")
+TaskWeight = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
 OWN: Final = "package.module:Class"
 
 
@@ -40,8 +41,12 @@ class PointwiseConfig(_OwnLoss):
     """Cross-entropy for classification labels, squared error for regression labels; a weighted sum over labels."""
 
     name: Literal["pointwise"] = "pointwise"
-    task_weights: dict[str, float] = Field(default_factory=dict, description="weight of each label's loss; default 1")
-    aux_weight: float = Field(1.0, ge=0, description="weight of the model's auxiliary losses, such as DIEN's")
+    task_weights: dict[str, TaskWeight] = Field(
+        default_factory=dict, description="weight of each label's loss; default 1"
+    )
+    aux_weight: float = Field(
+        1.0, ge=0, le=MAX_FLOAT, description="weight of the model's auxiliary losses, such as DIEN's"
+    )
     loss: str | None = Field(
         None,
         description="your own loss for both: package.module:name of a function of logits [B] and labels [B] that "
@@ -53,7 +58,9 @@ class EntireSpaceConfig(Section):
     """ESMM's loss over all impressions: cross-entropy of the click, and of click and conversion together."""
 
     name: Literal["entire_space"] = "entire_space"
-    task_weights: dict[str, float] = Field(default_factory=dict, description="weight of each label's loss; default 1")
+    task_weights: dict[str, TaskWeight] = Field(
+        default_factory=dict, description="weight of each label's loss; default 1"
+    )
 
 
 class SamplingConfig(Section):
@@ -61,7 +68,7 @@ class SamplingConfig(Section):
 
     name: Literal["uniform", "popularity", "file"] = "uniform"
     power: float = Field(
-        0.75, ge=0, description="popularity: sampling probability is the item's count in train to this power"
+        0.75, ge=0, le=100, description="popularity: sampling probability is the item's count in train to this power"
     )
     path: str | None = Field(None, description="file: a .npy array with one weight per item; path or address")
 
@@ -89,7 +96,9 @@ class RetrievalConfig(_OwnLoss):
         description="sampled: items sampled for each position; in_batch: the other positives of the global batch; "
         "in_batch_and_sampled: both, the sampled ones shared by the batch; full: all items; default: the model's",
     )
-    num_negatives: int = Field(1, gt=0, description="sampled negatives per position, or per row if they are shared")
+    num_negatives: int = Field(
+        1, gt=0, le=MAX_BATCH, description="sampled negatives per position, or per row if they are shared"
+    )
     share_negatives: bool = Field(False, description="use all sampled negatives of the global batch for every position")
     sampling: SamplingConfig = SamplingConfig()
     log_q: bool | None = Field(
@@ -97,10 +106,10 @@ class RetrievalConfig(_OwnLoss):
         description="logQ correction of the softmax for how likely an item is among the candidates; default: on for "
         "softmax with in-batch negatives, and for shared negatives that are not sampled uniformly",
     )
-    margin: float | None = Field(None, gt=0, description="margin of the hinge loss; default: the model's")
+    margin: float | None = Field(None, gt=0, le=MAX_FLOAT, description="margin of the hinge loss; default: the model's")
     gbce_t: float = Field(0.75, ge=0, le=1, description="calibration parameter t of gbce; 0 is bce")
-    regularization: float = Field(1.0, ge=0, description="regularisation weight of bpr_max")
-    task_weights: dict[str, float] = Field(
+    regularization: float = Field(1.0, ge=0, le=MAX_FLOAT, description="regularisation weight of bpr_max")
+    task_weights: dict[str, TaskWeight] = Field(
         default_factory=dict, description="weight of each auxiliary label's loss; default 1"
     )
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from rechub_dist.config.code import check_name, is_code
-from rechub_dist.config.section import Section
+from rechub_dist.config.section import MAX_COUNT, MAX_FLOAT, MAX_ROWS, Section
+from rechub_dist.features import MAX_DIM
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ScheduleConfig(Section):
     """Learning rate schedule: linear warm-up, then constant or decay to `final` times the base rate."""
 
     name: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    warmup_steps: int = Field(0, ge=0, le=MAX_COUNT, description="steps of linear warm-up")
     decay_steps: int | None = Field(
-        None, gt=0, description="steps of the decay, after warm-up; required by linear and cosine"
+        None, gt=0, le=MAX_COUNT, description="steps of the decay, after warm-up; required by linear and cosine"
     )
     final: float = Field(0.0, ge=0, le=1, description="learning rate after the decay, relative to the base rate")
 
@@ -30,9 +33,9 @@ class TableOptimizerConfig(Section):
     """
 
     name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "lazy_adam"] = "rowwise_adagrad"
-    lr: float = Field(0.02, gt=0, description="base learning rate")
-    eps: float = Field(1e-8, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(0.02, gt=0, le=MAX_FLOAT, description="base learning rate")
+    eps: float = Field(1e-8, gt=0, le=MAX_FLOAT)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
 
 
 Sharding = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "replicated"]
@@ -50,21 +53,28 @@ class TableRule(Section):
     cache_load_factor: float | None = Field(None, gt=0, lt=1, description="overrides embedding.cache_load_factor")
     optimizer: TableOptimizerConfig | None = None
     init_std: float | None = Field(
-        None, ge=0, description="standard deviation of initial weights; overrides the schema and the model"
+        None,
+        ge=0,
+        le=MAX_FLOAT,
+        description="standard deviation of initial weights; overrides the schema and the model",
     )
 
 
 class EmbeddingConfig(Section):
     """The embedding tables: width, sharding, optimizer."""
 
-    dim: int | None = Field(None, gt=0, description="width of tables for which neither schema nor model sets one")
+    dim: int | None = Field(
+        None, gt=0, le=MAX_DIM, description="width of tables for which neither schema nor model sets one"
+    )
     sharding: Sharding | Literal["auto"] = Field(
         "auto",
         description="sharding of tables without a rule; auto: row_wise from row_wise_above rows up, else table_wise",
     )
-    row_wise_above: int = Field(1_000_000, gt=0, description="number of rows from which auto shards a table row-wise")
+    row_wise_above: int = Field(
+        1_000_000, gt=0, le=MAX_ROWS, description="number of rows from which auto shards a table row-wise"
+    )
     replicate_below: int = Field(
-        0, ge=0, description="replicate tables with fewer rows than this on every rank; 0: only by rule"
+        0, ge=0, le=MAX_ROWS, description="replicate tables with fewer rows than this on every rank; 0: only by rule"
     )
     kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] = Field(
         "fused", description="compute kernel of sharded tables; the UVM kernels need CUDA"
@@ -78,6 +88,7 @@ class EmbeddingConfig(Section):
     memory_per_rank_gb: float | None = Field(
         None,
         gt=0,
+        le=1 << 20,
         description="GiB that a rank may use for sharded tables, of GPU memory on CUDA, else of host memory; default: "
         "80% of the GPU's memory less what the rank's own parameters take, or 80% of its share of the host's memory",
     )
@@ -93,15 +104,15 @@ class OptimizerConfig(Section):
         "adam",
         description="adam, adamw, sgd, adagrad, or package.module:Class of a torch optimizer: torch.optim:RAdam",
     )
-    lr: float = Field(1e-3, gt=0, description="base learning rate")
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    lr: float = Field(1e-3, gt=0, le=MAX_FLOAT, description="base learning rate")
+    weight_decay: float = Field(0.0, ge=0, le=MAX_FLOAT)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0, le=MAX_FLOAT)
     arguments: dict[str, Any] = Field(
         default_factory=dict,
         description="arguments of a package.module:Class besides lr, including weight_decay, betas and eps",
     )
-    clip_norm: float | None = Field(None, gt=0, description="clip the norm of the dense gradient to this")
+    clip_norm: float | None = Field(None, gt=0, le=MAX_FLOAT, description="clip the norm of the dense gradient to this")
     schedule: ScheduleConfig = ScheduleConfig()
 
     @field_validator("name")

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from rechub_dist.config.code import check_name, is_code
@@ -19,12 +18,15 @@ from rechub_dist.config.objectives import OWN, ObjectiveConfig
 from rechub_dist.config.optimization import EmbeddingConfig, OptimizerConfig
 from rechub_dist.config.secrets import refuse_secret_value, refuse_secrets
 from rechub_dist.config.section import Section
-from rechub_dist.config.strict_yaml import StrictLoader, dump_yaml, parse_yaml, read_yaml
+from rechub_dist.config.strict_yaml import MAX_DEPTH, dump_yaml, parse_value, parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
 from rechub_dist.config.versions import RENAMED, with_current_keys, with_former_defaults
 from rechub_dist.config.warm_start import WarmStartConfig
-from rechub_dist.errors import UserError, nearest, one_line
+from rechub_dist.errors import UserError, nearest, shortened, shown
 from rechub_dist.redaction import is_secret, without_secrets
+from rechub_dist.typed import complaint
+
+_MOST = 3  # mistakes that one line tells
 
 
 class ModelConfig(BaseModel):
@@ -49,7 +51,7 @@ class RunConfig(Section):
 
     version: int = Field(1, ge=1, description="version of the defaults that omitted keys have; default: 1")
     output_dir: Path = Field(description="local folder for config.yaml, metrics, logs, checkpoints and TensorBoard")
-    seed: int = Field(2024, ge=0, description="seed of initial weights, row order, dropout and negatives")
+    seed: int = Field(2024, ge=0, lt=1 << 63, description="seed of initial weights, row order, dropout and negatives")
     code: Path | None = Field(
         None,
         description="folder with the code that package.module:Name refers to; default: the run file's folder",
@@ -175,12 +177,7 @@ def with_metrics(config: RunConfig, more: Iterable[str]) -> RunConfig:
     Raises:
         UserError: an item is neither.
     """
-    found: list[Any] = []
-    for text in more:
-        try:
-            found.append(yaml.load(text, Loader=StrictLoader))
-        except yaml.YAMLError as error:
-            raise UserError(f"--metric {text}: neither a name nor valid YAML: {one_line(error)}") from error
+    found = [parse_value(text, f"--metric {shortened(text, 120)}") for text in more]
     if not found:
         return config
     own = config.evaluation.model_dump(mode="json", by_alias=True, exclude_unset=True).get("metrics", [DEFAULT])
@@ -211,16 +208,14 @@ def default_objective(config: RunConfig, name: str) -> ObjectiveConfig:
 
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"--set {override}: write section.key=value")
-    try:
-        value = yaml.load(text, Loader=StrictLoader)
-    except yaml.YAMLError as error:
-        if is_secret(key.rpartition(".")[2], text):  # which the error would quote
-            raise UserError(f"--set {key}: the value is not valid YAML") from None
-        raise UserError(f"--set {override}: the value is not valid YAML: {one_line(error)}") from error
+    where = f"--set {shortened(override, 120)}"
+    if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
+        raise UserError(f"{where}: write section.key=value")
+    if is_secret(key.rpartition(".")[2], text):  # which an error would quote
+        where = f"--set {key}"
+    value = parse_value(text, where)
     refuse_secret_value(key, value, "--set")
-    _put(tree, key, value, f"--set {override}")
+    _put(tree, key, value, where)
 
 
 def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -240,20 +235,22 @@ def _validate(tree: Mapping[str, Any], where: str) -> RunConfig:
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
     try:
-        return RunConfig.model_validate_json(json.dumps(tree, default=str))
+        text = json.dumps(tree, default=str)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{where}: no tree of plain values with names as keys: {error}") from error
+    try:
+        return RunConfig.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
+        found = error.errors()
+        more = f"; and {len(found) - _MOST} more" if len(found) > _MOST else ""
+        raise UserError(f"{where}: {'; '.join(_explain(e) for e in found[:_MOST])}{more}") from error
 
 
 def _explain(error: Any) -> str:
     loc = [str(part) for part in error["loc"] if part != OWN]  # the tag of a union, no key
     if error["type"] == "extra_forbidden":
-        return f"unknown key {'.'.join(loc)!r}: {nearest(loc[-1], _fields(loc[:-1]))}"
-    if error["type"] == "missing":
-        return f"missing key {'.'.join(loc)!r}"
-    if error["type"] == "value_error":  # raised by our validators: the message is complete
-        return ": ".join([part for part in (".".join(loc),) if part] + [str(error["ctx"]["error"])])
-    return f"{'.'.join(loc)}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+        return f"unknown key {shown('.'.join(loc))}: {nearest(loc[-1], _fields(loc[:-1]))}"
+    return complaint(".".join(loc), error)
 
 
 def _fields(path: list[str]) -> list[str]:

@@ -7,19 +7,21 @@ from typing import Literal
 from pydantic import Field
 
 from rechub_dist.config.data import StorageConfig
-from rechub_dist.config.section import Section
+from rechub_dist.config.section import MAX_COUNT, MAX_SECONDS, Section
 
 
 class TrainConfig(Section):
     """How long to train, when to evaluate and what to report."""
 
-    epochs: int = Field(1, gt=0, description="passes over the training data")
-    max_steps: int | None = Field(None, gt=0, description="stop after so many steps, even within an epoch")
-    log_every: int = Field(50, gt=0, description="steps between training records")
-    eval_every: int | None = Field(
-        None, gt=0, description="steps between evaluations; default: every eval_epochs epochs"
+    epochs: int = Field(1, gt=0, le=MAX_COUNT, description="passes over the training data")
+    max_steps: int | None = Field(
+        None, gt=0, le=MAX_COUNT, description="stop after so many steps, even within an epoch"
     )
-    eval_epochs: int = Field(1, gt=0, description="epochs between evaluations if eval_every is not set")
+    log_every: int = Field(50, gt=0, le=MAX_COUNT, description="steps between training records")
+    eval_every: int | None = Field(
+        None, gt=0, le=MAX_COUNT, description="steps between evaluations; default: every eval_epochs epochs"
+    )
+    eval_epochs: int = Field(1, gt=0, le=MAX_COUNT, description="epochs between evaluations if eval_every is not set")
     best_metric: str | None = Field(
         None, description="valid metric that selects the best checkpoint; default: the first reported"
     )
@@ -29,7 +31,7 @@ class TrainConfig(Section):
         "calibration, highest for all others",
     )
     patience: int | None = Field(
-        None, gt=0, description="early stopping: stop after so many evaluations without improvement"
+        None, gt=0, le=MAX_COUNT, description="early stopping: stop after so many evaluations without improvement"
     )
     on_non_finite: Literal["stop", "skip"] = Field(
         "stop",
@@ -55,10 +57,12 @@ class TrainConfig(Section):
 class CheckpointConfig(Section):
     """When and where to save checkpoints, and which to keep besides the best."""
 
-    every_steps: int | None = Field(None, gt=0, description="steps between checkpoints; default: every epoch")
-    keep_last: int = Field(2, gt=0, description="number of newest checkpoints to keep")
+    every_steps: int | None = Field(
+        None, gt=0, le=MAX_COUNT, description="steps between checkpoints; default: every epoch"
+    )
+    keep_last: int = Field(2, gt=0, le=MAX_COUNT, description="number of newest checkpoints to keep")
     keep_every: int | None = Field(
-        None, gt=0, description="also keep every checkpoint whose step is a multiple of this"
+        None, gt=0, le=MAX_COUNT, description="also keep every checkpoint whose step is a multiple of this"
     )
     folder: str | None = Field(
         None, description="path or address, such as s3://bucket/run; default: <output_dir>/checkpoints"
@@ -84,6 +88,7 @@ class MonitorConfig(Section):
     profile_every: int | None = Field(
         1000,
         gt=1,
+        le=MAX_COUNT,
         description="profile one step in so many: time for data, embedding, dense and communication; null: never",
     )
     json_lines: bool = Field(False, description="log rank 0's messages to stderr as JSON lines")
@@ -92,18 +97,24 @@ class MonitorConfig(Section):
 class DistributedConfig(Section):
     """Process groups, timeouts and the training pipeline."""
 
-    timeout_seconds: float = Field(300.0, gt=0, description="timeout of collectives")
+    timeout_seconds: float = Field(300.0, gt=0, le=MAX_SECONDS, description="timeout of collectives")
     stall_seconds: float | None = Field(
-        None, gt=0, description="end a rank after so long without progress; default: 0.8 timeout_seconds"
+        None,
+        gt=0,
+        le=MAX_SECONDS,
+        description="end a rank after so long without progress; default: 0.8 timeout_seconds",
     )
     lease_seconds: float = Field(
         60.0,
         ge=1,
+        le=MAX_SECONDS,
         description="seconds without a heartbeat after which a lease on output_dir or checkpoint.folder expires",
     )
-    threads: int | None = Field(None, gt=0, description="torch threads per rank; default: cores / local world size")
+    threads: int | None = Field(
+        None, gt=0, le=4096, description="torch threads per rank; default: cores / local world size"
+    )
     bucket_mb: int = Field(
-        25, gt=0, description="size of DDP's gradient buckets in MB, all-reduced while backward continues"
+        25, gt=0, le=1 << 20, description="size of DDP's gradient buckets in MB, all-reduced while backward continues"
     )
     pipeline: Literal["auto", "base", "sparse_dist"] = Field(
         "auto",

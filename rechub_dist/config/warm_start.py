@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rechub_dist.config.section import Section
+from rechub_dist.config.section import MAX_COUNT, Section
 
 
 class PretrainedConfig(Section):
@@ -29,7 +29,7 @@ class WarmStartConfig(Section):
     from_: str | None = Field(
         None, alias="from", description="another run's output folder, checkpoint folder or a single checkpoint"
     )
-    step: Literal["best", "newest"] | int = Field(
+    step: Literal["best", "newest"] | Annotated[int, Field(ge=0, le=MAX_COUNT)] = Field(
         "best", description="which checkpoint; best: the newest if none is marked best"
     )
     tables: tuple[str, ...] = Field(("*",), description="patterns of tables to load, such as *.linear")

@@ -34,7 +34,10 @@ def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
     dataset = config.data.dataset
     if not isinstance(dataset, dict):
         dataset = _schema(config, base)
-    features = {**(dataset.get("features") or {}), **config.data.features}
+    own = dataset.get("features") or {}
+    if not isinstance(own, dict):
+        raise UserError("dataset.features: write a mapping of names to mappings")
+    features = {**own, **config.data.features}
     dataset = {**dataset, "features": features}
     filled = with_former_defaults({"version": config.version, "data": {"dataset": dataset}})["data"]["dataset"]
     data = config.data.model_copy(update={"dataset": filled, "features": {}})
@@ -43,11 +46,11 @@ def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
 
 def _schema(config: RunConfig, base: Path) -> dict[str, Any]:
     """The content of the schema's file: the named one, relative to `base`, else dataset.yaml in the data's root."""
-    from rechub_dist.data.parquet.storage import join, read_text  # noqa: PLC0415 - pyarrow is slow to import
+    from rechub_dist.data.parquet.storage import join, read_bytes  # noqa: PLC0415 - pyarrow is slow to import
 
     named, root = config.data.dataset, config.data.root
     path = join(root, "dataset.yaml") if named is None else join(str(base), str(named))
-    text = read_text(path, config.storage)
+    text = read_bytes(path, config.storage)
     if text is None:
         raise UserError(
             f"data.root: {root} holds no dataset.yaml; prepare the data first (rechub-dist data prepare "

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
 from rechub_dist.config import RunConfig, Section, changed, read_yaml
 from rechub_dist.config.secrets import refuse_secret_value
-from rechub_dist.errors import UserError, nearest, one_line
+from rechub_dist.errors import UserError, nearest, shown
 from rechub_dist.metrics.direction import Direction, goodness, watched_metric
+from rechub_dist.typed import validated
 
 _OWN = ("output_dir", "checkpoint.folder", "train.best_metric", "train.best_mode")  # set by the search itself
 _TRIAL = "trial.json"
@@ -81,18 +82,16 @@ def read_space(path: Path, config: RunConfig, ranks: int) -> dict[str, Distribut
             raise UserError(f"{where}: write how it is sampled, such as {{choice: [1, 2]}}")
         for kind in tree:
             if kind not in Distribution.model_fields:
-                raise UserError(f"{where}: unknown distribution {kind!r}: {nearest(kind, Distribution.model_fields)}")
-        try:
-            space[key] = Distribution.model_validate_json(json.dumps(tree))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{where}: {one_line(first['msg']).removeprefix('Value error, ')}") from error
+                raise UserError(
+                    f"{where}: unknown distribution {shown(kind)}: {nearest(kind, Distribution.model_fields)}"
+                )
+        space[key] = validated(where, Distribution, tree)
         for value in space[key].extremes:
             refuse_secret_value(key, value, str(path))
             try:
                 judged_by(changed(config, {key: value}, str(path)), None, ranks)
             except UserError as error:
-                raise UserError(f"{where}: {value!r} is not valid: {error}") from error
+                raise UserError(f"{where}: {shown(value)} is not valid: {error}") from error
     if not space:
         raise UserError(f"{path}: empty; add at least one key of the run file to search over")
     return space

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rechub_dist.layers.arguments import check_positive
+from rechub_dist.layers.arguments import check_layers
 from rechub_dist.layers.masking import zero_padding
 
 
@@ -37,8 +37,8 @@ class DynamicRouting(nn.Module):
 
     def __init__(self, width: int, num_interests: int, iterations: int, max_length: int) -> None:
         super().__init__()
-        check_positive("num_interests", num_interests)
-        check_positive("routing_iterations", iterations)
+        check_layers("num_interests", num_interests)
+        check_layers("routing_iterations", iterations)
         self.iterations = iterations
         self.bilinear = nn.Linear(width, width, bias=False)
         self.register_buffer("start", torch.randn(max_length, num_interests))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rechub_dist.layers.activation import activation as make_activation
+from rechub_dist.layers.arguments import check_widths
 from rechub_dist.layers.norm import batch_norm as normalize
 
 
@@ -61,10 +62,9 @@ def dropouts(dropout_rates: float | list[float], hidden_units: list[int]) -> lis
     """One dropout rate for each of `hidden_units`: those given, or the one given for all.
 
     Raises:
-        ValueError: for a width below 1, a rate outside [0, 1), or another number of rates than layers.
+        ValueError: for a width that no layer has, a rate outside [0, 1), or another number of rates than layers.
     """
-    if any(units < 1 for units in hidden_units):
-        raise ValueError(f"hidden layers are {list(hidden_units)}: every width must be at least 1")
+    check_widths("hidden layers", hidden_units)
     if isinstance(dropout_rates, int | float):
         rates = [float(dropout_rates)] * len(hidden_units)
     else:

@@ -7,8 +7,6 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from rechub_dist.config import MetricConfig
 from rechub_dist.config.evaluation import DEFAULT
 from rechub_dist.errors import UserError, nearest, one_line
@@ -27,6 +25,7 @@ from rechub_dist.metrics.recommended import (
     RankingRecall,
 )
 from rechub_dist.metrics.sums import F1, RMSE, CalibrationError, Precision, Recall
+from rechub_dist.typed import typed
 
 LabelType = Literal["classification", "regression"]
 # Of probabilities, and of any predictions.
@@ -165,14 +164,10 @@ def _build(cls: type[Metric[Any]], item: MetricConfig, more: dict[str, Any]) -> 
     parameters = inspect.signature(cls).parameters
     hints = typing.get_type_hints(cls.__init__, include_extras=True)
     given = {**item.parameters, **more}
-    for name, value in given.items():
+    for name, value in list(given.items()):
         if name not in parameters:
             raise UserError(f"{_WHERE}: {item.name}: unknown key {name!r}: {nearest(name, [*parameters, 'as'])}")
-        try:
-            TypeAdapter(hints.get(name, Any)).validate_python(value, strict=True)
-        except ValidationError as error:
-            text = error.errors()[0]["msg"]
-            raise UserError(f"{_WHERE}: {item.name}.{name}: {text[0].lower()}{text[1:]}, got {value!r}") from error
+        given[name] = typed(f"{_WHERE}: {item.name}.{name}", hints.get(name, Any), value)
     for name, parameter in parameters.items():
         if name not in given and parameter.default is inspect.Parameter.empty:
             raise UserError(f"{_WHERE}: {item.name} needs {name}: write {{name: {item.name}, {name}: ...}}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output
 from rechub_dist.features import DenseFeature, SequenceFeature
+from rechub_dist.layers.arguments import MAX_LAYERS
 
 TASK_TYPES = ("classification", "regression")
 
@@ -108,6 +109,8 @@ class RecallModel(Model):
 
 def check_tasks(num_tasks: int, task_types: list[str]) -> None:
     """Check that there is at least one task, and a known type for each."""
+    if max(num_tasks, len(task_types)) > MAX_LAYERS:
+        raise ValueError(f"{max(num_tasks, len(task_types))} tasks: a model has at most {MAX_LAYERS}")
     if num_tasks < 1 or len(task_types) != num_tasks:
         raise ValueError(
             f"num_tasks is {num_tasks} and task_types {list(task_types)}: give one type for each of at least one task"

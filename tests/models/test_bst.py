@@ -214,7 +214,7 @@ def test_dropout_is_for_training_only() -> None:
         ({"num_heads": 3}, "num_heads is 3: it must divide the width 4"),
         ({"num_heads": 0}, "num_heads is 0"),
         ({"num_layers": 0}, "num_layers is 0: it must be at least 1"),
-        ({"dropout_rate": 1.0}, r"dropout_rate is 1\.0: must be at least 0 and less than 1"),
+        ({"dropout_rate": 1.0}, r"dropout_rate is 1\.0: it must be at least 0 and less than 1"),
         ({"feedforward_units": 0}, "feedforward_units is 0: it must be at least 1"),
         ({"hidden_size": 8}, "table 'item' has dim 4, but the model's hidden_size is 8"),
         ({"target_features": [kind, item]}, "'history' reads table 'item' .* 'kind' reads 'kind': make both"),

@@ -243,8 +243,8 @@ def test_dropout_and_batch_norm_are_the_mlps() -> None:
     ("changes", "message"),
     [
         ({"gru_type": "GRU"}, "gru_type is 'GRU': use one of AUGRU, AIGRU"),
-        ({"interest_units": []}, r"interest_units is \[\]: give at least one width"),
-        ({"interest_units": [4, 0]}, r"interest_units is \[4, 0\]: .*at least 1"),
+        ({"interest_units": []}, r"interest_units is empty: give at least one width"),
+        ({"interest_units": [4, 0]}, r"interest_units are \[4, 0\]: .*at least 1"),
         ({"target_features": [shop, item]}, "'history' reads table 'item' .* 'shop' reads 'shop': make both"),
         ({"behavior_features": []}, "0 behavior_features and 2 target_features"),
         ({"features": [item]}, "'item' is listed twice"),

@@ -69,7 +69,7 @@ def test_widths_and_dropout_rates_are_those_of_the_whole_network() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_conversions": 0}, "num_conversions is 0: must be at least 1"),
+        ({"num_conversions": 0}, "num_conversions is 0: it must be at least 1"),
         ({"features": [cases.shop]}, "table 'shop' has dim 2, but the model's embedding_dim is 4"),
         ({"features": []}, "features is empty"),
         ({"dropout_rates": [0.1]}, "1 dropout rates .* 2 hidden layers"),

@@ -149,8 +149,8 @@ def test_batch_statistics(options: dict, kind: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_units": []}, r"hidden_units is \[\]: give at least the width of the vectors"),
-        ({"hidden_units": [4, 0]}, r"hidden_units is \[4, 0\]"),
+        ({"hidden_units": []}, r"hidden_units is empty: give at least the width of the vectors"),
+        ({"hidden_units": [4, 0]}, r"hidden_units are \[4, 0\]"),
         ({"margin": 0.0}, r"margin is 0\.0: it must be above 0"),
         ({"num_tasks": 0}, "num_tasks is 0 and task_types .*one type for each"),
         ({"num_tasks": -1}, "num_tasks is -1"),

@@ -154,7 +154,7 @@ def test_features_bring_their_table() -> None:
         ({"hidden_size": 8, "history": cases.history}, "table 'item' has dim 4, .*hidden_size is 8"),
         ({"num_heads": 3}, "num_heads is 3: it must divide the width 4"),
         ({"max_len": 0}, "max_len is 0"),
-        ({"num_layers": 0}, "num_layers 0"),
+        ({"num_layers": 0}, "num_layers is 0"),
     ],
 )
 def test_wrong_arguments(arguments: dict, message: str) -> None:

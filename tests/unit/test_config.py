@@ -112,6 +112,22 @@ def test_it_is_frozen(run_yaml: Path) -> None:
         ("seed", "write section.key=value"),
         ("seed.x=1", "'seed' is a value, not a section"),
         ("seed=[", "the value is not valid YAML"),
+        ("seed=-1", "seed: input should be greater than or equal to 0, got -1"),
+        ("seed=9223372036854775808", "seed: input should be less than 9223372036854775808"),
+        ("optimizer.lr=.nan", "--set optimizer.lr=.nan: '.nan' is not a finite number"),
+        ("optimizer.lr=1e39", "optimizer.lr: input should be less than or equal to 100000"),
+        ("optimizer.betas=[0.9, 1]", "optimizer.betas.1: input should be less than 1"),
+        ("embedding.optimizer.betas=[-0.1, 0.9]", "embedding.optimizer.betas.0: input should be greater than or equal"),
+        (
+            "distributed.timeout_seconds=1e300",
+            "timeout_seconds: input should be less than or equal to 1000000000",
+        ),
+        ("distributed.threads=1000000", "distributed.threads: input should be less than or equal to 4096"),
+        ("data.batch_size=10000000000", "data.batch_size: input should be less than or equal to 2147483647"),
+        ("data.prefetch=1000000000000", "data.prefetch: input should be less than or equal to 65536"),
+        ("embedding.dim=65537", "embedding.dim: input should be less than or equal to 65536"),
+        ("objective={name: pointwise, task_weights: {click: -1}}", "task_weights.click: input should be greater than"),
+        (f"{'a.' * 70}b=1", "write section.key=value"),
     ],
 )
 def test_refusals(run_yaml: Path, override: str, message: str) -> None:
@@ -194,6 +210,20 @@ def test_a_run_file_extends_the_schema(run_yaml: Path) -> None:
     ("features", "message"),
     [
         ({"a": {"kind": "spars"}}, "did you mean 'sparse'?"),
+        ({"a": {"kind": ["sparse"]}}, "dataset.features.a.kind: got ['sparse']; did you mean 'sparse'?"),
+        (
+            {"a": {"kind": "sparse", "table": {"b": 1}}},
+            "dataset.features.a.table: write the name of a table, got {'b': 1}",
+        ),
+        ({"a": {"kind": "cross", "inputs": [["b"]], "buckets": 5}}, "there is no sparse feature ['b']"),
+        ({"a": {"kind": "sparse", "rows": 2**40 + 1}}, "rows is 1099511627777, must be at most 1,099,511,627,776"),
+        ({"a": {"kind": "sparse", "rows": 3, "dim": 65537}}, "dim is 65537, must be at most 65,536"),
+        ({"a": {"kind": "sparse", "rows": 3, "init_std": 1e39}}, "init_std is 1e+39, must be a number of 32 bits"),
+        ({"a": {"kind": "sequence", "rows": 3, "max_length": 2**31}}, "max_length is 2147483648, must be at most"),
+        (
+            {"a": {"kind": "sparse", "rows": 3}, "c": {"kind": "cross", "inputs": ["a", "b"], "buckets": 2}},
+            "there is no sparse feature 'b'",
+        ),
         ({"a": {"kind": "cross", "buckets": 5}}, "dataset.features.a.inputs: write a list of feature names, got None"),
         ({"a": {"kind": "cross", "inputs": ["item"], "buckets": 5}}, "there is no sparse feature 'item'"),
         (

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rechub_dist"
 # From what everything speaks of to what speaks to people. `launch` stands at the top of the checkout and knows all.
 ROOMS = (
-    "redaction", "errors", "seeds", "builds", "skips", "features", "schema", "embedded", "batch", "config",
+    "redaction", "errors", "typed", "seeds", "builds", "skips", "features", "schema", "embedded", "batch", "config",
     "distributed", "reporting", "data", "layers", "models", "metrics", "objectives", "embedding", "checkpoint",
     "assembly", "evaluation", "training", "inference", "notebook", "launching", "cli",
 )  # fmt: skip

@@ -394,7 +394,7 @@ METRICS = [
     ("own_code:Groupless", "own_code:Groupless: every metric has an attribute 'group': the column that it groups"),
     ("own_code:Depth", "own_code:Depth is a metric of rankings, which recall models have"),
     ("{name: own_code:Count, abov: 1}", "own_code:Count: unknown key 'abov': did you mean 'above'"),
-    ("{name: own_code:Count, above: x}", "own_code:Count.above: input should be a valid number, got 'x'"),
+    ("{name: own_code:Count, above: x}", "own_code:Count.above: should be float, got 'x'"),
     ("{name: own_code:Count, above: 0.1}, own_code:Count", "two metrics are reported as 'Count'; give one another"),
 ]
 
@@ -447,3 +447,35 @@ def test_a_parameter_without_annotation_takes_what_is_written() -> None:
     assert arguments_of("x", function, {"a": [1, "y"]}) == {"a": [1, "y"]}
     with pytest.raises(UserError, match=r"unknown key 'x.more': valid: a, b"):
         arguments_of("x", function, {"more": 1})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.hidden_units=[0]"], r"model \(DeepFM\): hidden layers are \[0\]: every width must be at least 1"),
+        (["model.hidden_units=[1000000000000]"], "every width must be at most 16,777,216"),
+        (
+            ["model.hidden_units=[16000000, 16000000]"],
+            r"model \(DeepFM\): its weights take .* GiB, and this host has",
+        ),
+        (["model.dropout_rates=[0.5, 0.5]"], "2 dropout rates"),
+        (["model.embedding_dim=100000"], "dim is 100000, must be at most 65,536"),
+        (["model.embedding_dim=true"], "model.embedding_dim: should be int, got True"),
+        (["model.name=deepfm"], "model.name: no model 'deepfm': did you mean 'DeepFM'"),
+        (
+            ["embedding.replicate_below=1000000000000", "data.features={user: {kind: sparse, rows: 900000000000}}"],
+            "embedding: the replicated tables take .* GiB, and this host has",
+        ),
+    ],
+    ids=lambda value: str(value)[-40:],
+)
+def test_models_that_cannot_be(tmp_path: Path, overrides: list[str], message: str) -> None:
+    features = "user: {kind: sparse, rows: 5}, item: {kind: sparse, rows: 7}"
+    model = "{name: DeepFM, features: [user, item], hidden_units: [4], dropout_rates: 0.0, embedding_dim: 4}"
+    (tmp_path / "run.yaml").write_text(
+        f"output_dir: out\nmodel: {model}\n"
+        f"data: {{root: x, dataset: {{features: {{{features}}}, labels: {{y: {{}}}}}}}}\n"
+    )
+    with pytest.raises(UserError, match=message) as error:
+        build(load_run(tmp_path / "run.yaml", overrides), device="cpu", world_size=1)
+    assert len(str(error.value)) <= 500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
+from rechub_dist.layers.arguments import check_layers
 from rechub_dist.layers.grouped import GroupedMLP
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.models.base import Model
@@ -47,8 +48,7 @@ class ESMM(Model):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        if num_conversions < 1:
-            raise ValueError(f"num_conversions is {num_conversions}: must be at least 1, the conversion after a click")
+        check_layers("num_conversions", num_conversions)
         self.num_tasks = 1 + num_conversions
         self.task_types = ("classification",) * self.num_tasks
         self.fields = Fields.of(features, embedding_dim)

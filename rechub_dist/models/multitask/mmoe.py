@@ -9,7 +9,7 @@ import torch
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
 from rechub_dist.layers.activation import activation as make_activation
-from rechub_dist.layers.arguments import check_choice, check_positive
+from rechub_dist.layers.arguments import MAX_LAYERS, check_choice, check_layers
 from rechub_dist.layers.grouped import GroupedLinear, GroupedMLP
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.models.base import Model, check_tasks
@@ -62,11 +62,12 @@ class MMoE(Model):
         check_choice("gate_activation", gate_activation, get_args(GateActivation))
         if not expert_units:
             raise ValueError("expert_units is empty: give each expert at least one layer")
-        check_positive("num_experts", num_experts)
+        check_layers("num_experts", num_experts)
         softmax = gate_activation == "softmax"
         if softmax and num_experts == 1:
             raise ValueError("num_experts is 1, of which a softmax gate is always 1: give at least 2 experts")
-        check_tasks(num_tasks, ["classification"] * num_tasks if task_types is None else task_types)
+        every = ["classification"] * max(0, min(num_tasks, MAX_LAYERS))
+        check_tasks(num_tasks, every if task_types is None else task_types)
         self.num_tasks = num_tasks
         self.task_types = None if task_types is None else tuple(task_types)
         self.fields = Fields.of(features)

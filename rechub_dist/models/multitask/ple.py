@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
-from rechub_dist.layers.arguments import check_positive
+from rechub_dist.layers.arguments import check_layers
 from rechub_dist.layers.grouped import GroupedLinear, GroupedMLP
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.models.base import Model, check_tasks
@@ -59,9 +59,9 @@ class PLE(Model):
         super().__init__()
         if not expert_units:
             raise ValueError("expert_units is empty: give each expert at least one layer")
-        check_positive("num_experts", num_experts)
-        check_positive("num_layers", num_layers)
-        check_positive("num_shared_experts", num_shared_experts)
+        check_layers("num_experts", num_experts)
+        check_layers("num_layers", num_layers)
+        check_layers("num_shared_experts", num_shared_experts)
         check_tasks(len(task_types), task_types)
         self.num_tasks, self.task_types = len(task_types), tuple(task_types)
         self.fields = Fields.of(features)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
+from rechub_dist.layers.arguments import check_positive, check_rate
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.linear import FirstOrder
 from rechub_dist.layers.mlp import MLP
@@ -52,8 +53,8 @@ class AFM(Model):
                 f"features has {len(self.fields.lookups)} with ids, {self.fields.names}: AFM needs pairs, so give it "
                 f"at least two sparse or sequence features"
             )
-        if not 0 <= dropout_rate < 1:
-            raise ValueError(f"dropout_rate is {dropout_rate}: it must be at least 0 and less than 1")
+        check_positive("embedding_dim", embedding_dim)
+        check_rate("dropout_rate", dropout_rate)
         attention = PairAttention(embedding_dim, attention_units)
         # A single pair has the weight 1 whatever the network says.
         self.attention = attention if len(self.fields.lookups) > 2 else None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature, SequenceFeature, SparseFeature, TimeGapFeature
-from rechub_dist.layers.arguments import check_positive
+from rechub_dist.layers.arguments import check_layers, check_positive, check_rate
 from rechub_dist.layers.attention import SelfAttention
 from rechub_dist.layers.inputs import Fields, check_cut, check_distinct, check_pairs, unpooled
 from rechub_dist.layers.masking import newest_first, zero_padding
@@ -69,16 +69,16 @@ class BST(Model):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_positive("num_layers", num_layers)
-        if not 0 <= dropout_rate < 1:
-            raise ValueError(f"dropout_rate is {dropout_rate}: must be at least 0 and less than 1")
+        check_layers("num_layers", num_layers)
+        check_positive("hidden_size", hidden_size)
+        check_rate("dropout_rate", dropout_rate)
         if feedforward_units is not None:
             check_positive("feedforward_units", feedforward_units)
         gaps = [] if time_gaps is None else [time_gaps]
         check_distinct([*features, *target_features, *behavior_features, *gaps])
         check_pairs(behavior_features, target_features)
         if gaps and not isinstance(time_gaps, TimeGapFeature):
-            raise ValueError(f"time_gaps is {time_gaps!r}: make it a TimeGapFeature")
+            raise ValueError(f"time_gaps is a {type(time_gaps).__name__}: make it a TimeGapFeature")
         check_cut([*behavior_features, *gaps])
         self.fields = Fields.of(features, hidden_size, "hidden_size", keep_dim=True) if features else Fields((), ())
         self.target_lookups = Fields.of(target_features, hidden_size, "hidden_size").lookups

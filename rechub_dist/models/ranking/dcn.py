@@ -7,7 +7,7 @@ from torch import nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
-from rechub_dist.layers.arguments import check_positive
+from rechub_dist.layers.arguments import check_layers
 from rechub_dist.layers.cross import CrossNetwork, VectorCross
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.mlp import MLP
@@ -41,7 +41,7 @@ class DCN(Model):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_positive("cross_num", cross_num)
+        check_layers("cross_num", cross_num)
         self.fields = Fields.of(features)
         width = self.fields.width
         self.cross = CrossNetwork(VectorCross(width) for _ in range(cross_num))

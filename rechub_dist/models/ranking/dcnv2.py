@@ -9,7 +9,7 @@ from torch import nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
-from rechub_dist.layers.arguments import check_choice, check_positive
+from rechub_dist.layers.arguments import check_choice, check_layers
 from rechub_dist.layers.cross import CrossNetwork, LowRankCross, MatrixCross, MixtureCross, VectorCross
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.mlp import MLP
@@ -60,7 +60,7 @@ class DCNv2(Model):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_positive("cross_num", cross_num)
+        check_layers("cross_num", cross_num)
         check_choice("structure", structure, ("parallel", "stacked"))
         self.fields = Fields.of(features)
         width = self.fields.width
@@ -98,7 +98,7 @@ def _layer(width: int, parameterization: str, low_rank: int | None, num_experts:
 def _check_layer(width: int, parameterization: str, low_rank: int | None, num_experts: int) -> None:
     """Check that the parameters are compatible."""
     check_choice("cross_parameterization", parameterization, ("matrix", "vector"))
-    check_positive("num_experts", num_experts)
+    check_layers("num_experts", num_experts)
     if low_rank is None:
         if num_experts > 1:
             raise ValueError(f"num_experts is {num_experts}, and experts are of low rank: give low_rank as well")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature, NegativeFeature, SequenceFeature, SparseFeature
-from rechub_dist.layers.arguments import check_choice
+from rechub_dist.layers.arguments import check_choice, check_widths
 from rechub_dist.layers.attention import BilinearAttention
 from rechub_dist.layers.inputs import Fields, check_cut, check_distinct, check_pairs, check_same_table, unpooled
 from rechub_dist.layers.masking import last, zero_padding
@@ -78,8 +78,9 @@ class DIEN(Model):
     ) -> None:
         super().__init__()
         check_choice("gru_type", gru_type, get_args(GruType))
-        if not interest_units or min(interest_units) < 1:
-            raise ValueError(f"interest_units is {interest_units}: give at least one width, each at least 1")
+        if not interest_units:
+            raise ValueError("interest_units is empty: give at least one width")
+        check_widths("interest_units", interest_units)
         check_distinct([*features, *target_features, *behavior_features, *(negative_features or [])])
         check_pairs(behavior_features, target_features)
         if negative_features is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
-from rechub_dist.layers.arguments import check_choice, check_positive
+from rechub_dist.layers.arguments import check_choice, check_layers
 from rechub_dist.layers.cross import VectorCross
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.mlp import MLP, dropouts
@@ -67,7 +67,7 @@ class EDCN(Model):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_positive("cross_num", cross_num)
+        check_layers("cross_num", cross_num)
         if len(hidden_units) != cross_num:
             raise ValueError(
                 f"cross_num is {cross_num} and hidden_units {list(hidden_units)}: the towers go layer by layer, so "
@@ -128,13 +128,13 @@ class Regulation(nn.Module):
             raise ValueError(
                 f"features has {len(widths)}: the gates weigh features against each other, so give at least two"
             )
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"temperature is {temperature}: it must be above 0")
         self.temperature = temperature
         self.field_wise = kind == "FGU"
         self.logits = nn.Parameter(torch.empty(layers, 2, len(widths) if self.field_wise else sum(widths)))
         nn.init.normal_(self.logits, std=0.1)
-        field_of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
+        field_of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths), output_size=sum(widths))
         self.register_buffer("field_of", field_of, persistent=False)
 
     def forward(self) -> Tensor:

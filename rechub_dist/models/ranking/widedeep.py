@@ -68,8 +68,11 @@ def _check_same(wide_features: list[Feature], deep_features: list[Feature]) -> N
     """Check that a name in both lists refers to the same feature."""
     wide = {feature.name: feature for feature in wide_features}
     for feature in deep_features:
-        if wide.get(feature.name, feature) != feature:
+        other = wide.get(feature.name, feature)
+        if other != feature:
+            here, there = vars(feature), vars(other)
+            differ = ["kind"] if feature.kind != other.kind else [key for key in here if here[key] != there[key]]
             raise ValueError(
-                f"feature {feature.name!r} is {wide[feature.name]} in wide_features and {feature} in deep_features: "
-                f"put the same feature into both, or give one another name"
+                f"feature {feature.name!r} has another {' and '.join(differ)} in wide_features than in "
+                f"deep_features: put the same feature into both, or give one another name"
             )

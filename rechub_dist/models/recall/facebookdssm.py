@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
+from rechub_dist.layers.arguments import check_widths
 from rechub_dist.layers.grouped import GroupedMLP
 from rechub_dist.layers.inputs import check_sides
 from rechub_dist.layers.towers import Tower, unit
@@ -59,8 +60,9 @@ class FacebookDSSM(RecallModel):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        if not hidden_units or hidden_units[-1] < 1:
-            raise ValueError(f"hidden_units is {hidden_units}: give at least the width of the vectors, 1 or more")
+        if not hidden_units:
+            raise ValueError("hidden_units is empty: give at least the width of the vectors")
+        check_widths("hidden_units", hidden_units)
         if not margin > 0:
             raise ValueError(f"margin is {margin}: it must be above 0")
         if num_tasks or task_types:

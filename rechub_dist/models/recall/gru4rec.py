@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import RowsOf, SequenceFeature, SparseFeature
-from rechub_dist.layers.arguments import check_positive, check_rate
+from rechub_dist.layers.arguments import check_layers, check_positive, check_rate
 from rechub_dist.layers.inputs import history_and_item
 from rechub_dist.layers.masking import following, last, zero_padding
 from rechub_dist.models.base import RecallModel
@@ -58,7 +58,7 @@ class GRU4Rec(RecallModel):
     ) -> None:
         super().__init__()
         check_positive("hidden_size", hidden_size)
-        check_positive("num_layers", num_layers)
+        check_layers("num_layers", num_layers)
         check_positive("embedding_dim", embedding_dim)
         check_rate("dropout_rate", dropout_rate)
         self.history_lookup, self.item_lookup = history_and_item(history, item, item_num, max_length, embedding_dim)

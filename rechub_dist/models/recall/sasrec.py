@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import RowsOf, SequenceFeature, SparseFeature
+from rechub_dist.layers.arguments import check_layers, check_positive, check_rate
 from rechub_dist.layers.attention import CausalSelfAttention
 from rechub_dist.layers.inputs import history_and_item
 from rechub_dist.layers.masking import following, last, zero_padding
@@ -61,8 +62,11 @@ class SASRec(RecallModel):
         attention_dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if max_len < 1 or num_layers < 1:
-            raise ValueError(f"max_len is {max_len} and num_layers {num_layers}: both must be at least 1")
+        check_positive("max_len", max_len)
+        check_layers("num_layers", num_layers)
+        check_positive("hidden_size", hidden_size)
+        check_rate("dropout_rate", dropout_rate)
+        check_rate("attention_dropout_rate", attention_dropout_rate)
         self.history_lookup, self.item_lookup = history_and_item(
             history, item, item_num, max_len, hidden_size, "hidden_size"
         )
