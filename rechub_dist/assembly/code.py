@@ -277,5 +277,5 @@ def _failed(key: str, name: str, error: BaseException, places: Sequence[str]) ->
     lines = [f" ({frame.filename}:{frame.lineno})" for frame in frames if frame.filename.startswith(tuple(places))]
     place = lines[-1] if lines and not isinstance(error, SyntaxError) else ""
     return UserError(
-        f"{key}: module {name!r} cannot be imported: {type(error).__name__}: {one_line(error)}{place}; mend it"
+        f"{key}: module {name!r} cannot be imported: {type(error).__name__}: {one_line(error)}{place}; fix it"
     )

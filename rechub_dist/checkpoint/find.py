@@ -70,9 +70,7 @@ def _named(address: str, settings: StorageConfig) -> tuple[str | None, StorageCo
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{path}: {where}: {first['msg']}; mend it, or name the folder of checkpoints itself"
-        ) from error
+        raise UserError(f"{path}: {where}: {first['msg']}; fix it, or name the folder of checkpoints itself") from error
     checkpoint, data = found.checkpoint or _Checkpoint(), found.data or _Data()
     return checkpoint.folder, checkpoint.storage or data.storage or settings
 

@@ -303,4 +303,4 @@ def _made(parts: Parts) -> set[str]:
 
 
 def _failed(where: str, error: OSError) -> UserError:
-    return UserError(f"--out: {where} cannot be written: {error.strerror or error}; mend it and predict again")
+    return UserError(f"--out: {where} cannot be written: {error.strerror or error}; fix it and predict again")

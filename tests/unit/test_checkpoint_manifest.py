@@ -134,8 +134,8 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "huge offset": (changed(*PIECE, "offset", value=2**62), "has a piece up to byte .* which has 17732"),
     "negative offset": (changed(*PIECE, "offset", value=-64), "offset: Input should be greater than or equal to 0"),
     "huge piece": (changed(*PIECE, "rows", value=10**30), "rows: .*less than or equal to"),
-    "piece outside": (changed(*PIECE, "row", value=1), "a piece of dense/mlp.* lies outside its 16 x 1 elements"),
-    "doubled piece": (doubled, "rows 0 to 15 of dense/mlp.layers.0.bias are there twice"),
+    "piece outside": (changed(*PIECE, "row", value=1), "a piece of dense/mlp.* is outside its 16 x 1 elements"),
+    "doubled piece": (doubled, "rows 0 to 15 of dense/mlp.layers.0.bias are duplicated"),
     "no piece": (changed("tensors", TENSOR, "pieces", value=[]), "lacks 16 elements of dense/mlp"),
     "negative shape": (changed("tensors", TENSOR, "shape", value=[-16]), "shape.0: Input should be greater"),
     "huge shape": (changed("tensors", TENSOR, "shape", value=[2**40, 2**40]), "more elements than any tensor"),
@@ -168,7 +168,7 @@ def test_a_checkpoint_from_elsewhere_is_refused_by_name(
     (folder / "manifest.json").write_bytes(seal(json.dumps(tree).encode()))
     with pytest.raises(DamagedError, match=message) as error:
         read_manifest(Folder(str(tmp_path), StorageConfig()), 9)
-    assert re.match(rf"{tmp_path}/step-0000000009(/manifest.json)?( is no manifest)?: ", str(error.value))
+    assert re.match(rf"{tmp_path}/step-0000000009(/manifest.json)?( is not a manifest)?: ", str(error.value))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) - len(str(tmp_path)) < 300
 
@@ -191,5 +191,5 @@ def test_a_file_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_deep_nesting_is_damage() -> None:
-    with pytest.raises(DamagedError, match="here is no manifest"):
+    with pytest.raises(DamagedError, match="here is not a manifest"):
         parse(seal(b"[" * 200_000), "here")

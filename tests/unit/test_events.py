@@ -253,7 +253,7 @@ def test_nothing_left(tmp_path: Path, options: dict[str, Any], message: str) -> 
         ("e.csv", "", "cannot be read: "),
         ("e.tsv", "user,item,time\n1,2,3\n", "has no column 'user'"),
         ("e.txt", "user,item,time\n1,2,3\n", "must end in .csv, .tsv or .parquet"),
-        ("e.parquet", "user,item,time\n1,2,3\n", "cannot be read: "),
+        ("e.parquet", "user,item,time\n1,2,3\n", "it is CSV text, not Parquet; convert it"),
     ],
 )
 def test_bad_files(tmp_path: Path, file: str, text: str, message: str) -> None:

@@ -81,7 +81,7 @@ data:
   dataset: {features: {a: {kind: sparse, rows: 5}}, labels: {click: {}}}
   train: [a, {path: b, where: [[date, ">=", 2022-04-25], [hour, in, [8, 9]]]}]
   valid: /elsewhere/*.parquet
-  storage: {region: eu-west-1, options: {access_key: x}}
+  storage: {region: eu-west-1, options: {scheme: http}}
 model: {name: DeepFM}
 """
     )

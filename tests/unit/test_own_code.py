@@ -202,10 +202,16 @@ WRONG = [
     (["model.name=own_code:Bare"], "model.name: own_code:Bare has no 'lookups' of its own, which every Model needs"),
     (["model.name=own_code:Recall"], "own_code:Recall has no 'user' of its own, which every RecallModel needs"),
     (["model.name=own code:Net"], "model.name: 'own code:Net' is not the name of a class or function"),
-    (["model.name=own_code_raises:Net"], r"cannot be imported: RuntimeError: at home \(.*own_code_raises.py:3\)$"),
-    (["model.name=own_code_lacks:Net"], r"ModuleNotFoundError: No module named 'no_such.*own_code_lacks.py:2\)$"),
-    (["model.name=own_code_syntax:Net"], r"cannot be imported: SyntaxError: .*\(own_code_syntax.py, line 1\)$"),
-    (["model.name=own_code_leaves:Net"], r"cannot be imported: SystemExit: 3 \(.*own_code_leaves.py:2\)$"),
+    (
+        ["model.name=own_code_raises:Net"],
+        r"cannot be imported: RuntimeError: at home \(.*own_code_raises.py:3\); fix it$",
+    ),
+    (
+        ["model.name=own_code_lacks:Net"],
+        r"ModuleNotFoundError: No module named 'no_such.*own_code_lacks.py:2\); fix it$",
+    ),
+    (["model.name=own_code_syntax:Net"], r"cannot be imported: SyntaxError: .*\(own_code_syntax.py, line 1\); fix it$"),
+    (["model.name=own_code_leaves:Net"], r"cannot be imported: SystemExit: 3 \(.*own_code_leaves.py:2\); fix it$"),
     (
         ["model={name: own_code_hints:Net, features: [user]}"],
         "the annotations of Net cannot be read: name 'Featur' is not defined",
