@@ -30,10 +30,11 @@ from rechub_dist.checkpoint.tensors import Tensors
 from rechub_dist.checkpoint.together import agree, no_other, reason_of, verify_together
 from rechub_dist.config import CheckpointConfig, RunConfig
 from rechub_dist.distributed.runtime import Runtime
-from rechub_dist.errors import UserError
+from rechub_dist.errors import UserError, shortened
 from rechub_dist.reporting.saves import Save
 
 T = TypeVar("T")
+_TOLD = 4  # differences between two runs that one line tells
 # (record of the checkpoint's run, its step, its path) -> how that run differs from this one, one line per key.
 Differing = Callable[[Mapping[str, Any], int, str], list[str]]
 
@@ -67,7 +68,7 @@ def _check_folder(what: str, path: str) -> None:
     except OSError as error:
         reason = error.strerror
     if reason is not None:
-        raise UserError(f"{what}: {path} cannot be written: {reason}; choose another one")
+        raise UserError(f"{what}: {path} cannot be written: {reason}; choose another folder")
 
 
 class Checkpoints:
@@ -136,7 +137,7 @@ class Checkpoints:
         Raises:
             LostError: on all ranks, with nothing written: another process holds the folder.
         """
-        self._began = time.monotonic()
+        began = time.monotonic()
         self.wait()
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
@@ -156,9 +157,12 @@ class Checkpoints:
             "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {"rechub_dist": __version__, "torch": str(torch.__version__)},
         }
-        self._blocked = time.monotonic() - self._began
+        blocked = time.monotonic() - began
         self._thread = threading.Thread(
-            target=self._finish, args=(file, staged, record, position), name="rechub-dist-checkpoint", daemon=True
+            target=self._finish,
+            args=(file, staged, record, position, began, blocked),
+            name="rechub-dist-checkpoint",
+            daemon=True,
         )
         self._thread.start()
         if not self._config.asynchronous:
@@ -293,8 +297,19 @@ class Checkpoints:
         """
         self._fill(self._opened(step), state)
 
-    def _finish(self, file: RankFile, staged: Tensor | None, run: dict[str, Any], position: Position) -> None:
-        """The save thread: write, agree, publish and report; all ranks get the same result."""
+    def _finish(
+        self,
+        file: RankFile,
+        staged: Tensor | None,
+        run: dict[str, Any],
+        position: Position,
+        began: float,
+        blocked: float,
+    ) -> None:
+        """The save thread: write, agree, publish and report; all ranks get the same result.
+
+        `began` is when the save was asked for (monotonic); training waited for `blocked` seconds.
+        """
         step, size, seconds = position.step, 0, 0.0
         error = warning = None
         name = f"{step_folder(step)}/{file.name}"
@@ -316,15 +331,14 @@ class Checkpoints:
                     error = self._publisher.publish(
                         CheckpointManifest(step, cast(SavedRun, run), files, merge([part[2] for part in parts]))
                     )
-                seconds = time.monotonic() - self._began
+                seconds = time.monotonic() - began
                 warning = self._publisher.clean(position, self._id, saved=error is None)
             error, warning, size, seconds = self._from_main((error, warning, size, seconds))
         except RuntimeError as failure:  # from the process group: a rank has died, as training will notice, too
             error = f"{self.folder.path(step_folder(step))}: lost contact with another rank: {reason_of(failure)}"
         if error is not None:
             error = f"the checkpoint of step {step} could not be saved: {error}"
-        blocked = self._blocked if self._config.asynchronous else seconds
-        self._last = Save(step, seconds, blocked, size, error, warning)
+        self._last = Save(step, seconds, blocked if self._config.asynchronous else seconds, size, error, warning)
         self._news.append(self._last)
 
     def _amend(self, before: threading.Thread | None, position: Position) -> None:
@@ -382,9 +396,10 @@ class Checkpoints:
     def _check_run(self, manifest: CheckpointManifest, differing: Differing) -> None:
         """Refuse a checkpoint of another run."""
         where = self.folder.path(step_folder(manifest.step))
-        found = differing(manifest.run, manifest.step, where)
+        found = [shortened(line, 100) for line in differing(manifest.run, manifest.step, where)]
         if found:
+            more = f"; and {len(found) - _TOLD} more" if len(found) > _TOLD else ""
             raise UserError(
-                f"{self.folder.address} holds another run; these differ (saved -> wanted): {'; '.join(found)}. "
-                f"Choose another output_dir"
+                f"{self.folder.address} holds another run; these differ (saved -> wanted): "
+                f"{'; '.join(found[:_TOLD])}{more}. Choose another output_dir"
             )

@@ -40,7 +40,9 @@ def trained_config(
     """
     folder, step = find_folder(address, settings)
     if step is not None:
-        raise UserError(f"{address}: is one checkpoint; name the run's output folder, of which the best one is taken")
+        raise UserError(
+            f"{address}: is a single checkpoint; name the run's output folder, whose best checkpoint is used"
+        )
     with no_other():
         manifest = best_manifest(folder)
     where = folder.path(f"{step_folder(manifest.step)}/{MANIFEST}")

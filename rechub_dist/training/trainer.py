@@ -215,7 +215,7 @@ class Trainer:
         metrics = None
         if config.metrics_port is not None:
             port = config.metrics_port and config.metrics_port + environment()[2]
-            metrics = rt.together(lambda: Metrics(port, rt.rank, rt.world_size))
+            metrics = rt.together(lambda: Metrics(port, rt.rank, rt.world_size, config.metrics_address))
         begin = partial(
             Reporter,
             self.config.output_dir,

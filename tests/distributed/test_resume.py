@@ -177,10 +177,13 @@ def test_another_run_is_refused_by_the_differing_keys(pool: RankPool, data_root:
     path = run_file(tmp_path, data_root, "DeepFM", train={"epochs": 1})
     pool.run(1, train, path)
     changed = ["seed=8", "model.hidden_units=[16, 9]", "embedding.optimizer.lr=0.1", "data.batch_size=32"]
+    table = [changed[2], "seed=7"]
     with pytest.raises(UserError) as error:
         pool.run(2, train, path, changed)
-    for key in ("seed 7 -> 8", "model.hidden_units", "embedding.optimizers.user.lr 0.05 -> 0.1", "batch_size 64 -> 32"):
+    for key in ("seed 7 -> 8", "model.hidden_units", "batch_size 64 -> 32", "embedding.optimizers.", " more. Choose"):
         assert key in str(error.value)
+    with pytest.raises(UserError, match=r"embedding.optimizers.user.lr 0.05 -> 0.1; .*; and \d+ more. Choose"):
+        pool.run(1, train, path, table)
     # What does not make another run: ranks, sharding, cadence, a longer duration.
     pool.run(2, train, path, ["embedding.sharding=row_wise", "train.epochs=2", "train.log_every=3", "data.prefetch=1"])
     assert saved_steps(output(path) / "checkpoints")[-1] == STEPS
