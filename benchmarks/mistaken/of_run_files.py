@@ -119,7 +119,6 @@ RUN_FILES.settings(
     ("embedding.sharding=column_wise",),
     ("train.precision=bf16", "train.tf32=true"),
     ("evaluation.metrics=[{name: grouped_auc, group: nobody}]",),
-    ("monitor.metrics_port=1",),
 )
 RUN_FILES.settings(
     (1, 2),
