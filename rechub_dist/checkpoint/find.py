@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from rechub_dist.checkpoint.folder import Folder, step_of, steps_in
 from rechub_dist.checkpoint.load import read_manifest
@@ -13,6 +12,7 @@ from rechub_dist.checkpoint.manifest import CheckpointManifest
 from rechub_dist.config import StorageConfig, parse_yaml
 from rechub_dist.data.parquet.storage import join, read_bytes
 from rechub_dist.errors import UserError
+from rechub_dist.typed import validated
 
 
 class _Data(BaseModel):
@@ -65,12 +65,8 @@ def _named(address: str, settings: StorageConfig) -> tuple[str | None, StorageCo
     text = read_bytes(path, settings)
     if text is None:
         return None, settings
-    try:
-        found = _Stored.model_validate_json(json.dumps(parse_yaml(text, path), default=str))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {where}: {first['msg']}; fix it, or name the folder of checkpoints itself") from error
+    where = f"{path}: fix it, or name the folder of checkpoints itself"
+    found = validated(where, _Stored, parse_yaml(text, path))
     checkpoint, data = found.checkpoint or _Checkpoint(), found.data or _Data()
     return checkpoint.folder, checkpoint.storage or data.storage or settings
 
