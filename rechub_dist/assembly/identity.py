@@ -197,10 +197,16 @@ def _one_source_of_weights(tree: dict[str, Any], known: bool) -> dict[str, Any]:
 
 
 def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
-    """The keys at which two trees differ, each with both values."""
+    """The keys at which two trees differ, each with both values; of a list of trees by their places, from 0."""
+    if _trees(saved) and _trees(wanted) and len(saved) == len(wanted):
+        saved, wanted = (dict(enumerate(trees)) for trees in (saved, wanted))
     if isinstance(saved, dict) and isinstance(wanted, dict):
         keys = list(dict.fromkeys([*saved, *wanted]))
         return [
             line for key in keys for line in differences(saved.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if saved == wanted else [f"{path} {json.dumps(saved)} -> {json.dumps(wanted)}"]
+
+
+def _trees(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, dict) for part in value)

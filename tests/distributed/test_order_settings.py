@@ -42,7 +42,7 @@ def test_a_mix_is_elastic_and_its_weights_are_part_of_the_run(pool: RankPool, so
     torch.testing.assert_close(losses(path), losses(reference), rtol=0, atol=1e-4)
     assert {record["step"] for record in records(path, "valid")} >= {12, 24}
     again = mixed(sources, repeat=True, weight=2)["mix"]
-    with pytest.raises(UserError, match=r"data\.train .*\"weight\": 1\.0.* -> .*\"weight\": 2\.0"):
+    with pytest.raises(UserError, match=r"\(saved -> wanted\): data\.train\.1\.weight 1\.0 -> 2\.0\. "):
         pool.run(1, train, path, [f"data.mix={again}"])
 
 
