@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from rechub_dist.derived import Derived, check_derived
+
 Pooling = Literal["sum", "mean"]
 IdPolicy = Literal["error", "drop", "unknown"]
 MAX_ROWS: Final = 1 << 40  # of a table
@@ -80,8 +82,12 @@ class Table:
 class DenseFeature:
     """`dim` float values per row (a scalar column, or a fixed-size list column when `dim` > 1).
 
-    `transform="log"` is sign(x) * log(1 + |x|). `missing="fill"` replaces missing values by `fill` before the
-    transform; `missing="error"` rejects the row group. NaN counts as missing.
+    `missing="fill"` replaces missing values by `fill`, in the column's own unit; `missing="error"` rejects the row
+    group. NaN counts as missing. `transform="log"` then makes it sign(x) * log(1 + |x|), and the value of the feature is
+    (x - mean) / std of that.
+
+    Raises:
+        ValueError: a width or number that cannot be.
     """
 
     name: str
@@ -90,12 +96,17 @@ class DenseFeature:
     transform: Literal["none", "log"] = "none"
     missing: Literal["error", "fill"] = "error"
     fill: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
     kind: Literal["dense"] = "dense"
 
     def __post_init__(self) -> None:
         _check_range(f"feature {self.name!r}: dim", self.dim, MAX_DIM)
-        if not math.isfinite(self.fill):
-            raise ValueError(f"feature {self.name!r}: fill is {self.fill}, must be a finite number")
+        for key in ("fill", "mean", "std"):
+            if not math.isfinite(value := getattr(self, key)):
+                raise ValueError(f"feature {self.name!r}: {key} is {value}, must be a finite number")
+        if self.std <= 0:
+            raise ValueError(f"feature {self.name!r}: std is {self.std}, must be above 0")
 
     @property
     def source(self) -> str:
@@ -120,9 +131,11 @@ class SparseFeature:
         weights: a column with a non-negative weight for each id, in lists of the same lengths. Vectors are multiplied
             by them before they are summed; a mean divides by their sum.
         vocabulary: a Parquet file with columns `value` and `id`, in which the column's values are looked up.
+        encoded: the data set's files hold the ids of the vocabulary already, as integers; only rows from elsewhere,
+            given to a trained model, hold values, which are read by the feature with `encoded=False`.
 
     Raises:
-        ValueError: `hash` and `vocabulary` together, or an `unknown_id` outside the table.
+        ValueError: `hash` and `vocabulary` together, `encoded` without one, or an `unknown_id` outside the table.
     """
 
     name: str
@@ -135,6 +148,7 @@ class SparseFeature:
     missing: IdPolicy = "error"
     unknown_id: int = 0
     vocabulary: str | None = None
+    encoded: bool = False
     kind: Literal["sparse"] = "sparse"
 
     def __post_init__(self) -> None:
@@ -164,6 +178,7 @@ class SequenceFeature:
     missing: IdPolicy = "error"
     unknown_id: int = 0
     vocabulary: str | None = None
+    encoded: bool = False
     kind: Literal["sequence"] = "sequence"
 
     def __post_init__(self) -> None:
@@ -323,17 +338,21 @@ class Label:
 
 @dataclass(frozen=True)
 class FeatureSchema:
-    """The features and labels of a data set, and the column of row weights, if there is one.
+    """The features and labels of a data set, the column of row weights, if there is one, and derived columns.
+
+    A derived column that the files hold is read; one that they do not hold is computed when a row is read.
 
     Raises:
-        ValueError: two features or labels share a name, or different tables do.
+        ValueError: two features or labels share a name, or different tables do; or as `check_derived`.
     """
 
     features: tuple[Feature, ...]
     labels: tuple[Label, ...] = ()
     weight: str | None = None
+    derived: tuple[Derived, ...] = ()
 
     def __post_init__(self) -> None:
+        check_derived(self.derived)
         tables: dict[str, Table] = {}
         names: set[str] = set()
         for feature in (*self.features, *self.labels):
@@ -367,6 +386,8 @@ def _check_range(what: str, value: int, most: int) -> None:
 def _check_ids(feature: SparseFeature | SequenceFeature) -> None:
     if feature.hash and feature.vocabulary is not None:
         raise ValueError(f"feature {feature.name!r}: has both hash and vocabulary; give one of them")
+    if feature.encoded and feature.vocabulary is None:
+        raise ValueError(f"feature {feature.name!r}: encoded needs the vocabulary that the ids are of; name it")
     if not 0 <= feature.unknown_id < feature.table.rows:
         raise ValueError(
             f"feature {feature.name!r}: unknown_id {feature.unknown_id} is outside its table {feature.table.name!r} "

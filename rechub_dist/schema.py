@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from rechub_dist.derived import Age, Bucket, Derived, Hour, KeyValues, Lookup, Overlap, Ratio, Split, Weekday
 from rechub_dist.errors import UserError, nearest, shown
 from rechub_dist.features import (
     CrossFeature,
@@ -30,31 +31,43 @@ KINDS: dict[str, type[Feature]] = {
     "cross": CrossFeature,
     "time_gap": TimeGapFeature,
 }
+DERIVED_KINDS: dict[str, type[Derived]] = {
+    "split": Split,
+    "key_values": KeyValues,
+    "hour": Hour,
+    "weekday": Weekday,
+    "age": Age,
+    "bucket": Bucket,
+    "ratio": Ratio,
+    "overlap": Overlap,
+    "lookup": Lookup,
+}
 
 
 def parse_schema(tree: dict[str, Any], root: str = "") -> FeatureSchema:
     """The schema that a `dataset.yaml` describes.
 
     A sparse or sequence feature names a table of `tables`, or gives `rows` (and `dim`, `init_std`) for a table of its
-    own, of the same name. A cross names its inputs, which may be declared before or after it. Paths of vocabularies are
-    relative to `root`, the data set's folder.
+    own, of the same name. A cross names its inputs, which may be declared before or after it. A derived column reads
+    those derived before it, and the files' own. Paths of vocabularies are relative to `root`, the data set's folder.
 
     Raises:
         UserError: unknown keys, kinds or tables, wrong types, or contradictions; names the key.
     """
-    _known(tree, {"name", "tables", "features", "labels", "weight"}, "dataset")
+    _known(tree, {"name", "tables", "derive", "features", "labels", "weight"}, "dataset")
     tables = {name: _build(Table, name, spec, f"dataset.tables.{name}") for name, spec in _items(tree, "tables")}
     items = _items(tree, "features")
     plain = {name: _feature(name, _below(root, spec), tables) for name, spec in items if spec.get("kind") != "cross"}
     features = tuple(plain.get(name) or _cross(name, spec, plain) for name, spec in items)
     labels = tuple(_build(Label, name, spec, f"dataset.labels.{name}") for name, spec in _items(tree, "labels"))
+    derived = tuple(_derived(name, spec) for name, spec in _items(tree, "derive"))
     weight = tree.get("weight")
     if weight is not None and not isinstance(weight, str):
         raise UserError(f"dataset.weight: write the name of a column, got {shown(weight)}")
     if not features:
         raise UserError("dataset.features: at least one feature is needed")
     try:
-        return FeatureSchema(features, labels, weight)
+        return FeatureSchema(features, labels, weight, derived)
     except ValueError as error:
         raise UserError(f"dataset: {error}") from error
 
@@ -83,6 +96,15 @@ def _feature(name: str, spec: dict[str, Any], tables: dict[str, Table]) -> Featu
         raise UserError(f"{where}: give rows (the number of ids), or the name of a shared table")
     table = tables[shared] if shared is not None else _build(Table, name, own, where)
     return _build(KINDS[kind], name, {**rest, "table": dataclasses.asdict(table)}, where)
+
+
+def _derived(name: str, spec: dict[str, Any]) -> Derived:
+    where = f"dataset.derive.{name}"
+    kind = spec.get("kind")
+    if not isinstance(kind, str) or kind not in DERIVED_KINDS:
+        raise UserError(f"{where}.kind: got {shown(kind)}; {nearest(str(kind), DERIVED_KINDS)}")
+    found: Derived = _build(DERIVED_KINDS[kind], name, spec, where)
+    return found
 
 
 def _below(root: str, spec: dict[str, Any]) -> dict[str, Any]:

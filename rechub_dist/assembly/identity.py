@@ -38,6 +38,7 @@ from rechub_dist.features import (
 )
 from rechub_dist.objectives.negatives import NEGATIVES
 
+_SINCE = {"encoded": False, "mean": 0.0, "std": 1.0}  # fields of features, with what they were before
 _FACTS = ("train", "order_version", "vocabularies", "sampling_weights")
 
 
@@ -174,6 +175,8 @@ def _feature(feature: LookupFeature | DenseFeature) -> dict[str, Any]:
 
 def _plain(feature: LookupFeature | DenseFeature) -> dict[str, Any]:
     tree = {key: value for key, value in asdict(feature).items() if key not in ("dim", "init_std", "vocabulary")}
+    # What has come since the first checkpoints is told only where it is used, so that theirs are the same runs.
+    tree = {key: value for key, value in tree.items() if key not in _SINCE or value != _SINCE[key]}
     if isinstance(feature, DenseFeature):
         tree["dim"] = feature.dim
     elif "table" in tree:

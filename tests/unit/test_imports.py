@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rechub_dist"
 # From what everything speaks of to what speaks to people. `launch` stands at the top of the checkout and knows all.
 ROOMS = (
-    "redaction", "errors", "typed", "seeds", "builds", "skips", "features", "schema", "embedded", "batch", "config",
+    "redaction", "errors", "typed", "seeds", "builds", "skips", "derived", "features", "schema", "embedded", "batch", "config",
     "distributed", "reporting", "data", "layers", "models", "metrics", "objectives", "embedding", "checkpoint",
     "assembly", "evaluation", "training", "inference", "notebook", "launching", "cli",
 )  # fmt: skip
@@ -80,8 +80,10 @@ def test_a_room_imports_only_rooms_above_it(inside: tuple[str, ...], order: tupl
     assert not wrong, "\n".join(wrong)
 
 
-def test_features_need_the_standard_library_alone() -> None:
-    assert all(name.partition(".")[0] in sys.stdlib_module_names for name in imports(PACKAGE / "features.py"))
+@pytest.mark.parametrize(("file", "ours"), [("derived.py", ()), ("features.py", ("rechub_dist.derived",))])
+def test_features_need_the_standard_library_alone(file: str, ours: tuple[str, ...]) -> None:
+    found = imports(PACKAGE / file)
+    assert all(name.partition(".")[0] in sys.stdlib_module_names or within(name, *ours) for name in found)
 
 
 def test_only_launch_imports_ray() -> None:

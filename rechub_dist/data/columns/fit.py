@@ -111,6 +111,8 @@ def _fits_ids(kind: pa.DataType, feature: StoredFeature) -> tuple[bool, str, str
     if feature.hash:
         return is_integer(kind) or is_string(kind) or null, "an integer, a string", "integers or strings"
     hint = "; for strings, set hash: true or name a vocabulary" if is_string(kind) else ""
+    if hint and feature.encoded:
+        hint = "; for strings, leave encoded out: they are looked up in the vocabulary as they are read"
     return is_integer(kind) or null, "an integer", f"integers{hint}"
 
 

@@ -51,7 +51,7 @@ def read_ids(
         )
     if outside is not None and feature.out_of_range == "error":
         value = array[int(outside.argmax())].as_py()
-        if feature.vocabulary is not None:
+        if feature.vocabulary is not None and not feature.encoded:
             raise _error(
                 where,
                 feature.source,
@@ -179,11 +179,11 @@ def _times(array: pa.Array, unit: str | None, where: str, column: str) -> Number
 
 
 def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
-    """The values of a dense feature, float32 [n, dim].
+    """The values of a dense feature, float32 [n, dim]: filled, transformed and standardised.
 
     Raises:
         UserError: a value is missing, infinite or beyond float32 and the policy is `error`, or a row has more or fewer
-            than `dim` values.
+            than `dim` values; or a standardised value is beyond float32.
     """
     if feature.dim == 1:
         values = _numbers(array).reshape(-1, 1)
@@ -211,6 +211,11 @@ def read_dense(array: pa.Array, feature: DenseFeature, where: str) -> Numbers:
             values = _filled(values, ~(np.abs(values) <= most), feature, where)
     if log:
         values = np.copysign(np.log1p(np.abs(values)), values)
+    if (feature.mean, feature.std) != (0.0, 1.0):
+        values = (values.astype(np.float64) - feature.mean) / feature.std
+        if not (values.min(initial=0) >= -_MOST and values.max(initial=0) <= _MOST):
+            text = f"a value less mean {feature.mean}, divided by std {feature.std}, is beyond float32; raise std"
+            raise _error(where, feature.source, text)
     return values.astype(np.float32, copy=False)
 
 

@@ -110,12 +110,14 @@ class Vocabulary:
 
 
 def vocabulary_of(feature: StoredFeature) -> Vocabulary | None:
-    """The vocabulary of a feature, read once per process; None for a feature without one.
+    """The vocabulary that a feature's values are looked up in, read once per process; None where there is none.
+
+    That is so of an encoded feature, too: its column holds ids.
 
     Raises:
         UserError: as `read_vocabulary`, or its ids do not fit the feature's table.
     """
-    if feature.vocabulary is None:
+    if feature.vocabulary is None or feature.encoded:
         return None
     found = read_vocabulary(feature.vocabulary)
     low, high = found.limits

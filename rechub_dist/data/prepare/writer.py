@@ -29,7 +29,7 @@ import yaml
 
 from rechub_dist.data.parquet.outputs import refuse_overlap, whole_folder
 from rechub_dist.data.parquet.pages import parquet_writer
-from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Table
+from rechub_dist.features import CrossFeature, DenseFeature, Feature, FeatureSchema, Table, TimeGapFeature
 
 SPLITS = ("train", "valid", "test")
 SCHEMA_FILE = "dataset.yaml"
@@ -126,7 +126,7 @@ def write_schema(folder: Path, name: str, schema: FeatureSchema) -> None:
 
 
 def schema_text(name: str, schema: FeatureSchema) -> str:
-    """The schema as YAML: features in their order, without fields that have their defaults.
+    """The schema as YAML: derived columns and features in their order, without fields that have their defaults.
 
     A feature with a default table of its own name that no other reads has `rows`; other tables are under `tables`.
     """
@@ -138,6 +138,11 @@ def schema_text(name: str, schema: FeatureSchema) -> str:
     features: dict[str, dict[str, Any]] = {}
     for feature in schema.features:
         entry: dict[str, Any] = {"kind": feature.kind}
+        if isinstance(feature, CrossFeature | TimeGapFeature):  # whose tables are always their own
+            features[feature.name] = entry | _changed(feature, without={"name", "kind"})
+            if isinstance(feature, CrossFeature):
+                features[feature.name]["inputs"] = [source.name for source in feature.inputs]
+            continue
         if not isinstance(feature, DenseFeature):
             table = feature.table
             own = table.name == feature.name and len(readers[table.name]) == 1
@@ -150,6 +155,10 @@ def schema_text(name: str, schema: FeatureSchema) -> str:
     document: dict[str, Any] = {"name": name}
     if listed:
         document["tables"] = {table.name: _changed(table, without={"name"}) for table in listed.values()}
+    if schema.derived:
+        document["derive"] = {
+            one.name: {"kind": one.kind} | _changed(one, without={"name", "kind"}) for one in schema.derived
+        }
     document["features"] = features
     if schema.labels:
         document["labels"] = {
