@@ -59,7 +59,7 @@ class KeyValues:
     """The keys and weights of a string such as `"drama:0.5, crime:2, old"`, in two columns.
 
     `name` has the keys, list<string>, and `weights` their weights, list<float32>, in the same order. A piece is divided
-    at its last `between`; one without it has weight 1, and one without a key is dropped. A null string gives null lists.
+    at its last `between`; one without it has weight 1, one without a key is dropped. A null string gives null lists.
 
     Raises:
         ValueError: names that cannot be, or separators that are empty or equal.

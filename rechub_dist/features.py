@@ -83,7 +83,7 @@ class DenseFeature:
     """`dim` float values per row (a scalar column, or a fixed-size list column when `dim` > 1).
 
     `missing="fill"` replaces missing values by `fill`, in the column's own unit; `missing="error"` rejects the row
-    group. NaN counts as missing. `transform="log"` then makes it sign(x) * log(1 + |x|), and the value of the feature is
+    group. NaN counts as missing. `transform="log"` then makes it sign(x) * log(1 + |x|), and what the model gets is
     (x - mean) / std of that.
 
     Raises:

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rechub_dist"
 # From what everything speaks of to what speaks to people. `launch` stands at the top of the checkout and knows all.
 ROOMS = (
-    "redaction", "errors", "typed", "seeds", "builds", "skips", "derived", "features", "schema", "embedded", "batch", "config",
-    "distributed", "reporting", "data", "layers", "models", "metrics", "objectives", "embedding", "checkpoint",
-    "assembly", "evaluation", "training", "inference", "notebook", "launching", "cli",
+    "redaction", "errors", "typed", "seeds", "builds", "skips", "derived", "features", "schema", "embedded", "batch",
+    "config", "distributed", "reporting", "data", "layers", "models", "metrics", "objectives", "embedding",
+    "checkpoint", "assembly", "evaluation", "training", "inference", "notebook", "launching", "cli",
 )  # fmt: skip
 ROOMS_OF_DATA = (
     "parquet", "run_file", "places", "spec", "columns", "negatives", "order", "collate", "rows", "reader", "counts",
@@ -118,7 +118,7 @@ def test_the_package_imports_nothing_until_it_is_used() -> None:
 
 
 def test_columns_become_ids_without_torch() -> None:
-    modules = ("values", "cross", "strings", "vocabulary", "hashing")
+    modules = ("values", "derive", "cross", "strings", "vocabulary", "hashing")
     code = (
         f"import sys, rechub_dist.data.columns.{', rechub_dist.data.columns.'.join(modules)}; "
         "print([name for name in ('torch', 'torchrec', 'fbgemm_gpu', 'ray') if name in sys.modules])"
