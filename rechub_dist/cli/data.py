@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-data_app = typer.Typer(no_args_is_help=True, help="Prepare, generate and inspect Parquet data sets.")
+from rechub_dist.cli.importing import import_tables
+
+data_app = typer.Typer(no_args_is_help=True, help="Import, prepare, generate and inspect data sets.")
+data_app.command("import")(import_tables)
 
 
 @data_app.command()

@@ -1,0 +1,149 @@
+"""DuckDB, as imports use it: bounded in memory, on disk beyond that, and with errors of one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from rechub_dist.data.importing.plan import RESERVED
+from rechub_dist.errors import UserError, nearest, one_line, shown
+
+BATCH_ROWS = 65_536
+
+
+class Engine:
+    """A DuckDB database in a folder, which is removed with the folder.
+
+    Args:
+        folder: where the database and what does not fit memory lie.
+        memory: bytes that DuckDB may use.
+        threads: default: as many as there are cores.
+    """
+
+    def __init__(self, folder: Path, memory: int, threads: int | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._connection = duckdb.connect(str(folder / "import.duckdb"))
+        self._readers = 0
+        for setting in (
+            f"memory_limit = '{max(memory, 64 << 20)}B'",
+            f"temp_directory = {literal(str(folder / 'spilled'))}",
+            "preserve_insertion_order = true",
+            "enable_progress_bar = false",
+            "TimeZone = 'UTC'",
+            "autoinstall_known_extensions = false",  # nothing comes from the network unasked
+        ):
+            self._connection.execute(f"set {setting}")
+        if threads is not None:
+            self._connection.execute(f"set threads = {threads}")
+
+    def run(self, query: str, what: str = "") -> list[tuple[Any, ...]]:
+        """The rows of a query's result; `what` begins the message of an error. Raises UserError."""
+        with explained(what):
+            return self._connection.execute(query).fetchall()
+
+    def value(self, query: str) -> Any:
+        """The only value of a query's result."""
+        return self.run(query)[0][0]
+
+    def table(self, query: str) -> pa.Table:
+        """A query's result."""
+        with explained(""):
+            return self._connection.sql(query).to_arrow_table()
+
+    def stream(self, query: str, rows: int = BATCH_ROWS) -> pa.RecordBatchReader:
+        """A query's result in batches, while other queries run. Errors come out as `explained` has them."""
+        with explained(""):
+            return self._connection.cursor().sql(query).to_arrow_reader(rows)
+
+    def create(self, table: str, batches: pa.RecordBatchReader) -> None:
+        """A table of the rows of a reader."""
+        self._readers += 1
+        name = f"{RESERVED}reader_{self._readers}"
+        with explained(""):
+            self._connection.register(name, batches)
+            self._connection.execute(f"create or replace table {table} as select * from {name}")
+            self._connection.unregister(name)
+
+    def columns(self, table: str) -> dict[str, str]:
+        """The columns of a table or of a query in parentheses, with their types."""
+        return {name: kind for name, kind, *_ in self.run(f"describe select * from {table}")}
+
+    def expression_type(self, expression: str, table: str, where: str) -> str:
+        """The type of an expression over the columns of a table.
+
+        Raises:
+            UserError: it is none; `where` is the plan's key.
+        """
+        columns = self.columns(table)
+        text = f"{where}: {shown(expression)}"
+        try:
+            return str(self._connection.execute(f"describe select ({expression}\n) from {table}").fetchall()[0][1])
+        except duckdb.Error as error:
+            missing = re.search(r'column "([^"]+)" not found', str(error))
+            reason = (
+                f"there is no column {missing[1]!r}; {nearest(missing[1], columns)}" if missing else reason_of(error)
+            )
+            raise UserError(f"{text}: {reason}") from None
+
+    def close(self) -> None:
+        """Close the database."""
+        self._connection.close()
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Errors of DuckDB as a user's; `what` begins the message."""
+    begin = f"{what}: " if what else ""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise UserError(f"{begin}DuckDB's memory does not suffice: {reason_of(error)}; raise --memory") from None
+    except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
+        raise UserError(f"{begin}{_of_csv(str(error)) or reason_of(error)}") from None
+    except duckdb.InternalException:
+        raise
+    except duckdb.Error as error:
+        raise UserError(f"{begin}{reason_of(error)}") from None
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of DuckDB says, without its kind, the query and the advice that speaks of DuckDB's options."""
+    text = re.split(r"\n\s*\nLINE \d+:|\nPossible solutions|\nPossible fixes|\n\n", str(error))[0]
+    return one_line(re.sub(r"^[A-Z][A-Za-z ]+ Error: ", "", text)).rstrip(".!")
+
+
+def _of_csv(text: str) -> str | None:
+    """An error in a delimited file, as this project says it."""
+    line, file = re.search(r"CSV Error on Line: (\d+)", text), re.search(r"\n\s*file = (.*)", text)
+    if line is None or file is None:
+        return None
+    where = f"{file[1]}: line {line[1]}"
+    if found := re.search(r'converting column "(.*?)"\. Could not convert string "(.*?)" to \'(.*?)\'', text, re.S):
+        return (
+            f"{where}: column {found[1]!r} is {shown(found[2])}, not of type {found[3]}; give the column another type "
+            "in the source's columns (string takes everything), or add the text to its nulls"
+        )
+    body = text.split("\n")
+    reason = next((part for part in body[1:] if part and not part.startswith(("Original Line", "CSV Error"))), body[0])
+    return f"{where}: {one_line(reason).rstrip('.!')}; check delimiter, quote, header and encoding in the plan"
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def literals(texts: Iterable[str]) -> str:
+    """Texts as an SQL list."""
+    return f"[{', '.join(literal(text) for text in texts)}]"

@@ -1,0 +1,316 @@
+"""The plan's features, fitted to train: the schema of the data set, and the vocabularies that it names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rechub_dist.data.columns.frequencies import frequent, vocabulary_name
+from rechub_dist.data.columns.vocabulary import Vocabulary
+from rechub_dist.data.importing.engine import Engine
+from rechub_dist.data.importing.facts import count_values, moments, quantiles, steady
+from rechub_dist.data.importing.histories import list_columns
+from rechub_dist.data.importing.plan import DensePlan, OtherPlan, Plan, SequencePlan, SparsePlan, TablePlan
+from rechub_dist.data.importing.rows import FRACTIONS, ROWS, Shape, is_numeric
+from rechub_dist.data.prepare.writer import VOCABULARIES
+from rechub_dist.derived import Derived
+from rechub_dist.errors import UserError, nearest
+from rechub_dist.features import FeatureSchema, SequenceFeature, SparseFeature
+from rechub_dist.schema import parse_schema
+
+MAX_GUESSED_LENGTH = 50
+
+
+@dataclass
+class Fitted:
+    """What the plan became.
+
+    Attributes:
+        schema: with vocabularies' paths relative to the data set's folder.
+        tree: the same as dataset.yaml has it, without its name.
+        vocabularies: by embedding table, columns `value`, `id`, `count`.
+        encoded: by column that is written as ids, the table whose vocabulary it is looked up in.
+    """
+
+    schema: FeatureSchema
+    tree: dict[str, Any]
+    vocabularies: dict[str, pa.Table]
+    encoded: dict[str, str] = field(default_factory=dict)
+
+    def lookup(self) -> dict[str, Vocabulary]:
+        """The vocabularies by the columns that are written as ids."""
+        made = {name: vocabulary_from(table, name) for name, table in self.vocabularies.items()}
+        return {column: made[table] for column, table in self.encoded.items()}
+
+
+def vocabulary_from(table: pa.Table, name: str) -> Vocabulary:
+    """A vocabulary for lookup from its file's columns."""
+    values, ids = (table[column].combine_chunks() for column in ("value", "id"))
+    return Vocabulary.of(values, ids.to_numpy(), f"the vocabulary of {name}")
+
+
+def derived_of(plan: Plan) -> tuple[Derived, ...]:
+    """The derived columns that the plan declares. Raises UserError."""
+    return parse_schema({"features": {"_": {"kind": "dense"}}, "derive": plan.derive}).derived if plan.derive else ()
+
+
+def column_of(plan: Plan, name: str) -> str:
+    """The column that a feature reads."""
+    return getattr(plan.features[name], "column", None) or name
+
+
+def table_of(plan: Plan, name: str) -> str:
+    """The embedding table of a sparse feature or a sequence: a history's is that of the feature it is made of."""
+    feature = plan.features[name]
+    if not isinstance(feature, SparsePlan | SequencePlan) or feature.table is not None:
+        return getattr(feature, "table", None) or name
+    made_of = {out: column for key, h in plan.histories.items() for out, column in list_columns(key, h).items()}
+    source = made_of.get(column_of(plan, name))
+    for other, candidate in plan.features.items():
+        if isinstance(candidate, SparsePlan) and source is not None and column_of(plan, other) == source:
+            return candidate.table or other
+    return name
+
+
+def has_vocabulary(feature: object) -> bool:
+    """Whether ids of the feature are looked up in a vocabulary."""
+    if isinstance(feature, SparsePlan):
+        return feature.hash is None and feature.bins is None and feature.quantiles is None
+    return isinstance(feature, SequencePlan)
+
+
+def needed_columns(plan: Plan, shape: Shape, derived: tuple[Derived, ...]) -> list[str]:
+    """The columns of the log and its tables that anything later reads.
+
+    Raises:
+        UserError: a feature, history or derived column reads a column that is nowhere, or makes one that is there.
+    """
+    made: dict[str, str] = {}
+    lists = {f"histories.{name}": list_columns(name, history) for name, history in plan.histories.items()}
+    outputs = [(f"derive.{one.name}", one.outputs) for one in derived]
+    for where, names in [*((where, tuple(columns)) for where, columns in lists.items()), *outputs]:
+        for name in names:
+            if name in shape.types or name in made:
+                raise UserError(f"{where}: there is a column {name!r} already; choose another name")
+            made[name] = where
+    wanted: dict[str, str] = {}
+    for name, feature in plan.features.items():
+        wanted |= dict.fromkeys(_read_by(plan, name, feature), f"features.{name}")
+    for one in derived:
+        wanted |= dict.fromkeys(one.inputs, f"derive.{one.name}")
+    for where, columns in lists.items():
+        wanted |= dict.fromkeys(columns.values(), where)
+    ours = (plan.user, plan.item, plan.time, *plan.k_core, *plan.split.key, plan.split.column, *plan.keep)
+    wanted |= {column: "the plan" for column in ours if column is not None}
+    for column, where in wanted.items():
+        if column not in made and column not in shape.types:
+            raise UserError(f"{where}: there is no column {column!r}; {nearest(column, [*shape.types, *made])}")
+    return [column for column in wanted if column not in made]
+
+
+def _read_by(plan: Plan, name: str, feature: Any) -> tuple[str, ...]:
+    if isinstance(feature, OtherPlan):
+        return tuple(column for column in (feature.times, feature.now) if column is not None)
+    weights = getattr(feature, "weights", None)
+    return (column_of(plan, name), *([weights] if weights else []))
+
+
+def fit(plan: Plan, engine: Engine, grown_from: Mapping[str, pa.Table] | None = None) -> Fitted:
+    """Learn from train what the features need, and make the schema of it.
+
+    Args:
+        plan: the plan.
+        engine: with the table ROWS.
+        grown_from: vocabularies of an earlier import, by table, whose values keep their ids; new values follow.
+
+    Raises:
+        UserError: a column's type does not fit its feature, or a table would have no value.
+    """
+    kinds = engine.columns(ROWS)
+    tree: dict[str, Any] = {"tables": {}, "derive": dict(plan.derive), "features": {}}
+    vocabularies = _vocabularies(plan, engine, kinds, grown_from or {})
+    for name, table in vocabularies.items():
+        settings = plan.embeddings.get(name, TablePlan())
+        rows = int(np.max(table["id"].to_numpy(), initial=0)) + 1
+        tree["tables"][name] = {"rows": rows, **settings.model_dump(include={"dim", "init_std"}, exclude_none=True)}
+    encoded = _encoded(plan)
+    for name, feature in plan.features.items():
+        column = column_of(plan, name)
+        if isinstance(feature, DensePlan):
+            tree["features"][name] = _dense(engine, kinds, name, column, feature)
+        elif isinstance(feature, OtherPlan):
+            tree["features"][name] = feature.model_dump(mode="json", exclude_none=True)
+        elif isinstance(feature, SparsePlan) and not has_vocabulary(feature):
+            tree["features"][name] = _without_vocabulary(engine, kinds, tree, name, column, feature)
+        else:
+            entry: dict[str, Any] = {"kind": feature.kind, "table": table_of(plan, name)}
+            if isinstance(feature, SequencePlan):
+                entry |= {"max_length": _length(plan, engine, kinds, name, column, feature), "keep": feature.keep}
+            else:
+                entry |= {"pooling": feature.pooling, "weights": feature.weights}
+            entry |= {
+                "column": None if column == name else column,
+                "vocabulary": f"{VOCABULARIES}/{vocabulary_name(entry['table'])}",
+                "encoded": True if column in encoded else None,
+                "out_of_range": "unknown",
+                "missing": "unknown",
+            }
+            tree["features"][name] = {key: value for key, value in entry.items() if value is not None}
+    tree["labels"] = {}
+    unused = set(plan.embeddings) - {f["table"] for f in tree["features"].values() if "table" in f}
+    if unused:
+        one = sorted(unused)[0]
+        raise UserError(f"embeddings.{one}: no feature reads such a table; {nearest(one, vocabularies)}")
+    schema = parse_schema({key: value for key, value in tree.items() if value})
+    return Fitted(schema, tree, vocabularies, encoded)
+
+
+def _encoded(plan: Plan) -> dict[str, str]:
+    """The columns that can be written as ids: those that nothing reads but features of one vocabulary."""
+    tables: dict[str, set[str | None]] = {}
+    for name, feature in plan.features.items():
+        first, *others = _read_by(plan, name, feature) or ("",)
+        tables.setdefault(first, set()).add(table_of(plan, name) if has_vocabulary(feature) else None)
+        for column in others:
+            tables.setdefault(column, set()).add(None)
+    found = {column: next(iter(of)) for column, of in tables.items() if len(of) == 1 and column not in plan.keep}
+    return {column: table for column, table in found.items() if table is not None}
+
+
+def _vocabularies(
+    plan: Plan, engine: Engine, kinds: dict[str, str], grown_from: Mapping[str, pa.Table]
+) -> dict[str, pa.Table]:
+    columns: dict[str, list[str]] = {}
+    for name, feature in plan.features.items():
+        if has_vocabulary(feature):
+            columns.setdefault(table_of(plan, name), []).append(column_of(plan, name))
+    made_of = {out for key, h in plan.histories.items() for out in list_columns(key, h)}
+    found = {}
+    for table, read in columns.items():
+        for column in read:
+            _check_ids(kinds, column, table)
+        if len({"VARCHAR" in kinds[column] for column in read}) > 1:
+            listed = ", ".join(f"{column!r} is {kinds[column]}" for column in read)
+            raise UserError(
+                f"embeddings.{table}: its features read columns of unlike types: {listed}; give all one type"
+            )
+        # A history repeats what its source has once; it counts only where nothing else does.
+        counted = [column for column in dict.fromkeys(read) if column not in made_of] or list(dict.fromkeys(read))
+        settings = plan.embeddings.get(table, TablePlan())
+        counts = count_values(engine, counted)
+        least = settings.min_count or plan.min_count
+        kept = _grown(grown_from[table], counts, least) if table in grown_from else frequent(
+            counts, least, settings.max_size
+        )  # fmt: skip
+        if not kept.num_rows:
+            what = (
+                f"no value occurs {least} times in train; lower min_count" if counts.num_rows else "there is no value"
+            )
+            raise UserError(f"features: column {counted[0]!r}: {what}, or leave the feature out")
+        found[table] = kept
+    return found
+
+
+def _grown(before: pa.Table, counts: pa.Table, least: int) -> pa.Table:
+    """The earlier vocabulary, with the counts of now, and the new values that are frequent enough after it."""
+    old = vocabulary_from(before, "the earlier import")
+    ids = old.find(counts["value"].combine_chunks())
+    known = np.zeros(len(old.ids), np.int64)
+    known[np.searchsorted(np.sort(old.ids), ids[ids >= 0])] = counts["count"].to_numpy()[ids >= 0]
+    order = np.argsort(before["id"].to_numpy(), kind="stable")
+    head = before.take(pa.array(order)).select(["value", "id"]).append_column("count", pa.array(known))
+    fresh = frequent(counts.filter(pa.array(ids < 0)), least, first_id=int(old.ids.max(initial=0)) + 1)
+    return pa.concat_tables([head.cast(fresh.schema), fresh])
+
+
+def _check_ids(kinds: dict[str, str], column: str, table: str) -> None:
+    kind = kinds[column].removesuffix("[]")
+    if kind in FRACTIONS or kind.startswith("DECIMAL"):
+        fix = "give it bins or quantiles, make it dense, or type integer in the source's columns"
+    elif kind == "BOOLEAN":
+        fix = "make it dense, or add it to columns as ::int"
+    elif kind == "VARCHAR" or is_numeric(kind):
+        return
+    else:
+        fix = "derive hour, weekday or age of a time; other types cannot be ids"
+    raise UserError(f"features: column {column!r} is {kind}, which cannot be ids of table {table!r}: {fix}")
+
+
+def _dense(engine: Engine, kinds: dict[str, str], name: str, column: str, feature: DensePlan) -> dict[str, Any]:
+    kind = kinds[column]
+    wanted = kind.endswith("[]") == (feature.dim > 1)
+    if not wanted or not (is_numeric(kind.removesuffix("[]")) or kind == "BOOLEAN"):
+        what = "a list of numbers" if feature.dim > 1 else "a number"
+        raise UserError(
+            f"features.{name}: column {column!r} is {kind}, but a dense feature of dim {feature.dim} needs {what}"
+        )
+    entry: dict[str, Any] = {"kind": "dense", "column": column, "transform": feature.transform, "dim": feature.dim}
+    if feature.dim == 1 and kind != "BOOLEAN":
+        found = moments(engine, column, feature.transform)
+        if feature.standardize:
+            entry |= {"mean": steady(found.mean), "std": steady(found.deviation)}
+        if feature.fill == "mean":
+            raw = math.copysign(math.expm1(abs(found.mean)), found.mean) if feature.transform == "log" else found.mean
+            entry |= {"missing": "fill", "fill": steady(raw)}
+    elif feature.fill == "mean":
+        entry |= {"missing": "fill", "fill": 0.0}
+    if isinstance(feature.fill, float):
+        entry |= {"missing": "fill", "fill": feature.fill}
+    defaults = {"column": name, "transform": "none", "dim": 1, "mean": 0.0, "std": 1.0}
+    return {key: value for key, value in entry.items() if key not in defaults or value != defaults[key]}
+
+
+def _without_vocabulary(
+    engine: Engine, kinds: dict[str, str], tree: dict[str, Any], name: str, column: str, feature: SparsePlan
+) -> dict[str, Any]:
+    if feature.hash is not None:
+        entry = {"kind": "sparse", "rows": feature.hash, "hash": True, "missing": "drop", "pooling": feature.pooling}
+        return entry | ({} if column == name else {"column": column}) | (
+            {"weights": feature.weights} if feature.weights else {}
+        )  # fmt: skip
+    if not is_numeric(kinds[column]):
+        raise UserError(f"features.{name}: column {column!r} is {kinds[column]}; bins and quantiles are of numbers")
+    boundaries = feature.bins or quantiles(engine, column, feature.quantiles or 2)
+    if not boundaries:
+        raise UserError(f"features.{name}: all values of column {column!r} are equal in train; leave the feature out")
+    output = f"{name}_bin" if column == name else name
+    tree["derive"][output] = {"kind": "bucket", "column": column, "boundaries": list(boundaries)}
+    rows = len(boundaries) + 2  # the last is for missing values
+    return {"kind": "sparse", "rows": rows, "missing": "unknown", "unknown_id": rows - 1} | (
+        {} if output == name else {"column": output}
+    )
+
+
+def _length(plan: Plan, engine: Engine, kinds: dict[str, str], name: str, column: str, feature: SequencePlan) -> int:
+    if not kinds[column].endswith("[]"):
+        raise UserError(
+            f"features.{name}: column {column!r} is {kinds[column]}; a sequence needs a list (derive: split)"
+        )
+    if feature.max_length is not None:
+        return feature.max_length
+    for key, history in plan.histories.items():
+        if column in list_columns(key, history):
+            return history.max_length
+    longest = engine.value(f'select max(len("{column}")) from {ROWS}') or 1
+    return max(1, min(int(longest), MAX_GUESSED_LENGTH))
+
+
+def stored_columns(schema: FeatureSchema) -> list[str]:
+    """The columns that a row of the data set holds for its features."""
+    found: dict[str, None] = {}
+    for feature in schema.features:
+        if isinstance(feature, SparseFeature | SequenceFeature):
+            found.setdefault(feature.source)
+            if isinstance(feature, SparseFeature) and feature.weights:
+                found.setdefault(feature.weights)
+        elif feature.kind == "dense":
+            found.setdefault(feature.source)
+        elif feature.kind == "time_gap":
+            found.setdefault(feature.times)
+            found.setdefault(feature.now)
+    return list(found)

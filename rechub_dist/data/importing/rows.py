@@ -1,0 +1,299 @@
+"""The rows of an import: the log with its joined tables, columns, labels and split, in one table of the database.
+
+Besides the columns that are needed later, the table has ours: `ROW`, a row's number in the log, which is its identity
+whatever becomes of the order; `SPLIT`, the index in SPLITS, null for what is only a part of histories; `DRAWN`, whether
+it is a drawn negative; and for each history whether the row is an event of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from rechub_dist.data.importing.engine import Engine, literal, quoted
+from rechub_dist.data.importing.plan import RESERVED, SPLITS, LabelPlan, Plan, SplitPlan
+from rechub_dist.data.importing.sources import source_query
+from rechub_dist.errors import UserError, nearest, shown
+
+ROWS: Final = f"{RESERVED}rows"
+JOINED: Final = f"{RESERVED}joined"
+ROW: Final = f"{RESERVED}row"
+SPLIT: Final = f"{RESERVED}split"
+DRAWN: Final = f"{RESERVED}drawn"
+WEIGHT: Final = "row_weight"
+
+LabelType = Literal["classification", "regression"]
+NUMBERS: Final = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT")
+FRACTIONS: Final = ("FLOAT", "DOUBLE")
+_ALIASES: Final = {"validation": "valid", "val": "valid", "dev": "valid", "eval": "valid"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the plan's expressions and columns turned out to be.
+
+    Attributes:
+        types: of all columns that a row may have: the log's, the tables', the plan's.
+        origin: by column of a table, the table's name.
+        labels: their types in a schema; None where the values decide.
+    """
+
+    types: dict[str, str]
+    origin: dict[str, str]
+    labels: dict[str, LabelType | None]
+
+
+def flag(history: str) -> str:
+    """The column that says whether a row is an event of a history."""
+    return f"{RESERVED}of_{history}"
+
+
+def join_sources(plan: Plan, engine: Engine) -> Shape:
+    """Make the view JOINED of the log and its tables, with the plan's columns; check all expressions against it.
+
+    Raises:
+        UserError: a source, key or expression is wrong; names the plan's key.
+    """
+    log = source_query(plan.log, engine, "log")
+    types = engine.columns(f"({log})")
+    if not types:
+        raise UserError(f"log: {', '.join(plan.log.path or ())} has no column")
+    origin: dict[str, str] = {}
+    parts, joins = ["l.*"], []
+    for name, table in plan.tables.items():
+        where = f"tables.{name}"
+        query = source_query(table, engine, where)
+        columns = engine.columns(f"({query})")
+        on = table.on or table.key
+        for key, known, what in ((table.key, columns, f"{where}.key: the table"), (on, types, f"{where}.on: the log")):
+            if key not in known:
+                raise UserError(f"{what} has no column {key!r}; {nearest(key, known)}")
+        if _family(columns[table.key]) != _family(types[on]):
+            raise UserError(
+                f"{where}.key: {table.key!r} is {columns[table.key]}, but {on!r} of the log is {types[on]}; give both "
+                "the same type in columns"
+            )
+        _check_unique(engine, query, table.key, where)
+        added = [column for column in columns if column != table.key]
+        for column in added:
+            if column in types:
+                raise UserError(
+                    f"{where}: there is a column {column!r} in {origin.get(column, 'the log')} too; rename one in its "
+                    "file, or leave it out of the table"
+                )
+            types[column], origin[column] = columns[column], name
+        alias = quoted(f"t {name}")
+        parts += [f"{alias}.{quoted(column)}" for column in added]
+        joins.append(f"left join ({query}) as {alias} on l.{quoted(on)} = {alias}.{quoted(table.key)}")
+    numbered = f"(select row_number() over () - 1 as {ROW}, * from ({log}))"
+    engine.run(f"create or replace view {JOINED} as select {', '.join(parts)} from {numbered} as l {' '.join(joins)}")
+    return _with_expressions(plan, engine, types, origin)
+
+
+def _with_expressions(plan: Plan, engine: Engine, types: dict[str, str], origin: dict[str, str]) -> Shape:
+    for name, expression in plan.columns.items():
+        if name in types:
+            raise UserError(f"columns.{name}: there is a column of that name already; choose another")
+        types[name] = engine.expression_type(expression, JOINED, f"columns.{name}")
+    if plan.columns:
+        added = ", ".join(f"({expression}\n) as {quoted(name)}" for name, expression in plan.columns.items())
+        engine.run(f"create or replace view {JOINED}_2 as select *, {added} from {JOINED}")
+    view = f"{JOINED}_2" if plan.columns else JOINED
+    labels: dict[str, LabelType | None] = {}
+    for name, label in plan.labels.items():
+        kind = engine.expression_type(expression_of(label), view, f"labels.{name}")
+        if kind != "BOOLEAN" and not is_numeric(kind):
+            raise UserError(
+                f"labels.{name}: {shown(expression_of(label))} is {kind}; a label is a number, or true or false"
+            )
+        wanted = label.type if isinstance(label, LabelPlan) else None
+        labels[name] = wanted or ("classification" if kind == "BOOLEAN" else None)
+    booleans = {"filter": plan.filter, **{f"histories.{k}.where": h.where for k, h in plan.histories.items()}}
+    for where, condition in booleans.items():
+        if condition is not None and (kind := engine.expression_type(condition, view, where)) != "BOOLEAN":
+            raise UserError(f"{where}: {shown(condition)} is {kind}, not true or false")
+    if plan.weight is not None and not is_numeric(kind := engine.expression_type(plan.weight, view, "weight")):
+        raise UserError(f"weight: {shown(plan.weight)} is {kind}; a weight is a number")
+    for key in ("user", "item", "time"):
+        _check_column(getattr(plan, key), types, key)
+    for name in (*plan.k_core, *plan.split.key, *filter(None, [plan.split.column]), *plan.keep):
+        _check_column(name, types, "k_core, split or keep")
+    if plan.time is not None and not (
+        is_numeric(types[plan.time]) or types[plan.time].startswith(("TIMESTAMP", "DATE"))
+    ):
+        raise UserError(f"time: column {plan.time!r} is {types[plan.time]}; a time is a number, a date or a timestamp")
+    return Shape(types, origin, labels)
+
+
+def make_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
+    """Fill the table ROWS with the columns `needed`, and drop what the k-core drops; returns the rows of the log.
+
+    Raises:
+        UserError: an unreadable value, or nothing is left.
+    """
+    view = f"{JOINED}_2" if plan.columns else JOINED
+    chosen = dict.fromkeys(needed)
+    for name in plan.labels:
+        if name in chosen:
+            raise UserError(f"labels.{name}: a feature, key or history reads a column of that name; rename the label")
+    parts = [ROW, *(quoted(name) for name in chosen)]
+    for name, label in plan.labels.items():
+        boolean = engine.expression_type(expression_of(label), view, name) == "BOOLEAN"
+        parts.append(f"({expression_of(label)}\n){'::TINYINT' if boolean else ''} as {quoted(name)}")
+    if plan.weight is not None:
+        parts.append(f"({plan.weight}\n)::DOUBLE as {WEIGHT}")
+    for name, history in plan.histories.items():
+        condition = "true" if history.where is None else f"coalesce(({history.where}\n), false)"
+        parts.append(f"{condition} as {quoted(flag(name))}")
+    where = "true" if plan.filter is None else f"({plan.filter}\n)"
+    engine.run(
+        f"create or replace table {ROWS} as select {', '.join(parts)}, false as {DRAWN}, 0::TINYINT as {SPLIT} "
+        f"from {view} where {where}",
+        "log",
+    )
+    read: int = engine.value(f"select count(*) from ({source_query(plan.log, engine, 'log')})") if plan.filter else 0
+    read = read or engine.value(f"select count(*) from {ROWS}")
+    if not engine.value(f"select count(*) from {ROWS}"):
+        what = f"filter {shown(plan.filter)} leaves no row" if plan.filter and read else "there is no row"
+        raise UserError(f"{', '.join(plan.log.path or ())}: {what}")
+    _k_core(plan, engine)
+    return read
+
+
+def _k_core(plan: Plan, engine: Engine) -> None:
+    before = -1
+    while plan.k_core and (left := engine.value(f"select count(*) from {ROWS}")) != before:
+        before = left
+        for name, least in plan.k_core.items():
+            column = quoted(name)
+            engine.run(
+                f"delete from {ROWS} where {column} is null or {column} in "
+                f"(select {column} from {ROWS} group by {column} having count(*) < {least})"
+            )
+    if plan.k_core and not before:
+        raise UserError(f"k_core: no row is left with {dict(plan.k_core)}; lower the numbers")
+
+
+def make_splits(plan: Plan, engine: Engine, shape: Shape) -> None:
+    """Write each row's split.
+
+    Raises:
+        UserError: times or users are missing, a time in the plan is none of the column's, or train would be empty.
+    """
+    split = plan.split
+    for key, why in (("time", split.by == "time" or plan.histories or split.rows_from), ("user", plan.histories)):
+        name = getattr(plan, key)
+        if why and name is not None and (nulls := _count(engine, f"{quoted(name)} is null")):
+            raise UserError(f"{key}: {nulls:,} rows have no {name!r}; leave them out: filter: {name} is not null")
+    if split.by == "leave-last-out":
+        ranked = (
+            f"select {ROW} as r, row_number() over (partition by {quoted(plan.user or '')} order by "
+            f"{quoted(plan.time or '')} desc, {ROW} desc) as n, "
+            f"count(*) over (partition by {quoted(plan.user or '')}) as all_rows from {ROWS}"
+        )
+        engine.run(
+            f"update {ROWS} set {SPLIT} = case n when 1 then 2 when 2 then 1 else 0 end from ({ranked}) as ranked "
+            f"where {ROW} = r and all_rows >= 3"
+        )
+    else:
+        rule = _by_column(engine, split) if split.by == "column" else _rule(plan, engine, shape)
+        engine.run(f"update {ROWS} set {SPLIT} = {rule}")
+    if split.rows_from is not None:
+        begin = _time_literal(split.rows_from, "split.rows_from", plan, engine, shape)
+        engine.run(f"update {ROWS} set {SPLIT} = null where {quoted(plan.time or '')} < {begin}")
+    if not _count(engine, f"{SPLIT} = 0"):
+        raise UserError(f"split: by {split.by} leaves no row for train; change its shares, times or column")
+
+
+def _rule(plan: Plan, engine: Engine, shape: Shape) -> str:
+    """An expression for a row's split."""
+    split = plan.split
+    if split.by == "time":
+        time = quoted(plan.time or "")
+        if split.valid_from is not None and split.test_from is not None:
+            valid, test = (
+                _time_literal(text, f"split.{key}", plan, engine, shape)
+                for key, text in (("valid_from", split.valid_from), ("test_from", split.test_from))
+            )
+        else:
+            valid, test = (_cut(engine, time, share) for share in (split.valid + split.test, split.test))
+        return f"case when {time} >= {test} then 2 when {time} >= {valid} then 1 else 0 end"
+    keys = [plan.user or ""] if split.by == "user" else [*split.key] or [ROW]
+    text = ", ".join(f"coalesce({quoted(key)}::VARCHAR, chr(30))" for key in keys)
+    drawn = f"md5_number_lower(concat_ws(chr(31), '{plan.seed}', {text}))::DOUBLE / 18446744073709551616.0"
+    parts = (1 - split.test, 1 - split.test - split.valid)
+    return f"case when {drawn} >= {parts[0]!r} then 2 when {drawn} >= {parts[1]!r} then 1 else 0 end"
+
+
+def _cut(engine: Engine, time: str, share: float) -> str:
+    """The time from which on the newest `share` of the rows are; rows of one time stay together."""
+    rows = _count(engine, "true")
+    at = rows - round(rows * share)
+    if at >= rows:
+        return "null"  # which no time reaches
+    kind = engine.columns(ROWS)[time.strip('"').replace('""', '"')]
+    found = engine.value(f"select {time}::VARCHAR from (select {time} from {ROWS} order by {time} limit 1 offset {at})")
+    return f"{literal(found)}::{kind}"
+
+
+def _by_column(engine: Engine, split: SplitPlan) -> str:
+    column = f"lower({quoted(split.column or '')}::VARCHAR)"
+    known = {**{name: i for i, name in enumerate(SPLITS)}, **{k: SPLITS.index(v) for k, v in _ALIASES.items()}}
+    cases = " ".join(f"when {literal(name)} then {index}" for name, index in known.items())
+    names = ", ".join(literal(name) for name in known)
+    wrong = engine.run(
+        f"select {column}, count(*) from {ROWS} where coalesce({column} not in ({names}), true) group by 1 limit 1"
+    )
+    if wrong:
+        raise UserError(
+            f"split.column: {wrong[0][1]:,} rows have {shown(wrong[0][0])} in column {split.column!r}; it must be "
+            "train, valid or test"
+        )
+    return f"case {column} {cases} end"
+
+
+def _time_literal(text: str, where: str, plan: Plan, engine: Engine, shape: Shape) -> str:
+    kind = shape.types[plan.time or ""]
+    try:
+        engine.run(f"select {literal(text)}::{kind}")
+    except UserError:
+        how = "a number in the column's unit" if is_numeric(kind) else "such as 2024-05-01 or 2024-05-01 12:00:00"
+        raise UserError(f"{where}: {shown(text)} is no {kind}, which column {plan.time!r} is; write {how}") from None
+    return f"{literal(text)}::{kind}"
+
+
+def expression_of(label: str | LabelPlan) -> str:
+    """The SQL of a label."""
+    return label if isinstance(label, str) else label.expression
+
+
+def is_numeric(kind: str) -> bool:
+    """Whether DuckDB's type is one of numbers."""
+    return kind in NUMBERS or kind in FRACTIONS or kind.startswith("DECIMAL")
+
+
+def _count(engine: Engine, condition: str) -> int:
+    return int(engine.value(f"select count(*) from {ROWS} where {condition}"))
+
+
+def _family(kind: str) -> str:
+    return "number" if is_numeric(kind) else kind
+
+
+def _check_unique(engine: Engine, query: str, key: str, where: str) -> None:
+    twice = engine.run(
+        f"select {quoted(key)}, count(*) as n from ({query}) where {quoted(key)} is not null group by 1 having n > 1 "
+        "order by 1 limit 1",
+        where,
+    )
+    if twice:
+        raise UserError(
+            f"{where}.key: {twice[0][1]:,} rows have the {key} {shown(twice[0][0])}, which would multiply the log's; "
+            "keep one row per key"
+        )
+
+
+def _check_column(name: str | None, types: dict[str, str], where: str) -> None:
+    if name is not None and name not in types:
+        raise UserError(f"{where}: there is no column {name!r}; {nearest(name, types)}")

@@ -1,0 +1,147 @@
+"""The files of a plan's sources, as queries of DuckDB."""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from rechub_dist.data.importing.engine import Engine, literal, literals, quoted
+from rechub_dist.data.importing.plan import TYPES, Source
+from rechub_dist.errors import UserError, nearest, one_line, shown
+
+_FORMATS: Final = {
+    "csv": "csv", "tsv": "csv", "psv": "csv", "txt": "csv", "dat": "csv", "data": "csv", "log": "csv",
+    "json": "json", "jsonl": "json", "ndjson": "json",
+    "parquet": "parquet", "pq": "parquet",
+}  # fmt: skip
+_PACKED: Final = {".gz": "gzip", ".zst": "zstd"}
+_TABS: Final = {".tsv": "\t"}
+
+
+def source_files(source: Source, where: str) -> list[str]:
+    """The files of a source, those of a folder or pattern in the order of the numbers in their names.
+
+    Raises:
+        UserError: none is named, or there is none.
+    """
+    if source.path is None:
+        raise UserError(f"{where}.path: no file is named; give the command a SOURCE, or write path")
+    found: list[str] = []
+    for name in source.path:
+        if "://" in name:
+            raise UserError(f"{where}.path: {shown(name)} is an address; copy or mount it, and name a path")
+        path = Path(name)
+        if path.is_dir():
+            inside = [str(p) for p in path.iterdir() if p.name[0] not in "._" and _suffix(p.name)[0] in _FORMATS]
+            if not inside:
+                raise UserError(f"{where}.path: {name} holds no file that ends in .csv, .tsv, .json or .parquet")
+        elif path.is_file():
+            inside = [name]
+        else:
+            inside = [p for p in glob.glob(name, recursive=True) if Path(p).is_file()]
+            if not inside:
+                raise UserError(f"{where}.path: there is no file {name}; check the path")
+        found += sorted(inside, key=_natural)
+    return found
+
+
+def source_query(source: Source, engine: Engine, where: str, sample: int | None = None) -> str:
+    """A query for the rows of a source, its files after each other, with the types that the plan gives.
+
+    Args:
+        source: the source.
+        engine: to look at the files with.
+        where: the plan's key.
+        sample: rows to guess types from, where the plan gives none; -1 for all.
+
+    Raises:
+        UserError: a file is missing or unreadable, or a column that the plan names is not there.
+    """
+    files = source_files(source, where)
+    kinds = {source.format or _format(file, where) for file in files}
+    if len(kinds) > 1:
+        raise UserError(f"{where}.path: the files are {' and '.join(sorted(kinds))}; name files of one format")
+    query = {"csv": _csv, "json": _json, "parquet": _parquet}[kinds.pop()](source, files, sample)
+    columns = engine.columns(f"({query})")
+    if len(folded := {name.casefold() for name in columns}) < len(columns):
+        twice = next(name for name in folded if sum(c.casefold() == name for c in columns) > 1)
+        raise UserError(f"{files[0]}: several columns are named {twice!r}, whatever their case; rename all but one")
+    cast = []
+    for name, kind in (source.columns or {}).items():
+        if name not in columns:
+            raise UserError(f"{where}.columns: {files[0]} has no column {name!r}; {nearest(name, columns)}")
+        if columns[name] != TYPES[kind]:
+            cast.append(f"cast({quoted(name)} as {TYPES[kind]}) as {quoted(name)}")
+    return f"select * replace ({', '.join(cast)}) from ({query})" if cast else query
+
+
+def _csv(source: Source, files: list[str], sample: int | None) -> str:
+    types = {name: TYPES[kind] for name, kind in (source.columns or {}).items()}
+    options = [f"nullstr = {literals(source.nulls)}"]
+    delimiter = source.delimiter or _TABS.get(_suffix(files[0])[1])
+    if delimiter is not None:
+        options.append(f"delim = {literal(delimiter)}")
+    options.append(f"quote = {literal(source.quote)}")
+    if not source.quote:
+        options.append("escape = ''")
+    if source.encoding != "utf-8":
+        options.append(f"encoding = {literal(source.encoding)}")
+    if source.header is not None:
+        options.append(f"header = {str(source.header).lower()}")
+    if source.times is not None:
+        options.append(f"timestampformat = {literal(source.times)}")
+    if source.header is False:
+        options.append(f"names = {literals(types)}")
+    plain = {name: kind for name, kind in types.items() if not kind.endswith("[]")}
+    if plain:
+        options.append(f"types = {{{', '.join(f'{literal(name)}: {literal(kind)}' for name, kind in plain.items())}}}")
+    return _reading("read_csv", source, files, options, sample)
+
+
+def _json(source: Source, files: list[str], sample: int | None) -> str:
+    return _reading("read_json", source, files, ["format = 'auto'", "maximum_depth = 3"], sample)
+
+
+def _parquet(source: Source, files: list[str], sample: int | None) -> str:  # noqa: ARG001 - as the others
+    return _reading("read_parquet", source, files, [], None)
+
+
+def _reading(function: str, source: Source, files: list[str], options: list[str], sample: int | None) -> str:
+    if sample is not None:
+        options = [*options, f"sample_size = {sample}"]
+    if source.file_column is not None:
+        options = [*options, f"filename = {literal(source.file_column)}"]
+    return f"select * from {function}({', '.join([literals(files), *options])})"
+
+
+def _format(file: str, where: str) -> str:
+    """What a file holds, by its name, else by how it begins. Raises UserError."""
+    suffix = _suffix(file)[0]
+    if suffix in _FORMATS:
+        return _FORMATS[suffix]
+    try:
+        with pa.input_stream(file) as stream:  # unpacked by the name's ending
+            head = stream.read(4096)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{where}: {file} cannot be read: {one_line(error)}") from None
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if b"\0" in head[:64] and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{where}: {file} is neither text nor Parquet; write format: csv, json or parquet if it is")
+    return "json" if head.lstrip().startswith(b"{") else "csv"
+
+
+def _suffix(name: str) -> tuple[str, str]:
+    """The ending that tells the format, without and with its dot; .gz and .zst come off first."""
+    path = Path(name)
+    if path.suffix in _PACKED:
+        path = path.with_suffix("")
+    return path.suffix[1:].lower(), path.suffix.lower()
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
