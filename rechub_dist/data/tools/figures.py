@@ -9,14 +9,27 @@ from rechub_dist.data.tools.roles import Roles
 from rechub_dist.reporting.strict_json import finite
 
 
+@dataclass(frozen=True)
+class Run:
+    """The planned run, for how well its order would shuffle the rows: `data.batch_size`, ranks, `data.max_streams`."""
+
+    batch_size: int = 8192
+    ranks: int = 1
+    max_streams: int = 64
+
+
 @dataclass
 class SplitProfile:
-    """A split: `rows` has it, `read` were profiled; sizes in bytes; `shuffle` has the figures of `layout_quality`."""
+    """A split: `rows` has it, `read` were profiled; sizes in bytes.
+
+    `shuffle` has the figures of `layout_quality` for the run, `warning` what `layout_warning` says of them.
+    """
 
     name: str
     path: str
     rows: int
     read: int
+    run: Run
     files: int = 0
     bytes: int = 0
     row_groups: int = 0

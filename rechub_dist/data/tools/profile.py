@@ -7,7 +7,7 @@ sample. NaN counts as missing, apart from nulls; infinite values are counted, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final
 
 import numpy as np
@@ -15,24 +15,16 @@ import pyarrow as pa
 
 from rechub_dist.data.columns.vocabulary import read_vocabulary
 from rechub_dist.data.order.quality import layout_quality, layout_warning
-from rechub_dist.data.tools.figures import ColumnProfile, LabelProfile, Overlap, Part, Profile, SplitProfile
+from rechub_dist.data.tools.figures import ColumnProfile, LabelProfile, Overlap, Part, Profile, Run, SplitProfile
 from rechub_dist.data.tools.measure import Measure, time_range
 from rechub_dist.data.tools.roles import Roles, find_roles
 from rechub_dist.data.tools.tables import Column, Progress, Split, Tables
 from rechub_dist.errors import UserError, one_line
+from rechub_dist.redaction import redacted
 
 EXACT_DISTINCT: Final = 5_000_000  # about as many distinct values, over all splits, are still counted exactly
 _LABEL_VALUES = 10  # a label with as many values or fewer is shown by value
 _AT_ONCE = 64  # columns in one pass
-
-
-@dataclass(frozen=True)
-class Run:
-    """The planned run, for how well its order would shuffle the rows: `data.batch_size`, ranks, `data.max_streams`."""
-
-    batch_size: int = 8192
-    ranks: int = 1
-    max_streams: int = 64
 
 
 def profile(
@@ -115,7 +107,7 @@ def _column(tables: Tables, column: Column, roles: Roles) -> ColumnProfile:
 
 
 def _split_profile(split: Split, run: Run) -> SplitProfile:
-    found = SplitProfile(split.name, split.path, split.rows, split.read)
+    found = SplitProfile(split.name, redacted(split.path), split.rows, split.read, run)
     if (manifest := split.manifest) is None:
         return found
     sizes = [count for count in manifest.counts if count]

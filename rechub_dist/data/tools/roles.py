@@ -128,7 +128,7 @@ def _from_schema(schema: FeatureSchema, columns: dict[str, Column], roles: Roles
         if isinstance(feature, StoredFeature) and getattr(feature, "encoded", False) and feature.vocabulary is not None:
             roles.vocabularies[feature.source] = feature.vocabulary
     for label in schema.labels:
-        kinds.setdefault(label.source, []).append(f"label ({label.type})")
+        kinds.setdefault(label.source, []).append("label")
     if schema.weight is not None:
         kinds.setdefault(schema.weight, []).append("weight")
     roles.labels = tuple(label.source for label in schema.labels if label.source in columns)

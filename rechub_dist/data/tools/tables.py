@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -184,13 +185,6 @@ class Tables:
         except duckdb.Error as error:
             raise UserError(f"{self.path}: DuckDB cannot read it ({one_line(error)[:300]}); check the files") from None
 
-    def arrays(self, sql: str) -> pa.Table:
-        """The rows of a query as an Arrow table. Raises as `rows`."""
-        try:
-            return self._database.execute(sql).to_arrow_table()
-        except duckdb.Error as error:
-            raise UserError(f"{self.path}: DuckDB cannot read it ({one_line(error)[:300]}); check the files") from None
-
     def values(self, column: Column, splits: Sequence[int] | None = None, *, elements: bool = False) -> str:
         """SQL for rows (s: index of the split, v: value) of splits with rows that have the column, by default all.
 
@@ -203,6 +197,26 @@ class Tables:
                 value = column.sql if kind == column.type else f"CAST({column.sql} AS {column.type})"
                 parts.append(f"SELECT {s} AS s, {f'unnest({value})' if elements else value} AS v FROM split{s}")
         return " UNION ALL ".join(parts) or "SELECT 0 AS s, NULL AS v WHERE false"
+
+    def sample(self, s: int, rows: int) -> None:
+        """Make the view `sample`: at most so many rows of a split that has some, with their `position` in their file.
+
+        They are from row groups spread evenly over the split, and the same ones each time.
+
+        Raises:
+            UserError: the data cannot be read.
+        """
+        split = self.splits[s]
+        assert split.manifest is not None
+        names = split.schema.names
+        files = self._copied("sample", split, min(rows, split.rows), _silent)
+        scan, _ = self._scan("sample", files)
+        scan = f"{scan[:-1]}, file_row_number = true)"
+        numbers = {column.name: column.sql for column in self.columns}
+        columns = ", ".join(f"c{i} AS {numbers[name]}_" for i, name in enumerate(names))
+        columns = f"SELECT {columns}, file_row_number AS position {scan}"
+        renamed = ", ".join(f"{numbers[name]}_ AS {numbers[name]}" for name in names)
+        self._database.execute(f"CREATE OR REPLACE VIEW sample AS SELECT {renamed}, position FROM ({columns})")
 
     def _view(
         self, index: int, split: Split, sample: int | None, numbers: dict[str, int], progress: Progress
@@ -218,21 +232,21 @@ class Tables:
         few = limit if limit is not None and limit < split.rows else None
         if not is_remote(split.path) and few is None:
             files = [str(local_path(file.path)) for file in split.manifest.files if sum(file.counts)]
-            scan, types = self._scan(index, files)
+            scan, types = self._scan(f"split{index}", files)
             if set(types) == set(names):
                 self._create(index, scan, {name: numbers[name] for name in names})
                 return split, types
             # DuckDB ignores the case of names, has none that are empty, and renames what it cannot tell apart
-        scan, types = self._scan(index, self._copied(index, split, few, progress))
+        scan, types = self._scan(f"split{index}", self._copied(f"split{index}", split, few, progress))
         known = {name: f"c{i}" for i, name in enumerate(names)}
         self._create(index, scan, {known[name]: numbers[name] for name in names})
         read = split.rows if few is None else few
         return replace(split, read=read), {name: types[known[name]] for name in names}
 
-    def _scan(self, index: int, files: list[str]) -> tuple[str, dict[str, str]]:
+    def _scan(self, view: str, files: list[str]) -> tuple[str, dict[str, str]]:
         """SQL that scans Parquet files, and DuckDB's types by the column's name in them."""
-        self._database.execute(f"SET VARIABLE files{index} = $1", [[_literal(file) for file in files]])
-        scan = f"FROM read_parquet(getvariable('files{index}'), hive_partitioning = false"
+        self._database.execute(f"SET VARIABLE files_of_{view} = $1", [[_literal(file) for file in files]])
+        scan = f"FROM read_parquet(getvariable('files_of_{view}'), hive_partitioning = false"
         types = {name: kind for name, kind, *_ in self.rows(f"DESCRIBE {scan})")}
         if len(files) > 1:  # all footers are read for this at each query, so only if they differ
             united = {name: kind for name, kind, *_ in self.rows(f"DESCRIBE {scan}, union_by_name = true)")}
@@ -244,20 +258,22 @@ class Tables:
         columns = ", ".join(f"{_quoted(name)} AS c{number}" for name, number in numbers.items())
         self._database.execute(f"CREATE VIEW split{index} AS SELECT {columns} {scan}")
 
-    def _copied(self, index: int, split: Split, rows: int | None, progress: Progress) -> list[str]:
+    def _copied(self, view: str, split: Split, rows: int | None, progress: Progress) -> list[str]:
         """Copy a split's rows, or some of them, to local files with columns c0, c1, ...; returns the files."""
         assert split.manifest is not None
         names, opened = split.schema.names, OpenFiles()
         chosen = _chosen(split.manifest, rows)
-        (self._folder / f"{index}").mkdir()
+        folder = self._folder / view
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
 
         def copy(item: tuple[int, tuple[DataFile, int, int]]) -> str:
             number, (file, group, quota) = item
             table = opened.read(file, group, names).select(names)
             if quota < len(table):
-                generator = np.random.default_rng([index, number])
+                generator = np.random.default_rng(number)
                 table = table.take(np.sort(generator.choice(len(table), quota, replace=False)))
-            out = self._folder / f"{index}" / f"{number}.parquet"
+            out = folder / f"{number}.parquet"
             pq.write_table(table.rename_columns([f"c{i}" for i in range(len(names))]), out)
             return str(out)
 
