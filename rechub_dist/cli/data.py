@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import markup
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
+
+from rechub_dist.errors import printable, shortened
 
 from rechub_dist.cli.importing import import_tables
 
@@ -172,62 +174,76 @@ def inspect(
     ranks: Annotated[int, typer.Option(min=1, help="World size of the planned run.")] = 1,
     max_streams: Annotated[int, typer.Option(min=1, help="data.max_streams of the planned run.")] = 64,
     max_lanes: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,  # its former name
+    user: Annotated[str | None, typer.Option(help="Column of user ids; default: by its name.")] = None,
+    item: Annotated[str | None, typer.Option(help="Column of item ids; default: by its name or dataset.yaml.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of times; default: by its name or values.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Column of labels; repeatable. Default: by dataset.yaml or its name.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Read at most this many rows of each split; default all of local files.")
+    ] = None,
+    leaks: Annotated[bool, typer.Option("--leaks", help="Look for what training must not know.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with plots to this file.")] = None,
 ) -> None:
-    """Show schema, rows, row groups and null counts, and how well training would shuffle the rows.
+    """Show what a data set holds, split by split, and how well training would shuffle the rows.
 
-    For a prepared folder, each split is shown. With --schema, guess a dataset.yaml from all splits.
+    For each column: nulls, distinct and frequent values, a histogram. Also rates of labels, ranges of time, lengths of
+    histories, and the users and items of valid and test that train lacks. See docs/inspect.md.
 
-    Example: rechub-dist data inspect data/mine --schema --write
+    With --schema, guess a dataset.yaml from all splits instead.
+
+    Example: rechub-dist data inspect data/mine --html mine.html --leaks
     """
-    from rechub_dist.data.parquet.manifest import prepared_splits  # noqa: PLC0415
-
-    splits = prepared_splits(path)
     if schema:
-        from rechub_dist.data.tools.guess import guess_schema  # noqa: PLC0415
-
-        with _progress() as bar:
-            task = bar.add_task("row groups", total=None)
-            guess = guess_schema(path, lambda done, total: bar.update(task, completed=done, total=total))
-        if not write:
-            print(guess.text, end="")
-        for file in guess.write() if write else ():
-            print(file)
+        _schema(path, write)
         return
     if write:
         raise typer.BadParameter("--write needs --schema")
-    for shown in [f"{path}/{split}" for split in splits] or [path]:
-        _show(shown, batch_size, ranks, max_lanes or max_streams)
+    from rechub_dist.cli.inspect import show_leaks, show_profile  # noqa: PLC0415
+    from rechub_dist.data.tools.figures import Run  # noqa: PLC0415
+    from rechub_dist.data.tools.leaks import find_leaks  # noqa: PLC0415
+    from rechub_dist.data.tools.profile import profile_tables  # noqa: PLC0415
+    from rechub_dist.data.tools.profile_html import check_page, write_page  # noqa: PLC0415
+    from rechub_dist.data.tools.roles import find_roles  # noqa: PLC0415
+    from rechub_dist.data.tools.tables import Tables  # noqa: PLC0415
+    from rechub_dist.reporting.strict_json import dumps  # noqa: PLC0415
+
+    if html is not None:
+        check_page(html)
+    with _progress() as bar:
+        task = bar.add_task("footers", total=None)
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=markup.escape(printable(shortened(what, 40))), completed=done, total=total)
+
+        with Tables(path, sample=sample, progress=progress) as tables:
+            roles = find_roles(tables, user=user, item=item, time=time, labels=tuple(label or ()))
+            found = profile_tables(tables, roles, Run(batch_size, ranks, max_lanes or max_streams), progress)
+            report = find_leaks(tables, roles, progress) if leaks else None
+    if html is not None:
+        write_page(html, found, report)
+    if as_json:
+        tree = found.tree()
+        print(dumps(tree if report is None else {**tree, "leaks": report.tree()}))
+        return
+    show_profile(found)
+    if report is not None:
+        show_leaks(report)
 
 
-def _show(path: str, batch_size: int, ranks: int, max_streams: int) -> None:
-    """Print the report of `inspect` for one split."""
-    from rechub_dist.data.order.quality import layout_quality, layout_warning  # noqa: PLC0415
-    from rechub_dist.data.parquet.manifest import Manifest, describe  # noqa: PLC0415
+def _schema(path: str, write: bool) -> None:
+    """Print a guessed schema, or write it and print the files."""
+    from rechub_dist.data.tools.guess import guess_schema  # noqa: PLC0415
 
-    found = describe(path)
-    console = Console()
-    table = Table("column", "type", "nulls", title=path, title_justify="left")
-    for column in found["columns"]:
-        table.add_row(column["name"], column["type"], f"{column['nulls']:,}")
-    console.print(table)
-    groups = found["row_group_rows"]
-    console.print(
-        f"{found['rows']:,} rows in {found['row_groups']:,} row groups of {groups['min']:,} to {groups['max']:,} rows, "
-        f"{found['files']:,} file(s), {found['bytes']:,} bytes",
-        highlight=False,
-    )
-    counts = Manifest.read(str(path)).counts
-    quality = layout_quality(counts, batch_size, ranks, max_streams=max_streams)
-    console.print(
-        f"shuffled in batches of {batch_size:,} on {ranks:,} rank(s): a batch has rows of "
-        f"{quality.groups_per_batch:.0f} row groups, rank correlation of stored and read order "
-        f"{quality.rank_correlation:+.3f}, {quality.amplification:.2f} rows decoded for each row read, at most "
-        f"{quality.peak_rows:,} rows open on a rank",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if (warning := layout_warning(str(path), counts, batch_size, ranks, max_streams=max_streams)) is not None:
-        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+    with _progress() as bar:
+        task = bar.add_task("row groups", total=None)
+        guess = guess_schema(path, lambda done, total: bar.update(task, completed=done, total=total))
+    if not write:
+        print(guess.text, end="")
+    for file in guess.write() if write else ():
+        print(file)
 
 
 @data_app.command()

@@ -29,12 +29,12 @@ from rechub_dist.features import DenseFeature, Feature, FeatureSchema, Label, Se
 _OUTCOME = (
     r"target|y|click(ed|s)?|convert(ed)?|conversions?|purchased?|buy|bought|liked?|rating|ratings|rate|stars|outcome"
 )
-_LABEL = re.compile(rf"(is_)?(label|{_OUTCOME})(_?\d+)?|label_.*|.*_(label|rating)", re.IGNORECASE)
+LABEL_NAME = re.compile(rf"(is_)?(label|{_OUTCOME})(_?\d+)?|label_.*|.*_(label|rating)", re.IGNORECASE)
 _FLAG = re.compile(r"(is|has|did)_.*", re.IGNORECASE)  # a label if its values are 0 and 1
 _WORD_LABEL = re.compile(r"label|target|outcome|class|income", re.IGNORECASE)
 _WEIGHT = re.compile(r"(sample_|row_|example_)?(weight|importance)", re.IGNORECASE)
 _ROW = re.compile(r"unnamed: ?\d+|__index_level_\d+__|(row_?)?(index|idx|number|num|no|nr)|row_?id", re.IGNORECASE)
-_TIME = re.compile(r"time|date|(^|_)(ts|dt|day|at)(_|$)", re.IGNORECASE)
+TIME_NAME = re.compile(r"time|date|(^|_)(ts|dt|day|at)(_|$)", re.IGNORECASE)
 # from 1990 to 2100, in seconds (also tried in milliseconds, microseconds, nanoseconds), and as 19900101
 _SECONDS = (631_152_000, 4_102_444_800)
 _DAYS = (19_000_101, 21_001_231)
@@ -150,7 +150,7 @@ def _fill(guess: Guess, facts: list[Facts], rows: int) -> None:
     """Decide what each column is; `rows` are those of the train split."""
     scalars = [f for f in facts if f.name and not f.index and not is_list(f.type) and is_number(f.type)]
     scalars = [f for f in scalars if f.low is not None]
-    named = {f.name for f in scalars if _LABEL.fullmatch(f.name)}
+    named = {f.name for f in scalars if LABEL_NAME.fullmatch(f.name)}
     named |= {f.name for f in scalars if f.binary and _FLAG.fullmatch(f.name)}
     labels = named or {f.name for f in scalars if f.binary}
     names = {f.name for f in facts}
@@ -197,14 +197,21 @@ def _why_not(f: Facts, rows: int, *, any_label: bool) -> str | None:
 
 def _is_time(f: Facts) -> bool:
     """Whether a column is named like a time, and all of its values may be times."""
-    if is_list(f.type) or not _TIME.search(f.name):
+    if is_list(f.type) or not TIME_NAME.search(f.name):
         return False
     if not is_number(f.element):
         values = None if f.values is None else f.values.sorted()["value"]
         iso = values is not None and pc.match_substring_regex(values, r"^\d{4}-\d\d-\d\d([T ]\d\d:.*)?$")
         return bool(iso is not None and values is not None and len(values) and pc.all(iso).as_py())
-    ranges = [*((_SECONDS[0] * unit, _SECONDS[1] * unit) for unit in (1, 10**3, 10**6, 10**9)), _DAYS]
-    return any(low <= f.low and f.high <= high for low, high in ranges)
+    return time_unit(f.low, f.high) is not None
+
+
+def time_unit(low: Any, high: Any) -> str | None:
+    """The unit in which numbers of this range may be times: s, ms, us, ns since 1970, or `day` as 19900101."""
+    if _DAYS[0] <= low and high <= _DAYS[1]:
+        return "day"
+    units = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+    return next((name for name, n in units.items() if _SECONDS[0] * n <= low and high <= _SECONDS[1] * n), None)
 
 
 def _name(f: Facts, taken: set[str]) -> str:
