@@ -1,6 +1,7 @@
 """rechub_dist: Torch-RecHub's recommender models, trained at large scale.
 
-`train(run)` trains, `load(output_dir)` returns a trained run for prediction; both are imported on first use.
+`prepare(out, log=...)` makes a data set of your own tables, `train(run)` trains, `load(output_dir)` returns a trained
+run for prediction; they are imported on first use.
 """
 
 from __future__ import annotations
@@ -9,13 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rechub_dist.data.importing.frames import prepare
     from rechub_dist.inference.run import Run, load
     from rechub_dist.notebook import train
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "load", "train"]
+__all__ = ["Run", "__version__", "load", "prepare", "train"]
 
-_HOMES = {"Run": "rechub_dist.inference.run", "load": "rechub_dist.inference.run", "train": "rechub_dist.notebook"}
+_HOMES = {
+    "Run": "rechub_dist.inference.run",
+    "load": "rechub_dist.inference.run",
+    "prepare": "rechub_dist.data.importing.frames",
+    "train": "rechub_dist.notebook",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,9 +10,8 @@ from rich import markup
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from rechub_dist.errors import printable, shortened
-
 from rechub_dist.cli.importing import import_tables
+from rechub_dist.errors import printable, shortened
 
 data_app = typer.Typer(no_args_is_help=True, help="Import, prepare, generate and inspect data sets.")
 data_app.command("import")(import_tables)

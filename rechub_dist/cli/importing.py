@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,6 +31,14 @@ def import_tables(
     ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="The plan file: what the columns are, and what becomes of them.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a key of the plan, such as split.test_from=2024-05-01; repeatable.",
+        ),
     ] = None,
     guess: Annotated[
         bool, typer.Option("--guess", help="Print a plan for these files, to edit; with --plan, write it there.")
@@ -74,7 +82,7 @@ def import_tables(
     """
     from rechub_dist.data.importing.guess import guess_plan  # noqa: PLC0415 - DuckDB and pyarrow are slow to import
     from rechub_dist.data.importing.plan import Plan, read_plan  # noqa: PLC0415
-    from rechub_dist.data.importing.run import import_data  # noqa: PLC0415
+    from rechub_dist.data.importing.run import earlier_facts, import_data  # noqa: PLC0415
     from rechub_dist.distributed.host import host_memory  # noqa: PLC0415
 
     bytes_ = host_memory() // 2 if memory is None else _bytes(memory)
@@ -103,7 +111,7 @@ def import_tables(
         )
     if plan is None or out is None:
         raise typer.BadParameter("give --plan and --out; --guess writes a plan to begin with")
-    read: Plan = read_plan(plan)
+    read: Plan = read_plan(plan, set_ or [])
     if sources:
         read = read.model_copy(update={"log": read.log.model_copy(update={"path": tuple(sources)})})
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -112,10 +120,11 @@ def import_tables(
             read, out, memory=bytes_, threads=threads, grow=grow,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None),
         )  # fmt: skip
-    _report(out, found)
+    _report(out, found, {} if grow is None else earlier_facts(grow))
 
 
-def _report(out: Path, found: Imported) -> None:
+def _report(out: Path, found: Imported, before: dict[str, Any]) -> None:
+    """Print what was imported; beside it, what the earlier import had: how labels and unknown values drift."""
     console = Console()
     labels = sorted({name for means in found.labels.values() for name in means})
     shown_ = Table("split", "rows", *(f"mean of {name}" for name in labels), title=str(out), title_justify="left")
@@ -133,6 +142,20 @@ def _report(out: Path, found: Imported) -> None:
     ):
         if line:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for split, shares in found.unknown.items():
+        parts = []
+        for column, share in shares.items():
+            earlier = before.get("unknown", {}).get(split, {}).get(column)
+            if share > 0 or earlier:
+                parts.append(f"{column} {share:.2%}" + ("" if earlier is None else f" (before: {earlier:.2%})"))
+        if parts:
+            text = f"{split}: missing or unknown: {', '.join(parts)}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+    for split, means in found.labels.items():
+        for label, mean in means.items():
+            if (earlier := before.get("labels", {}).get(split, {}).get(label)) is not None and mean is not None:
+                text = f"{split}: mean of {label} {mean:.4f} (before: {earlier:.4f})"
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -154,8 +154,8 @@ def _changed(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> RunC
         tree = with_current_keys(tree)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
-    for override in overrides:
-        _override(tree, override)
+    for one in overrides:
+        override(tree, one)
     return _validate(tree, where)
 
 
@@ -206,9 +206,10 @@ def default_objective(config: RunConfig, name: str) -> ObjectiveConfig:
     return found
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    where = f"--set {shortened(override, 120)}"
+def override(tree: dict[str, Any], given: str) -> None:
+    """Set a key of a tree, as `--set section.key=value` does. Raises UserError."""
+    key, equals, text = given.partition("=")
+    where = f"--set {shortened(given, 120)}"
     if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
         raise UserError(f"{where}: write section.key=value")
     if is_secret(key.rpartition(".")[2], text):  # which an error would quote

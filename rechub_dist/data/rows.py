@@ -62,25 +62,38 @@ def table_of(rows: Any, columns: list[str]) -> pa.Table:
     Raises:
         UserError: `rows` is none of these, or cannot be converted.
     """
+    if is_pandas(rows):
+        rows = rows[[name for name in columns if name in rows.columns]]
+    elif isinstance(rows, Mapping):
+        rows = {name: rows[name] for name in columns if name in rows}
+    table = all_of(rows, GIVEN)
+    # by number: a name may occur twice, which is reported where it is read
+    return table.select([place for place, name in enumerate(table.schema.names) if name in set(columns)])
+
+
+def all_of(rows: Any, where: str) -> pa.Table:
+    """An Arrow table of all columns; `rows` as in `table_of`, `where` begins a message.
+
+    Raises:
+        UserError: as `table_of`.
+    """
     try:
         if is_pandas(rows):
-            there = rows[[name for name in columns if name in rows.columns]]
-            return pa.Table.from_pandas(there, preserve_index=False)
+            return pa.Table.from_pandas(rows, preserve_index=False)
         if isinstance(rows, Mapping):
-            return pa.table({name: _column(rows[name]) for name in columns if name in rows})
+            return pa.table({name: _column(values) for name, values in rows.items()})
         if isinstance(rows, pa.RecordBatch):
-            rows = pa.Table.from_batches([rows])
+            return pa.Table.from_batches([rows])
         if not isinstance(rows, pa.Table) and hasattr(rows, "__arrow_c_stream__"):
-            rows = pa.table(rows)
+            return pa.table(rows)
     except (pa.ArrowException, ValueError, TypeError) as error:
-        raise UserError(f"{GIVEN}: cannot be converted to an Arrow table: {one_line(error)}") from error
+        raise UserError(f"{where}: cannot be converted to an Arrow table: {one_line(error)}") from error
     if not isinstance(rows, pa.Table):
         raise UserError(
-            f"{GIVEN}: got a {type(rows).__name__}; give a pandas DataFrame, an Arrow table, a dict of columns, or the "
+            f"{where}: got a {type(rows).__name__}; give a pandas DataFrame, an Arrow table, a dict of columns, or the "
             "path of Parquet files"
         )
-    # by number: a name may occur twice, which is reported where it is read
-    return rows.select([place for place, name in enumerate(rows.schema.names) if name in set(columns)])
+    return rows
 
 
 def like(rows: Any, table: pa.Table) -> Any:

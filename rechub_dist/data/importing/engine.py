@@ -30,6 +30,7 @@ class Engine:
         folder.mkdir(parents=True, exist_ok=True)
         self._connection = duckdb.connect(str(folder / "import.duckdb"))
         self._readers = 0
+        self._given: dict[str, str] = {}
         for setting in (
             f"memory_limit = '{max(memory, 64 << 20)}B'",
             f"temp_directory = {literal(str(folder / 'spilled'))}",
@@ -69,6 +70,15 @@ class Engine:
             self._connection.register(name, batches)
             self._connection.execute(f"create or replace table {table} as select * from {name}")
             self._connection.unregister(name)
+
+    def give(self, where: str, rows: pa.Table) -> None:
+        """Let the source at this key of the plan be a table in memory rather than files."""
+        self._given[where] = f"{RESERVED}given_{len(self._given)}"
+        self._connection.register(self._given[where], rows)
+
+    def given(self, where: str) -> str | None:
+        """The name of the table in memory that stands for a source; None for one of files."""
+        return self._given.get(where)
 
     def columns(self, table: str) -> dict[str, str]:
         """The columns of a table or of a query in parentheses, with their types."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
 import yaml
 
 from rechub_dist.data.importing.engine import Engine, literal, quoted
@@ -63,6 +64,7 @@ def guess_plan(
     time: str | None = None,
     labels: Sequence[str] = (),
     names: Sequence[Sequence[str]] = (),
+    frames: Mapping[str, pa.Table] | None = None,
     memory: int,
     threads: int | None = None,
 ) -> str:
@@ -71,9 +73,10 @@ def guess_plan(
     Args:
         sources: files, folders or patterns of the log.
         tables: by name, the path of a table; its key is a column that the log has too, unique in the table.
-        user, item, time: columns of the log; default: by their names and values.
+        user, item, time: columns of the log; empty: none; default: by their names and values.
         labels: columns or expressions; default: by names and values.
         names: of the columns of files without a header, the log's first, then those of the tables.
+        frames: tables in memory for the sources `log` and `tables.NAME`, whose paths are then names alone.
         memory, threads: of the database.
 
     Raises:
@@ -82,6 +85,8 @@ def guess_plan(
     with tempfile.TemporaryDirectory(prefix="guess-") as folder:
         engine = Engine(Path(folder), memory, threads)
         try:
+            for where, rows in (frames or {}).items():
+                engine.give(where, rows)
             return _guess(engine, sources, tables, {"user": user, "item": item, "time": time}, labels, names)
         finally:
             engine.close()
@@ -95,26 +100,30 @@ def _guess(
     labels: Sequence[str],
     given_names: Sequence[Sequence[str]],
 ) -> str:
-    log = guess_source(engine, tuple(sources), given_names[0] if given_names else (), "SOURCE")
-    query = source_query(log, engine, "SOURCE")
+    log = guess_source(engine, tuple(sources), given_names[0] if given_names else (), "log")
+    query = source_query(log, engine, "log")
     columns = look_at(engine, query, None)
     if not columns:
         raise UserError(f"{sources[0]}: there is no column")
     draft = Draft()
     draft.tree["name"] = re.sub(r"\W+", "_", Path(sources[0]).stem.partition(".")[0]).strip("_").lower() or "data"
-    draft.tree["log"] = {"path": list(sources), **format_of(engine, log, columns)}
+    draft.tree["log"] = {"path": list(sources), **format_of(engine, log, columns, "log")}
     for place, (name, path) in enumerate(tables.items(), 1):
-        source = guess_source(
-            engine, (path,), given_names[place] if place < len(given_names) else (), f"--table {name}"
-        )
-        if is_text(source_query(source, engine, "SOURCE")) and not source.columns and not sniffed(engine, source)[2]:
+        where = f"tables.{name}"
+        names = given_names[place] if place < len(given_names) else ()
+        source = guess_source(engine, (path,), names, where)
+        if is_text(source_query(source, engine, where)) and not source.columns and not sniffed(engine, source)[2]:
             raise UserError(
                 f"--table {name}: {path} has no header: give --columns for the log and for each table, in this order"
             )
-        added = look_at(engine, source_query(source, engine, f"--table {name}"), name)
+        added = look_at(engine, source_query(source, engine, where), name)
         key = _key(name, path, columns, added)
-        draft.tree.setdefault("tables", {})[name] = {"path": path, "key": key, **format_of(engine, source, added)}
-        columns |= {k: c for k, c in added.items() if k != key and k not in columns}
+        entry = {"path": path, "key": key, **format_of(engine, source, added, where)}
+        fresh = {k: c for k, c in added.items() if k != key and k not in columns}
+        if len(fresh) < len(added) - 1:
+            entry["take"] = list(fresh)  # the log has columns of the other names
+        draft.tree.setdefault("tables", {})[name] = entry
+        columns |= fresh
     roles = _roles(columns, given)
     draft.tree |= {key: value for key, value in roles.items() if value is not None}
     used = _labels(draft, columns, roles, labels, engine, query)
@@ -143,14 +152,16 @@ def _key(name: str, path: str, log: Mapping[str, Column], table: Mapping[str, Co
 
 def _roles(columns: Mapping[str, Column], given: dict[str, str | None]) -> dict[str, str | None]:
     for option, name in given.items():
-        if name is not None and name not in columns:
+        if name and name not in columns:
             raise UserError(f"--{option}: there is no column {name!r}; {nearest(name, columns)}")
     found = dict(given)
     of_log = [column for column in columns.values() if column.table is None]
     for option, pattern in (("user", _USER), ("item", _ITEM)):
         named = [c.name for c in of_log if pattern.fullmatch(c.name) and not c.is_list and c.base not in FRACTIONS]
-        found[option] = found[option] or next((c for c in named if c not in found.values()), None)
-    found["time"] = found["time"] or next((c.name for c in of_log if _TIME.fullmatch(c.name) and unit_of(c)), None)
+        if found[option] is None:
+            found[option] = next((c for c in named if c not in found.values()), None)
+    if found["time"] is None:
+        found["time"] = next((c.name for c in of_log if _TIME.fullmatch(c.name) and unit_of(c)), None)
     return found
 
 

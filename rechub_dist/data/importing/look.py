@@ -116,6 +116,8 @@ def guess_source(engine: Engine, paths: tuple[str, ...], names: Sequence[str], w
 
     Without a header its columns get the `names`; without these they are called column0 and so on.
     """
+    if engine.given(where) is not None:
+        return Source()
     source = Source(path=paths)
     if not _is_unicode(source_files(source, where)[0]):
         source = source.model_copy(update={"encoding": "latin-1"})
@@ -172,10 +174,10 @@ def _type_name(kind: str) -> str | None:
     return {kind: name for name, kind in TYPES.items()}.get(base + tail)
 
 
-def format_of(engine: Engine, source: Source, columns: Mapping[str, Column]) -> dict[str, Any]:
+def format_of(engine: Engine, source: Source, columns: Mapping[str, Column], where: str) -> dict[str, Any]:
     """The types that the files have, so that the next file is read alike; and how delimited text is written."""
     types = {name: kind for name, column in columns.items() if (kind := _type_name(column.kind)) is not None}
-    if not is_text(source_query(source, engine, "SOURCE")):
+    if not is_text(source_query(source, engine, where)):
         return {"columns": types}
     delimiter, quote, header = sniffed(engine, source)
     found: dict[str, Any] = {"format": "csv", "delimiter": delimiter, "header": header and source.header is not False}

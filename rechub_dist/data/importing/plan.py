@@ -5,12 +5,14 @@ A row of the *log* is a row of training. Tables of users, items or anything else
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
+from rechub_dist.config.run import override
 from rechub_dist.config.section import MAX_COUNT, MAX_ROWS, Section
 from rechub_dist.config.strict_yaml import read_yaml
 from rechub_dist.features import MAX_DIM, MAX_LENGTH
@@ -79,6 +81,7 @@ class JoinedTable(Source):
 
     key: str = Field(description="the table's column with the key, unique")
     on: str | None = Field(None, description="the log's column with the key; default: the same name")
+    take: Names | None = Field(None, description="the columns to join; default: all")
 
 
 class SplitPlan(Section):
@@ -281,13 +284,16 @@ def _own_names(names: Any, where: str) -> None:
             raise ValueError(f"{where}: a column may not be called {name!r}")
 
 
-def read_plan(path: Path) -> Plan:
-    """The plan in a file.
+def read_plan(path: Path, overrides: Iterable[str] = ()) -> Plan:
+    """The plan in a file, with `section.key=value` overrides applied.
 
     Raises:
         UserError: it cannot be read, or a key or value is wrong; names it.
     """
-    return plan_of(read_yaml(path), str(path))
+    tree = read_yaml(path)
+    for one in overrides:
+        override(tree, one)
+    return plan_of(tree, str(path))
 
 
 def plan_of(tree: Any, where: str = "plan") -> Plan:

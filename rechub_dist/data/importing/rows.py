@@ -75,12 +75,15 @@ def join_sources(plan: Plan, engine: Engine) -> Shape:
                 "the same type in columns"
             )
         _check_unique(engine, query, table.key, where)
-        added = [column for column in columns if column != table.key]
+        added = list(table.take or (column for column in columns if column != table.key))
+        for column in added:
+            if column not in columns:
+                raise UserError(f"{where}.take: the table has no column {column!r}; {nearest(column, columns)}")
         for column in added:
             if column in types:
                 raise UserError(
-                    f"{where}: there is a column {column!r} in {origin.get(column, 'the log')} too; rename one in its "
-                    "file, or leave it out of the table"
+                    f"{where}: there is a column {column!r} in {origin.get(column, 'the log')} too; name the columns "
+                    f"to join in {where}.take"
                 )
             types[column], origin[column] = columns[column], name
         alias = quoted(f"t {name}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -29,6 +30,7 @@ from rechub_dist.features import Label, SequenceFeature, SparseFeature
 from rechub_dist.schema import parse_schema
 
 PLAN_FILE: Final = "plan.yaml"
+FACTS_FILE: Final = "import.json"
 _MARK: Final = {b"rechub_dist": b"vocabulary"}
 
 
@@ -37,21 +39,31 @@ class Imported:
     """What has been imported.
 
     Attributes:
+        root: the folder.
+        plan: by which.
         read: rows of the log.
         rows: by split.
         drawn: negatives among them.
         unused: rows that are only parts of histories.
         labels: by split and label, the mean.
         vocabularies: by table, the values that have ids.
-        unknown: by split and table, the share of values that are unknown (of encoded columns that are no lists).
+        unknown: by split and column, the share of values that are missing or have no id of their own.
     """
 
+    root: Path
+    plan: Plan
     read: int
-    rows: dict[str, int]
+    rows: dict[str, int] = field(default_factory=dict)
     drawn: int = 0
     unused: int = 0
     labels: dict[str, dict[str, float]] = field(default_factory=dict)
     vocabularies: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All but folder and plan, as `import.json` holds it."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("root", "plan")}
 
 
 def import_data(
@@ -61,6 +73,7 @@ def import_data(
     memory: int,
     threads: int | None = None,
     grow: Path | None = None,
+    frames: Mapping[str, pa.Table] | None = None,
     progress: Progress | None = None,
 ) -> Imported:
     """Write the prepared folder `out` from the plan's sources.
@@ -71,25 +84,31 @@ def import_data(
         memory: bytes that the database may use; it goes on on disk beyond that, beside `out`.
         threads: default: as many as there are cores.
         grow: an earlier import, whose values keep their ids; new values get the ids after them.
+        frames: tables in memory that stand for the sources `log` and `tables.NAME`.
         progress: called with what is being done.
 
     Raises:
         UserError: the plan does not fit its sources; a source cannot be read; nothing is left to train on.
     """
-    inputs = [Path(file) for file in source_files(plan.log, "log")]
-    inputs += [Path(f) for name, table in plan.tables.items() for f in source_files(table, f"tables.{name}")]
+    sources = {"log": plan.log, **{f"tables.{name}": table for name, table in plan.tables.items()}}
+    frames = frames or {}
+    inputs = [Path(f) for where, source in sources.items() if where not in frames for f in source_files(source, where)]
     check_negatives(plan)
     before = None if grow is None else earlier_vocabularies(grow)
     say = progress or _nobody
     with prepared_folder(out, f"import {plan.name}", inputs) as folder, _scratch(folder) as scratch:
         engine = Engine(scratch, memory, threads)
         try:
-            return _import(plan, engine, folder, before, say)
+            for where, rows in frames.items():
+                engine.give(where, rows)
+            return _import(plan, engine, folder, out, before, say)
         finally:
             engine.close()
 
 
-def _import(plan: Plan, engine: Engine, folder: Path, before: Mapping[str, pa.Table] | None, say: Progress) -> Imported:
+def _import(
+    plan: Plan, engine: Engine, folder: Path, out: Path, before: Mapping[str, pa.Table] | None, say: Progress
+) -> Imported:
     derived = derived_of(plan)
     say("read and join", 0, 0)
     shape = join_sources(plan, engine)
@@ -97,7 +116,7 @@ def _import(plan: Plan, engine: Engine, folder: Path, before: Mapping[str, pa.Ta
     read = make_rows(plan, engine, dict.fromkeys([*needed, *needed_for_negatives(plan)]))
     make_splits(plan, engine, shape)
     early, late = _by_histories(plan, derived)
-    found = Imported(read, {}, add_negatives(plan, engine, shape))
+    found = Imported(out, plan, read, drawn=add_negatives(plan, engine, shape))
     derived_rows(engine, early)
     if plan.now:
         add_now(plan, engine)
@@ -120,7 +139,8 @@ def _import(plan: Plan, engine: Engine, folder: Path, before: Mapping[str, pa.Ta
         if number and number != LAST and not engine.value(f"select count(*) from {ROWS} where {SPLIT} = {number}"):
             continue
         order = order_of(plan.order, plan.seed, plan.time)
-        found.rows[name] = write_rows(engine, folder, (name, number), order, columns, bins, lookup, say)
+        written = write_rows(engine, folder, (name, number), order, columns, bins, lookup, say)
+        found.rows[name], found.unknown[name] = written.rows, written.unknown
         if plan.labels and number != LAST:
             means = ", ".join(f"avg({quoted(label)})" for label in plan.labels)
             values = engine.run(f"select {means} from {ROWS} where {SPLIT} = {number}")[0]
@@ -130,6 +150,7 @@ def _import(plan: Plan, engine: Engine, folder: Path, before: Mapping[str, pa.Ta
     weight = WEIGHT if plan.weight is not None else None
     write_schema(folder, plan.name, replace(schema, labels=labels, weight=weight))
     (folder / PLAN_FILE).write_text(plan_text(plan), encoding="utf-8")
+    (folder / FACTS_FILE).write_text(json.dumps(found.facts, indent=1), encoding="utf-8")
     return found
 
 
@@ -179,6 +200,15 @@ def _write_vocabularies(folder: Path, fitted: Fitted) -> None:
         (folder / VOCABULARIES).mkdir()
     for name, table in fitted.vocabularies.items():
         write_parquet(table.replace_schema_metadata(_MARK), folder / VOCABULARIES / vocabulary_name(name))
+
+
+def earlier_facts(root: Path) -> dict[str, Any]:
+    """What an earlier import wrote into `import.json`; {} if there is none."""
+    try:
+        found: dict[str, Any] = json.loads((root / FACTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def earlier_vocabularies(root: Path) -> dict[str, pa.Table]:

@@ -61,19 +61,26 @@ def source_query(source: Source, engine: Engine, where: str, sample: int | None 
     Raises:
         UserError: a file is missing or unreadable, or a column that the plan names is not there.
     """
+    if (given := engine.given(where)) is not None:
+        return _typed(source, engine, where, "the rows given", f"select * from {given}")
     files = source_files(source, where)
     kinds = {source.format or _format(file, where) for file in files}
     if len(kinds) > 1:
         raise UserError(f"{where}.path: the files are {' and '.join(sorted(kinds))}; name files of one format")
     query = {"csv": _csv, "json": _json, "parquet": _parquet}[kinds.pop()](source, files, sample)
+    return _typed(source, engine, where, files[0], query)
+
+
+def _typed(source: Source, engine: Engine, where: str, what: str, query: str) -> str:
+    """The query with its columns cast to the plan's types; `what` is read, for messages."""
     columns = engine.columns(f"({query})")
     if len(folded := {name.casefold() for name in columns}) < len(columns):
         twice = next(name for name in folded if sum(c.casefold() == name for c in columns) > 1)
-        raise UserError(f"{files[0]}: several columns are named {twice!r}, whatever their case; rename all but one")
+        raise UserError(f"{what}: several columns are named {twice!r}, whatever their case; rename all but one")
     cast = []
     for name, kind in (source.columns or {}).items():
         if name not in columns:
-            raise UserError(f"{where}.columns: {files[0]} has no column {name!r}; {nearest(name, columns)}")
+            raise UserError(f"{where}.columns: {what} has no column {name!r}; {nearest(name, columns)}")
         if columns[name] != TYPES[kind]:
             cast.append(f"cast({quoted(name)} as {TYPES[kind]}) as {quoted(name)}")
     return f"select * replace ({', '.join(cast)}) from ({query})" if cast else query

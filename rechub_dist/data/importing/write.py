@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,20 @@ from rechub_dist.data.importing.rows import ROW, ROWS, SPLIT
 from rechub_dist.data.parquet.kinds import is_list
 from rechub_dist.data.prepare.writer import ShardWriter
 from rechub_dist.derived import Derived
+
+
+@dataclass
+class Written:
+    """The rows of a split that were written.
+
+    Attributes:
+        rows: how many.
+        unknown: by column of ids, the share of values that are missing or have no id of their own.
+    """
+
+    rows: int
+    unknown: dict[str, float]
+
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, and of how much
 
@@ -62,8 +77,8 @@ def write_rows(
     late: tuple[Derived, ...],
     lookup: Mapping[str, Vocabulary],
     progress: Progress | None = None,
-) -> int:
-    """Write the rows of a split, with the derived columns `late` that are not yet among them; returns their number.
+) -> Written:
+    """Write the rows of a split, with the derived columns `late` that are not yet among them.
 
     Args:
         engine: with the table ROWS.
@@ -87,10 +102,18 @@ def write_rows(
         f"select {', '.join(map(quoted, read))} from {ROWS} where {SPLIT} = {number} order by {order}", BATCH_ROWS
     )
 
+    counts = {c: [0, 0] for c in columns if c in lookup}  # of unknown values, and of all
+
     def finished(table: pa.Table) -> pa.Table:
         table = derive(table, late, f"split {name}") if late else table
         arrays = {c: one_array(table, c) for c in columns}
-        return pa.table({c: encode(a, lookup[c]) if c in lookup else a for c, a in arrays.items()})
+        for column, vocabulary in lookup.items():
+            if column in arrays:
+                ids = arrays[column] = encode(arrays[column], vocabulary)
+                values = ids.values if is_list(ids.type) else ids
+                counts[column][0] += len(values) - int(np.count_nonzero(values.to_numpy(zero_copy_only=False)))
+                counts[column][1] += len(values)
+        return pa.table(arrays)
 
     schema = finished(batches.schema.empty_table()).schema
     done = 0
@@ -100,7 +123,7 @@ def write_rows(
             done += batch.num_rows
             if progress is not None:
                 progress(f"write {name}", done, rows)
-    return rows
+    return Written(rows, {c: unknown / total for c, (unknown, total) in counts.items() if total})
 
 
 def order_of(order: str, seed: int, time: str | None) -> str:
