@@ -93,7 +93,9 @@ def by_sql(source: Path, out: Path, memory: int, threads: int) -> None:
     )
     rows = base.execute("select count(*) from joined").fetchall()[0][0]
     valid, test = (
-        base.execute(f"select time from joined order by time limit 1 offset {rows - round(rows * share)}").fetchall()[0][0]
+        base.execute(f"select time from joined order by time limit 1 offset {rows - round(rows * share)}").fetchall()[
+            0
+        ][0]
         for share in (0.2, 0.1)
     )
     base.execute(

@@ -50,7 +50,7 @@ def size_of(folder: Path) -> int:
     for root, _, names in os.walk(folder):
         for name in names:
             try:
-                total += os.stat(os.path.join(root, name)).st_blocks * 512  # noqa: PTH116, PTH118 - fast
+                total += os.stat(os.path.join(root, name)).st_blocks * 512
             except OSError:
                 continue
     return total

@@ -28,6 +28,7 @@ class Engine:
 
     def __init__(self, folder: Path, memory: int, threads: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
         self._connection = duckdb.connect(str(folder / "import.duckdb"))
         self._readers = 0
         self._given: dict[str, str] = {}

@@ -1,17 +1,26 @@
-"""What is learned from the train split alone: counts of values, bins of equal counts, means and deviations."""
+"""What is learned from the train split alone: counts of values, bins of equal counts, means and deviations.
+
+Each is made in two steps, so that the rows may lie in several databases: a query gives what one of them holds, and a
+function puts together what all of them gave.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from rechub_dist.data.importing.engine import Engine, quoted
+from rechub_dist.data.importing.histories import Lists
+from rechub_dist.data.importing.plan import RESERVED
 from rechub_dist.data.importing.rows import DRAWN, ROWS, SPLIT
 
 TRAIN = f"{SPLIT} = 0"
+_UPTO = f"{RESERVED}upto"
+_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -37,18 +46,94 @@ class Moments:
         return Moments(count, mean, self.squares + other.squares + apart * apart * self.count * other.count / count)
 
 
-def count_values(engine: Engine, columns: Iterable[str]) -> pa.Table:
-    """The values of columns in train, of lists their elements: `value` and `count`, by descending count, then value."""
+@dataclass
+class Asked:
+    """What features need to know of train.
+
+    Attributes:
+        counts: by embedding table, the columns whose values have ids in it.
+        moments: numbers, with their transforms.
+        quantiles: numbers, with how many bins of equal counts.
+        longest: columns of lists.
+    """
+
+    counts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    moments: list[tuple[str, str]] = field(default_factory=list)
+    quantiles: list[tuple[str, int]] = field(default_factory=list)
+    longest: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Facts:
+    """The answers, by the same keys."""
+
+    counts: dict[str, pa.Table] = field(default_factory=dict)
+    moments: dict[tuple[str, str], Moments] = field(default_factory=dict)
+    quantiles: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
+    longest: dict[str, int] = field(default_factory=dict)
+
+
+def learn(engine: Engine, asked: Asked, lists: Mapping[str, Lists]) -> Facts:
+    """The facts of the rows of one database; `lists` are the histories' columns."""
+    found = Facts()
+    for table, columns in asked.counts.items():
+        found.counts[table] = ordered_counts(engine, count_query(engine, columns, lists))
+    for column, transform in asked.moments:
+        found.moments[column, transform] = moments(engine, column, transform)
+    for column, bins in asked.quantiles:
+        found.quantiles[column, bins] = quantiles(engine, spread_query(column), bins)
+    for column in asked.longest:
+        found.longest[column] = longest(engine, column)
+    return found
+
+
+def count_query(engine: Engine, columns: Iterable[str], lists: Mapping[str, Lists]) -> str:
+    """A query for how often each value occurs in train in the columns, of lists their elements: `value`, `count`."""
     kinds = engine.columns(ROWS)
     parts = []
-    for name in columns:
+    for i, name in enumerate(columns):
+        if name in lists:
+            table = f"{RESERVED}elements_{i}"
+            engine.create(table, _elements(engine, lists[name]))
+            kinds[name], value, source = engine.columns(table)["value"], "value", f"select value, count from {table}"
+        else:
+            value = f"unnest({quoted(name)})" if kinds[name].endswith("[]") else quoted(name)
+            source = f"select {value} as value, 1 as count from {ROWS} where {TRAIN} and not {DRAWN}"
         kind = kinds[name]
-        value = f"unnest({quoted(name)})" if kind.endswith("[]") else quoted(name)
         cast = "VARCHAR" if "VARCHAR" in kind else "UBIGINT" if kind.startswith("UBIGINT") else "BIGINT"
-        parts.append(f"select {value}::{cast} as value from {ROWS} where {TRAIN} and not {DRAWN}")
+        parts.append(f"select value::{cast} as value, count from ({source})")
+    return (
+        f"select value, sum(count)::BIGINT as count from ({' union all '.join(parts)}) where value is not null "
+        "group by value"
+    )
+
+
+def _elements(engine: Engine, lists: Lists) -> pa.RecordBatchReader:
+    """The values of a history's events, each with the number of train rows whose list has it."""
+    events = lists.events
+    changes = np.zeros(len(events) + 1, np.int64)
+    for batch in engine.stream(
+        f"select {quoted(lists.begin)} as a, {quoted(lists.length)} as n from {ROWS} where {TRAIN} and not {DRAWN}"
+    ):
+        begin = batch["a"].to_numpy()
+        np.add.at(changes, begin, 1)
+        np.add.at(changes, begin + batch["n"].to_numpy(), -1)
+    counts = np.cumsum(changes)[:-1]
+    schema = pa.schema([("value", events.kind), ("count", pa.int64())])
+
+    def pieces() -> Iterator[pa.RecordBatch]:
+        for first in range(0, len(events), _PIECE):
+            piece = slice(first, first + _PIECE)
+            yield pa.RecordBatch.from_arrays([events.take(piece), pa.array(counts[piece])], schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, pieces())
+
+
+def ordered_counts(engine: Engine, counts: str) -> pa.Table:
+    """The values of a query of counts, in which one may come several times, by descending count, then value."""
     return engine.table(
-        f"select value, count(*) as count from ({' union all '.join(parts)}) where value is not null "
-        "group by value order by count desc, value"
+        f"select value, sum(count)::BIGINT as count from ({counts}) where count > 0 group by value "
+        "order by count desc, value"
     )
 
 
@@ -68,16 +153,35 @@ def steady(number: float) -> float:
     return float(f"{number:.12g}")
 
 
-def quantiles(engine: Engine, column: str, bins: int) -> tuple[float, ...]:
-    """Boundaries that cut a number's values in train into bins of equal counts; fewer where values recur often."""
+def longest(engine: Engine, column: str) -> int:
+    """The length of the longest list of a column, of all splits; 0 if there is none."""
+    return int(engine.value(f"select max(len({quoted(column)})) from {ROWS}") or 0)
+
+
+def spread_query(column: str) -> str:
+    """A query for how often each finite number occurs in train: `x`, `n`."""
     value = f"{quoted(column)}::DOUBLE"
-    finite = f"from {ROWS} where {TRAIN} and isfinite({value})"
-    rows = engine.value(f"select count(*) {finite}")
-    if not rows:
-        return ()
-    places = sorted({rows * i // bins for i in range(1, bins)})
-    found = engine.run(
-        f"select distinct x from (select {value} as x, row_number() over (order by {value}) - 1 as n {finite}) "
-        f"where n in ({', '.join(map(str, places))}) and x > (select min({value}) {finite}) order by x"
+    return f"select {value} as x, count(*) as n from {ROWS} where {TRAIN} and isfinite({value}) group by x"
+
+
+def quantiles(engine: Engine, numbers: str, bins: int) -> tuple[float, ...]:
+    """Boundaries that cut numbers into bins of equal counts; fewer where values recur often.
+
+    Args:
+        engine: any.
+        numbers: a query as `spread_query` gives, in which a number may come several times.
+        bins: how many.
+    """
+    engine.run(
+        f"create or replace temp table {_UPTO} as select x, sum(n) over (order by x) as upto from "
+        f"(select x, sum(n) as n from ({numbers}) group by x)"
     )
+    rows = int(engine.value(f"select coalesce(max(upto), 0) from {_UPTO}"))
+    places = sorted({rows * i // bins for i in range(1, bins)}) if rows else []
+    listed = ", ".join(f"({place})" for place in places)
+    found = engine.run(
+        f"select distinct u.x from (values {listed}) as p(place) asof join {_UPTO} as u on p.place < u.upto "
+        f"where u.x > (select min(x) from {_UPTO}) order by u.x"
+    ) if places else []  # fmt: skip
+    engine.run(f"drop table {_UPTO}")
     return tuple(x for (x,) in found)

@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from rechub_dist.data.columns.frequencies import frequent, vocabulary_name
 from rechub_dist.data.columns.vocabulary import Vocabulary
-from rechub_dist.data.importing.engine import Engine
-from rechub_dist.data.importing.facts import count_values, moments, quantiles, steady
+from rechub_dist.data.importing.facts import Asked, Facts, steady
 from rechub_dist.data.importing.histories import list_columns
 from rechub_dist.data.importing.plan import DensePlan, OtherPlan, Plan, SequencePlan, SparsePlan, TablePlan
-from rechub_dist.data.importing.rows import FRACTIONS, ROWS, Shape, is_numeric
+from rechub_dist.data.importing.rows import FRACTIONS, Shape, is_numeric
 from rechub_dist.data.prepare.writer import VOCABULARIES
 from rechub_dist.derived import Derived
 from rechub_dist.errors import UserError, nearest
@@ -120,20 +119,54 @@ def _read_by(plan: Plan, name: str, feature: Any) -> tuple[str, ...]:
     return (column_of(plan, name), *([weights] if weights else []))
 
 
-def fit(plan: Plan, engine: Engine, grown_from: Mapping[str, pa.Table] | None = None) -> Fitted:
-    """Learn from train what the features need, and make the schema of it.
+def asked_of(plan: Plan, kinds: Mapping[str, str]) -> Asked:
+    """What has to be learned from train.
 
     Args:
         plan: the plan.
-        engine: with the table ROWS.
+        kinds: the types of the columns of ROWS and of the histories.
+
+    Raises:
+        UserError: a column's type does not fit its feature.
+    """
+    asked = Asked(_counted(plan, kinds))
+    for name, feature in plan.features.items():
+        column = column_of(plan, name)
+        if isinstance(feature, DensePlan):
+            _check_dense(kinds, name, column, feature)
+            if _has_moments(kinds, column, feature):
+                asked.moments.append((column, feature.transform))
+        elif isinstance(feature, SparsePlan) and not has_vocabulary(feature) and feature.hash is None:
+            if not is_numeric(kinds[column]):
+                raise UserError(
+                    f"features.{name}: column {column!r} is {kinds[column]}; bins and quantiles are of numbers"
+                )
+            if feature.quantiles is not None:
+                asked.quantiles.append((column, feature.quantiles))
+        elif isinstance(feature, SequencePlan):
+            if not kinds[column].endswith("[]"):
+                raise UserError(
+                    f"features.{name}: column {column!r} is {kinds[column]}; a sequence needs a list (derive: split)"
+                )
+            if _given_length(plan, column, feature) is None:
+                asked.longest.append(column)
+    return asked
+
+
+def fit(plan: Plan, kinds: Mapping[str, str], facts: Facts, grown_from: Mapping[str, pa.Table] | None = None) -> Fitted:
+    """The schema that the facts make of the plan.
+
+    Args:
+        plan: the plan.
+        kinds: the types of the columns of ROWS and of the histories.
+        facts: the answers to `asked_of`.
         grown_from: vocabularies of an earlier import, by table, whose values keep their ids; new values follow.
 
     Raises:
-        UserError: a column's type does not fit its feature, or a table would have no value.
+        UserError: a table would have no value, or all numbers of a feature's bins are equal.
     """
-    kinds = engine.columns(ROWS)
     tree: dict[str, Any] = {"tables": {}, "derive": dict(plan.derive), "features": {}}
-    vocabularies = _vocabularies(plan, engine, kinds, grown_from or {})
+    vocabularies = _vocabularies(plan, facts, grown_from or {})
     for name, table in vocabularies.items():
         settings = plan.embeddings.get(name, TablePlan())
         rows = int(np.max(table["id"].to_numpy(), initial=0)) + 1
@@ -142,15 +175,15 @@ def fit(plan: Plan, engine: Engine, grown_from: Mapping[str, pa.Table] | None = 
     for name, feature in plan.features.items():
         column = column_of(plan, name)
         if isinstance(feature, DensePlan):
-            tree["features"][name] = _dense(engine, kinds, name, column, feature)
+            tree["features"][name] = _dense(facts, kinds, name, column, feature)
         elif isinstance(feature, OtherPlan):
             tree["features"][name] = feature.model_dump(mode="json", exclude_none=True)
         elif isinstance(feature, SparsePlan) and not has_vocabulary(feature):
-            tree["features"][name] = _without_vocabulary(engine, kinds, tree, name, column, feature)
+            tree["features"][name] = _without_vocabulary(facts, tree, name, column, feature)
         else:
             entry: dict[str, Any] = {"kind": feature.kind, "table": table_of(plan, name)}
             if isinstance(feature, SequencePlan):
-                entry |= {"max_length": _length(plan, engine, kinds, name, column, feature), "keep": feature.keep}
+                entry |= {"max_length": _length(plan, facts, column, feature), "keep": feature.keep}
             else:
                 entry |= {"pooling": feature.pooling, "weights": feature.weights}
             entry |= {
@@ -182,9 +215,8 @@ def _encoded(plan: Plan) -> dict[str, str]:
     return {column: table for column, table in found.items() if table is not None}
 
 
-def _vocabularies(
-    plan: Plan, engine: Engine, kinds: dict[str, str], grown_from: Mapping[str, pa.Table]
-) -> dict[str, pa.Table]:
+def _counted(plan: Plan, kinds: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """By table, the columns whose values get ids."""
     columns: dict[str, list[str]] = {}
     for name, feature in plan.features.items():
         if has_vocabulary(feature):
@@ -201,8 +233,14 @@ def _vocabularies(
             )
         # A history repeats what its source has once; it counts only where nothing else does.
         counted = [column for column in dict.fromkeys(read) if column not in made_of] or list(dict.fromkeys(read))
+        found[table] = tuple(counted)
+    return found
+
+
+def _vocabularies(plan: Plan, facts: Facts, grown_from: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    found = {}
+    for table, counts in facts.counts.items():
         settings = plan.embeddings.get(table, TablePlan())
-        counts = count_values(engine, counted)
         least = settings.min_count or plan.min_count
         kept = _grown(grown_from[table], counts, least) if table in grown_from else frequent(
             counts, least, settings.max_size
@@ -211,7 +249,8 @@ def _vocabularies(
             what = (
                 f"no value occurs {least} times in train; lower min_count" if counts.num_rows else "there is no value"
             )
-            raise UserError(f"features: column {counted[0]!r}: {what}, or leave the feature out")
+            column = next(column_of(plan, f) for f in plan.features if table_of(plan, f) == table)
+            raise UserError(f"features: column {column!r}: {what}, or leave the feature out")
         found[table] = kept
     return found
 
@@ -228,7 +267,7 @@ def _grown(before: pa.Table, counts: pa.Table, least: int) -> pa.Table:
     return pa.concat_tables([head.cast(fresh.schema), fresh])
 
 
-def _check_ids(kinds: dict[str, str], column: str, table: str) -> None:
+def _check_ids(kinds: Mapping[str, str], column: str, table: str) -> None:
     kind = kinds[column].removesuffix("[]")
     if kind in FRACTIONS or kind.startswith("DECIMAL"):
         fix = "give it bins or quantiles, make it dense, or type integer in the source's columns"
@@ -241,7 +280,7 @@ def _check_ids(kinds: dict[str, str], column: str, table: str) -> None:
     raise UserError(f"features: column {column!r} is {kind}, which cannot be ids of table {table!r}: {fix}")
 
 
-def _dense(engine: Engine, kinds: dict[str, str], name: str, column: str, feature: DensePlan) -> dict[str, Any]:
+def _check_dense(kinds: Mapping[str, str], name: str, column: str, feature: DensePlan) -> None:
     kind = kinds[column]
     wanted = kind.endswith("[]") == (feature.dim > 1)
     if not wanted or not (is_numeric(kind.removesuffix("[]")) or kind == "BOOLEAN"):
@@ -249,9 +288,16 @@ def _dense(engine: Engine, kinds: dict[str, str], name: str, column: str, featur
         raise UserError(
             f"features.{name}: column {column!r} is {kind}, but a dense feature of dim {feature.dim} needs {what}"
         )
+
+
+def _has_moments(kinds: Mapping[str, str], column: str, feature: DensePlan) -> bool:
+    return feature.dim == 1 and kinds[column] != "BOOLEAN"
+
+
+def _dense(facts: Facts, kinds: Mapping[str, str], name: str, column: str, feature: DensePlan) -> dict[str, Any]:
     entry: dict[str, Any] = {"kind": "dense", "column": column, "transform": feature.transform, "dim": feature.dim}
-    if feature.dim == 1 and kind != "BOOLEAN":
-        found = moments(engine, column, feature.transform)
+    if _has_moments(kinds, column, feature):
+        found = facts.moments[column, feature.transform]
         if feature.standardize:
             entry |= {"mean": steady(found.mean), "std": steady(found.deviation)}
         if feature.fill == "mean":
@@ -266,16 +312,14 @@ def _dense(engine: Engine, kinds: dict[str, str], name: str, column: str, featur
 
 
 def _without_vocabulary(
-    engine: Engine, kinds: dict[str, str], tree: dict[str, Any], name: str, column: str, feature: SparsePlan
+    facts: Facts, tree: dict[str, Any], name: str, column: str, feature: SparsePlan
 ) -> dict[str, Any]:
     if feature.hash is not None:
         entry = {"kind": "sparse", "rows": feature.hash, "hash": True, "missing": "drop", "pooling": feature.pooling}
         return entry | ({} if column == name else {"column": column}) | (
             {"weights": feature.weights} if feature.weights else {}
         )  # fmt: skip
-    if not is_numeric(kinds[column]):
-        raise UserError(f"features.{name}: column {column!r} is {kinds[column]}; bins and quantiles are of numbers")
-    boundaries = feature.bins or quantiles(engine, column, feature.quantiles or 2)
+    boundaries = feature.bins or facts.quantiles[column, feature.quantiles or 2]
     if not boundaries:
         raise UserError(f"features.{name}: all values of column {column!r} are equal in train; leave the feature out")
     output = f"{name}_bin" if column == name else name
@@ -286,18 +330,18 @@ def _without_vocabulary(
     )
 
 
-def _length(plan: Plan, engine: Engine, kinds: dict[str, str], name: str, column: str, feature: SequencePlan) -> int:
-    if not kinds[column].endswith("[]"):
-        raise UserError(
-            f"features.{name}: column {column!r} is {kinds[column]}; a sequence needs a list (derive: split)"
-        )
+def _given_length(plan: Plan, column: str, feature: SequencePlan) -> int | None:
     if feature.max_length is not None:
         return feature.max_length
     for key, history in plan.histories.items():
         if column in list_columns(key, history):
             return history.max_length
-    longest = engine.value(f'select max(len("{column}")) from {ROWS}') or 1
-    return max(1, min(int(longest), MAX_GUESSED_LENGTH))
+    return None
+
+
+def _length(plan: Plan, facts: Facts, column: str, feature: SequencePlan) -> int:
+    given = _given_length(plan, column, feature)
+    return max(1, min(facts.longest[column], MAX_GUESSED_LENGTH)) if given is None else given
 
 
 def stored_columns(schema: FeatureSchema) -> list[str]:
