@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,35 @@ class Engine:
             self._connection.execute(f"create or replace table {table} as select * from {name}")
             self._connection.unregister(name)
 
+    def save(self, query: str, file: Path, group_rows: int = BATCH_ROWS) -> None:
+        """Write a query's rows as Parquet, which is whole or not there; types that Parquet lacks become texts."""
+        wide = [c for c, kind in self.columns(f"({query})").items() if "HUGEINT" in kind]
+        texts = ", ".join(f"{quoted(c)}::VARCHAR as {quoted(c)}" for c in wide)
+        with whole(file) as path:
+            self.run(
+                f"copy (select *{f' replace ({texts})' if wide else ''} from ({query})) to {literal(str(path))} "
+                f"(format parquet, compression zstd, row_group_size {group_rows})"
+            )
+
+    def saved(self, files: Sequence[Path], kinds: Mapping[str, str] | None = None) -> str:
+        """A query for the rows that were saved to files, with their former types if these are given."""
+        columns = (
+            "*" if kinds is None else ", ".join(f"{quoted(c)}::{kind} as {quoted(c)}" for c, kind in kinds.items())
+        )
+        return f"select {columns} from read_parquet({literals(map(str, files))})"
+
     def give(self, where: str, rows: pa.Table) -> None:
         """Let the source at this key of the plan be a table in memory rather than files."""
         self._given[where] = f"{RESERVED}given_{len(self._given)}"
         self._connection.register(self._given[where], rows)
 
+    def stand_in(self, where: str, query: str) -> None:
+        """Let the source at this key of the plan be the rows of a query."""
+        self._given[where] = f"{RESERVED}given_{len(self._given)}"
+        self.run(f"create or replace view {self._given[where]} as {query}")
+
     def given(self, where: str) -> str | None:
-        """The name of the table in memory that stands for a source; None for one of files."""
+        """The name of the table or view that stands for a source; None for one of files."""
         return self._given.get(where)
 
     def columns(self, table: str) -> dict[str, str]:
@@ -105,6 +128,18 @@ class Engine:
     def close(self) -> None:
         """Close the database."""
         self._connection.close()
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A path beside a file, to write what becomes that file when the block succeeds: again and again, if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    path = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    try:
+        yield path
+        path.replace(file)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,12 +7,14 @@ function puts together what all of them gave.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from rechub_dist.data.columns.frequencies import vocabulary_name
 from rechub_dist.data.importing.engine import Engine, quoted
 from rechub_dist.data.importing.histories import Lists
 from rechub_dist.data.importing.plan import RESERVED
@@ -85,6 +87,44 @@ def learn(engine: Engine, asked: Asked, lists: Mapping[str, Lists]) -> Facts:
     for column in asked.longest:
         found.longest[column] = longest(engine, column)
     return found
+
+
+def write_facts(engine: Engine, asked: Asked, lists: Mapping[str, Lists], file: Callable[[str], Path]) -> Facts:
+    """The facts of one of several databases: those of a few numbers, while counts go to the files of their names."""
+    found = Facts()
+    for table, columns in asked.counts.items():
+        engine.save(count_query(engine, columns, lists), file(counts_name(table)))
+    for column, transform in asked.moments:
+        found.moments[column, transform] = moments(engine, column, transform)
+    for column in dict(asked.quantiles):
+        engine.save(spread_query(column), file(spread_name(column)))
+    for column in asked.longest:
+        found.longest[column] = longest(engine, column)
+    return found
+
+
+def merge_facts(engine: Engine, asked: Asked, parts: Sequence[Facts], files: Callable[[str], Sequence[Path]]) -> Facts:
+    """The facts of all databases, of what `write_facts` gave of each."""
+    found = Facts()
+    for table in asked.counts:
+        found.counts[table] = ordered_counts(engine, engine.saved(files(counts_name(table))))
+    for key in asked.moments:
+        found.moments[key] = sum((part.moments[key] for part in parts), Moments())
+    for column, bins in asked.quantiles:
+        found.quantiles[column, bins] = quantiles(engine, engine.saved(files(spread_name(column))), bins)
+    for column in asked.longest:
+        found.longest[column] = max(part.longest[column] for part in parts)
+    return found
+
+
+def counts_name(table: str) -> str:
+    """The name of the file of a table's counts."""
+    return f"counts-{vocabulary_name(table)}"
+
+
+def spread_name(column: str) -> str:
+    """The name of the file of a number's values."""
+    return f"spread-{vocabulary_name(column)}"
 
 
 def count_query(engine: Engine, columns: Iterable[str], lists: Mapping[str, Lists]) -> str:

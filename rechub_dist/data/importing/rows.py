@@ -137,6 +137,18 @@ def make_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
     Raises:
         UserError: an unreadable value, or nothing is left.
     """
+    read = fill_rows(plan, engine, needed)
+    check_rows(plan, read, _count(engine, "true"))
+    drop_by_k_core(plan, engine)
+    return read
+
+
+def fill_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
+    """Fill the table ROWS with the columns `needed` of the rows that pass the filter; returns the rows of the log.
+
+    Raises:
+        UserError: an unreadable value.
+    """
     view = f"{JOINED}_2" if plan.columns else JOINED
     chosen = dict.fromkeys(needed)
     for name in plan.labels:
@@ -158,15 +170,18 @@ def make_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
         "log",
     )
     read: int = engine.value(f"select count(*) from ({source_query(plan.log, engine, 'log')})") if plan.filter else 0
-    read = read or engine.value(f"select count(*) from {ROWS}")
-    if not engine.value(f"select count(*) from {ROWS}"):
+    return read or _count(engine, "true")
+
+
+def check_rows(plan: Plan, read: int, left: int) -> None:
+    """Raise UserError if the filter has left none of the rows that were read."""
+    if not left:
         what = f"filter {shown(plan.filter)} leaves no row" if plan.filter and read else "there is no row"
         raise UserError(f"{', '.join(plan.log.path or ())}: {what}")
-    _k_core(plan, engine)
-    return read
 
 
-def _k_core(plan: Plan, engine: Engine) -> None:
+def drop_by_k_core(plan: Plan, engine: Engine) -> None:
+    """Drop rows of ROWS until each value of the plan's k_core has its number of rows. Raises UserError: none is left."""
     before = -1
     while plan.k_core and (left := engine.value(f"select count(*) from {ROWS}")) != before:
         before = left
@@ -186,36 +201,64 @@ def make_splits(plan: Plan, engine: Engine, shape: Shape) -> None:
     Raises:
         UserError: times or users are missing, a time in the plan is none of the column's, or train would be empty.
     """
+    check_keys(plan, engine)
+    begin = rows_begin(plan, engine, shape)
+    if begin is not None:
+        engine.run(f"update {ROWS} set {SPLIT} = null where {quoted(plan.time or '')} < {begin}")
+    write_splits(plan, engine, split_rule(plan, engine, shape))
+    check_train(plan, _count(engine, f"{SPLIT} = 0"))
+
+
+def check_keys(plan: Plan, engine: Engine) -> None:
+    """Raise UserError for rows without the time or the user that the plan needs of each."""
     split = plan.split
     for key, why in (("time", split.by == "time" or plan.histories or split.rows_from), ("user", plan.histories)):
         name = getattr(plan, key)
         if why and name is not None and (nulls := _count(engine, f"{quoted(name)} is null")):
             raise UserError(f"{key}: {nulls:,} rows have no {name!r}; leave them out: filter: {name} is not null")
-    user, time = quoted(plan.user or ""), quoted(plan.time or "")
+
+
+def check_train(plan: Plan, rows: int) -> None:
+    """Raise UserError if train has no rows."""
+    if not rows:
+        raise UserError(f"split: by {plan.split.by} leaves no row for train; change its shares, times or column")
+
+
+def rows_begin(plan: Plan, engine: Engine, shape: Shape) -> str | None:
+    """The time, in SQL, before which rows are only parts of histories. Raises UserError."""
+    begin = plan.split.rows_from
+    return None if begin is None else _time_literal(begin, "split.rows_from", plan, engine, shape)
+
+
+def split_rule(plan: Plan, engine: Engine, shape: Shape) -> str | None:
+    """An expression for a row's split, which needs to see all rows; None where it depends on the user's other rows.
+
+    Raises:
+        UserError: a time in the plan is none of the column's, or a split in the column is none.
+    """
+    split = plan.split
     if split.by == "leave-last-out":
-        ranked = (
-            f"select {ROW} as {_ID}, row_number() over (partition by {user} order by {time} desc, {ROW} desc) as "
-            f"{_PLACE}, count(*) over (partition by {user}) as {_OF} from {ROWS}"
-        )
-        engine.run(
-            f"update {ROWS} set {SPLIT} = case {_PLACE} when 1 then 2 when 2 then 1 else 0 end "
-            f"from ({ranked}) as ranked where {ROW} = {_ID} and {_OF} >= 3"
-        )
-    if split.rows_from is not None:
-        begin = _time_literal(split.rows_from, "split.rows_from", plan, engine, shape)
-        engine.run(f"update {ROWS} set {SPLIT} = null where {time} < {begin}")
+        return None
     if split.by == "position":
-        valid, test = _cut_at(engine, split.valid + split.test), _cut_at(engine, split.test)
-        ranked = f"select {ROW} as {_ID}, row_number() over (order by {ROW}) - 1 as {_PLACE} from {ROWS} where {COUNTS}"
-        engine.run(
-            f"update {ROWS} set {SPLIT} = case when {_PLACE} >= {test} then 2 when {_PLACE} >= {valid} then 1 else 0 "
-            f"end from ({ranked}) as ranked where {ROW} = {_ID}"
-        )
-    elif split.by != "leave-last-out":
-        rule = _by_column(engine, split) if split.by == "column" else _rule(plan, engine, shape)
+        valid, test = (_cut(engine, ROW, share) for share in (split.valid + split.test, split.test))
+        return f"case when {ROW} >= {test} then 2 when {ROW} >= {valid} then 1 else 0 end"
+    return _by_column(engine, split) if split.by == "column" else _rule(plan, engine, shape)
+
+
+def write_splits(plan: Plan, engine: Engine, rule: str | None) -> None:
+    """Write the split of each row that is more than a part of histories; users' rows must be together in ROWS."""
+    if rule is not None:
         engine.run(f"update {ROWS} set {SPLIT} = {rule} where {COUNTS}")
-    if not _count(engine, f"{SPLIT} = 0"):
-        raise UserError(f"split: by {split.by} leaves no row for train; change its shares, times or column")
+        return
+    user, time = quoted(plan.user or ""), quoted(plan.time or "")
+    ranked = (
+        f"select {ROW} as {_ID}, row_number() over (partition by {user} order by {time} desc, {ROW} desc) as "
+        f"{_PLACE}, count(*) over (partition by {user}) as {_OF} from {ROWS}"
+    )
+    engine.run(
+        f"update {ROWS} set {SPLIT} = case {_PLACE} when 1 then 2 when 2 then 1 else 0 end "
+        f"from ({ranked}) as ranked where {ROW} = {_ID} and {_OF} >= 3 and {COUNTS}"
+    )
 
 
 def _rule(plan: Plan, engine: Engine, shape: Shape) -> str:
@@ -238,17 +281,12 @@ def _rule(plan: Plan, engine: Engine, shape: Shape) -> str:
     return f"case when {drawn} >= {parts[0]!r} then 2 when {drawn} >= {parts[1]!r} then 1 else 0 end"
 
 
-def _cut_at(engine: Engine, share: float) -> int:
-    """How many rows are before the last `share` of them."""
+def _cut(engine: Engine, column: str, share: float) -> str:
+    """The time, or another number, from which on the largest `share` of the rows are; equal ones stay together."""
     rows = _count(engine, COUNTS)
-    return rows - round(rows * share)
-
-
-def _cut(engine: Engine, time: str, share: float) -> str:
-    """The time from which on the newest `share` of the rows are; rows of one time stay together."""
-    at = _cut_at(engine, share)
     found = engine.run(
-        f"select {time}::VARCHAR, typeof({time}) from {ROWS} where {COUNTS} order by {time} limit 1 offset {at}"
+        f"select {column}::VARCHAR, typeof({column}) from {ROWS} where {COUNTS} order by {column} limit 1 "
+        f"offset {rows - round(rows * share)}"
     )
     return f"{literal(found[0][0])}::{found[0][1]}" if found else "null"  # which no time reaches
 

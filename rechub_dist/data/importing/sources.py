@@ -10,7 +10,8 @@ from typing import Final
 import pyarrow as pa
 
 from rechub_dist.data.importing.engine import Engine, literal, literals, quoted
-from rechub_dist.data.importing.plan import TYPES, Source
+from rechub_dist.data.importing.plan import RESERVED, TYPES, Source
+from rechub_dist.data.parquet.pages import open_parquet
 from rechub_dist.errors import UserError, nearest, one_line, shown
 
 _FORMATS: Final = {
@@ -62,17 +63,73 @@ def source_query(source: Source, engine: Engine, where: str, sample: int | None 
         UserError: a file is missing or unreadable, or a column that the plan names is not there.
     """
     if (given := engine.given(where)) is not None:
-        return _typed(source, engine, where, "the rows given", f"select * from {given}")
+        query = f"select * from {given}"
+        return _typed(query, _casts(source, engine, where, "the rows given", query))
     files = source_files(source, where)
+    query = _READERS[_one_format(source, files, where)](source, files, sample)
+    return _typed(query, _casts(source, engine, where, files[0], query))
+
+
+def piece_queries(source: Source, engine: Engine, where: str, most_bytes: int) -> list[str]:
+    """Queries for the rows of a source in pieces: after each other they give what `source_query` gives.
+
+    A piece is a file, or of a large Parquet file some row groups. It is found by its name among all files, so that
+    their types are guessed alike in each piece.
+
+    Args:
+        source: the source.
+        engine: to look at the files with.
+        where: the plan's key.
+        most_bytes: of a piece of a Parquet file; a row group stays whole.
+
+    Raises:
+        UserError: as `source_query`; or a file is named twice.
+    """
+    files = source_files(source, where)
+    twice = next((file for file in files if files.count(file) > 1), None) if len(set(files)) < len(files) else None
+    if twice is not None:
+        raise UserError(f"{where}.path: {twice} is named twice; name each file once")
+    kind = _one_format(source, files, where)
+    name = source.file_column or f"{RESERVED}file"
+    query = _READERS[kind](source.model_copy(update={"file_column": name}), files, None)
+    added = [] if source.file_column else [name]
+    conditions = [f"{quoted(name)} = {literal(file)}" for file in files]
+    if kind == "parquet":
+        query = f"{query.removesuffix(')')}, file_row_number = true)"
+        added.append("file_row_number")
+        conditions = [
+            f"{condition} and file_row_number between {first} and {last}"
+            for condition, file in zip(conditions, files, strict=True)
+            for first, last in _ranges(file, most_bytes)
+        ]
+    without = f" exclude ({', '.join(map(quoted, added))})" if added else ""
+    casts = _casts(source, engine, where, files[0], f"select *{without} from ({query})")
+    return [_typed(f"select *{without} from ({query}) where {condition}", casts) for condition in conditions]
+
+
+def _ranges(file: str, most_bytes: int) -> list[tuple[int, int]]:
+    """The first and the last rows of pieces of a Parquet file."""
+    with open_parquet(file) as parquet:
+        groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+        sizes = [(group.num_rows, group.total_byte_size) for group in groups]
+    found, first, rows, held = [], 0, 0, 0
+    for count, size in sizes:
+        if rows > first and held + size > most_bytes:
+            found.append((first, rows - 1))
+            first, held = rows, 0
+        rows, held = rows + count, held + size
+    return [*found, (first, rows - 1)]
+
+
+def _one_format(source: Source, files: list[str], where: str) -> str:
     kinds = {source.format or _format(file, where) for file in files}
     if len(kinds) > 1:
         raise UserError(f"{where}.path: the files are {' and '.join(sorted(kinds))}; name files of one format")
-    query = {"csv": _csv, "json": _json, "parquet": _parquet}[kinds.pop()](source, files, sample)
-    return _typed(source, engine, where, files[0], query)
+    return kinds.pop()
 
 
-def _typed(source: Source, engine: Engine, where: str, what: str, query: str) -> str:
-    """The query with its columns cast to the plan's types; `what` is read, for messages."""
+def _casts(source: Source, engine: Engine, where: str, what: str, query: str) -> list[str]:
+    """Casts of a query's columns to the plan's types; `what` is read, for messages."""
     columns = engine.columns(f"({query})")
     if len(folded := {name.casefold() for name in columns}) < len(columns):
         twice = next(name for name in folded if sum(c.casefold() == name for c in columns) > 1)
@@ -83,7 +140,11 @@ def _typed(source: Source, engine: Engine, where: str, what: str, query: str) ->
             raise UserError(f"{where}.columns: {what} has no column {name!r}; {nearest(name, columns)}")
         if columns[name] != TYPES[kind]:
             cast.append(f"cast({quoted(name)} as {TYPES[kind]}) as {quoted(name)}")
-    return f"select * replace ({', '.join(cast)}) from ({query})" if cast else query
+    return cast
+
+
+def _typed(query: str, casts: list[str]) -> str:
+    return f"select * replace ({', '.join(casts)}) from ({query})" if casts else query
 
 
 def _csv(source: Source, files: list[str], sample: int | None) -> str:
@@ -123,6 +184,9 @@ def _reading(function: str, source: Source, files: list[str], options: list[str]
     if source.file_column is not None:
         options = [*options, f"filename = {literal(source.file_column)}"]
     return f"select * from {function}({', '.join([literals(files), *options])})"
+
+
+_READERS: Final = {"csv": _csv, "json": _json, "parquet": _parquet}
 
 
 def _format(file: str, where: str) -> str:
