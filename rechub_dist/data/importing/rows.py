@@ -181,7 +181,7 @@ def check_rows(plan: Plan, read: int, left: int) -> None:
 
 
 def drop_by_k_core(plan: Plan, engine: Engine) -> None:
-    """Drop rows of ROWS until each value of the plan's k_core has its number of rows. Raises UserError: none is left."""
+    """Drop rows of ROWS until each value has the rows that k_core asks for. Raises UserError: none is left."""
     before = -1
     while plan.k_core and (left := engine.value(f"select count(*) from {ROWS}")) != before:
         before = left

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,9 +130,14 @@ class Finishing:
                 self.counts[name][1] += len(ids)
         return pa.table(arrays | {name: table[name] for name in self._extra})
 
-    def unknown(self) -> dict[str, float]:
-        """The share of values that are missing or have no id of their own, by column of ids."""
-        return {column: unknown / total for column, (unknown, total) in self.counts.items() if total}
+
+def shares_of_unknown(counts: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, float]:
+    """The share of values that are missing or have no id of their own, by column, of the counts of `Finishing`."""
+    sums: dict[str, list[int]] = {}
+    for one in counts:
+        for column, pair in one.items():
+            sums[column] = [a + b for a, b in zip(sums.get(column, (0, 0)), pair, strict=True)]
+    return {column: unknown / total for column, (unknown, total) in sums.items() if total}
 
 
 def write_rows(
@@ -168,7 +173,7 @@ def write_rows(
             done += batch.num_rows
             if progress is not None:
                 progress(f"write {name}", done, rows)
-    return Written(rows, finish.unknown())
+    return Written(rows, shares_of_unknown([finish.counts]))
 
 
 def order_of(order: str, seed: int, time: str | None) -> str:
