@@ -85,7 +85,7 @@ def import_tables(
     from rechub_dist.data.importing.run import earlier_facts, import_data  # noqa: PLC0415
     from rechub_dist.distributed.host import host_memory  # noqa: PLC0415
 
-    bytes_ = host_memory() // 2 if memory is None else _bytes(memory)
+    bytes_ = host_memory() // 2 if memory is None else memory_bytes(memory)
     if guess:
         if out is not None:
             raise typer.BadParameter(
@@ -120,10 +120,10 @@ def import_tables(
             read, out, memory=bytes_, threads=threads, grow=grow,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None),
         )  # fmt: skip
-    _report(out, found, {} if grow is None else earlier_facts(grow))
+    report(out, found, {} if grow is None else earlier_facts(grow))
 
 
-def _report(out: Path, found: Imported, before: dict[str, Any]) -> None:
+def report(out: Path, found: Imported, before: dict[str, Any]) -> None:
     """Print what was imported; beside it, what the earlier import had: how labels and unknown values drift."""
     console = Console()
     labels = sorted({name for means in found.labels.values() for name in means})
@@ -165,7 +165,8 @@ def _named(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _bytes(text: str) -> int:
+def memory_bytes(text: str) -> int:
+    """The bytes that a text such as 4GB means. Raises UserError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not found or float(found[1]) <= 0:
         raise UserError(f"--memory is {shown(text)}; write bytes such as 4GB or 512MB")
