@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rechub_tests.import_cases import run_import
-from rechub_tests.import_parts import assert_same, everything, events
+from rechub_tests.import_parts import assert_same, events, everything
 from rechub_tests.ray_runs import ray_command
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
