@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,12 +168,19 @@ def write_rows(
     finish = Finishing(output, f"split {name}")
     schema = finish(batches.schema.empty_table()).schema
     done = 0
-    with ShardWriter(folder, name, schema) as writer:
+    # One thread compresses while this one makes the next rows.
+    with ShardWriter(folder, name, schema) as writer, ThreadPoolExecutor(1) as thread:
+        writing: Future[None] | None = None
         for batch in batches:
-            writer.write(finish(pa.Table.from_batches([batch])))
+            table = finish(pa.Table.from_batches([batch]))
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(writer.write, table)
             done += batch.num_rows
             if progress is not None:
                 progress(f"write {name}", done, rows)
+        if writing is not None:
+            writing.result()
     return Written(rows, shares_of_unknown([finish.counts]))
 
 
