@@ -151,20 +151,25 @@ def count_query(engine: Engine, columns: Iterable[str], lists: Mapping[str, List
 def _elements(engine: Engine, lists: Lists) -> pa.RecordBatchReader:
     """The values of a history's events, each with the number of train rows whose list has it."""
     events = lists.events
-    changes = np.zeros(len(events) + 1, np.int64)
+    schema = pa.schema([("value", events.kind), ("count", pa.int64())])
+    if not len(events):
+        return pa.RecordBatchReader.from_batches(schema, [])
+    # At each event, how many lists begin and how many have ended; in a file, for there are as many as rows.
+    changes = np.memmap(engine.folder / "changes", np.int64, "w+", shape=(len(events) + 1,))
     for batch in engine.stream(
         f"select {quoted(lists.begin)} as a, {quoted(lists.length)} as n from {ROWS} where {TRAIN} and not {DRAWN}"
     ):
         begin = batch["a"].to_numpy()
         np.add.at(changes, begin, 1)
         np.add.at(changes, begin + batch["n"].to_numpy(), -1)
-    counts = np.cumsum(changes)[:-1]
-    schema = pa.schema([("value", events.kind), ("count", pa.int64())])
 
     def pieces() -> Iterator[pa.RecordBatch]:
+        open_lists = 0
         for first in range(0, len(events), _PIECE):
-            piece = slice(first, first + _PIECE)
-            yield pa.RecordBatch.from_arrays([events.take(piece), pa.array(counts[piece])], schema=schema)
+            piece = slice(first, min(first + _PIECE, len(events)))
+            counts = open_lists + np.cumsum(changes[piece])
+            open_lists = int(counts[-1])
+            yield pa.RecordBatch.from_arrays([events.take(piece), pa.array(counts)], schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, pieces())
 

@@ -7,7 +7,7 @@ have many times the size of everything else to write and to sort. It sorts the e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rechub_dist.data.columns.vocabulary import Vocabulary
-from rechub_dist.data.importing.engine import Engine, quoted
+from rechub_dist.data.importing.engine import BATCH_ROWS, Engine, quoted
 from rechub_dist.data.importing.ids import encode
 from rechub_dist.data.importing.plan import NOW, RESERVED, HistoryPlan, Plan
 from rechub_dist.data.importing.rows import DRAWN, FRACTIONS, NUMBERS, ROW, ROWS, SPLIT, flag
@@ -28,6 +28,7 @@ LAST: Final = 3  # the split of rows of `now`
 _POINTS: Final = f"{RESERVED}points"
 _VALUES: Final = f"{RESERVED}values"
 _CHUNK: Final = 1 << 20  # events that are encoded at once
+_ELEMENTS: Final = 2 << 20  # of lists that are made at once
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -86,19 +87,27 @@ class Lists:
     Attributes:
         events: what the lists hold.
         begin, length: the columns of ROWS that say where a row's list begins among the events, and how long it is.
+        longest: no list is longer.
     """
 
     events: Events
     begin: str
     length: str
+    longest: int
 
     def of(self, rows: pa.Table) -> pa.Array:
         """The lists of rows that have the two columns."""
         begin, length = (rows[name].to_numpy().astype(np.int64, copy=False) for name in (self.begin, self.length))
         offsets = np.zeros(len(length) + 1, np.int64)
         np.cumsum(length, out=offsets[1:])
-        places = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], length)
+        places = np.repeat(begin - offsets[:-1], length)
+        places += np.arange(offsets[-1])
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), self.events.take(places))
+
+
+def batch_rows(lists: Iterable[Lists]) -> int:
+    """How many rows to make at once, so that their lists take little memory however long they are."""
+    return max(1024, min(BATCH_ROWS, _ELEMENTS // max(1, sum(one.longest for one in lists))))
 
 
 def list_columns(name: str, history: HistoryPlan) -> dict[str, str]:
@@ -172,7 +181,7 @@ def add_histories(plan: Plan, engine: Engine) -> dict[str, Lists]:
                 dictionary = table["value"].combine_chunks()
             kind = dictionary.type if dictionary is not None else batches.schema.field(f"v{place}").type
             stored = batches.schema.field(f"v{place}").type
-            found[out] = Lists(of[key][place].events(stored, kind, dictionary), *_pointers(key))
+            found[out] = Lists(of[key][place].events(stored, kind, dictionary), *_pointers(key), history.max_length)
     for table in (_POINTS, *dictionaries.values()):
         engine.run(f"drop table {table}")
     return found

@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from rechub_dist.data.importing.engine import BATCH_ROWS, Engine, literal, quoted, whole
 from rechub_dist.data.importing.facts import Asked, Facts, write_facts
-from rechub_dist.data.importing.histories import LAST
+from rechub_dist.data.importing.histories import LAST, batch_rows
 from rechub_dist.data.importing.negatives import add_negatives, pool_query
 from rechub_dist.data.importing.plan import NOW, RESERVED, SPLITS, Plan
 from rechub_dist.data.importing.rows import ROW, ROWS, SPLIT, fill_rows, write_splits
@@ -254,9 +254,10 @@ def encode_part(job: Job, part: int) -> Encoded:
         keys = [ROW, RANGE] + ([TIME] if job.plan.order == "time" else [])
         timed = f", {quoted(job.plan.time or '')} as {TIME}" if job.plan.order == "time" else ""
         for number, name in job.splits:
-            reads = ", ".join(map(quoted, dict.fromkeys([*output.reads, ROW])))
+            reads = f"{', '.join(map(quoted, dict.fromkeys([*output.reads, ROW])))}, {_range(job)} as {RANGE}{timed}"
             batches = engine.stream(
-                f"select {reads}, {_range(job)} as {RANGE}{timed} from {ROWS} where {SPLIT} = {number} order by {RANGE}"
+                f"select {reads} from {ROWS} where {SPLIT} = {number} order by {RANGE}",
+                batch_rows(output.lists.values()),
             )
             finish = Finishing(output, f"split {name}", keys)
             schema = finish(batches.schema.empty_table()).schema

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import pyarrow as pa
 from rechub_dist.data.columns.derive import derive
 from rechub_dist.data.columns.values import one_array
 from rechub_dist.data.columns.vocabulary import Vocabulary
-from rechub_dist.data.importing.engine import BATCH_ROWS, Engine, quoted
-from rechub_dist.data.importing.histories import Lists
+from rechub_dist.data.importing.engine import Engine, quoted
+from rechub_dist.data.importing.histories import Lists, batch_rows
 from rechub_dist.data.importing.ids import encode
 from rechub_dist.data.importing.rows import ROW, ROWS, SPLIT
 from rechub_dist.data.parquet.kinds import is_list
@@ -72,7 +72,7 @@ def derived_rows(engine: Engine, derived: tuple[Derived, ...], lists: Mapping[st
     if not derived:
         return
     read = {name: (lists or {})[name] for one in derived for name in one.inputs if name in (lists or {})}
-    batches = engine.stream(f"select * from {ROWS}")
+    batches = engine.stream(f"select * from {ROWS}", batch_rows(read.values()))
 
     def added(batch: pa.Table) -> pa.Table:
         for name, column in read.items():
@@ -96,7 +96,7 @@ def encoded_lists(engine: Engine, lists: Mapping[str, Lists], lookup: Mapping[st
     for i, (name, column) in enumerate(lists.items()):
         if name in lookup:
             events = column.events.encoded(lookup[name], engine.folder / f"ids_{i}")
-            found[name] = Lists(events, column.begin, column.length)
+            found[name] = replace(column, events=events)
     return found
 
 
@@ -163,7 +163,7 @@ def write_rows(
     rows: int = engine.value(f"select count(*) from {ROWS} where {SPLIT} = {number}")
     batches = engine.stream(
         f"select {', '.join(map(quoted, output.reads))} from {ROWS} where {SPLIT} = {number} order by {order}",
-        BATCH_ROWS,
+        batch_rows(output.lists.values()),
     )
     finish = Finishing(output, f"split {name}")
     schema = finish(batches.schema.empty_table()).schema
