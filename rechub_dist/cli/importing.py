@@ -94,7 +94,7 @@ def import_tables(
         if not sources:
             raise typer.BadParameter("--guess needs a SOURCE to look at")
         text = guess_plan(
-            sources, dict(_named(one) for one in table or ()), user=user, item=item, time=time, labels=label or (),
+            sources, named_tables(table), user=user, item=item, time=time, labels=label or (),
             names=[one.split(",") for one in columns or ()], memory=bytes_, threads=threads,
         )  # fmt: skip
         if plan is None:
@@ -126,11 +126,11 @@ def import_tables(
 def _report(out: Path, found: Imported, before: dict[str, Any]) -> None:
     """Print what was imported; beside it, what the earlier import had: how labels and unknown values drift."""
     console = Console()
-    labels = sorted({name for means in found.labels.values() for name in means})
-    shown_ = Table("split", "rows", *(f"mean of {name}" for name in labels), title=str(out), title_justify="left")
-    for split, rows in found.rows.items():
-        means = found.labels.get(split, {})
-        shown_.add_row(split, f"{rows:,}", *("" if means.get(n) is None else f"{means[n]:.4f}" for n in labels))
+    shown_ = Table(str(out), *found.rows)
+    shown_.add_row("rows", *(f"{rows:,}" for rows in found.rows.values()))
+    for name in found.plan.labels:
+        means = (found.labels.get(split, {}).get(name) for split in found.rows)
+        shown_.add_row(f"mean of {name}", *("" if mean is None else f"{mean:.4f}" for mean in means))
     console.print(shown_)
     sizes = ", ".join(f"{name} {size:,}" for name, size in found.vocabularies.items())
     for line in (
@@ -158,11 +158,15 @@ def _report(out: Path, found: Imported, before: dict[str, Any]) -> None:
                 console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _named(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise typer.BadParameter(f"--table is {shown(text)}; write NAME=PATH, such as users=users.csv")
-    return name, path
+def named_tables(given: list[str] | None) -> dict[str, str]:
+    """The tables of `--table NAME=PATH`, by name."""
+    found = {}
+    for text in given or ():
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise typer.BadParameter(f"--table is {shown(text)}; write NAME=PATH, such as users=users.csv")
+        found[name] = path
+    return found
 
 
 def _bytes(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ class Engine:
         try:
             return str(self._connection.execute(f"describe select ({expression}\n) from {table}").fetchall()[0][1])
         except duckdb.Error as error:
+            if expression.strip() in columns:
+                raise UserError(f"{text}: it is a word of SQL; write {quoted(expression.strip())}") from None
             missing = re.search(r'column "([^"]+)" not found', str(error))
             reason = (
                 f"there is no column {missing[1]!r}; {nearest(missing[1], columns)}" if missing else reason_of(error)
@@ -142,6 +145,13 @@ def _of_csv(text: str) -> str | None:
     body = text.split("\n")
     reason = next((part for part in body[1:] if part and not part.startswith(("Original Line", "CSV Error"))), body[0])
     return f"{where}: {one_line(reason).rstrip('.!')}; check delimiter, quote, header and encoding in the plan"
+
+
+@cache
+def reserved_words() -> frozenset[str]:
+    """The words that are no column's name in an SQL expression, unless they are quoted."""
+    found = duckdb.execute("select keyword_name from duckdb_keywords() where keyword_category <> 'unreserved'")
+    return frozenset(name for (name,) in found.fetchall())
 
 
 def quoted(name: str) -> str:

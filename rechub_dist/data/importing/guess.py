@@ -13,7 +13,7 @@ from typing import Any, Final
 import pyarrow as pa
 import yaml
 
-from rechub_dist.data.importing.engine import Engine, literal, quoted
+from rechub_dist.data.importing.engine import Engine, literal, quoted, reserved_words
 from rechub_dist.data.importing.look import (
     Column,
     format_of,
@@ -315,4 +315,5 @@ def _dump(tree: dict[str, Any], *, flow: bool = False) -> list[str]:
 
 def _plain(name: str) -> str:
     """A name in an expression, with quotes where SQL needs them."""
-    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else quoted(name)
+    plain = re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in reserved_words()
+    return name if plain else quoted(name)
