@@ -49,7 +49,7 @@ def test_a_record_of_any_model_resolves_to_the_identity_of_its_run(root: Path, t
         ("seed=8", "seed 7 -> 8"),
         ("data.shuffle_rows=4000", "data.shuffle_rows 8000000 -> 4000"),
         ("data.features.user={kind: sparse, rows: 102}", "data.features.user.table.rows 101 -> 102"),
-        ("data.labels=[buy]", 'data.labels [{"name": "click"'),
+        ("data.labels=[buy]", 'data.labels.0.name "click" -> "buy"'),
         ("embedding.schedule.warmup_steps=3", "embedding.schedule.warmup_steps 0 -> 3"),
         ("embedding.rules=[{tables: user, init_std: 0.5}]", "embedding.init_std.user 0.3 -> 0.5"),
         ("model.embedding_dim=8", "model.embedding_dim 6 -> 8"),
