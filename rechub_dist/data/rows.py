@@ -40,8 +40,8 @@ class RowEncoder:
         Raises:
             UserError: a column is missing or has a wrong type, or a value is invalid.
         """
-        inputs = [name for one in self.spec.derived for name in one.inputs]
-        table = table_of(rows, [*column_names(self.spec), *inputs])
+        sources = [name for one in reading(self.spec, ()).computed for name in one.inputs]
+        table = table_of(rows, list(dict.fromkeys([*column_names(self.spec), *sources])))
         check_schema(table.schema, self.spec, GIVEN)
         plan = reading(self.spec, table.column_names)
         table = table.select(list(dict.fromkeys(plan.uses)))
