@@ -108,6 +108,7 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
         weight=schema.weight,
         collections=layout.collections,
         aligned=model.aligned_features(),
+        derived=schema.derived,
     )
     return Plan(config, schema, labels, layout, spec, model, chosen, objective)
 

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rechub_dist.derived import Derived
 from rechub_dist.embedded import LookupFeature
 from rechub_dist.features import (
     CatalogueFeature,
@@ -35,6 +36,7 @@ class BatchSpec:
         labels: one column of `Batch.labels` each, in this order.
         weight: the column of row weights, or None.
         keys: columns whose values are delivered unchanged, for metrics that group by them.
+        derived: the data set's derived columns; those of them that are read, and that the files lack, are computed.
         collections: the jagged collections of `Batch.jagged`: names of features in the key order of the
             KeyedJaggedTensor. A feature may be in several.
         aligned: groups of features whose ids correspond by position, so that each row has equally many.
@@ -51,6 +53,7 @@ class BatchSpec:
     cumulative: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
     keys: tuple[str, ...] = ()
+    derived: tuple[Derived, ...] = ()
 
     @cached_property
     def stored(self) -> tuple[StoredFeature, ...]:

@@ -149,7 +149,8 @@ class Run:
         if side != "item":
             raise UserError(f"vectors: the side is 'item' or 'user', not {side!r}")
         if rows is not None:
-            return self._of_rows(rows, lambda batch: self._items(batch, ranking), RowEncoder(items_spec(ranking)))
+            encoder = RowEncoder(items_spec(ranking, self._parts.spec))
+            return self._of_rows(rows, lambda batch: self._items(batch, ranking), encoder)
         catalogue = self._catalogue
         assert catalogue is not None
         ids = torch.arange(len(catalogue.place))

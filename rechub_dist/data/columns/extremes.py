@@ -54,7 +54,7 @@ def check_extremes(files: Sequence[DataFile], spec: BatchSpec) -> None:
 def _extremes(parquet: pq.ParquetFile, spec: BatchSpec) -> Iterator[tuple[str, pa.Array]]:
     """By numeric or boolean column, or column of lists of such: minima and maxima of the row groups, and nulls."""
     schema, metadata = parquet.schema_arrow, parquet.metadata
-    names = column_names(spec)
+    names = [name for name in column_names(spec) if name in schema.names]  # others are derived
     groups = [column_chunks(metadata.row_group(group), names) for group in range(metadata.num_row_groups)]
     for name in names:
         kind = schema.field(name).type

@@ -131,6 +131,28 @@ def vocabulary_of(feature: StoredFeature) -> Vocabulary | None:
     return found
 
 
+def vocabulary_fingerprint(feature: StoredFeature) -> str | None:
+    """What identifies a feature's vocabulary, as `Vocabulary.fingerprint`; None for a feature without one.
+
+    The vocabulary of an encoded feature is read for this, once, and not kept.
+
+    Raises:
+        UserError: as `vocabulary_of`.
+    """
+    if feature.vocabulary is None:
+        return None
+    if feature.encoded:
+        return _fingerprint(feature.vocabulary)
+    vocabulary = vocabulary_of(feature)
+    assert vocabulary is not None
+    return vocabulary.fingerprint()
+
+
+@cache
+def _fingerprint(path: str) -> str:
+    return read_vocabulary.__wrapped__(path).fingerprint()
+
+
 @cache
 def read_vocabulary(path: str) -> Vocabulary:
     """The vocabulary in a Parquet file (or a folder of them) with columns `value` and `id`; cached.

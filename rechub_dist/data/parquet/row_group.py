@@ -58,6 +58,7 @@ class RowGroup:
         self._decoded: dict[str, pa.ChunkedArray] = {}
         self._offset = 0
         self._taken: NDArray[np.int64] | None = None
+        self._added: dict[str, pa.ChunkedArray] = {}
         self.schema: pa.Schema = plain_schema(parquet.schema_arrow)
         self.num_rows = self._rows
 
@@ -75,8 +76,17 @@ class RowGroup:
         piece._taken, piece.num_rows = rows, len(rows)
         return piece
 
+    def with_columns(self, table: pa.Table) -> RowGroup:
+        """The piece with the columns of `table`, which has its rows, beside its own. It is not cut any further."""
+        piece = copy.copy(self)
+        piece._added = self._added | dict(zip(table.column_names, table.columns, strict=True))
+        piece.schema = pa.schema([*self.schema, *table.schema])
+        return piece
+
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of the piece. Raises UndecodableError."""
+        if name in self._added:
+            return self._added[name]
         if name not in self._decoded:
             self._decode(next(run for run in self._runs if name in run))
         self._uses[name] -= 1
