@@ -6,11 +6,10 @@ import json
 import os
 
 from mistaken.of_checkpoints import HOSTILE, each_file, flip, hostile
-from mistaken.scene import Scene, Section
+from mistaken.scene import BOTH, Scene, Section
 from rechub_dist.checkpoint.manifest import MANIFEST
 
 COMMANDS = Section("Commands on runs")
-BOTH = (1, 2)
 command = COMMANDS.mistake
 EVALUATE = ["evaluate", "out", "--data", "data/test"]
 PREDICT = ["predict", "out", "--data", "data/test", "--out", "predictions"]
