@@ -62,7 +62,7 @@ def open_checkpoints(config: RunConfig, rt: Runtime, lease: Lease | None = None)
 def _check_folder(what: str, path: str) -> None:
     """Raise UserError for a path that is no folder's, nor can be one's."""
     try:
-        reason = None if stat.S_ISDIR(os.stat(path).st_mode) else "it is a file"
+        reason = None if stat.S_ISDIR(os.stat(path).st_mode) else "it is not a folder"
     except FileNotFoundError:
         return
     except OSError as error:
