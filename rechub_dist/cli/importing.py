@@ -62,6 +62,9 @@ def import_tables(
     grow: Annotated[
         Path | None, typer.Option(help="An earlier import: its values keep their ids, new ones get ids after them.")
     ] = None,
+    leaks: Annotated[
+        bool, typer.Option("--leaks/--no-leaks", help="Look for what a model must not know, in the result.")
+    ] = True,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -121,6 +124,15 @@ def import_tables(
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None),
         )  # fmt: skip
     _report(out, found, {} if grow is None else earlier_facts(grow))
+    if leaks:
+        from rechub_dist.data.tools.leaks import check_leaks  # noqa: PLC0415
+
+        with Console(stderr=True).status("looking for leaks"):
+            report = check_leaks(str(out), time=read.time, labels=tuple(read.labels))
+        for finding in report.findings:
+            print(f"leak? {finding.text}")
+        clean = len(report.clean)
+        print(f"leaks: {clean} checks found nothing; all of them: rechub-dist data inspect {out} --leaks")
 
 
 def _report(out: Path, found: Imported, before: dict[str, Any]) -> None:
@@ -129,8 +141,8 @@ def _report(out: Path, found: Imported, before: dict[str, Any]) -> None:
     shown_ = Table(str(out), *found.rows)
     shown_.add_row("rows", *(f"{rows:,}" for rows in found.rows.values()))
     for name in found.plan.labels:
-        means = (found.labels.get(split, {}).get(name) for split in found.rows)
-        shown_.add_row(f"mean of {name}", *("" if mean is None else f"{mean:.4f}" for mean in means))
+        of_splits = [found.labels.get(split, {}).get(name) for split in found.rows]
+        shown_.add_row(f"mean of {name}", *("" if mean is None else f"{mean:.4f}" for mean in of_splits))
     console.print(shown_)
     sizes = ", ".join(f"{name} {size:,}" for name, size in found.vocabularies.items())
     for line in (

@@ -172,13 +172,14 @@ def fit(plan: Plan, engine: Engine, grown_from: Mapping[str, pa.Table] | None = 
 
 def _encoded(plan: Plan) -> dict[str, str]:
     """The columns that can be written as ids: those that nothing reads but features of one vocabulary."""
+    raw = {*plan.keep, plan.time}
     tables: dict[str, set[str | None]] = {}
     for name, feature in plan.features.items():
         first, *others = _read_by(plan, name, feature) or ("",)
         tables.setdefault(first, set()).add(table_of(plan, name) if has_vocabulary(feature) else None)
         for column in others:
             tables.setdefault(column, set()).add(None)
-    found = {column: next(iter(of)) for column, of in tables.items() if len(of) == 1 and column not in plan.keep}
+    found = {column: next(iter(of)) for column, of in tables.items() if len(of) == 1 and column not in raw}
     return {column: table for column, table in found.items() if table is not None}
 
 

@@ -131,7 +131,8 @@ def _import(
     schema = fitted.schema
     bins = tuple(one for one in schema.derived if one.name not in plan.derive)
     columns = stored_columns(schema)
-    columns += [name for name in (*plan.labels, *plan.keep) if name not in columns]
+    kept = [*plan.keep, *([plan.time] if plan.time is not None else [])]  # by the time, splits can be compared
+    columns += [name for name in dict.fromkeys([*plan.labels, *kept]) if name not in columns]
     columns += [WEIGHT] if plan.weight is not None else []
     lookup = fitted.lookup()
     splits = [*enumerate(SPLITS), *([(LAST, NOW)] if plan.now else [])]
