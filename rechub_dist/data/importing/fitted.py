@@ -18,12 +18,35 @@ from rechub_dist.data.importing.histories import list_columns
 from rechub_dist.data.importing.plan import DensePlan, OtherPlan, Plan, SequencePlan, SparsePlan, TablePlan
 from rechub_dist.data.importing.rows import FRACTIONS, ROWS, Shape, is_numeric
 from rechub_dist.data.prepare.writer import VOCABULARIES
-from rechub_dist.derived import Derived
+from rechub_dist.derived import Bucket, Derived
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.features import FeatureSchema, SequenceFeature, SparseFeature
+from rechub_dist.features import DenseFeature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.schema import parse_schema
 
 MAX_GUESSED_LENGTH = 50
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier import learned, which stays: a trained model knows its ids, means and bins.
+
+    Attributes:
+        schema: of it.
+        vocabularies: by table, columns `value`, `id`, `count`.
+    """
+
+    schema: FeatureSchema
+    vocabularies: dict[str, pa.Table]
+
+    def dense(self, name: str) -> DenseFeature | None:
+        """The dense feature of this name."""
+        found = next((f for f in self.schema.features if f.name == name), None)
+        return found if isinstance(found, DenseFeature) else None
+
+    def boundaries(self, name: str) -> tuple[float, ...] | None:
+        """Those of the derived column of this name."""
+        found = next((one for one in self.schema.derived if one.name == name), None)
+        return found.boundaries if isinstance(found, Bucket) else None
 
 
 @dataclass
@@ -120,20 +143,20 @@ def _read_by(plan: Plan, name: str, feature: Any) -> tuple[str, ...]:
     return (column_of(plan, name), *([weights] if weights else []))
 
 
-def fit(plan: Plan, engine: Engine, grown_from: Mapping[str, pa.Table] | None = None) -> Fitted:
+def fit(plan: Plan, engine: Engine, before: Earlier | None = None) -> Fitted:
     """Learn from train what the features need, and make the schema of it.
 
     Args:
         plan: the plan.
         engine: with the table ROWS.
-        grown_from: vocabularies of an earlier import, by table, whose values keep their ids; new values follow.
+        before: an earlier import, whose values keep their ids, and whose means and bins stay; new values follow.
 
     Raises:
         UserError: a column's type does not fit its feature, or a table would have no value.
     """
     kinds = engine.columns(ROWS)
     tree: dict[str, Any] = {"tables": {}, "derive": dict(plan.derive), "features": {}}
-    vocabularies = _vocabularies(plan, engine, kinds, grown_from or {})
+    vocabularies = _vocabularies(plan, engine, kinds, {} if before is None else before.vocabularies)
     for name, table in vocabularies.items():
         settings = plan.embeddings.get(name, TablePlan())
         rows = int(np.max(table["id"].to_numpy(), initial=0)) + 1
@@ -142,11 +165,11 @@ def fit(plan: Plan, engine: Engine, grown_from: Mapping[str, pa.Table] | None = 
     for name, feature in plan.features.items():
         column = column_of(plan, name)
         if isinstance(feature, DensePlan):
-            tree["features"][name] = _dense(engine, kinds, name, column, feature)
+            tree["features"][name] = _dense(engine, kinds, name, column, feature, before)
         elif isinstance(feature, OtherPlan):
             tree["features"][name] = feature.model_dump(mode="json", exclude_none=True)
         elif isinstance(feature, SparsePlan) and not has_vocabulary(feature):
-            tree["features"][name] = _without_vocabulary(engine, kinds, tree, name, column, feature)
+            tree["features"][name] = _without_vocabulary(engine, kinds, tree, name, column, feature, before)
         else:
             entry: dict[str, Any] = {"kind": feature.kind, "table": table_of(plan, name)}
             if isinstance(feature, SequencePlan):
@@ -242,7 +265,9 @@ def _check_ids(kinds: dict[str, str], column: str, table: str) -> None:
     raise UserError(f"features: column {column!r} is {kind}, which cannot be ids of table {table!r}: {fix}")
 
 
-def _dense(engine: Engine, kinds: dict[str, str], name: str, column: str, feature: DensePlan) -> dict[str, Any]:
+def _dense(
+    engine: Engine, kinds: dict[str, str], name: str, column: str, feature: DensePlan, before: Earlier | None
+) -> dict[str, Any]:
     kind = kinds[column]
     wanted = kind.endswith("[]") == (feature.dim > 1)
     if not wanted or not (is_numeric(kind.removesuffix("[]")) or kind == "BOOLEAN"):
@@ -251,7 +276,10 @@ def _dense(engine: Engine, kinds: dict[str, str], name: str, column: str, featur
             f"features.{name}: column {column!r} is {kind}, but a dense feature of dim {feature.dim} needs {what}"
         )
     entry: dict[str, Any] = {"kind": "dense", "column": column, "transform": feature.transform, "dim": feature.dim}
-    if feature.dim == 1 and kind != "BOOLEAN":
+    known = None if before is None else before.dense(name)
+    if known is not None:
+        entry |= {"mean": known.mean, "std": known.std, "missing": known.missing, "fill": known.fill}
+    elif feature.dim == 1 and kind != "BOOLEAN":
         found = moments(engine, column, feature.transform)
         if feature.standardize:
             entry |= {"mean": steady(found.mean), "std": steady(found.deviation)}
@@ -260,14 +288,20 @@ def _dense(engine: Engine, kinds: dict[str, str], name: str, column: str, featur
             entry |= {"missing": "fill", "fill": steady(raw)}
     elif feature.fill == "mean":
         entry |= {"missing": "fill", "fill": 0.0}
-    if isinstance(feature.fill, float):
+    if isinstance(feature.fill, float) and known is None:
         entry |= {"missing": "fill", "fill": feature.fill}
-    defaults = {"column": name, "transform": "none", "dim": 1, "mean": 0.0, "std": 1.0}
+    defaults = {"column": name, "transform": "none", "dim": 1, "mean": 0.0, "std": 1.0, "missing": "error"}
     return {key: value for key, value in entry.items() if key not in defaults or value != defaults[key]}
 
 
 def _without_vocabulary(
-    engine: Engine, kinds: dict[str, str], tree: dict[str, Any], name: str, column: str, feature: SparsePlan
+    engine: Engine,
+    kinds: dict[str, str],
+    tree: dict[str, Any],
+    name: str,
+    column: str,
+    feature: SparsePlan,
+    before: Earlier | None,
 ) -> dict[str, Any]:
     if feature.hash is not None:
         entry = {"kind": "sparse", "rows": feature.hash, "hash": True, "missing": "drop", "pooling": feature.pooling}
@@ -276,10 +310,11 @@ def _without_vocabulary(
         )  # fmt: skip
     if not is_numeric(kinds[column]):
         raise UserError(f"features.{name}: column {column!r} is {kinds[column]}; bins and quantiles are of numbers")
-    boundaries = feature.bins or quantiles(engine, column, feature.quantiles or 2)
+    output = f"{name}_bin" if column == name else name
+    known = None if before is None else before.boundaries(output)
+    boundaries = feature.bins or known or quantiles(engine, column, feature.quantiles or 2)
     if not boundaries:
         raise UserError(f"features.{name}: all values of column {column!r} are equal in train; leave the feature out")
-    output = f"{name}_bin" if column == name else name
     tree["derive"][output] = {"kind": "bucket", "column": column, "boundaries": list(boundaries)}
     rows = len(boundaries) + 2  # the last is for missing values
     return {"kind": "sparse", "rows": rows, "missing": "unknown", "unknown_id": rows - 1} | (

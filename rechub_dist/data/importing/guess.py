@@ -162,7 +162,7 @@ def _roles(columns: Mapping[str, Column], given: dict[str, str | None]) -> dict[
             found[option] = next((c for c in named if c not in found.values()), None)
     if found["time"] is None:
         found["time"] = next((c.name for c in of_log if _TIME.fullmatch(c.name) and unit_of(c)), None)
-    return found
+    return {role: name or None for role, name in found.items()}
 
 
 def _labels(

@@ -15,7 +15,7 @@ import pyarrow as pa
 from rechub_dist.config.strict_yaml import read_yaml
 from rechub_dist.data.columns.frequencies import vocabulary_name
 from rechub_dist.data.importing.engine import Engine, quoted
-from rechub_dist.data.importing.fitted import Fitted, derived_of, fit, needed_columns, stored_columns
+from rechub_dist.data.importing.fitted import Earlier, Fitted, derived_of, fit, needed_columns, stored_columns
 from rechub_dist.data.importing.histories import LAST, add_histories, add_now, list_columns
 from rechub_dist.data.importing.negatives import add_negatives, check_negatives, needed_for_negatives
 from rechub_dist.data.importing.plan import NOW, SPLITS, Plan, plan_text
@@ -94,7 +94,7 @@ def import_data(
     frames = frames or {}
     inputs = [Path(f) for where, source in sources.items() if where not in frames for f in source_files(source, where)]
     check_negatives(plan)
-    before = None if grow is None else earlier_vocabularies(grow)
+    before = None if grow is None else earlier_import(grow)
     say = progress or _nobody
     with prepared_folder(out, f"import {plan.name}", inputs) as folder, _scratch(folder) as scratch:
         engine = Engine(scratch, memory, threads)
@@ -106,9 +106,7 @@ def import_data(
             engine.close()
 
 
-def _import(
-    plan: Plan, engine: Engine, folder: Path, out: Path, before: Mapping[str, pa.Table] | None, say: Progress
-) -> Imported:
+def _import(plan: Plan, engine: Engine, folder: Path, out: Path, before: Earlier | None, say: Progress) -> Imported:
     derived = derived_of(plan)
     say("read and join", 0, 0)
     shape = join_sources(plan, engine)
@@ -212,8 +210,8 @@ def earlier_facts(root: Path) -> dict[str, Any]:
     return found
 
 
-def earlier_vocabularies(root: Path) -> dict[str, pa.Table]:
-    """The vocabularies of an earlier import, by table.
+def earlier_import(root: Path) -> Earlier:
+    """What an earlier import learned.
 
     Raises:
         UserError: `root` holds no import.
@@ -222,7 +220,7 @@ def earlier_vocabularies(root: Path) -> dict[str, pa.Table]:
         raise UserError(f"{root} is no folder that data import has written: it lacks {PLAN_FILE} or {VOCABULARIES}/")
     schema = parse_schema(read_yaml(root / SCHEMA_FILE), str(root))
     features = [f for f in schema.features if isinstance(f, SparseFeature | SequenceFeature) and f.vocabulary]
-    return {feature.table.name: read_parquet(feature.vocabulary) for feature in features}
+    return Earlier(schema, {feature.table.name: read_parquet(feature.vocabulary) for feature in features})
 
 
 @contextmanager
