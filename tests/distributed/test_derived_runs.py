@@ -120,3 +120,7 @@ def test_a_run_on_encoded_columns_is_the_run_on_values(pool: RankPool, roots: di
         paths[name] = run_file(tmp_path / name, root, "DeepFM", model=MODEL, data={"features": {"genres": how}})
         pool.run(2, train, paths[name])
     equal(paths["encoded"], paths["values"])
+    # a request brings values, whatever the files held
+    rows = raw_rows(20)
+    given = [rechub_dist.load(output(path)).predict(rows)["predicted_click"] for path in paths.values()]
+    assert given[0].equals(given[1])
