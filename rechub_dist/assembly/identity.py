@@ -83,8 +83,8 @@ def other_than(run: Mapping[str, Any], wanted: dict[str, Any], where: str, code:
     saved = recorded(run, where, map(module_of, allowed.values()), code)
     known = "sampling_weights" in saved["data"] and "sampling_weights" in wanted["data"]
     both = saved["data"].get("derived", {}).keys() & wanted["data"].get("derived", {}).keys()
-    one, other = (_derived_in(_one_source_of_weights(tree, known), both) for tree in (saved, wanted))
-    return differences(one, other)
+    saved, wanted = (_derived_in(_one_source_of_weights(tree, known), both) for tree in (saved, wanted))
+    return differences(saved, wanted)
 
 
 def recorded(

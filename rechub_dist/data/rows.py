@@ -14,7 +14,7 @@ from rechub_dist.data.columns.derive import derive
 from rechub_dist.data.columns.fit import check_schema, column_names, reading
 from rechub_dist.data.columns.window import open_window
 from rechub_dist.data.negatives import Draw
-from rechub_dist.data.parquet.kinds import plain_schema
+from rechub_dist.data.parquet.kinds import plain_schema, plain_table
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError, one_line
 
@@ -42,12 +42,9 @@ class RowEncoder:
         """
         sources = [name for one in reading(self.spec, ()).computed for name in one.inputs]
         table = table_of(rows, list(dict.fromkeys([*column_names(self.spec), *sources])))
-        check_schema(table.schema, self.spec, GIVEN)
+        check_schema(plain_schema(table.schema), self.spec, GIVEN)
         plan = reading(self.spec, table.column_names)
-        table = table.select(list(dict.fromkeys(plan.uses)))
-        plain = plain_schema(table.schema)
-        if not plain.equals(table.schema):
-            table = table.cast(plain)
+        table = plain_table(table.select(list(dict.fromkeys(plan.uses))))
         for first in range(0, max(1, table.num_rows), size):
             piece = derive(table.slice(first, size), plan.computed, GIVEN)
             window = open_window(piece, self.spec, None, GIVEN)

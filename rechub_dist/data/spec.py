@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
@@ -55,6 +55,10 @@ class BatchSpec:
     keys: tuple[str, ...] = ()
     derived: tuple[Derived, ...] = ()
 
+    def of_values(self) -> BatchSpec:
+        """The same for rows from elsewhere, which hold values where the data set's files hold a vocabulary's ids."""
+        return replace(self, features=tuple(_of_values(feature) for feature in self.features))
+
     @cached_property
     def stored(self) -> tuple[StoredFeature, ...]:
         """The features whose ids are in a column."""
@@ -96,3 +100,11 @@ class BatchSpec:
     def float_rows(self) -> int:
         """Number of floats per row: dense values, labels, and the weight if there is one."""
         return sum(dense.dim for dense in self.dense) + len(self.labels) + bool(self.weight)
+
+
+def _of_values(feature: LookupFeature) -> LookupFeature:
+    if isinstance(feature, SparseFeature | SequenceFeature):
+        return replace(feature, encoded=False)
+    if isinstance(feature, CrossFeature):
+        return replace(feature, inputs=tuple(replace(source, encoded=False) for source in feature.inputs))
+    return feature

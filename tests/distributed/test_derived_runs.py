@@ -41,9 +41,13 @@ def test_a_run_on_raw_columns_is_the_run_on_derived_ones(
     pool: RankPool, roots: dict[str, Path], tmp_path: Path, ranks: int
 ) -> None:
     paths = {name: run_file(tmp_path / name, root, "DeepFM", model=MODEL) for name, root in roots.items()}
+    # what it is evaluated on need not hold what it is trained on holds
+    splits = {split: str(roots["raw"] / split) for split in ("valid", "test")}
+    paths["mixed"] = run_file(tmp_path / "mixed", roots["held"], "DeepFM", model=MODEL, data=splits)
     for path in paths.values():
         pool.run(ranks, train, path)
     equal(paths["raw"], paths["held"])
+    equal(paths["mixed"], paths["held"])
 
 
 @pytest.mark.parametrize(("first", "then"), [("raw", "held"), ("held", "raw")])
@@ -120,3 +124,7 @@ def test_a_run_on_encoded_columns_is_the_run_on_values(pool: RankPool, roots: di
         paths[name] = run_file(tmp_path / name, root, "DeepFM", model=MODEL, data={"features": {"genres": how}})
         pool.run(2, train, paths[name])
     equal(paths["encoded"], paths["values"])
+    # a request brings values, whatever the files held
+    rows = raw_rows(20)
+    given = [rechub_dist.load(output(path)).predict(rows)["predicted_click"] for path in paths.values()]
+    assert given[0].equals(given[1])

@@ -27,8 +27,11 @@ from rechub_dist.data.rows import RowEncoder
 from rechub_dist.data.run_file import load_run
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.derived import Overlap, Split
+from rechub_dist.embedded import Lookup
 from rechub_dist.errors import UserError
-from rechub_dist.features import DenseFeature, SequenceFeature, SparseFeature, Table
+from rechub_dist.features import CrossFeature, DenseFeature, SequenceFeature, SparseFeature, Table
+from rechub_dist.inference.predict import words
+from rechub_dist.objectives import Ranking
 from rechub_tests.derived import DERIVED, FEATURES, held_rows, raw_rows, write_derived
 from rechub_tests.runs import run_file
 
@@ -250,8 +253,7 @@ def test_what_the_files_of_an_encoded_feature_hold(vocabulary: str, tmp_path: Pa
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"x": [[1, 3], [2]]}), tmp_path / "data" / "a.parquet")
     [batch] = read(tmp_path / "data", spec, shuffle=False)
-    given = replace(spec, features=(replace(feature, encoded=False),))
-    assert same(batch, next(RowEncoder(given).batches({"x": [["b", "a"], ["c"]]}, 9)))
+    assert same(batch, next(RowEncoder(spec.of_values()).batches({"x": [["b", "a"], ["c"]]}, 9)))
     pq.write_table(pa.table({"x": [["a"]]}), tmp_path / "data" / "a.parquet")
     with pytest.raises(
         UserError, match=r"'x' needs a list of integers; for strings, leave encoded out: they are looked"
@@ -263,6 +265,21 @@ def test_what_the_files_of_an_encoded_feature_hold(vocabulary: str, tmp_path: Pa
         UserError, match=r"column 'x' holds ids \(feature 'x' is encoded\), but derived column 'both' is"
     ):
         read(tmp_path / "data", derived)
+
+
+def test_crosses_and_items_of_encoded_features(vocabulary: str) -> None:
+    one = SparseFeature("x", Table("x", 4, dim=4), vocabulary=vocabulary, encoded=True)
+    cross = CrossFeature("both", (one, SparseFeature("y", Table("y", 9, dim=4))), buckets=99, dim=4)
+    spec = BatchSpec((*cross.inputs, cross), collections={"c": ("x", "y", "both")})
+    ids = next(RowEncoder(spec).batches({"x": [1, 3], "y": [5, 6]}, 9))
+    values = next(RowEncoder(spec.of_values()).batches({"x": ["b", "a"], "y": [5, 6]}, 9))
+    assert same(ids, values)
+    ranking = Ranking((Lookup("x", one, one.table, "sum"),), (), None, no_vectors, no_vectors)
+    assert words(torch.tensor([3, 1, 0]), ranking).to_pylist() == ["a", "b", None]
+
+
+def no_vectors(_: Any) -> Any:
+    raise NotImplementedError
 
 
 def test_encoded_is_the_same_run(roots: tuple[Path, Path], tmp_path: Path, vocabulary: str) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rechub_dist.data.parquet.kinds import plain_schema
+from rechub_dist.data.parquet.kinds import plain_schema, plain_table
 
 Rows = TypeVar("Rows", pa.ChunkedArray, pa.Table)
 Bounds = dict[str, tuple[int, int]]  # the least and the greatest value by column, as signed integers
@@ -122,8 +122,7 @@ class RowGroup:
             raise UndecodableError(error) from error
         if any(len(column) != self._rows for column in table.columns):
             raise UndecodableError(OSError("a column has more or fewer rows than the row group"))
-        plain = plain_schema(table.schema)
-        return table if plain.equals(table.schema) else table.cast(plain)
+        return plain_table(table)
 
     def _together(self) -> Iterator[list[str]]:
         """The columns in the order of their use, grouped into those that are decoded at once."""
