@@ -141,6 +141,7 @@ def test_odd_types(tmp_path: Path) -> None:
     assert part["unsigned"].high == 2**64 - 1
     assert (part["extremes"].low, part["extremes"].high) == (-1.7e308, 1.7e308)
     assert [sum(part[name].bins) for name in ("extremes", "tiny", "far", "constant", "only inf")] == [3, 2, 2, 3, 0]
+    assert [c.histogram and c.histogram.scale for c in (found["far"], found["constant"])] == ["linear", "each"]
     assert (part["last date"].infinities, part["last date"].low) == (1, "1970-01-01")  # it means that there is no end
     assert part["date"].high == "23873-04-04"
     assert part["instant"].high == "1970-01-01 00:00:00.000000003+00"

@@ -134,6 +134,8 @@ def test_features_that_give_the_label_away(tmp_path: Path, how: str) -> None:
 
 def test_the_auc_is_the_usual_one(tmp_path: Path) -> None:
     tables = clean_tables()
+    for columns in tables.values():
+        columns["x"] = np.round(columns["x"])  # so that there are ties
     report = check_leaks(write(tmp_path, tables))
     [text] = [item.text for item in report.clean if item.check == "features"]
     wanted = roc_auc_score(tables["train"]["label"], tables["train"]["x"])
@@ -148,6 +150,16 @@ def test_ids_with_few_rows_give_nothing_away(tmp_path: Path) -> None:
     report = check_leaks(write(tmp_path, tables))
     assert found(report, "features") == []
     assert any("name" in item.text for item in report.skipped)
+
+
+def test_the_mean_of_a_value_is_of_other_rows(tmp_path: Path) -> None:
+    """With its own label in it, it would seem to predict."""
+    rng = np.random.default_rng(3)
+    columns = {"k": [f"k{i}" for i in rng.integers(0, 190, 4000)], "label": rng.integers(0, 2, 4000)}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    [item] = [item for item in check_leaks(str(tmp_path)).clean if item.check == "features"]
+    auc = float(item.text.partition("AUC up to ")[2].split()[0])
+    assert abs(auc - 0.5) < 0.04
 
 
 def test_labels_of_more_values_are_cut_at_their_median(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def _label(column: ColumnProfile) -> LabelProfile:
 
 
 def _times(tables: Tables, column: ColumnProfile | None) -> dict[str, tuple[str, str] | None]:
-    if column is None:
+    if column is None or column.kind not in ("time", "integer", "float"):
         return {}
     parts = {split.name: column.parts.get(split.name) for split in tables.splits}
     ends = [end for part in parts.values() if part is not None for end in (part.low, part.high) if end is not None]
@@ -174,12 +174,12 @@ def _notes(tables: Tables, roles: Roles, columns: dict[str, ColumnProfile]) -> I
         yield roles.note
     for name, column in columns.items():
         kinds = {split: part.type for split, part in column.parts.items()}
-        absent = [split.name for split in tables.splits if split.name not in kinds]
+        absent = [item.name for item in tables.splits if item.name not in kinds]
         if absent:
             yield f"{name!r} is not in {', '.join(absent)}"
         if len(set(kinds.values())) > 1:
             yield f"{name!r} has different types: {', '.join(f'{kind} in {split}' for split, kind in kinds.items())}"
-        for split, part in column.parts.items():
+        for where, part in column.parts.items():
             missing = part.nulls + (0 if column.kind == "list" else part.nans)
             if part.rows and missing == part.rows:
-                yield f"{name!r} has no value" + (f" in {split}" if split else "")
+                yield f"{name!r} has no value" + (f" in {where}" if where else "")
