@@ -230,16 +230,15 @@ def _range(column: ColumnProfile, parts: Sequence[Part | None]) -> list[Text]:
     if column.histogram is None:
         return []
     known = [part for part in parts if part is not None and part.low is not None]
+    lengths = [part.lengths for part in parts if part is not None and part.lengths is not None]
     if column.kind == "list":
-        lengths = [part.lengths for part in parts if part is not None and part.lengths is not None]
-        low, high, unit = min(at.low for at in lengths), max(at.high for at in lengths), " long"
+        text = f"{min(at.low for at in lengths):,} to {max(at.high for at in lengths):,} long"
     elif column.kind == "time":
-        low, high, unit = min(part.low for part in known)[:10], max(part.high for part in known)[:10], ""
+        text = f"{min(part.low for part in known)[:10]} to {max(part.high for part in known)[:10]}"
     else:
-        low, high, unit = min(part.low for part in known), max(part.high for part in known), ""
-        low, high = (f"{x:,}" if isinstance(x, int) and abs(x) < 10**9 else f"{float(x):.4g}" for x in (low, high))
-    scale = " (log)" if column.histogram.scale == "log" else ""
-    return [Text(f"{low} to {high}{unit}{scale}", "dim")]
+        ends = min((part.low for part in known), key=float), max((part.high for part in known), key=float)
+        text = " to ".join(f"{x:,}" if isinstance(x, int) and abs(x) < 10**9 else f"{float(x):.4g}" for x in ends)
+    return [Text(f"{text} (log)" if column.histogram.scale == "log" else text, "dim")]
 
 
 def _top(column: ColumnProfile, top: Top, names: Sequence[str], width: int) -> Text:

@@ -44,7 +44,7 @@ class Lengths:
 
     low: int
     median: float
-    p95: int
+    p95: float
     high: int
     mean: float
     empty: float
