@@ -15,7 +15,7 @@ from pydantic import (
     ValidationError,
 )
 
-from rechub_dist.errors import UserError, one_line, printable, shortened, shown
+from rechub_dist.errors import UserError, nearest, one_line, printable, shortened, shown
 
 T = TypeVar("T", bound=BaseModel)
 # What pydantic calls mistakes in a value whose type is right.
@@ -59,7 +59,10 @@ def validated(where: str, cls: type[T], tree: Any) -> T:
     except ValidationError as error:
         found = error.errors()[0]
         key = ".".join(map(str, found["loc"]))
-        text = complaint(key, found) if key or found["type"] == "value_error" else _lower(found["msg"])
+        if found["type"] == "extra_forbidden" and len(found["loc"]) == 1:
+            text = f"unknown key {shown(key)}: {nearest(key, cls.model_fields)}"
+        else:
+            text = complaint(key, found) if key or found["type"] == "value_error" else _lower(found["msg"])
         raise UserError(f"{where}: {text}") from error
 
 
