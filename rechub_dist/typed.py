@@ -73,7 +73,8 @@ def complaint(key: str, error: Any) -> str:
         return f"missing key {key!r}"
     if error["type"] == "value_error":  # raised by our validators: the message is complete
         return ": ".join([part for part in (key,) if part] + [str(error["ctx"]["error"])])
-    return f"{key}: {_lower(error['msg'])}, got {shown(error['input'])}"
+    message = _lower(error["msg"]).replace("an object", "a mapping of keys to values")  # JSON's word for it
+    return f"{key}: {message}, got {shown(error['input'])}"
 
 
 def _lower(text: str) -> str:
