@@ -22,12 +22,12 @@ from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import read_manifest, read_tensors
-from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedRun
+from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedRun, no_other
 from rechub_dist.checkpoint.position import Position, position_of
 from rechub_dist.checkpoint.publish import Publisher
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
-from rechub_dist.checkpoint.together import agree, no_other, reason_of, verify_together
+from rechub_dist.checkpoint.together import agree, reason_of, verify_together
 from rechub_dist.config import CheckpointConfig, RunConfig
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, shortened

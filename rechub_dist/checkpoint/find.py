@@ -65,8 +65,11 @@ def _named(address: str, settings: StorageConfig) -> tuple[str | None, StorageCo
     text = read_bytes(path, settings)
     if text is None:
         return None, settings
-    where = f"{path}: fix it, or name the folder of checkpoints itself"
-    found = validated(where, _Stored, stored_tree(text, path))
+    tree = stored_tree(text, path)
+    try:
+        found = validated(path, _Stored, tree)
+    except UserError as error:
+        raise UserError(f"{error}; correct it, or name the folder of checkpoints itself") from error
     checkpoint, data = found.checkpoint or _Checkpoint(), found.data or _Data()
     return checkpoint.folder, checkpoint.storage or data.storage or settings
 

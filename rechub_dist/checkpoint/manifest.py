@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import field
 from typing import Annotated, Any, Literal, NotRequired, Self
 
@@ -21,6 +23,15 @@ MANIFEST = "manifest.json"
 
 class DamagedError(UserError):
     """A damaged checkpoint: it differs from what was saved. A failing store raises a plain `UserError` instead."""
+
+
+@contextmanager
+def no_other() -> Iterator[None]:
+    """Say what to do about damage in the block, where no other checkpoint is tried."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(f"{error}; put back a copy of it, or name another checkpoint") from error
 
 
 class NewerError(UserError):

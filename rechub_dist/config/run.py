@@ -239,7 +239,7 @@ def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"{where}: {parent!r} is a value, not a section")
+            raise UserError(f"{where}: {parent!r} is a value, not a section; leave out what follows it")
         node = child
     node[leaf] = value
 

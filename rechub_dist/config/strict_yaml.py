@@ -35,7 +35,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}; check the path") from error
     return parse_yaml(data, str(path))
 
 
@@ -43,7 +44,7 @@ def parse_yaml(text: str | bytes, path: str, *, finite: bool = True) -> dict[str
     """As `read_yaml`, for the content of the file `path`; numbers may be infinite or NaN unless they are `finite`."""
     tree = _read(text, path, "", finite)
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: not a mapping of keys to values")
+        raise UserError(f"{path}: not a mapping of keys to values; write lines of `key: value`")
     return tree
 
 
@@ -184,7 +185,7 @@ class _Tree:
                 text = shown(key_node.value or "null")
                 self._refuse(key_node, f"the key {text[1:-1]} is no text but {shown(key)}; quote it: {text}:")
             if key in own:
-                self._refuse(key_node, f"duplicate key {shown(key)}")
+                self._refuse(key_node, f"duplicate key {shown(key)}; remove one")
             own[key] = self._value(value_node, loader, depth - 1)
         base: dict[str, Any] = {}
         for tree in reversed(merged or ()):  # the first one that has a key wins

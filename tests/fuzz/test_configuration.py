@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rechub_dist.assembly import parts
 from rechub_dist.assembly.examples import example_run, example_schema
 from rechub_dist.assembly.parts import build
-from rechub_dist.config import parse_yaml, run_from
+from rechub_dist.config import parse_yaml, run_from, stored_run
 from rechub_dist.config.strict_yaml import dump_yaml
 from rechub_dist.data.prepare.writer import schema_text
 from rechub_dist.data.run_file import load_run
@@ -55,6 +55,15 @@ def check_run(folder: Path, tree: Any, settings: Iterable[str] = ()) -> None:
     path = folder / "run.yaml"
     path.write_text(yaml.dump(tree, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True), encoding="utf-8")
     outcome(lambda: build(load_run(path, settings), device="cpu", world_size=1))
+
+
+@fuzz()
+@given(st.sampled_from(MODELS), MUTATIONS)
+def test_stored_configurations(model: str, mutations: list[Mutation]) -> None:
+    """Of checkpoints: what has been stored is read more freely than what people write."""
+    tree, known = run_of(model)
+    text = dump_yaml(mutated(tree, mutations, known), 110)
+    outcome(lambda: build(stored_run(text, "step 8"), device="cpu", world_size=1))
 
 
 @pytest.fixture(scope="module")

@@ -106,4 +106,4 @@ def test_a_rank_whose_run_file_is_not_there_says_so(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr == "error: run.yaml: cannot be read: No such file or directory\n"
+    assert done.stderr == "error: run.yaml: cannot be read: No such file or directory; check the path\n"

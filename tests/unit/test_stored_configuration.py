@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rechub_dist.assembly.parts import build
 from rechub_dist.checkpoint.find import find_folder
 from rechub_dist.checkpoint.manifest import MANIFEST
 from rechub_dist.config import read_run, run_from, stored_run, stored_tree
@@ -73,6 +74,14 @@ def test_names_that_are_no_text_have_been_stored_as_text(text: str, name: object
         json.dumps({name: 0}).partition(":")[0].strip('{"') in stored_tree(dumped, "x")["data"]["dataset"]["features"]
     )
     assert stored_run(dumped, "step 8").dump() == dumped
+
+
+@pytest.mark.parametrize("dataset", [None, "dataset.yaml"])
+def test_the_schema_is_stored_with_it(text: str, dataset: str | None) -> None:
+    tree = yaml.safe_load(text)
+    tree["data"]["dataset"] = dataset
+    with pytest.raises(UserError, match=r"^data\.dataset: a stored configuration has to hold the schema itself"):
+        build(stored_run(yaml.safe_dump(tree), "step 8"), device="cpu", world_size=1)
 
 
 @pytest.mark.parametrize("damaged", ["{", "- a", "", "\x00"])

@@ -138,12 +138,24 @@ class RowGroup:
         yield run
 
 
+def path_of(chunk: pq.ColumnChunkMetaData) -> str:
+    """The path of a column in the schema, as the footer has it beside its place. Raises UndecodableError."""
+    try:
+        return str(chunk.path_in_schema)
+    except UnicodeDecodeError as error:
+        raise UndecodableError(error) from error
+
+
 def column_chunks(metadata: pq.RowGroupMetaData, names: Container[str]) -> dict[str, pq.ColumnChunkMetaData]:
-    """The footer's metadata of those of the columns that hold single values, or lists of them."""
+    """The footer's metadata of those of the columns that hold single values, or lists of them.
+
+    Raises:
+        UndecodableError: the path of a column is not text.
+    """
     chunks = {}
     for index in range(metadata.num_columns):
         chunk = metadata.column(index)
-        name = chunk.path_in_schema.removesuffix(".list.element").removesuffix(".list.item")
+        name = path_of(chunk).removesuffix(".list.element").removesuffix(".list.item")
         if name in names:
             chunks[name] = chunk
     return chunks
