@@ -87,13 +87,13 @@ class JoinedTable(Source):
 class SplitPlan(Section):
     """Which rows are train, valid and test."""
 
-    by: Literal["random", "user", "time", "leave-last-out", "column"] = Field(
+    by: Literal["random", "user", "time", "leave-last-out", "position", "column"] = Field(
         "random",
         description="random: by a hash of `key`, so that a row stays where it is as data grows; user: whole users, by "
         "a hash; time: the newest rows are test; leave-last-out: each user's last row is test, the one before valid; "
-        "column: a column says train, valid or test",
+        "position: the last rows of the files are test, those before valid; column: a column says train, valid or test",
     )
-    valid: Share = Field(0.1, description="share of the rows; for random, user and time")
+    valid: Share = Field(0.1, description="share of the rows; for random, user, time and position")
     test: Share = Field(0.1, description="share of the rows")
     valid_from: str | None = Field(None, description="time: when valid begins, instead of shares")
     test_from: str | None = Field(None, description="time: when test begins; with valid_from")

@@ -26,6 +26,8 @@ WEIGHT: Final = "row_weight"
 LabelType = Literal["classification", "regression"]
 NUMBERS: Final = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT")
 FRACTIONS: Final = ("FLOAT", "DOUBLE")
+COUNTS: Final = f"{SPLIT} is not null"  # of a row that is more than a part of histories
+_ID, _PLACE, _OF = (f"{RESERVED}{name}" for name in ("id", "place", "of"))
 _ALIASES: Final = {"validation": "valid", "val": "valid", "dev": "valid", "eval": "valid"}
 
 
@@ -189,22 +191,29 @@ def make_splits(plan: Plan, engine: Engine, shape: Shape) -> None:
         name = getattr(plan, key)
         if why and name is not None and (nulls := _count(engine, f"{quoted(name)} is null")):
             raise UserError(f"{key}: {nulls:,} rows have no {name!r}; leave them out: filter: {name} is not null")
+    user, time = quoted(plan.user or ""), quoted(plan.time or "")
     if split.by == "leave-last-out":
         ranked = (
-            f"select {ROW} as r, row_number() over (partition by {quoted(plan.user or '')} order by "
-            f"{quoted(plan.time or '')} desc, {ROW} desc) as n, "
-            f"count(*) over (partition by {quoted(plan.user or '')}) as all_rows from {ROWS}"
+            f"select {ROW} as {_ID}, row_number() over (partition by {user} order by {time} desc, {ROW} desc) as "
+            f"{_PLACE}, count(*) over (partition by {user}) as {_OF} from {ROWS}"
         )
         engine.run(
-            f"update {ROWS} set {SPLIT} = case n when 1 then 2 when 2 then 1 else 0 end from ({ranked}) as ranked "
-            f"where {ROW} = r and all_rows >= 3"
+            f"update {ROWS} set {SPLIT} = case {_PLACE} when 1 then 2 when 2 then 1 else 0 end "
+            f"from ({ranked}) as ranked where {ROW} = {_ID} and {_OF} >= 3"
         )
-    else:
-        rule = _by_column(engine, split) if split.by == "column" else _rule(plan, engine, shape)
-        engine.run(f"update {ROWS} set {SPLIT} = {rule}")
     if split.rows_from is not None:
         begin = _time_literal(split.rows_from, "split.rows_from", plan, engine, shape)
-        engine.run(f"update {ROWS} set {SPLIT} = null where {quoted(plan.time or '')} < {begin}")
+        engine.run(f"update {ROWS} set {SPLIT} = null where {time} < {begin}")
+    if split.by == "position":
+        valid, test = _cut_at(engine, split.valid + split.test), _cut_at(engine, split.test)
+        ranked = f"select {ROW} as {_ID}, row_number() over (order by {ROW}) - 1 as {_PLACE} from {ROWS} where {COUNTS}"
+        engine.run(
+            f"update {ROWS} set {SPLIT} = case when {_PLACE} >= {test} then 2 when {_PLACE} >= {valid} then 1 else 0 "
+            f"end from ({ranked}) as ranked where {ROW} = {_ID}"
+        )
+    elif split.by != "leave-last-out":
+        rule = _by_column(engine, split) if split.by == "column" else _rule(plan, engine, shape)
+        engine.run(f"update {ROWS} set {SPLIT} = {rule} where {COUNTS}")
     if not _count(engine, f"{SPLIT} = 0"):
         raise UserError(f"split: by {split.by} leaves no row for train; change its shares, times or column")
 
@@ -229,15 +238,19 @@ def _rule(plan: Plan, engine: Engine, shape: Shape) -> str:
     return f"case when {drawn} >= {parts[0]!r} then 2 when {drawn} >= {parts[1]!r} then 1 else 0 end"
 
 
+def _cut_at(engine: Engine, share: float) -> int:
+    """How many rows are before the last `share` of them."""
+    rows = _count(engine, COUNTS)
+    return rows - round(rows * share)
+
+
 def _cut(engine: Engine, time: str, share: float) -> str:
     """The time from which on the newest `share` of the rows are; rows of one time stay together."""
-    rows = _count(engine, "true")
-    at = rows - round(rows * share)
-    if at >= rows:
-        return "null"  # which no time reaches
-    kind = engine.columns(ROWS)[time.strip('"').replace('""', '"')]
-    found = engine.value(f"select {time}::VARCHAR from (select {time} from {ROWS} order by {time} limit 1 offset {at})")
-    return f"{literal(found)}::{kind}"
+    at = _cut_at(engine, share)
+    found = engine.run(
+        f"select {time}::VARCHAR, typeof({time}) from {ROWS} where {COUNTS} order by {time} limit 1 offset {at}"
+    )
+    return f"{literal(found[0][0])}::{found[0][1]}" if found else "null"  # which no time reaches
 
 
 def _by_column(engine: Engine, split: SplitPlan) -> str:
