@@ -38,7 +38,9 @@ def with_finite_limits(tree: dict[str, Any]) -> dict[str, Any]:
     sections = [tree.get(name) for name in _TIMED]
     storages = [section.get("storage") for section in sections if isinstance(section, dict)]
     for section in (*sections, *storages):
-        for key in section if isinstance(section, dict) else ():
+        if not isinstance(section, dict):
+            continue
+        for key in section:
             if key.endswith("_seconds") and section[key] == math.inf:
                 section[key] = MAX_SECONDS
     return tree
