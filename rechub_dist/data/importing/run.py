@@ -17,6 +17,7 @@ from rechub_dist.data.columns.frequencies import vocabulary_name
 from rechub_dist.data.importing.engine import Engine, quoted
 from rechub_dist.data.importing.fitted import Earlier, Fitted, derived_of, fit, needed_columns, stored_columns
 from rechub_dist.data.importing.histories import LAST, add_histories, add_now, list_columns
+from rechub_dist.data.importing.items import item_table, write_items
 from rechub_dist.data.importing.negatives import add_negatives, check_negatives, needed_for_negatives
 from rechub_dist.data.importing.plan import NOW, SPLITS, Plan, plan_text
 from rechub_dist.data.importing.rows import ROWS, SPLIT, WEIGHT, Shape, join_sources, make_rows, make_splits
@@ -94,6 +95,8 @@ def import_data(
     frames = frames or {}
     inputs = [Path(f) for where, source in sources.items() if where not in frames for f in source_files(source, where)]
     check_negatives(plan)
+    if plan.items:
+        item_table(plan)
     before = None if grow is None else earlier_import(grow)
     say = progress or _nobody
     with prepared_folder(out, f"import {plan.name}", inputs) as folder, _scratch(folder) as scratch:
@@ -146,6 +149,8 @@ def _import(plan: Plan, engine: Engine, folder: Path, out: Path, before: Earlier
             found.labels[name] = dict(zip(plan.labels, values, strict=True))
     found.unused = engine.value(f"select count(*) from {ROWS} where {SPLIT} is null")
     found.vocabularies = {name: table.num_rows for name, table in fitted.vocabularies.items()}
+    if plan.items:
+        write_items(plan, engine, shape, fitted, folder)
     weight = WEIGHT if plan.weight is not None else None
     write_schema(folder, plan.name, replace(schema, labels=labels, weight=weight))
     (folder / PLAN_FILE).write_text(plan_text(plan), encoding="utf-8")
