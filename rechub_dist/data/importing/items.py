@@ -62,8 +62,8 @@ def write_items(plan: Plan, engine: Engine, shape: Shape, fitted: Fitted, folder
             there |= set(one.outputs)
     lookup = fitted.lookup()
     wanted = [column for column in stored_columns(fitted.schema) if column in there]
-    columns = {"id": rows["id"], "original": rows["original"]}
-    columns |= {c: encode(rows[c], lookup[c]) if c in lookup else rows[c] for c in wanted if c not in columns}
+    found = {"id": rows["id"], "original": rows["original"]}
+    found |= {c: encode(rows[c], lookup[c]) if c in lookup else rows[c] for c in wanted if c not in found}
     (folder / FOLDER).mkdir()
-    write_parquet(pa.table(columns), folder / FOLDER / "part-00000.parquet")
+    write_parquet(pa.table(found), folder / FOLDER / "part-00000.parquet")
     return int(vocabulary.num_rows)
