@@ -6,8 +6,11 @@ increment `VERSION` and add the old value to `FORMER`; it is filled in where a f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from rechub_dist.config.section import MAX_SECONDS
 
 VERSION = 1
 
@@ -19,6 +22,28 @@ FORMER: dict[int, dict[str, Any]] = {}
 
 # Keys of sections that have been renamed: the former name is still accepted, and not documented.
 RENAMED = {"data.max_lanes": "data.max_streams"}
+
+# What `.inf` meant, which stored configurations may have and run files may no longer: limits that no number reaches.
+_UNLIMITED = {"optimizer": ("clip_norm",), "train": ("max_loss",)}
+_TIMED = ("data", "checkpoint", "distributed")  # sections with times, themselves or in their storage
+
+
+def with_finite_limits(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree of a stored configuration, with null or the longest time in place of infinite limits; changes it."""
+    for name, limits in _UNLIMITED.items():
+        section = tree.get(name)
+        for key in limits:
+            if isinstance(section, dict) and section.get(key) == math.inf:
+                section[key] = None
+    sections = [tree.get(name) for name in _TIMED]
+    storages = [section.get("storage") for section in sections if isinstance(section, dict)]
+    for section in (*sections, *storages):
+        if not isinstance(section, dict):
+            continue
+        for key in section:
+            if key.endswith("_seconds") and section[key] == math.inf:
+                section[key] = MAX_SECONDS
+    return tree
 
 
 def with_current_keys(tree: Mapping[str, Any]) -> dict[str, Any]:

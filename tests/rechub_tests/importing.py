@@ -260,9 +260,10 @@ def stored(plan: Mapping[str, Any], by_split: dict[str, list[Row]]) -> Reference
     if not all(found.vocabularies.values()) or not all(found.boundaries.values()):
         raise NothingLeftError
     for column, of in readers.items():
-        if len(of) == 1 and None not in of and column not in plan.get("keep", ()):
+        if len(of) == 1 and None not in of and column not in (*plan.get("keep", ()), plan.get("time")):
             found.encoded[column] = str(next(iter(of)))
-    columns = [*dict.fromkeys([*readers, *plan.get("labels", {}), *plan.get("keep", ())])]
+    kept = [*plan.get("keep", ()), *([plan["time"]] if "time" in plan else [])]
+    columns = [*dict.fromkeys([*readers, *plan.get("labels", {}), *kept])]
     write(plan, columns + (["row_weight"] if "weight" in plan else []), by_split, found)
     return found
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,12 @@ def complaint(folder: Path, plan: dict[str, Any], *options: str) -> str:
     before = sorted(folder.rglob("*"))
     error = io.StringIO()
     command = ["data", "import", "--plan", str(file), "--out", str(out), "--memory", "200MB", *options]
-    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
-        code = run_app(lambda: app(command))
+    arguments, sys.argv = sys.argv, ["rechub-dist", *command]
+    try:
+        with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+            code = run_app(app)
+    finally:
+        sys.argv = arguments
     text = error.getvalue()
     assert code == 2, text
     assert text.count("\n") == 1, text
@@ -83,6 +88,7 @@ def complaint(folder: Path, plan: dict[str, Any], *options: str) -> str:
         ({"labels": {"y": "clik = 1"}}, r"labels\.y: 'clik = 1': there is no column 'clik'; did you mean 'click'\?"),
         ({"labels": {"y": "click = "}}, r"labels\.y: 'click = ': syntax error"),
         ({"labels": {"y": "(click = 1"}}, r"labels\.y: '\(click = 1': syntax error"),
+        ({"labels": {"y": "select"}, "columns": {"select": "1"}}, r"labels\.y: 'select': it is a word of SQL; write"),
         ({"labels": {"y": "text"}}, r"labels\.y: 'text' is VARCHAR; a label is a number"),
         ({"labels": {"y": {"expression": "price", "type": "classification"}}}, r"labels\.y: it has other values than"),
         ({"labels": {"y": "nullif(click, 0)"}}, r"labels\.y: 20 rows have no value; leave them out with filter"),
@@ -141,7 +147,7 @@ def complaint(folder: Path, plan: dict[str, Any], *options: str) -> str:
             {"negatives": {"per_row": 1}, "labels": {"y": {"expression": "price", "type": "regression"}}},
             r"negatives: labels\.y is a regression",
         ),
-        ({"lables": {}}, r"lables: extra inputs are not permitted"),
+        ({"lables": {}}, r"unknown key 'lables': did you mean 'tables'"),
         ({"log": {"path": "log.csv", "columns": {"prise": "float"}}}, r"log\.columns: .* no column 'prise'; did you"),
     ],
 )  # fmt: skip

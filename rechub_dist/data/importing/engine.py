@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +114,20 @@ class Engine:
         Raises:
             UserError: it is none.
         """
-        text = f"{where}: {shown(expression)}"
+        text, columns = f"{where}: {shown(expression)}", self._own_columns(table)
+        keyword = f"{text}: it is a word of SQL; write {quoted(expression.strip())}"
         parsed = self._connection.execute("select json_serialize_sql(?::varchar)", [f"select (\n{expression}\n)"])
         if (reason := why_not(parsed.fetchall()[0][0], windows=windows)) is not None:
-            raise UserError(f"{text}: {one_line(reason)}")
+            raise UserError(keyword if expression.strip() in columns else f"{text}: {one_line(reason)}")
         try:
             # beside the table's columns: an aggregate over all rows is none of a row
             return str(self._connection.execute(f"describe select *, ({expression}\n) from {table}").fetchall()[-1][1])
         except duckdb.Error as error:
+            if expression.strip() in columns:
+                raise UserError(keyword) from None
             missing = re.search(r'column "([^"]+)" not found', str(error))
             if missing:
-                reason = f"there is no column {missing[1]!r}; {nearest(missing[1], self._own_columns(table))}"
+                reason = f"there is no column {missing[1]!r}; {nearest(missing[1], columns)}"
             elif "GROUP BY" in str(error):
                 reason = "it is an aggregate over many rows; an expression is computed from one row"
             else:
@@ -184,6 +188,13 @@ def _of_csv(text: str) -> str | None:
     body = text.split("\n")
     reason = next((part for part in body[1:] if part and not part.startswith(("Original Line", "CSV Error"))), body[0])
     return f"{where}: {one_line(reason).rstrip('.!')}; check delimiter, quote, header and encoding in the plan"
+
+
+@cache
+def reserved_words() -> frozenset[str]:
+    """The words that are no column's name in an SQL expression, unless they are quoted."""
+    found = duckdb.execute("select keyword_name from duckdb_keywords() where keyword_category <> 'unreserved'")
+    return frozenset(name for (name,) in found.fetchall())
 
 
 def quoted(name: str) -> str:

@@ -18,12 +18,35 @@ from rechub_dist.data.importing.histories import list_columns
 from rechub_dist.data.importing.plan import DensePlan, OtherPlan, Plan, SequencePlan, SparsePlan, TablePlan
 from rechub_dist.data.importing.rows import FRACTIONS, ROWS, Shape, alike, is_numeric
 from rechub_dist.data.prepare.writer import VOCABULARIES
-from rechub_dist.derived import Derived
+from rechub_dist.derived import Bucket, Derived
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.features import FeatureSchema, SequenceFeature, SparseFeature
+from rechub_dist.features import DenseFeature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.schema import parse_schema
 
 MAX_GUESSED_LENGTH = 50
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier import learned, which stays: a trained model knows its ids, means and bins.
+
+    Attributes:
+        schema: of it.
+        vocabularies: by table, columns `value`, `id`, `count`.
+    """
+
+    schema: FeatureSchema
+    vocabularies: dict[str, pa.Table]
+
+    def dense(self, name: str) -> DenseFeature | None:
+        """The dense feature of this name."""
+        found = next((f for f in self.schema.features if f.name == name), None)
+        return found if isinstance(found, DenseFeature) else None
+
+    def boundaries(self, name: str) -> tuple[float, ...] | None:
+        """Those of the derived column of this name."""
+        found = next((one for one in self.schema.derived if one.name == name), None)
+        return found.boundaries if isinstance(found, Bucket) else None
 
 
 @dataclass
@@ -138,20 +161,20 @@ def _read_by(plan: Plan, name: str, feature: Any) -> tuple[str, ...]:
     return (column_of(plan, name), *([weights] if weights else []))
 
 
-def fit(plan: Plan, engine: Engine, grown_from: Mapping[str, pa.Table] | None = None) -> Fitted:
+def fit(plan: Plan, engine: Engine, before: Earlier | None = None) -> Fitted:
     """Learn from train what the features need, and make the schema of it.
 
     Args:
         plan: the plan.
         engine: with the table ROWS.
-        grown_from: vocabularies of an earlier import, by table, whose values keep their ids; new values follow.
+        before: an earlier import, whose values keep their ids, and whose means and bins stay; new values follow.
 
     Raises:
         UserError: a column's type does not fit its feature, or a table would have no value.
     """
     kinds = engine.columns(ROWS)
     tree: dict[str, Any] = {"tables": {}, "derive": dict(plan.derive), "features": {}}
-    vocabularies = _vocabularies(plan, engine, kinds, grown_from or {})
+    vocabularies = _vocabularies(plan, engine, kinds, {} if before is None else before.vocabularies)
     for name, table in vocabularies.items():
         settings = plan.embeddings.get(name, TablePlan())
         rows = int(np.max(table["id"].to_numpy(), initial=0)) + 1
@@ -160,11 +183,11 @@ def fit(plan: Plan, engine: Engine, grown_from: Mapping[str, pa.Table] | None = 
     for name, feature in plan.features.items():
         column = column_of(plan, name)
         if isinstance(feature, DensePlan):
-            tree["features"][name] = _dense(engine, kinds, name, column, feature)
+            tree["features"][name] = _dense(engine, kinds, name, column, feature, before)
         elif isinstance(feature, OtherPlan):
             tree["features"][name] = feature.model_dump(mode="json", exclude_none=True)
         elif isinstance(feature, SparsePlan) and not has_vocabulary(feature):
-            tree["features"][name] = _without_vocabulary(plan, engine, kinds, tree, name, column, feature)
+            tree["features"][name] = _without_vocabulary(plan, engine, kinds, tree, name, before)
         else:
             entry: dict[str, Any] = {"kind": feature.kind, "table": table_of(plan, name)}
             if isinstance(feature, SequencePlan):
@@ -190,13 +213,14 @@ def fit(plan: Plan, engine: Engine, grown_from: Mapping[str, pa.Table] | None = 
 
 def _encoded(plan: Plan) -> dict[str, str]:
     """The columns that can be written as ids: those that nothing reads but features of one vocabulary."""
+    raw = {*plan.keep, plan.time}
     tables: dict[str, set[str | None]] = {}
     for name, feature in plan.features.items():
         first, *others = _read_by(plan, name, feature) or ("",)
         tables.setdefault(first, set()).add(table_of(plan, name) if has_vocabulary(feature) else None)
         for column in others:
             tables.setdefault(column, set()).add(None)
-    found = {column: next(iter(of)) for column, of in tables.items() if len(of) == 1 and column not in plan.keep}
+    found = {column: next(iter(of)) for column, of in tables.items() if len(of) == 1 and column not in raw}
     return {column: table for column, table in found.items() if table is not None}
 
 
@@ -259,7 +283,9 @@ def _check_ids(kinds: dict[str, str], column: str, table: str) -> None:
     raise UserError(f"features: column {column!r} is {kind}, which cannot be ids of table {table!r}: {fix}")
 
 
-def _dense(engine: Engine, kinds: dict[str, str], name: str, column: str, feature: DensePlan) -> dict[str, Any]:
+def _dense(
+    engine: Engine, kinds: dict[str, str], name: str, column: str, feature: DensePlan, before: Earlier | None
+) -> dict[str, Any]:
     kind = kinds[column]
     wanted = kind.endswith("[]") == (feature.dim > 1)
     if not wanted or not (is_numeric(kind.removesuffix("[]")) or kind == "BOOLEAN"):
@@ -268,7 +294,10 @@ def _dense(engine: Engine, kinds: dict[str, str], name: str, column: str, featur
             f"features.{name}: column {column!r} is {kind}, but a dense feature of dim {feature.dim} needs {what}"
         )
     entry: dict[str, Any] = {"kind": "dense", "column": column, "transform": feature.transform, "dim": feature.dim}
-    if feature.dim == 1:
+    known = None if before is None else before.dense(name)
+    if known is not None:
+        entry |= {"mean": known.mean, "std": known.std, "missing": known.missing, "fill": known.fill}
+    elif feature.dim == 1:
         found = moments(engine, column, feature.transform)
         if feature.standardize:
             entry |= {"mean": steady(found.mean), "std": steady(found.deviation)}
@@ -277,23 +306,29 @@ def _dense(engine: Engine, kinds: dict[str, str], name: str, column: str, featur
             entry |= {"missing": "fill", "fill": steady(raw)}
     elif feature.fill == "mean":
         entry |= {"missing": "fill", "fill": 0.0}
-    if isinstance(feature.fill, float):
+    if isinstance(feature.fill, float) and known is None:
         entry |= {"missing": "fill", "fill": feature.fill}
-    defaults = {"column": name, "transform": "none", "dim": 1, "mean": 0.0, "std": 1.0}
+    defaults = {"column": name, "transform": "none", "dim": 1, "mean": 0.0, "std": 1.0, "missing": "error"}
     return {key: value for key, value in entry.items() if key not in defaults or value != defaults[key]}
 
 
 def _without_vocabulary(
-    plan: Plan, engine: Engine, kinds: dict[str, str], tree: dict[str, Any], name: str, column: str, feature: SparsePlan
+    plan: Plan,
+    engine: Engine,
+    kinds: dict[str, str],
+    tree: dict[str, Any],
+    name: str,
+    before: Earlier | None,
 ) -> dict[str, Any]:
-    settings = plan.embeddings.get(name, TablePlan())
+    feature, column, settings = plan.features[name], column_of(plan, name), plan.embeddings.get(name, TablePlan())
+    assert isinstance(feature, SparsePlan)
     if settings.min_count is not None or settings.max_size is not None:
         raise UserError(f"embeddings.{name}: min_count and max_size are for vocabularies, and {name} has none")
     if feature.hash is not None:
         rows, source = feature.hash, column
         entry = {"hash": True, "missing": "drop", "pooling": feature.pooling, "weights": feature.weights}
     else:
-        source, rows = _bucket(engine, kinds, tree, name, column, feature)
+        source, rows = _bucket(plan, engine, kinds, tree, name, before)
         entry = {"missing": "unknown", "unknown_id": rows - 1}
     tree["tables"][name] = {"rows": rows, **settings.model_dump(include={"dim", "init_std"}, exclude_none=True)}
     entry |= {"kind": "sparse", "table": name, "column": None if source == name else source}
@@ -301,20 +336,28 @@ def _without_vocabulary(
 
 
 def _bucket(
-    engine: Engine, kinds: dict[str, str], tree: dict[str, Any], name: str, column: str, feature: SparsePlan
+    plan: Plan,
+    engine: Engine,
+    kinds: dict[str, str],
+    tree: dict[str, Any],
+    name: str,
+    before: Earlier | None,
 ) -> tuple[str, int]:
     """Derive the bins of a number; returns the column that they are written to, and the rows of their table."""
+    feature, column = plan.features[name], column_of(plan, name)
+    assert isinstance(feature, SparsePlan)
     if not is_numeric(kinds[column]):
         raise UserError(f"features.{name}: column {column!r} is {kinds[column]}; bins and quantiles are of numbers")
-    boundaries = feature.bins or quantiles(engine, column, feature.quantiles or 2)
+    output = f"{name}_bin" if column == name else name
+    known = None if before is None else before.boundaries(output)
+    boundaries = feature.bins or known or quantiles(engine, column, feature.quantiles or 2)
     if not boundaries:
         raise UserError(
             f"features.{name}: the least value of column {column!r} fills all bins but the last in train; give bins "
             "or more quantiles, or leave the feature out"
         )
-    output = f"{name}_bin" if column == name else name
-    if (known := alike(output, [*kinds, *tree["derive"]])) is not None:
-        raise UserError(f"features.{name}: its bins are column {output!r}, but there is {known!r} already; rename it")
+    if (clash := alike(output, [*kinds, *tree["derive"]])) is not None:
+        raise UserError(f"features.{name}: its bins are column {output!r}, but there is {clash!r} already; rename it")
     tree["derive"][output] = {"kind": "bucket", "column": column, "boundaries": list(boundaries)}
     return output, len(boundaries) + 2  # the last is for missing values
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pyarrow as pa
 import yaml
 
-from rechub_dist.data.importing.engine import Engine, literal, quoted
+from rechub_dist.data.importing.engine import Engine, literal, quoted, reserved_words
 from rechub_dist.data.importing.look import (
     Column,
     format_of,
@@ -166,7 +166,7 @@ def _roles(columns: Mapping[str, Column], given: dict[str, str | None]) -> dict[
             found[option] = next((c for c in named if c not in found.values()), None)
     if found["time"] is None:
         found["time"] = next((c.name for c in of_log if _TIME.fullmatch(c.name) and unit_of(c)), None)
-    return found
+    return {role: name or None for role, name in found.items()}
 
 
 def _labels(
@@ -319,4 +319,5 @@ def _dump(tree: dict[str, Any], *, flow: bool = False) -> list[str]:
 
 def _plain(name: str) -> str:
     """A name in an expression, with quotes where SQL needs them."""
-    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else quoted(name)
+    plain = re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in reserved_words()
+    return name if plain else quoted(name)

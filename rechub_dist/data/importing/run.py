@@ -16,8 +16,17 @@ from rechub_dist.config.strict_yaml import read_yaml
 from rechub_dist.data.columns.frequencies import vocabulary_name
 from rechub_dist.data.importing.engine import Engine, quoted
 from rechub_dist.data.importing.facts import MAX_FLOAT32
-from rechub_dist.data.importing.fitted import Fitted, derived_of, fit, needed_columns, of_histories, stored_columns
+from rechub_dist.data.importing.fitted import (
+    Earlier,
+    Fitted,
+    derived_of,
+    fit,
+    needed_columns,
+    of_histories,
+    stored_columns,
+)
 from rechub_dist.data.importing.histories import LAST, add_histories, add_now
+from rechub_dist.data.importing.items import item_table, write_items
 from rechub_dist.data.importing.negatives import add_negatives, check_negatives, needed_for_negatives
 from rechub_dist.data.importing.plan import NOW, SPLITS, Plan, plan_text
 from rechub_dist.data.importing.rows import ROWS, SPLIT, WEIGHT, Shape, join_sources, make_rows, make_splits
@@ -94,7 +103,9 @@ def import_data(
     frames = frames or {}
     inputs = [Path(f) for where, source in sources.items() if where not in frames for f in source_files(source, where)]
     check_negatives(plan)
-    before = None if grow is None else earlier_vocabularies(grow)
+    if plan.items:
+        item_table(plan)
+    before = None if grow is None else earlier_import(grow)
     say = progress or _nobody
     with prepared_folder(out, f"import {plan.name}", inputs) as folder, _scratch(folder) as scratch:
         engine = Engine(scratch, memory, threads)
@@ -107,9 +118,7 @@ def import_data(
             engine.close()
 
 
-def _import(
-    plan: Plan, engine: Engine, folder: Path, out: Path, before: Mapping[str, pa.Table] | None, say: Progress
-) -> Imported:
+def _import(plan: Plan, engine: Engine, folder: Path, out: Path, before: Earlier | None, say: Progress) -> Imported:
     derived = derived_of(plan)
     say("read and join", 0, 0)
     shape = join_sources(plan, engine)
@@ -133,7 +142,8 @@ def _import(
     schema = fitted.schema
     bins = tuple(one for one in schema.derived if one.name not in plan.derive)
     columns = stored_columns(schema)
-    columns += [name for name in (*plan.labels, *plan.keep) if name not in columns]
+    kept = [*plan.keep, *([plan.time] if plan.time is not None else [])]  # by the time, splits can be compared
+    columns += [name for name in dict.fromkeys([*plan.labels, *kept]) if name not in columns]
     columns += [WEIGHT] if plan.weight is not None else []
     lookup = fitted.lookup()
     splits = [*enumerate(SPLITS), *([(LAST, NOW)] if plan.now else [])]
@@ -149,6 +159,8 @@ def _import(
             found.labels[name] = dict(zip(plan.labels, values, strict=True))
     found.unused = engine.value(f"select count(*) from {ROWS} where {SPLIT} is null")
     found.vocabularies = {name: table.num_rows for name, table in fitted.vocabularies.items()}
+    if plan.items:
+        write_items(plan, engine, shape, fitted, folder)
     weight = WEIGHT if plan.weight is not None else None
     write_schema(folder, plan.name, replace(schema, labels=labels, weight=weight))
     (folder / PLAN_FILE).write_text(plan_text(plan), encoding="utf-8")
@@ -209,8 +221,8 @@ def earlier_facts(root: Path) -> dict[str, Any]:
     return found
 
 
-def earlier_vocabularies(root: Path) -> dict[str, pa.Table]:
-    """The vocabularies of an earlier import, by table.
+def earlier_import(root: Path) -> Earlier:
+    """What an earlier import learned.
 
     Raises:
         UserError: `root` holds no import.
@@ -219,7 +231,7 @@ def earlier_vocabularies(root: Path) -> dict[str, pa.Table]:
         raise UserError(f"{root} is no folder that data import has written: it lacks {PLAN_FILE} or {VOCABULARIES}/")
     schema = parse_schema(read_yaml(root / SCHEMA_FILE), str(root))
     features = [f for f in schema.features if isinstance(f, SparseFeature | SequenceFeature) and f.vocabulary]
-    return {feature.table.name: read_parquet(feature.vocabulary) for feature in features}
+    return Earlier(schema, {feature.table.name: read_parquet(feature.vocabulary) for feature in features})
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Lengths:
 
     low: int
     median: float
-    p95: int
+    p95: float
     high: int
     mean: float
     empty: float
@@ -184,3 +184,12 @@ class Profile:
     def tree(self) -> dict[str, Any]:
         """As objects of JSON; numbers that are not finite are None."""
         return dict(finite(asdict(self)))
+
+
+def share_text(value: float | None) -> str:
+    """A share of 1 as a person reads it: 12.3%, and <0.1% for what is not none; - without a share."""
+    if value is None:
+        return "-"
+    if 0 < value < 0.001:
+        return "<0.1%"
+    return ">99.9%" if 0.999 < value < 1 else f"{value:.1%}"

@@ -268,7 +268,7 @@ def _of_values(type_: str, sql: str) -> _Aggregates:
     elif kind in (*NUMBERS, "bool"):
         number = f"CAST({sql} AS INTEGER)" if kind == "bool" else sql
         found += [("low", f"min({number}) {where}"), ("high", f"max({number}) {where}")]
-        found += [("mean", f"avg({number}) {where}")]
+        found += [("mean", f"{'favg' if kind == 'float' else 'avg'}({number}) {where}")]
     return found
 
 
