@@ -35,7 +35,7 @@ class Reference:
 
     Attributes:
         rows: by split, in the stored order, as stored: ids where the column is `encoded`.
-        raw: the same rows with their values.
+        raw: the same rows with their values, and all that they were made of.
         vocabularies: by table, (value, id, count) in the order of ids.
         encoded: the columns that hold ids, with their table.
         moments: by dense feature, mean and standard deviation over train, after the transform.
@@ -274,13 +274,15 @@ def write(plan: Mapping[str, Any], columns: list[str], by_split: dict[str, list[
     for split, rows in by_split.items():
         if split in ("valid", "test") and not rows:
             continue
-        found.raw[split] = [{c: row[c] for c in columns} for row in in_order(plan, rows)]
+        found.raw[split] = [
+            {c: value for c, value in row.items() if isinstance(c, str)} for row in in_order(plan, rows)
+        ]
         found.rows[split] = [
             {
-                c: as_ids([] if value is None and c in lists else value, ids[found.encoded[c]])
+                c: as_ids([] if row[c] is None and c in lists else row[c], ids[found.encoded[c]])
                 if c in found.encoded
-                else value
-                for c, value in row.items()
+                else row[c]
+                for c in columns
             }
             for row in found.raw[split]
         ]

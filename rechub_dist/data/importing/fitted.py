@@ -246,7 +246,7 @@ def _vocabularies(
         settings = plan.embeddings.get(table, TablePlan())
         counts = count_values(engine, counted)
         least = settings.min_count or plan.min_count
-        kept = _grown(grown_from[table], counts, least) if table in grown_from else frequent(
+        kept = _grown(table, grown_from[table], counts, least) if table in grown_from else frequent(
             counts, least, settings.max_size
         )  # fmt: skip
         if not kept.num_rows:
@@ -258,9 +258,16 @@ def _vocabularies(
     return found
 
 
-def _grown(before: pa.Table, counts: pa.Table, least: int) -> pa.Table:
+def _grown(table: str, before: pa.Table, counts: pa.Table, least: int) -> pa.Table:
     """The earlier vocabulary, with the counts of now, and the new values that are frequent enough after it."""
     old = vocabulary_from(before, "the earlier import")
+    words = pa.types.is_integer(counts["value"].type), not old.strings
+    if words[0] != words[1]:
+        now, earlier = ("integers" if integers else "strings" for integers in words)
+        raise UserError(
+            f"embeddings.{table}: its values are {now} now, and were {earlier} in the import that is to grow; give the "
+            "columns the types that they had"
+        )
     ids = old.find(counts["value"].combine_chunks())
     known = np.zeros(len(old.ids), np.int64)
     known[np.searchsorted(np.sort(old.ids), ids[ids >= 0])] = counts["count"].to_numpy()[ids >= 0]
