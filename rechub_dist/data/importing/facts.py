@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from rechub_dist.data.importing.engine import Engine, quoted
 from rechub_dist.data.importing.rows import DRAWN, ROWS, SPLIT
+from rechub_dist.errors import UserError
 
 TRAIN = f"{SPLIT} = 0"
 MAX_FLOAT32: Final = float(np.finfo(np.float32).max)
@@ -42,18 +43,33 @@ class Moments:
 
 
 def count_values(engine: Engine, columns: Iterable[str]) -> pa.Table:
-    """The values of columns in train, of lists their elements: `value` and `count`, by descending count, then value."""
-    kinds = engine.columns(ROWS)
+    """The values of columns in train, of lists their elements: `value` and `count`, by descending count, then value.
+
+    Raises:
+        UserError: integers that no type of 64 bits has together.
+    """
+    kinds = {name: kind for name, kind in engine.columns(ROWS).items() if name in (columns := tuple(columns))}
+    unsigned = [kind.startswith("UBIGINT") for kind in kinds.values()]
+    # unsigned and signed integers are counted together in 128 bits
+    number = "UBIGINT" if all(unsigned) else "HUGEINT" if any(unsigned) else "BIGINT"
     parts = []
     for name in columns:
-        kind = kinds[name]
-        value = f"unnest({quoted(name)})" if kind.endswith("[]") else quoted(name)
-        cast = "VARCHAR" if "VARCHAR" in kind else "UBIGINT" if kind.startswith("UBIGINT") else "BIGINT"
+        value = f"unnest({quoted(name)})" if kinds[name].endswith("[]") else quoted(name)
+        cast = "VARCHAR" if "VARCHAR" in kinds[name] else number
         parts.append(f"select {value}::{cast} as value from {ROWS} where {TRAIN} and not {DRAWN}")
-    return engine.table(
-        f"select value, count(*) as count from ({' union all '.join(parts)}) where value is not null "
-        "group by value order by count desc, value"
+    counted = (
+        f"select value, count(*) as count from ({' union all '.join(parts)}) where value is not null group by value"
     )
+    if number == "HUGEINT":
+        low, high = engine.run(f"select min(value), max(value) from ({counted})")[0]
+        if low is not None and low < 0 and high >= 2**63:
+            listed = ", ".join(map(repr, columns))
+            raise UserError(
+                f"features: columns {listed} share a table, but hold {low} and {high}: no type of 64 bits has both"
+            )
+        narrow = "UBIGINT" if high is not None and high >= 2**63 else "BIGINT"
+        counted = f"select value::{narrow} as value, count from ({counted})"
+    return engine.table(f"{counted} order by count desc, value")
 
 
 def moments(engine: Engine, column: str, transform: str) -> Moments:

@@ -281,6 +281,8 @@ def _check_ids(kinds: dict[str, str], column: str, table: str) -> None:
     kind = kinds[column].removesuffix("[]")
     if kind in FRACTIONS or kind.startswith("DECIMAL"):
         fix = "give it bins or quantiles, make it dense, or type integer in the source's columns"
+    elif kind == "HUGEINT":
+        fix = "an id has 64 bits at most; cast it, such as ::BIGINT"
     elif kind == "BOOLEAN":
         fix = "make it dense, or add it to columns as ::int"
     elif kind == "VARCHAR" or is_numeric(kind):

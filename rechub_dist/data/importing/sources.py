@@ -23,10 +23,11 @@ _FORMATS: Final = {
     "parquet": "parquet", "pq": "parquet",
 }  # fmt: skip
 _PACKED: Final = {".gz": "gzip", ".zst": "zstd"}
-_TEXTS: Final = ("JSON", "TSV", "CSV", "text in UTF-16")  # as `looks_like` calls what can be read
+_TEXTS: Final = ("JSON", "TSV", "CSV", "text")  # as `looks_like` calls what can be read
 _AS_READ: Final = {**TYPES, "integer": "VARCHAR", "timestamp": "TIMESTAMPTZ"}  # by the type in the plan
 _AS_TEXT: Final = ("string", "integer", "timestamp", "date")
 _NO_INTEGER: Final = ", not of type integer; give it the type float in the source's columns, or mend the file"
+_ZONED: Final = "TIMESTAMP WITH TIME ZONE"
 _HOURS: Final = "%[HIMSTXcfgnpr]"  # in a format of times: more than a date
 _ISO: Final = "%Y-%m-%d"
 _TABS: Final = {".tsv": "\t"}
@@ -125,8 +126,8 @@ def _typed(source: Source, engine: Engine, where: str, what: str, query: str) ->
 def _cast(name: str, kind: str, to: str) -> str:
     """An expression for a column of DuckDB's type `kind` as the plan's type `to`; nothing is rounded or shifted."""
     column = quoted(name)
-    if to == "timestamp" and kind == "VARCHAR":  # with its offset from UTC, if it has one
-        return f"{column}::TIMESTAMPTZ::TIMESTAMP"
+    if to == "timestamp" and kind in ("VARCHAR", _ZONED):  # not by a cast, which DuckDB moves into the reader
+        return f"timezone('UTC', {column}::TIMESTAMPTZ)"
     if to != "integer" or kind.startswith(("TIMESTAMP", "DATE", "BOOL")) or kind in NUMBERS:
         return f"{column}::{TYPES[to]}"
     what = literal(f"column {name!r} is ")
@@ -242,9 +243,9 @@ def _json(source: Source, engine: Engine, files: list[str], sample: int | None) 
     options = ["format = 'auto'", "maximum_depth = 3"]
     found = engine.columns(f"({_reading('read_json', source, files, options, sample)})")
     named = source.columns or {}
-    if not any(name in found and not named[name].endswith("s") for name in named):
-        return _reading("read_json", source, files, options, sample)
     kinds = {n: "VARCHAR" if named.get(n) in _AS_TEXT or k == "UUID" else k for n, k in found.items()}
+    if kinds == found:
+        return _reading("read_json", source, files, options, sample)
     kinds.pop(source.file_column or "", None)
     listed = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in kinds.items())
     return _reading("read_json", source, files, ["format = 'auto'", f"columns = {{{listed}}}"], None)
