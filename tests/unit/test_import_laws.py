@@ -28,6 +28,8 @@ from rechub_dist.errors import UserError
 from rechub_dist.features import DenseFeature, SparseFeature, with_width
 from rechub_dist.schema import parse_schema
 from rechub_tests.import_cases import (
+    KINDS,
+    OF_TABLES,
     SQL,
     Row,
     add_histories,
@@ -39,11 +41,6 @@ from rechub_tests.import_cases import (
     split_of,
 )
 from rechub_tests.importing import NothingLeftError, imported
-
-KINDS = {"user": "string", "item": "integer", "rating": "float", "tag": "string", "words": "string",
-         "pairs": "string", "number": "integer", "wide": "float"}  # fmt: skip
-OF_TABLES = {"users": {"user": "string", "city": "string", "age": "integer"},
-             "items": {"id": "integer", "price": "float", "kind": "string"}}  # fmt: skip
 
 
 def given(plan: dict[str, Any], log: list[Row], tables: dict[str, list[Row]], time: str) -> dict[str, pa.Table]:
