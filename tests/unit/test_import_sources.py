@@ -269,3 +269,21 @@ def test_files_of_a_folder_in_the_order_of_their_numbers(tmp_path: Path) -> None
     (tmp_path / "logs" / "day-3.csv").write_text("b,a\nx,3\n")
     typed = source | {"columns": {"a": "integer", "b": "string"}}
     assert [row["a"] for row in read(typed, tmp_path / "out", "a")] == [1, 2, 3, 10]
+
+
+def test_lists_become_rows(tmp_path: Path) -> None:
+    sessions = {"session": [[5, 6, 7], None, [], [8], [9, None]], "shop": ["a", "b", "c", "d", "e"]}
+    pq.write_table(pa.table(sessions), tmp_path / "log.parquet")
+    explode = {"column": "session", "row": "number", "place": "place"}
+    source = {"path": str(tmp_path / "log.parquet"), "explode": explode}
+    rows = read(source, tmp_path / "out", "number", "place", "session", "shop")
+    assert [tuple(row.values()) for row in rows] == [
+        (0, 0, 5, "a"), (0, 1, 6, "a"), (0, 2, 7, "a"), (3, 0, 8, "d"), (4, 0, 9, "e"), (4, 1, None, "e"),
+    ]  # fmt: skip
+    for change, said in (
+        ({"column": "sesion"}, r"log\.explode: there is no column 'sesion'; did you mean 'session'"),
+        ({"column": "shop"}, r"log\.explode: column 'shop' is VARCHAR; lists are exploded"),
+        ({"row": "Shop"}, r"log\.explode: row and place need names that no other column has"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(source | {"explode": explode | change}, tmp_path / "out", "shop")

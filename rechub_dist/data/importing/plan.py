@@ -53,6 +53,14 @@ Time = Annotated[str, BeforeValidator(lambda time: str(time) if isinstance(time,
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
+class ExplodePlan(Section):
+    """Rows that hold a whole session become rows of its elements, in their order."""
+
+    column: str = Field(description="the column of lists; it holds one element then")
+    row: str = Field(description="a column to add: the number of the row that an element comes from")
+    place: str = Field(description="a column to add: the element's place in the list, from 0 on")
+
+
 class Source(Section):
     """Files of one kind."""
 
@@ -73,6 +81,7 @@ class Source(Section):
     )
     times: str | None = Field(None, description="csv: how times are written, such as %d/%m/%Y %H:%M:%S")
     file_column: str | None = Field(None, description="a column to add, with the name of a row's file")
+    explode: ExplodePlan | None = Field(None, description="a row for each element of a column of lists")
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

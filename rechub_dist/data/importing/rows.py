@@ -7,6 +7,7 @@ it is a drawn negative; and for each history whether the row is an event of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -234,7 +235,9 @@ def make_splits(plan: Plan, engine: Engine, shape: Shape) -> None:
         begin = _time_literal(split.rows_from, "split.rows_from", plan, engine, shape)
         engine.run(f"update {ROWS} set {SPLIT} = null where {time} < {begin}")
     if split.by == "position":
-        valid, test = _cut_at(engine, split.valid + split.test), _cut_at(engine, split.test)
+        rows = _count(engine, COUNTS)
+        test = rows - math.floor(rows * split.test + 1e-9)
+        valid = test - math.floor(rows * split.valid + 1e-9)
         ranked = f"select {ROW} as {_ID}, row_number() over (order by {ROW}) - 1 as {_PLACE} from {ROWS} where {COUNTS}"
         engine.run(
             f"update {ROWS} set {SPLIT} = case when {_PLACE} >= {test} then 2 when {_PLACE} >= {valid} then 1 else 0 "
@@ -282,15 +285,10 @@ def _rule(plan: Plan, engine: Engine, shape: Shape) -> str:
     return f"case when {drawn} >= {parts[0]!r} then 2 when {drawn} >= {parts[1]!r} then 1 else 0 end"
 
 
-def _cut_at(engine: Engine, share: float) -> int:
-    """How many rows are before the last `share` of them."""
-    rows = _count(engine, COUNTS)
-    return rows - round(rows * share)
-
-
 def _cut(engine: Engine, time: str, share: float) -> str:
     """The time from which on the newest `share` of the rows are; rows of one time stay together."""
-    at = _cut_at(engine, share)
+    rows = _count(engine, COUNTS)
+    at = rows - round(rows * share)
     found = engine.run(
         f"select {time}::VARCHAR, typeof({time}) from {ROWS} where {COUNTS} order by {time} limit 1 offset {at}"
     )

@@ -13,7 +13,7 @@ from typing import Final
 import pyarrow as pa
 
 from rechub_dist.data.importing.engine import Engine, as_path, literal, literals, quoted
-from rechub_dist.data.importing.plan import NUMBERS, RESERVED, TYPES, Source
+from rechub_dist.data.importing.plan import NUMBERS, RESERVED, TYPES, ExplodePlan, Source
 from rechub_dist.data.parquet.lookalikes import HEAD, looks_like
 from rechub_dist.errors import UserError, nearest, one_line, shown
 
@@ -120,7 +120,23 @@ def _typed(source: Source, engine: Engine, where: str, what: str, query: str) ->
         if columns[name] != TYPES[kind]:
             cast[name] = _cast(name, columns[name], kind)
     changed = ", ".join(f"{expression} as {quoted(name)}" for name, expression in cast.items())
-    return f"select * replace ({changed}) from ({query})" if cast else query
+    query = f"select * replace ({changed}) from ({query})" if cast else query
+    return query if source.explode is None else _exploded(source.explode, engine.columns(f"({query})"), where, query)
+
+
+def _exploded(explode: ExplodePlan, columns: Mapping[str, str], where: str, query: str) -> str:
+    """The query with a row for each element of a column of lists."""
+    name = explode.column
+    if name not in columns:
+        raise UserError(f"{where}.explode: there is no column {name!r}; {nearest(name, columns)}")
+    if not columns[name].endswith("[]"):
+        raise UserError(f"{where}.explode: column {name!r} is {columns[name]}; lists are exploded, one element a row")
+    folded = [known.casefold() for known in (*columns, explode.row, explode.place)]
+    if len(set(folded)) < len(folded):
+        raise UserError(f"{where}.explode: row and place need names that no other column has")
+    added = f"generate_subscripts({quoted(name)}, 1) - 1 as {quoted(explode.place)}"
+    numbered = f"select row_number() over () - 1 as {quoted(explode.row)}, * from ({query})"
+    return f"select * replace (unnest({quoted(name)}) as {quoted(name)}), {added} from ({numbered})"
 
 
 def _cast(name: str, kind: str, to: str) -> str:
@@ -147,12 +163,15 @@ def _check_columns(source: Source, engine: Engine, where: str, files: list[str],
     Raises:
         UserError: a column that the plan names is not there, or the columns cannot be told apart.
     """
-    plain = source.model_copy(update={"columns": None})
+    plain = source.model_copy(update={"columns": None, "empty": ()})
     try:
         known = engine.columns(f"({_csv(plain, files, sample, _AS_READ)})")
     except UserError:
         _check_lengths(source, engine, where, files)
         raise
+    for name in source.empty:
+        if name not in (names := known if source.header is not False else source.columns or {}):
+            raise UserError(f"{where}.empty: {files[0]} has no column {name!r}; {nearest(name, names)}")
     if source.header is False:
         if len(known) - (source.file_column is not None) != len(source.columns or {}):
             raise UserError(
