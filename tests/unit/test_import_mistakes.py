@@ -137,6 +137,11 @@ def complaint(folder: Path, plan: dict[str, Any], *options: str) -> str:
         ({"derive": {"d": {"kind": "splt", "column": "text"}}}, r"derive\.d\.kind: got 'splt'; did you mean 'split'"),
         ({"derive": {"d": {"kind": "split", "column": "tex"}}}, r"derive\.d: there is no column 'tex'"),
         ({"derive": {"d": {"kind": "split", "column": "item"}}}, r"column 'item' is int64, but derived column 'd'"),
+        (
+            {"derive": {"d": {"kind": "key_values", "column": "text", "by": "w", "between": "1", "weights": "v"}},
+             "log": {"path": "log.csv", "columns": {"text": "string"}}, "filter": "text <> 'w2'"},
+            r"error: the rows: column 'text': '' is no weight of 32 bits; derived column 'd' needs",
+        ),
         ({"min_count": 50}, r"features: column 'user': no value occurs 50 times in train; lower min_count"),
         ({"embeddings": {"usr": {"dim": 4}}}, r"embeddings\.usr: no feature reads such a table; did you mean 'user'"),
         ({"negatives": {"per_row": 1}, "item": None}, r"negatives needs item"),
@@ -356,3 +361,12 @@ def test_columns_that_differ_in_case(tmp_path: Path) -> None:
 def test_times_of_a_split_are_numbers_too(log: Path, tmp_path: Path) -> None:
     split = {"by": "time", "valid_from": 1_700_000_600, "test_from": 1_700_001_200}
     assert run_import(a_plan(log, split=split), tmp_path / "out").rows == {"train": 10, "valid": 10, "test": 20}
+
+
+def test_after_a_failed_import_the_next_one_works(log: Path, tmp_path: Path) -> None:
+    kept = []
+    for _ in range(2):  # an error that is kept holds on to what was open
+        with pytest.raises(UserError, match="no value") as error:
+            run_import(a_plan(log, min_count=50), tmp_path / "out")
+        kept.append(error)
+    assert run_import(a_plan(log), tmp_path / "out", memory=128 << 20).read == 40

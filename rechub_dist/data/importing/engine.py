@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -30,7 +31,9 @@ class Engine:
 
     def __init__(self, folder: Path, memory: int, threads: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._connection = duckdb.connect(str(folder / "import.duckdb"))
+        # a name of its own: DuckDB would share a database of this name that is still open, with its settings
+        self._connection = duckdb.connect(str(folder / f"import-{secrets.token_hex(4)}.duckdb"))
+        self._cursors: list[duckdb.DuckDBPyConnection] = []
         self._readers = 0
         self._given: dict[str, str] = {}
         for setting in (
@@ -70,7 +73,8 @@ class Engine:
     def stream(self, query: str, rows: int = BATCH_ROWS) -> pa.RecordBatchReader:
         """A query's result in batches, while other queries run. Errors come out as `explained` has them."""
         with explained(""):
-            reader = self._connection.cursor().sql(query).to_arrow_reader(rows)
+            self._cursors.append(cursor := self._connection.cursor())
+            reader = cursor.sql(query).to_arrow_reader(rows)
 
         def batches() -> Iterator[pa.RecordBatch]:
             try:
@@ -139,6 +143,8 @@ class Engine:
 
     def close(self) -> None:
         """Close the database."""
+        for cursor in self._cursors:
+            cursor.close()
         self._connection.close()
 
 

@@ -20,6 +20,7 @@ from rechub_dist.errors import UserError, nearest, shown
 
 ROWS: Final = f"{RESERVED}rows"
 JOINED: Final = f"{RESERVED}joined"
+_SHAPE: Final = f"{RESERVED}shape"  # a table of the same columns without rows: expressions are checked against it
 ROW: Final = f"{RESERVED}row"
 SPLIT: Final = f"{RESERVED}split"
 DRAWN: Final = f"{RESERVED}drawn"
@@ -95,6 +96,7 @@ def join_sources(plan: Plan, engine: Engine) -> Shape:
         joins.append(f"left join ({query}) as {alias} on l.{quoted(on)} = {alias}.{quoted(table.key)}")
     numbered = f"(select row_number() over () - 1 as {ROW}, * from ({log}))"
     engine.run(f"create or replace view {JOINED} as select {', '.join(parts)} from {numbered} as l {' '.join(joins)}")
+    engine.run(f"create or replace table {_SHAPE} as from {JOINED} limit 0")
     return _with_expressions(plan, engine, types, origin)
 
 
@@ -102,14 +104,14 @@ def _with_expressions(plan: Plan, engine: Engine, types: dict[str, str], origin:
     for name, expression in plan.columns.items():
         if (known := alike(name, types)) is not None:
             raise UserError(f"columns.{name}: there is a column {known!r} already; choose another name")
-        types[name] = engine.expression_type(expression, JOINED, f"columns.{name}")
+        types[name] = engine.expression_type(expression, _SHAPE, f"columns.{name}")
     if plan.columns:
         added = ", ".join(f"({expression}\n) as {quoted(name)}" for name, expression in plan.columns.items())
         engine.run(f"create or replace view {JOINED}_2 as select *, {added} from {JOINED}")
-    view = f"{JOINED}_2" if plan.columns else JOINED
+        engine.run(f"create or replace table {_SHAPE} as select *, {added} from {_SHAPE}")
     labels: dict[str, LabelType | None] = {}
     for name, label in plan.labels.items():
-        kind = engine.expression_type(expression_of(label), view, f"labels.{name}", windows=True)
+        kind = engine.expression_type(expression_of(label), _SHAPE, f"labels.{name}", windows=True)
         if kind != "BOOLEAN" and not is_numeric(kind):
             raise UserError(
                 f"labels.{name}: {shown(expression_of(label))} is {kind}; a label is a number, or true or false"
@@ -118,10 +120,10 @@ def _with_expressions(plan: Plan, engine: Engine, types: dict[str, str], origin:
         labels[name] = wanted or ("classification" if kind == "BOOLEAN" else None)
     booleans = {"filter": plan.filter, **{f"histories.{k}.where": h.where for k, h in plan.histories.items()}}
     for where, condition in booleans.items():
-        if condition is not None and (kind := engine.expression_type(condition, view, where)) != "BOOLEAN":
+        if condition is not None and (kind := engine.expression_type(condition, _SHAPE, where)) != "BOOLEAN":
             raise UserError(f"{where}: {shown(condition)} is {kind}, not true or false")
     if plan.weight is not None and not is_numeric(
-        kind := engine.expression_type(plan.weight, view, "weight", windows=True)
+        kind := engine.expression_type(plan.weight, _SHAPE, "weight", windows=True)
     ):
         raise UserError(f"weight: {shown(plan.weight)} is {kind}; a weight is a number")
     for key in ("user", "item", "time"):
@@ -162,7 +164,7 @@ def make_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
         )
     parts = [ROW, *(quoted(name) for name in chosen)]
     for name, label in plan.labels.items():
-        boolean = engine.expression_type(expression_of(label), view, name, windows=True) == "BOOLEAN"
+        boolean = engine.expression_type(expression_of(label), _SHAPE, name, windows=True) == "BOOLEAN"
         parts.append(f"({expression_of(label)}\n){'::TINYINT' if boolean else ''} as {quoted(name)}")
     if plan.weight is not None:
         parts.append(f"({plan.weight}\n)::DOUBLE as {WEIGHT}")

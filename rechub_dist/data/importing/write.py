@@ -18,6 +18,7 @@ from rechub_dist.data.importing.rows import ROW, ROWS, SPLIT
 from rechub_dist.data.parquet.kinds import is_list
 from rechub_dist.data.prepare.writer import ShardWriter
 from rechub_dist.derived import Derived
+from rechub_dist.errors import UserError
 
 
 @dataclass
@@ -43,12 +44,23 @@ def derived_rows(engine: Engine, derived: tuple[Derived, ...]) -> None:
     batches = engine.stream(f"select * from {ROWS}")
     schema = derive(batches.schema.empty_table(), derived, "the rows").schema
 
-    def added() -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            table = derive(pa.Table.from_batches([batch]), derived, "the rows").cast(schema)
-            yield from table.combine_chunks().to_batches()
+    failed: list[UserError] = []  # of a value; DuckDB, which reads the rows, would wrap the error in its own
 
-    engine.create(f"{ROWS}_derived", pa.RecordBatchReader.from_batches(schema, added()))
+    def added() -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in batches:
+                table = derive(pa.Table.from_batches([batch]), derived, "the rows").cast(schema)
+                yield from table.combine_chunks().to_batches()
+        except UserError as error:
+            failed.append(error)
+            raise
+
+    try:
+        engine.create(f"{ROWS}_derived", pa.RecordBatchReader.from_batches(schema, added()))
+    except UserError:
+        if failed:
+            raise failed[0] from None
+        raise
     engine.run(f"drop table {ROWS}")
     engine.run(f"alter table {ROWS}_derived rename to {ROWS}")
 
