@@ -89,7 +89,9 @@ def test_hours_and_weekdays_of_integers(times: list[int | None], unit: Any, offs
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(maybe(st.floats(-1e12, 1e12, allow_subnormal=False) | st.sampled_from([math.nan, math.inf])), max_size=9))
+@given(
+    st.lists(maybe(st.floats(-1e12, 1e12, allow_subnormal=False) | st.sampled_from([math.nan, math.inf])), max_size=9)
+)
 def test_hours_and_weekdays_of_floats(times: list[float | None]) -> None:
     made = derive(pa.table({"t": pa.array(times, pa.float64())}), [Hour("h", "t", 2.0, "ms"), Weekday("d", "t")], "f")
     for time, hour, day in zip(times, made["h"].to_pylist(), made["d"].to_pylist(), strict=True):
