@@ -16,8 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rechub_dist.cli.data import data_app
-from rechub_dist.cli.inspect import bars, number
-from rechub_dist.data.tools.figures import ColumnProfile
+from rechub_dist.cli.inspect import bars
+from rechub_dist.data.tools.figures import ColumnProfile, number_text
 from rechub_dist.data.tools.profile import profile
 from rechub_dist.data.tools.profile_html import page, write_page
 from rechub_dist.errors import UserError
@@ -306,10 +306,11 @@ def test_bars_and_numbers() -> None:
     assert bars([0, 1, 8, 4]) == " ▁█▄"
     assert bars([1, 0] * 6 + [4, 4] * 6) == "▁" * 6 + "█" * 6  # two bins a cell
     assert bars([]) == bars([0, 0]) == ""
-    assert [number(x) for x in (1234567, 0.123456789, 1e300, None, "a")] == [
+    assert [number_text(x) for x in (1234567, 0.123456789, 1e300, None, "a", 1234567.8)] == [
         "1,234,567",
         "0.123457",
         "1e+300",
         "-",
         "a",
+        "1,234,568",
     ]

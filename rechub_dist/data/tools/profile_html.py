@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rechub_dist.data.parquet.outputs import check_file, whole_file
-from rechub_dist.data.tools.figures import ColumnProfile, Histogram, Overlap, Profile, Top, share_text
+from rechub_dist.data.tools.figures import ColumnProfile, Histogram, Overlap, Profile, Top, number_text, share_text
 from rechub_dist.data.tools.leaks import LeakReport
 from rechub_dist.errors import printable, shortened
 
@@ -110,11 +110,7 @@ def _share(value: float | None) -> str:
 
 
 def _number(value: Any) -> str:
-    if value is None:
-        return _NONE
-    if isinstance(value, str | bool):
-        return _t(value, 40)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return _t(number_text(value, 4), 40)
 
 
 def _summary(found: Profile) -> str:
@@ -224,10 +220,8 @@ def _frequent(column: ColumnProfile, names: Sequence[str]) -> str:
 
 
 def _value(top: Top) -> str:
-    value = top.value
-    if not isinstance(value, str | bool):
-        value = f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
-    return str(value) if top.original is None else f"{value} = {top.original}"
+    value = number_text(top.value)
+    return value if top.original is None else f"{value} = {top.original}"
 
 
 def _plot(column: ColumnProfile, names: Sequence[str]) -> tuple[str, str]:
