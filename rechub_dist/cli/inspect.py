@@ -221,10 +221,10 @@ def _range(column: ColumnProfile, parts: Sequence[Part | None]) -> list[Text]:
     if column.kind == "list":
         text = f"{min(at.low for at in lengths):,} to {max(at.high for at in lengths):,} long"
     elif column.kind == "time":
-        text = f"{min(part.low for part in known)[:10]} to {max(part.high for part in known)[:10]}"
+        text = f"{min(part.low for part in known)[:10]}..{max(part.high for part in known)[:10]}"
     else:
         ends = min((part.low for part in known), key=float), max((part.high for part in known), key=float)
-        text = " to ".join(f"{x:,}" if isinstance(x, int) and abs(x) < 10**9 else f"{float(x):.4g}" for x in ends)
+        text = " to ".join(f"{x:,}" if isinstance(x, int) and abs(x) < 10**9 else f"{float(x):.3g}" for x in ends)
     return [Text(f"{text} (log)" if column.histogram.scale == "log" else text, "dim")]
 
 
@@ -232,8 +232,15 @@ def _top(column: ColumnProfile, top: Top, names: Sequence[str], width: int) -> T
     """A frequent value and its share in each split."""
     value = number_text(top.value) if top.original is None else f"{top.value} = {top.original}"
     about = "≈" if column.chosen_about else ""
-    shares = " ".join(share_text(top.shares.get(name)).removesuffix("%") for name in names)
+    shares = " ".join(_percent(top.shares.get(name)) for name in names)
     return Text.assemble(about, _text(value, width - len(shares) - 3), " ", (f"{shares}%", "dim"))
+
+
+def _percent(value: float | None) -> str:
+    """A share in percent, without the sign, in three characters at most."""
+    if value is None or not 0 < value < 0.0995:
+        return "-" if value is None else f"{100 * value:.0f}"
+    return "<.1" if value < 0.001 else f"{100 * value:.1f}"
 
 
 def _text(value: str, width: int) -> Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
@@ -56,7 +57,7 @@ def odd_table() -> pa.Table:
             "no time": pa.array([None] * 3, pa.date32()),
             "only nan": pa.array([float("nan")] * 3),
             "only inf": pa.array([float("inf"), float("-inf"), None]),
-            "extremes": pa.array([-1.7e308, 0.0, 1.7e308]),
+            "extremes": pa.array([-sys.float_info.max, 0.0, sys.float_info.max]),
             "tiny": pa.array([0.0, 5e-324, None]),
             "duration": pa.array([1, 2, 3], pa.duration("s")),
             "clock": pa.array([1, 2, 3], pa.time32("s")),
@@ -139,7 +140,7 @@ def test_odd_types(tmp_path: Path) -> None:
     assert (part["decimal"].low, part["decimal"].high, part["decimal"].mean) == (1.5, 2, 1.75)
     assert part["exact"].high == "12345678901234567890.1"  # which no float is
     assert part["unsigned"].high == 2**64 - 1
-    assert (part["extremes"].low, part["extremes"].high) == (-1.7e308, 1.7e308)
+    assert (part["extremes"].low, part["extremes"].high) == (-sys.float_info.max, sys.float_info.max)
     assert [sum(part[name].bins) for name in ("extremes", "tiny", "far", "constant", "only inf")] == [3, 2, 2, 3, 0]
     assert [c.histogram and c.histogram.scale for c in (found["far"], found["constant"])] == ["linear", "each"]
     assert (part["last date"].infinities, part["last date"].low) == (1, "1970-01-01")  # it means that there is no end
