@@ -38,16 +38,24 @@ def first_run(plan: Plan, model: str, root: str, output_dir: str) -> str:
         raise UserError(
             f"--model {model} needs {tasks} label(s), and the plan has {len(plan.labels)}: write its labels"
         )
-    parameters = example_parameters(
-        cls, _plain(plan, recall=kind == "recall", ranks="target_features" in wanted), histories, targets
-    )
+    of_item = _of_item(plan)
+    plain = [name for name in _one_vector(plan) if name not in (targets if "target_features" in wanted else ())]
+    if kind == "recall":
+        plain = [name for name in plain if name not in of_item and name not in targets]
+    parameters = example_parameters(cls, plain, histories, targets)
+    if "item_features" in parameters and plan.items:
+        parameters["item_features"] = [*targets[:1], *of_item]
     larger: dict[str, Any] = {name: [128, 64] for name, value in parameters.items() if value == [32, 16]}
     if kind == "multitask":
         per_task = {"num_tasks": tasks, "task_types": ["classification"] * tasks}
         larger |= {name: value for name, value in per_task.items() if name in parameters}
     tree = {
         "output_dir": output_dir,
-        "data": {"root": root, "batch_size": 1024, **({"labels": list(plan.labels)[:tasks]} if tasks else {})},
+        "data": {
+            "root": root,
+            "batch_size": 1024,
+            **({"labels": list(plan.labels)[:tasks]} if tasks else {}),
+        },
         "model": {"name": model, **parameters, **larger},
         "train": {"epochs": 3},
     }
@@ -58,17 +66,17 @@ def first_run(plan: Plan, model: str, root: str, output_dir: str) -> str:
     return f"# {model} on {plan.name}; its parameters: rechub-dist models {model}\n{note}{body}"
 
 
-def _plain(plan: Plan, *, recall: bool, ranks: bool) -> list[str]:
-    """The features of one vector: for recall those of the user, for models that name the item apart all others."""
-    of_item = {c for t in plan.tables.values() if (t.on or t.key) == plan.item for c in t.take or t.columns or ()}
-    derived = {name for name, spec in plan.derive.items() if spec.get("column") in of_item}
-    left_out = {*_targets(plan)} if recall or ranks else set()
+def _one_vector(plan: Plan) -> list[str]:
+    """The features that give one vector, or numbers."""
+    return [name for name, feature in plan.features.items() if isinstance(feature, DensePlan | SparsePlan)]
+
+
+def _of_item(plan: Plan) -> list[str]:
+    """Those of them that come from the tables of the item."""
+    columns = {c for t in plan.tables.values() if (t.on or t.key) == plan.item for c in t.take or t.columns or ()}
+    columns |= {name for name, spec in plan.derive.items() if spec.get("column") in columns}
     return [
-        name
-        for name, feature in plan.features.items()
-        if isinstance(feature, DensePlan | SparsePlan)
-        and name not in left_out
-        and not (recall and column_of(plan, name) in of_item | derived)
+        name for name in _one_vector(plan) if column_of(plan, name) in columns and column_of(plan, name) != plan.item
     ]
 
 

@@ -136,7 +136,7 @@ def plan() -> Plan:
     return plan_of(
         {
             "tables": {"items": {"path": "i.csv", "key": "item", "columns": {"item": "integer", "price": "float"}}},
-            "user": "user", "item": "item", "time": "time",
+            "user": "user", "item": "item", "time": "time", "items": True,
             "labels": {"click": "click", "buy": "buy"},
             "histories": {"history": {"column": "item"}},
             "features": {
@@ -153,7 +153,7 @@ def test_a_run_file_for_any_model(plan: Plan, name: str) -> None:
     model = tree["model"]
     assert model["name"] == name
     if "user_features" in model:
-        assert (model["user_features"], model["item_features"]) == (["user", "history"], ["item"])
+        assert (model["user_features"], model["item_features"]) == (["user", "history"], ["item", "price"])
     elif "target_features" in model:
         assert (model["features"], model["target_features"]) == (["user", "price"], ["item"])
     elif "features" in model:

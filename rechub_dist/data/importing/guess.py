@@ -282,6 +282,8 @@ def _split_and_histories(draft: Draft, columns: Mapping[str, Column], roles: Map
         draft.features[f"{time}_weekday"] = {"kind": "sparse"}
     else:
         draft.tree["split"] = {"by": "random", "valid": 0.1, "test": 0.1}
+    if item and any(table["key"] == item for table in draft.tree.get("tables", {}).values()):
+        draft.tree["items"] = True
     if user and item and time:
         draft.tree["histories"] = {"history": {"column": item, "max_length": 50}}
         draft.features["history"] = {"kind": "sequence"}
@@ -293,7 +295,7 @@ def _text(draft: Draft, sources: Sequence[str]) -> str:
         f"# Guessed from {', '.join(sources)}. Look through it: what is a label, what may a model know beforehand?",
         "# docs/import.md says what else can stand here.",
     ]
-    order = ("name", "log", "tables", "user", "item", "time", "split", "labels", "histories", "derive")
+    order = ("name", "log", "tables", "user", "item", "time", "split", "labels", "histories", "items", "derive")
     for key in order:
         if draft.tree.get(key):
             if key == "split" and draft.tree["split"]["by"] == "time":

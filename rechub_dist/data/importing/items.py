@@ -1,4 +1,8 @@
-"""The table of items: each item's id and original value, with what the data set says of the item alone."""
+"""The table of items: each item's id and original value, with what the data set says of the item alone.
+
+It has a row for each row of the item's embedding table, so that a recall model finds its catalogue there
+(`data.items`); that of id 0, unknown items, has no original value and no attributes.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +43,9 @@ def write_items(plan: Plan, engine: Engine, shape: Shape, fitted: Fitted, folder
     Raises:
         UserError: as `item_table`.
     """
-    vocabulary = fitted.vocabularies[item_table(plan)]
-    engine.give(_VOCABULARY, vocabulary)
+    vocabulary = fitted.vocabularies[item_table(plan)].select(["id", "value"])
+    unknown = pa.table({"id": [0], "value": [None]}).cast(vocabulary.schema)
+    engine.give(_VOCABULARY, pa.concat_tables([unknown, vocabulary]))
     tables = {name: table for name, table in plan.tables.items() if (table.on or table.key) == plan.item}
     parts, joins = ["v.id", "v.value as original", f"v.value as {quoted(plan.item or '')}"], []
     there = {plan.item}
