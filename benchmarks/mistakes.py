@@ -1,8 +1,8 @@
-"""Mistakes by real commands, and what is said of each: `python benchmarks/mistakes.py [WORD]...`, about ten minutes.
+"""Mistakes by real commands, and what is said of each: `python benchmarks/mistakes.py [WORD]...`, about twenty minutes.
 
-Each is made in a folder of its own, on one rank and many on two, two commands at a time. Every one of them has to end
-with exit code 2 and one line that names what is wrong. `--markdown docs/errors.md` writes them down; with words, which
-choose sections by their titles or mistakes by theirs, the other rows stay as they are.
+Each is made in a folder of its own, on one rank and many on two, one command after the other. Every one of them has to
+end with exit code 2 and one line that names what is wrong. `--markdown docs/errors.md` writes them down; with words,
+which choose sections by their titles or mistakes by theirs, the other rows stay as they are.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -27,14 +25,13 @@ from mistaken.of_run_files import RUN_FILES
 from mistaken.scene import Mistake, Outcome, Scene, Section, outcome
 
 SECTIONS = (RUN_FILES, DATA, PLACES, CHECKPOINTS, COMMANDS)
-_AT_ONCE = 2
 _COLUMNS = ("| mistake | ranks | what is said | exit code | seconds |", "| --- | --- | --- | --- | --- |")
 _HEAD = """# Mistakes, and what is said of them
 
 `python benchmarks/mistakes.py --markdown docs/errors.md` makes each of these mistakes by a real command, in a folder of
 its own, and fails if any ends otherwise than with exit code 2 and one line on stderr, without a traceback and without a
-restart. Paths are relative to that folder. The seconds are those of the whole command on two busy cores, of which
-Python and torch take a few to start; a row without them is still to be made by the script.
+restart. Paths are relative to that folder. The seconds are those of the whole command on two cores, of which Python and
+torch take a few to start.
 """
 
 
@@ -44,21 +41,19 @@ def main(
 ) -> None:
     """Make the mistakes; the exit code is 1 if any ends otherwise than it should."""
     page = Page(markdown)
-    with tempfile.TemporaryDirectory(prefix="mistakes-") as scratch, ThreadPoolExecutor(_AT_ONCE) as pool:
+    tasks = [(one, ranks) for section in SECTIONS for one in chosen(section, words or []) for ranks in one.ranks]
+    faults = 0
+    with tempfile.TemporaryDirectory(prefix="mistakes-") as scratch:
         trained = train(Path(scratch) / "trained")
-
-        def one(task: tuple[Mistake, int]) -> bool:
+        for mistake, ranks in tasks:
             folder = Path(tempfile.mkdtemp(dir=scratch)) / "here"
-            result = outcome(*task, folder, trained)
+            result = outcome(mistake, ranks, folder, trained)
             shutil.rmtree(folder.parent)
             print(f"{result.seconds:5.1f} s  {result.ranks}  {result.what}: {result.line}", flush=True)
             if result.fault:
                 print(f"FAULT: {result.fault}", flush=True)
+            faults += result.fault is not None
             page.add(result)
-            return result.fault is not None
-
-        mistakes = [mistake for section in SECTIONS for mistake in chosen(section, words or [])]
-        faults = sum(pool.map(one, [(mistake, ranks) for mistake in mistakes for ranks in mistake.ranks]))
     if faults:
         raise typer.Exit(1)
 
@@ -82,16 +77,14 @@ class Page:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._lock = threading.Lock()
         self._rows = rows_of(path.read_text()) if path is not None and path.exists() else {}
 
     def add(self, one: Outcome) -> None:
         """Put in what came of a mistake; all others stay listed, with what came of them last."""
         cells = (cell(one.what), str(one.ranks), cell(one.line), str(one.code), f"{one.seconds:.1f}")
-        with self._lock:
-            self._rows[cells[0], cells[1]] = f"| {' | '.join(cells)} |"
-            if self._path is not None:
-                self._path.write_text(self._text())
+        self._rows[cells[0], cells[1]] = f"| {' | '.join(cells)} |"
+        if self._path is not None:
+            self._path.write_text(self._text())
 
     def _text(self) -> str:
         parts = [_HEAD]

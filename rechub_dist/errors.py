@@ -19,7 +19,12 @@ class UserError(ValueError):
 
     Whatever stands in the values that a message quotes, it is one line of `LONGEST` characters at most, without
     characters that steer a terminal, and without secrets.
+
+    Attributes:
+        on_all_ranks: whether every rank of the run raises it, as they have agreed on it: the main one prints it.
     """
+
+    on_all_ranks = False
 
     def __init__(self, message: object = "") -> None:
         super().__init__(shortened(printable(redacted(str(message))), LONGEST))

@@ -15,7 +15,7 @@ from pydantic import (
     ValidationError,
 )
 
-from rechub_dist.errors import UserError, one_line, printable, shortened, shown
+from rechub_dist.errors import UserError, nearest, one_line, printable, shortened, shown
 
 T = TypeVar("T", bound=BaseModel)
 # What pydantic calls mistakes in a value whose type is right.
@@ -59,7 +59,10 @@ def validated(where: str, cls: type[T], tree: Any) -> T:
     except ValidationError as error:
         found = error.errors()[0]
         key = ".".join(map(str, found["loc"]))
-        text = complaint(key, found) if key or found["type"] == "value_error" else _lower(found["msg"])
+        if found["type"] == "extra_forbidden" and len(found["loc"]) == 1:
+            text = f"unknown key {shown(key)}: {nearest(key, cls.model_fields)}"
+        else:
+            text = complaint(key, found) if key or found["type"] == "value_error" else _lower(found["msg"])
         raise UserError(f"{where}: {text}") from error
 
 
@@ -70,7 +73,8 @@ def complaint(key: str, error: Any) -> str:
         return f"missing key {key!r}"
     if error["type"] == "value_error":  # raised by our validators: the message is complete
         return ": ".join([part for part in (key,) if part] + [str(error["ctx"]["error"])])
-    return f"{key}: {_lower(error['msg'])}, got {shown(error['input'])}"
+    message = _lower(error["msg"]).replace("an object", "a mapping of keys to values")  # JSON's word for it
+    return f"{key}: {message}, got {shown(error['input'])}"
 
 
 def _lower(text: str) -> str:

@@ -12,13 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mistaken.scene import Scene, Section
+from mistaken.scene import BOTH, TRAIN, Scene, Section
 from rechub_dist.checkpoint.manifest import MANIFEST, seal
 
 CHECKPOINTS = Section("Checkpoints and warm starts")
 mistake = CHECKPOINTS.mistake
-BOTH = (1, 2)
-TRAIN = ["train", "run.yaml"]
 
 
 def each_file(scene: Scene, pattern: str, work: Callable[[Path], object]) -> list[str]:

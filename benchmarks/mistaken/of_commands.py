@@ -6,11 +6,10 @@ import json
 import os
 
 from mistaken.of_checkpoints import HOSTILE, each_file, flip, hostile
-from mistaken.scene import Scene, Section
+from mistaken.scene import BOTH, ONE, Scene, Section
 from rechub_dist.checkpoint.manifest import MANIFEST
 
 COMMANDS = Section("Commands on runs")
-BOTH = (1, 2)
 command = COMMANDS.mistake
 EVALUATE = ["evaluate", "out", "--data", "data/test"]
 PREDICT = ["predict", "out", "--data", "data/test", "--out", "predictions"]
@@ -181,3 +180,12 @@ def _(_: Scene) -> list[str]:
 @command("`train --nnodes two`")
 def _(_: Scene) -> list[str]:
     return ["train", "run.yaml", "--nnodes", "two"]
+
+
+COMMANDS.table(
+    ("an unknown command", ONE, lambda _: ["trian", "run.yaml"]),
+    ("`train` without a run file", ONE, lambda _: ["train"]),
+    ("`train` with an unknown option", ONE, lambda _: ["train", "run.yaml", "--nprocs", "2"]),
+    ("`train --nproc two`", ONE, lambda _: ["train", "run.yaml", "--nproc", "two"]),
+    ("`predict --top-k 0`", ONE, lambda _: ["predict", "out", "--data", "data/test", "--out", "p", "--top-k", "0"]),
+)

@@ -3,157 +3,74 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from mistaken.scene import Scene, Section
+from mistaken.scene import BOTH, ONE, TRAIN, Scene, Section
 
 PLACES = Section("Where a run writes")
-mistake = PLACES.mistake
-BOTH = (1, 2)
-TRAIN = ["train", "run.yaml"]
 
 
-@mistake("output_dir is a file", BOTH)
-def _(scene: Scene) -> list[str]:
-    scene.write("out", "x")
-    return TRAIN
-
-
-@mistake("output_dir is below a file", BOTH)
-def _(scene: Scene) -> list[str]:
+def beside_a_file(scene: Scene, **sections: Any) -> list[str]:
+    """A run whose sections name a file, or what should lie below it."""
     scene.write("file", "x")
-    return scene.run(output_dir="file/out")
+    return scene.run(**sections)
 
 
-@mistake("output_dir is a pipe", BOTH)
-def _(scene: Scene) -> list[str]:
-    os.mkfifo(scene / "out")
-    return TRAIN
+def pipe(scene: Scene, name: str) -> None:
+    """A named pipe; its folder is made."""
+    (scene / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(scene / name)
 
 
-@mistake("output_dir is a link that leads to itself")
-def _(scene: Scene) -> list[str]:
-    (scene / "out").symlink_to("out")
-    return TRAIN
-
-
-@mistake("output_dir has a name that is too long", BOTH)
-def _(scene: Scene) -> list[str]:
-    return scene.run(output_dir="o" * 300)
-
-
-@mistake("output_dir where nobody can write")
-def _(scene: Scene) -> list[str]:
-    return scene.run(output_dir="/proc/out")
-
-
-@mistake("output_dir holds another's config.yaml", BOTH)
-def _(scene: Scene) -> list[str]:
-    scene.write("out/config.yaml", "mine: true\n")
-    return TRAIN
-
-
-@mistake("config.yaml in output_dir is a folder", BOTH)
-def _(scene: Scene) -> list[str]:
-    (scene / "out/config.yaml").mkdir(parents=True)
-    return TRAIN
-
-
-@mistake("config.yaml in output_dir is a pipe", BOTH)
-def _(scene: Scene) -> list[str]:
-    (scene / "out").mkdir()
-    os.mkfifo(scene / "out/config.yaml")
-    return TRAIN
-
-
-@mistake("metrics.jsonl in output_dir is a folder", BOTH)
-def _(scene: Scene) -> list[str]:
+def trained_but(scene: Scene, name: str, odd: str) -> None:
+    """A trained run, one of whose files is a `folder` or a `pipe` now, or `gone`."""
     scene.trained()
-    (scene / "out/metrics.jsonl").unlink()
-    (scene / "out/metrics.jsonl").mkdir()
-    return TRAIN
+    (scene / name).unlink()
+    if odd == "folder":
+        (scene / name).mkdir()
+    elif odd == "pipe":
+        pipe(scene, name)
 
 
-@mistake("logs in output_dir is a file", BOTH)
-def _(scene: Scene) -> list[str]:
-    scene.write("out/logs", "x")
-    return TRAIN
-
-
-@mistake("tensorboard in output_dir is a file", BOTH)
-def _(scene: Scene) -> list[str]:
-    scene.write("out/tensorboard", "x")
-    return TRAIN
-
-
-@mistake("a pipe as metrics.jsonl in output_dir")
-def _(scene: Scene) -> list[str]:
+def trained(scene: Scene, *options: str) -> list[str]:
+    """Train a run on that is trained already, with other options."""
     scene.trained()
-    (scene / "out/metrics.jsonl").unlink()
-    os.mkfifo(scene / "out/metrics.jsonl")
-    return TRAIN
+    return [*TRAIN, *options]
 
 
-@mistake("rows in output_dir is a file, and train.trace_rows", BOTH)
-def _(scene: Scene) -> list[str]:
-    scene.write("out/rows", "x")
-    return scene.run(train={"trace_rows": True})
+UNKNOWN = "nowhere://checkpoints"
 
-
-@mistake("checkpoints in output_dir is a file")
-def _(scene: Scene) -> list[str]:
-    scene.write("out/checkpoints", "x")
-    return TRAIN
-
-
-@mistake("checkpoint.folder is a file", BOTH)
-def _(scene: Scene) -> list[str]:
-    scene.write("file", "x")
-    return scene.run(checkpoint={"folder": "file"})
-
-
-@mistake("checkpoint.folder is below a file")
-def _(scene: Scene) -> list[str]:
-    scene.write("file", "x")
-    return scene.run(checkpoint={"folder": "file/checkpoints"})
-
-
-@mistake("checkpoint.folder is a pipe")
-def _(scene: Scene) -> list[str]:
-    os.mkfifo(scene / "pipe")
-    return scene.run(checkpoint={"folder": "pipe"})
-
-
-@mistake("checkpoint.folder is an address of an unknown kind")
-def _(scene: Scene) -> list[str]:
-    return scene.run(checkpoint={"folder": "nowhere://checkpoints"})
-
-
-@mistake(".lease in output_dir is a file", BOTH)
-def _(scene: Scene) -> list[str]:
-    scene.write("out/.lease", "x")
-    return TRAIN
-
-
-@mistake("a lease that is a folder")
-def _(scene: Scene) -> list[str]:
-    (scene / "out/.lease/00000001.json").mkdir(parents=True)
-    return TRAIN
-
-
-@mistake("the output folder of another run", BOTH)
-def _(scene: Scene) -> list[str]:
-    scene.trained()
-    return [*TRAIN, "--set", "seed=1"]
-
-
-@mistake("a run whose data has changed")
-def _(scene: Scene) -> list[str]:
-    scene.trained()
-    scene.last().unlink()
-    return TRAIN
-
-
-@mistake("a run whose tables have other sizes")
-def _(scene: Scene) -> list[str]:
-    scene.trained()
-    return scene.schema(user={"kind": "sparse", "rows": 50})
+PLACES.table(
+    ("output_dir is a file", BOTH, lambda s: s.write("out", "x")),
+    ("output_dir is below a file", BOTH, lambda s: beside_a_file(s, output_dir="file/out")),
+    ("output_dir is a pipe", BOTH, lambda s: pipe(s, "out")),
+    ("output_dir is a link that leads to itself", ONE, lambda s: (s / "out").symlink_to("out")),
+    ("output_dir has a name that is too long", BOTH, lambda s: s.run(output_dir="o" * 300)),
+    ("output_dir where nobody can write", ONE, lambda s: s.run(output_dir="/proc/out")),
+    ("output_dir holds another's config.yaml", BOTH, lambda s: s.write("out/config.yaml", "mine: true\n")),
+    ("config.yaml in output_dir is a folder", BOTH, lambda s: (s / "out/config.yaml").mkdir(parents=True)),
+    ("config.yaml in output_dir is a pipe", BOTH, lambda s: pipe(s, "out/config.yaml")),
+    ("metrics.jsonl in output_dir is a folder", BOTH, lambda s: trained_but(s, "out/metrics.jsonl", "folder")),
+    ("logs in output_dir is a file", BOTH, lambda s: s.write("out/logs", "x")),
+    ("tensorboard in output_dir is a file", BOTH, lambda s: s.write("out/tensorboard", "x")),
+    ("a pipe as metrics.jsonl in output_dir", ONE, lambda s: trained_but(s, "out/metrics.jsonl", "pipe")),
+    (
+        "rows in output_dir is a file, and train.trace_rows",
+        BOTH,
+        lambda s: s.write("out/rows", "x") and s.run(train={"trace_rows": True}),
+    ),
+    ("checkpoints in output_dir is a file", ONE, lambda s: s.write("out/checkpoints", "x")),
+    ("checkpoint.folder is a file", BOTH, lambda s: beside_a_file(s, checkpoint={"folder": "file"})),
+    ("checkpoint.folder is below a file", ONE, lambda s: beside_a_file(s, checkpoint={"folder": "file/checkpoints"})),
+    ("checkpoint.folder is a pipe", ONE, lambda s: pipe(s, "pipe") or s.run(checkpoint={"folder": "pipe"})),
+    ("checkpoint.folder is an address of an unknown kind", ONE, lambda s: s.run(checkpoint={"folder": UNKNOWN})),
+    (".lease in output_dir is a file", BOTH, lambda s: s.write("out/.lease", "x")),
+    ("a lease that is a folder", ONE, lambda s: (s / "out/.lease/00000001.json").mkdir(parents=True)),
+    ("the output folder of another run", BOTH, lambda s: trained(s, "--set", "seed=1")),
+    ("a run whose data has changed", ONE, lambda s: trained_but(s, "data/train/part-2.parquet", "gone")),
+    (
+        "a run whose tables have other sizes",
+        ONE,
+        lambda s: s.trained() and s.schema(user={"kind": "sparse", "rows": 50}),
+    ),
+)

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+ONE, BOTH = (1,), (1, 2)  # numbers of ranks
+TRAIN = ["train", "run.yaml"]
 LONGEST = 500  # characters of a line
 _SECONDS = 240  # after which a command hangs
 # Lines on stderr that may come before the one that counts: what a run says as it goes on.
@@ -77,14 +79,14 @@ class Scene:
         for name, section in sections.items():
             tree[name] = {**RUN.get(name, {}), **section} if isinstance(section, dict) else section
         self.write("run.yaml", tree)
-        return ["train", "run.yaml"]
+        return TRAIN
 
     def schema(self, **changes: Any) -> list[str]:
         """Write the schema with features added or changed (None removes one); the command that trains on it."""
         features = {**SCHEMA["features"], **changes}
         found = {name: feature for name, feature in features.items() if feature is not None}
         self.write("data/dataset.yaml", {**SCHEMA, "features": found})
-        return ["train", "run.yaml"]
+        return TRAIN
 
     def last(self, split: str = "train") -> Path:
         """The last file of a split, so that a late rank meets it."""
@@ -95,7 +97,17 @@ class Scene:
         path = self.last(split)
         table = pq.read_table(path)
         pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values)), path)
-        return ["train", "run.yaml"]
+        return TRAIN
+
+    def without(self, name: str, split: str = "train") -> None:
+        """Leave a column out of the split's last file."""
+        pq.write_table(pq.read_table(self.last(split)).drop_columns([name]), self.last(split))
+
+    def spoil(self, name: str, count: int) -> None:
+        """Write other bytes over the first pages of a Parquet file."""
+        content = bytearray((self / name).read_bytes())
+        content[4 : 4 + count] = b"\xff" * count
+        self.write(name, bytes(content))
 
     def trained(self) -> Path:
         """The output folder of a run that was trained, as `out`."""
@@ -163,11 +175,24 @@ class Section:
 
         return add
 
+    def table(self, *rows: tuple[str, tuple[int, ...], Callable[[Scene], object]]) -> None:
+        """Add mistakes of one expression: what each is called, its ranks, and what makes it.
+
+        An expression that gives a command ends in that one, any other in training.
+        """
+        for what, ranks, change in rows:
+
+            def make(scene: Scene, change: Callable[[Scene], object] = change) -> list[str]:
+                found = change(scene)
+                return found if isinstance(found, list) else TRAIN
+
+            self.mistakes.append(Mistake(what, make, ranks))
+
     def settings(self, ranks: tuple[int, ...], *overrides: tuple[str, ...]) -> None:
         """Add mistakes that are made by `--set` alone; each is called by what it sets."""
         for given in overrides:
             options = [part for item in given for part in ("--set", item)]
-            self.mistake(f"`{' '.join(given)}`", ranks)(lambda _, options=options: ["train", "run.yaml", *options])
+            self.mistake(f"`{' '.join(given)}`", ranks)(lambda _, options=options: [*TRAIN, *options])
 
 
 def outcome(mistake: Mistake, ranks: int, folder: Path, trained: Path | None) -> Outcome:

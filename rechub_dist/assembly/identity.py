@@ -2,6 +2,8 @@
 
 Ranks, sharding, kernels, device, paths, cadence, logging, evaluation settings and a longer duration do not; nor does
 what acts at single steps alone: `warm_start` at the first, `train.on_non_finite` and `max_loss` at those that fail.
+Nor does it matter whether the files hold derived columns and ids, or both are made as the files are read: what is
+compared is how columns are derived, where both runs compute them, and which value has which id.
 
 A checkpoint is compared by its own configuration, resolved by the very code that resolves today's, so that it does not
 matter which keys were written out, nor in what form older versions recorded an identity. Only what does not follow
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ from rechub_dist.assembly.code import model_class
 from rechub_dist.assembly.parts import Parts, Plan, plan
 from rechub_dist.config import EvaluationConfig, RetrievalConfig, RunConfig, stored_run
 from rechub_dist.config.code import module_of, named_code, refuse_code
-from rechub_dist.data.columns.vocabulary import vocabulary_of
+from rechub_dist.data.columns.vocabulary import vocabulary_fingerprint
 from rechub_dist.data.order.epoch import ORDER_VERSION
+from rechub_dist.derived import Derived
 from rechub_dist.embedded import LookupFeature
 from rechub_dist.errors import UserError
 from rechub_dist.features import (
@@ -38,24 +41,31 @@ from rechub_dist.features import (
 )
 from rechub_dist.objectives.negatives import NEGATIVES
 
-_SINCE = {"encoded": False, "mean": 0.0, "std": 1.0}  # fields of features, with what they were before
-_FACTS = ("train", "order_version", "vocabularies", "sampling_weights")
+_SINCE = {"mean": 0.0, "std": 1.0}  # fields that features have got, with what they were before
+_FACTS = ("train", "order_version", "vocabularies", "sampling_weights", "derived")
 
 
 def vocabularies_of(parts: Parts) -> dict[str, str]:
     """What identifies the vocabulary of each feature that has one: which value has which id."""
-    found = {feature.name: vocabulary_of(feature) for feature in parts.spec.stored}
-    return {name: vocabulary.fingerprint() for name, vocabulary in found.items() if vocabulary is not None}
+    found = {feature.name: vocabulary_fingerprint(feature) for feature in parts.spec.stored}
+    return {name: fingerprint for name, fingerprint in found.items() if fingerprint is not None}
 
 
-def identity(parts: Parts, train: Any) -> dict[str, Any]:
-    """A run's identity, in the types of JSON; `train` identifies the data that it has trained on so far."""
+def identity(parts: Parts, train: Any, computed: Iterable[Derived] = ()) -> dict[str, Any]:
+    """A run's identity, in the types of JSON.
+
+    Args:
+        train: identifies the data that it has trained on so far.
+        computed: the derived columns that were computed as the data was read.
+    """
     facts: dict[str, Any] = {"train": train, "order_version": ORDER_VERSION}
     if vocabularies := vocabularies_of(parts):
         facts["vocabularies"] = vocabularies
     if _weights_file(parts) is not None and NEGATIVES in parts.spec.cumulative:
         weights = parts.spec.cumulative[NEGATIVES].tobytes()
         facts["sampling_weights"] = hashlib.blake2b(weights, digest_size=8).hexdigest()
+    if derived := {one.name: asdict(one) for one in computed}:
+        facts["derived"] = derived
     return _resolved(parts, facts)
 
 
@@ -72,7 +82,9 @@ def other_than(run: Mapping[str, Any], wanted: dict[str, Any], where: str, code:
         return [f"{key} {json.dumps(named[key])} -> {json.dumps(_at(wanted, key))}" for key in other]
     saved = recorded(run, where, map(module_of, allowed.values()), code)
     known = "sampling_weights" in saved["data"] and "sampling_weights" in wanted["data"]
-    return differences(_one_source_of_weights(saved, known), _one_source_of_weights(wanted, known))
+    both = saved["data"].get("derived", {}).keys() & wanted["data"].get("derived", {}).keys()
+    saved, wanted = (_derived_in(_one_source_of_weights(tree, known), both) for tree in (saved, wanted))
+    return differences(saved, wanted)
 
 
 def recorded(
@@ -167,14 +179,15 @@ def _feature(feature: LookupFeature | DenseFeature) -> dict[str, Any]:
     if isinstance(feature, CrossFeature):
         return {**_plain(feature), "inputs": [_feature(source) for source in feature.inputs]}
     if isinstance(feature, SparseFeature | SequenceFeature):
-        return _plain(replace(feature, column=feature.source, vocabulary=None))
+        return _plain(replace(feature, column=feature.source))
     if isinstance(feature, DenseFeature):
         return _plain(replace(feature, column=feature.source))
     return _plain(feature)
 
 
 def _plain(feature: LookupFeature | DenseFeature) -> dict[str, Any]:
-    tree = {key: value for key, value in asdict(feature).items() if key not in ("dim", "init_std", "vocabulary")}
+    without = ("dim", "init_std", "vocabulary", "encoded")  # which value has which id is told by `vocabularies`
+    tree = {key: value for key, value in asdict(feature).items() if key not in without}
     # What has come since the first checkpoints is told only where it is used, so that theirs are the same runs.
     tree = {key: value for key, value in tree.items() if key not in _SINCE or value != _SINCE[key]}
     if isinstance(feature, DenseFeature):
@@ -197,6 +210,13 @@ def _one_source_of_weights(tree: dict[str, Any], known: bool) -> dict[str, Any]:
         sampling = {key: value for key, value in objective["sampling"].items() if key != "path"}
         return {**tree, "objective": {**objective, "sampling": sampling}}
     return {**tree, "data": {key: value for key, value in data.items() if key != "sampling_weights"}}
+
+
+def _derived_in(tree: dict[str, Any], names: Container[str]) -> dict[str, Any]:
+    """The tree with those derived columns alone; another run's files may hold what this run's reader has computed."""
+    data = tree["data"]
+    derived = {name: one for name, one in data.get("derived", {}).items() if name in names}
+    return {**tree, "data": {**data, "derived": derived}}
 
 
 def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:

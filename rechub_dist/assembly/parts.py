@@ -89,7 +89,8 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
     Raises:
         UserError: names the key or feature at fault and the fix.
     """
-    assert isinstance(config.data.dataset, dict), "the schema is inlined when a run is loaded"
+    if not isinstance(config.data.dataset, dict):  # which loading a run file inlines, and so a run stores
+        raise UserError("data.dataset: a stored configuration has to hold the schema itself; put back a copy of it")
     schema = parse_schema(config.data.dataset, config.data.root)
     model = build_model(config, schema)
     set_training(model, config.train, device)
@@ -108,6 +109,7 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
         weight=schema.weight,
         collections=layout.collections,
         aligned=model.aligned_features(),
+        derived=schema.derived,
     )
     return Plan(config, schema, labels, layout, spec, model, chosen, objective)
 

@@ -15,7 +15,7 @@ from rechub_dist.assembly.parts import Parts
 from rechub_dist.batch import Batch
 from rechub_dist.config import MixSource, RunConfig, Selection, Source
 from rechub_dist.data.columns.extremes import check_extremes
-from rechub_dist.data.columns.fit import check_schema
+from rechub_dist.data.columns.fit import check_schema, file_columns, reading
 from rechub_dist.data.counts import count_positives
 from rechub_dist.data.order.mix import Mix
 from rechub_dist.data.order.quality import layout_warning
@@ -62,8 +62,11 @@ def _counts(parts: Parts, rt: Runtime, item: SparseFeature, history: SequenceFea
     data = config.data
     paths: list[Source] = [data.train] if data.mix is None else [source.path for source in data.mix]
     manifests = [read_manifest(config, rt, path, parts.spec) for path in paths]
+    derived = parts.spec.derived
     counts = [
-        rt.all_reduce_sum(rt.together(lambda m=manifest: count_positives(m, item, history, rt.rank, rt.world_size)))  # type: ignore[misc]
+        rt.all_reduce_sum(
+            rt.together(lambda m=manifest: count_positives(m, item, history, rt.rank, rt.world_size, derived))  # type: ignore[misc]
+        )
         for manifest in manifests
     ]
     if data.mix is None:
@@ -96,7 +99,7 @@ def read_manifest(
         return join(config.data.root, item)
 
     def fit(schema: pa.Schema, where: str) -> dict[str, str]:
-        return check_schema(schema, spec, where)
+        return file_columns(schema, spec, where)
 
     sources = [below(item) for item in (source if isinstance(source, tuple) else (source,))]
     skip = may_skip and config.data.on_bad_file == "skip"
@@ -168,6 +171,13 @@ def open_passes(config: RunConfig, parts: Parts, rt: Runtime) -> Passes:
 def _mixed(config: RunConfig, parts: Parts, rt: Runtime, sources: tuple[MixSource, ...]) -> Epochs:
     """Epochs over a mix of sources."""
     manifests = [read_manifest(config, rt, source.path, parts.spec) for source in sources]
+    uses = [set(reading(parts.spec, manifest.schema.names).uses) for manifest in manifests]
+    for manifest, own in zip(manifests, uses, strict=True):
+        if own != uses[0]:
+            raise UserError(
+                f"data.mix: {manifests[0].path} and {manifest.path} differ in the derived columns that their files "
+                f"hold ({', '.join(sorted(own ^ uses[0]))}); write them alike"
+            )
     mix = Mix(
         groups=tuple(len(manifest.counts) for manifest in manifests),
         weights=tuple(source.weight for source in sources),
@@ -337,15 +347,16 @@ def check_items(parts: Parts, rt: Runtime) -> None:
     """
     ranking = parts.train_module.objective.ranking
     if ranking is not None and not ranking.ids_alone:
-        spec = items_spec(ranking)
+        spec = items_spec(ranking, parts.spec)
         manifest = read_manifest(parts.config, rt, parts.config.data.items, spec, may_skip=False)
         rt.together(lambda: check_extremes(manifest.files[rt.rank :: rt.world_size], spec))
 
 
-def items_spec(ranking: Ranking) -> BatchSpec:
-    """What is read of the items, in one collection `items`."""
+def items_spec(ranking: Ranking, spec: BatchSpec) -> BatchSpec:
+    """What is read of the items, in one collection `items`; `spec` is that of the run."""
     features = tuple(dict.fromkeys(lookup.feature for lookup in ranking.lookups))
-    return BatchSpec(features, ranking.dense, collections={"items": tuple(f.name for f in features)})
+    collections = {"items": tuple(f.name for f in features)}
+    return BatchSpec(features, ranking.dense, collections=collections, derived=spec.derived)
 
 
 def looks_ahead(device: torch.device) -> bool:

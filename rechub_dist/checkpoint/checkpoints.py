@@ -22,12 +22,12 @@ from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import read_manifest, read_tensors
-from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedRun
+from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedRun, no_other
 from rechub_dist.checkpoint.position import Position, position_of
 from rechub_dist.checkpoint.publish import Publisher
 from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
-from rechub_dist.checkpoint.together import agree, no_other, reason_of, verify_together
+from rechub_dist.checkpoint.together import agree, reason_of, verify_together
 from rechub_dist.config import CheckpointConfig, RunConfig
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, shortened
@@ -62,7 +62,7 @@ def open_checkpoints(config: RunConfig, rt: Runtime, lease: Lease | None = None)
 def _check_folder(what: str, path: str) -> None:
     """Raise UserError for a path that is no folder's, nor can be one's."""
     try:
-        reason = None if stat.S_ISDIR(os.stat(path).st_mode) else "it is a file"
+        reason = None if stat.S_ISDIR(os.stat(path).st_mode) else "it is not a folder"
     except FileNotFoundError:
         return
     except OSError as error:

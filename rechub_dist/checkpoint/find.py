@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from rechub_dist.checkpoint.folder import Folder, step_of, steps_in
 from rechub_dist.checkpoint.load import read_manifest
 from rechub_dist.checkpoint.manifest import CheckpointManifest
-from rechub_dist.config import StorageConfig, parse_yaml
+from rechub_dist.config import StorageConfig, stored_tree
 from rechub_dist.data.parquet.storage import join, read_bytes
 from rechub_dist.errors import UserError
 from rechub_dist.typed import validated
@@ -65,8 +65,11 @@ def _named(address: str, settings: StorageConfig) -> tuple[str | None, StorageCo
     text = read_bytes(path, settings)
     if text is None:
         return None, settings
-    where = f"{path}: fix it, or name the folder of checkpoints itself"
-    found = validated(where, _Stored, parse_yaml(text, path))
+    tree = stored_tree(text, path)
+    try:
+        found = validated(path, _Stored, tree)
+    except UserError as error:
+        raise UserError(f"{error}; correct it, or name the folder of checkpoints itself") from error
     checkpoint, data = found.checkpoint or _Checkpoint(), found.data or _Data()
     return checkpoint.folder, checkpoint.storage or data.storage or settings
 

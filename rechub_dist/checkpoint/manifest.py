@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import field
 from typing import Annotated, Any, Literal, NotRequired, Self
 
@@ -23,16 +25,24 @@ class DamagedError(UserError):
     """A damaged checkpoint: it differs from what was saved. A failing store raises a plain `UserError` instead."""
 
 
+@contextmanager
+def no_other() -> Iterator[None]:
+    """Say what to do about damage in the block, where no other checkpoint is tried."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(f"{error}; put back a copy of it, or name another checkpoint") from error
+
+
 class NewerError(UserError):
     """An intact checkpoint written by a newer version, not readable here. No older one is loaded instead."""
 
 
-DType = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
-Size = Annotated[int, Field(ge=0, lt=1 << 62)]
 _CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="constants")  # metrics may be NaN
 _LARGEST = 2**63 - 1  # what NumPy and torch count with
 
 Count = Annotated[int, Field(ge=0, le=_LARGEST)]
+Extent = Annotated[int, Field(ge=0, le=_LARGEST // 2)]  # where a piece begins and how long it is: their sum is a count
 # One name in the checkpoint's own folder: with neither a slash nor a dot before it, it leads nowhere else.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=255)]
 Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -59,10 +69,10 @@ class SavedPiece:
 
     file: FileName
     offset: Count
-    row: Count
-    column: Count
-    rows: Count
-    columns: Count
+    row: Extent
+    column: Extent
+    rows: Extent
+    columns: Extent
 
 
 @pydantic_dataclass(frozen=True, config=_CONFIG)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rechub_dist.checkpoint.manifest import SavedRun
-from rechub_dist.config import parse_yaml
+from rechub_dist.config import stored_tree
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,6 @@ def position_of(run: SavedRun) -> Position:
     """The position that a manifest's record of a run has."""
     saved: dict[str, Any] = {**run["position"]}
     if "best_mode" not in saved:  # from before metrics knew their direction: the configuration said it
-        train = parse_yaml(run["config"], "config").get("train")
+        train = stored_tree(run["config"], "config").get("train")
         saved["best_mode"] = (isinstance(train, dict) and train.get("best_mode")) or "max"
     return Position(**saved)

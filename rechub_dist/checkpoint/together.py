@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.load import blocks_of, consume, verify
@@ -33,15 +32,6 @@ def agree(rt: Runtime, work: Callable[[], None]) -> None:
     damage = rt.gather_list(found)
     if damage:
         raise DamagedError(damage[0])
-
-
-@contextmanager
-def no_other() -> Iterator[None]:
-    """Say what to do about damage in the block, where no other checkpoint is tried."""
-    try:
-        yield
-    except DamagedError as error:
-        raise DamagedError(f"{error}; put back a copy of it, or name another checkpoint") from error
 
 
 def verify_together(rt: Runtime, folder: Folder, manifest: CheckpointManifest) -> None:

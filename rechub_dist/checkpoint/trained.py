@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rechub_dist.checkpoint.find import best_manifest, find_folder
 from rechub_dist.checkpoint.folder import step_folder
-from rechub_dist.checkpoint.manifest import MANIFEST
-from rechub_dist.checkpoint.together import no_other
+from rechub_dist.checkpoint.manifest import MANIFEST, no_other
 from rechub_dist.config import RunConfig, StorageConfig, stored_run
 from rechub_dist.config.code import refuse_code
 from rechub_dist.errors import UserError

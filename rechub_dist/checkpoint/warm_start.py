@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 
 from rechub_dist.checkpoint.find import find_checkpoint
 from rechub_dist.checkpoint.load import read_tensors
-from rechub_dist.checkpoint.manifest import SavedTensor
+from rechub_dist.checkpoint.manifest import SavedTensor, no_other
 from rechub_dist.checkpoint.pretrained import load_vectors
 from rechub_dist.checkpoint.tensors import Tensors
-from rechub_dist.checkpoint.together import agree, no_other, verify_together
+from rechub_dist.checkpoint.together import agree, verify_together
 from rechub_dist.config import StorageConfig, WarmStartConfig
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, nearest

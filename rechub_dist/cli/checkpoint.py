@@ -107,10 +107,11 @@ def verify(address: Address, step: Step = "best", as_json: Json = False, storage
     from rechub_dist.checkpoint.folder import step_folder  # noqa: PLC0415
     from rechub_dist.checkpoint.load import blocks_of  # noqa: PLC0415
     from rechub_dist.checkpoint.load import verify as verify_blocks  # noqa: PLC0415
+    from rechub_dist.checkpoint.manifest import no_other  # noqa: PLC0415
 
     folder, manifest = _find(address, step, storage)
-    check_coverage(manifest, folder.path(step_folder(manifest.step)))
-    with _progress() as progress:
+    with no_other(), _progress() as progress:
+        check_coverage(manifest, folder.path(step_folder(manifest.step)))
         task = progress.add_task("verifying", total=manifest.bytes)
         for size in verify_blocks(folder, manifest, blocks_of(manifest)):
             progress.advance(task, size)
@@ -139,12 +140,14 @@ def consolidate(
     from rechub_dist.checkpoint.consolidate import consolidate as write  # noqa: PLC0415
     from rechub_dist.checkpoint.load import blocks_of, consume  # noqa: PLC0415
     from rechub_dist.checkpoint.load import verify as verify_blocks  # noqa: PLC0415
+    from rechub_dist.checkpoint.manifest import no_other  # noqa: PLC0415
 
     if "://" in out:
         raise UserError(f"--out: {out} is an address; write a local file, then copy it there")
     folder, manifest = _find(address, step, storage)
     check_target(folder, manifest, Path(out))
-    consume(verify_blocks(folder, manifest, blocks_of(manifest)))
+    with no_other():
+        consume(verify_blocks(folder, manifest, blocks_of(manifest)))
     with _progress() as progress:
         task = progress.add_task("writing", total=None)
         for size in write(folder, manifest, Path(out), optimizer=optimizer):
@@ -201,12 +204,14 @@ def _identity(folder: Folder, manifest: CheckpointManifest, allowed: list[str]) 
 
 def _find(address: str, step: str, storage: str | None) -> tuple[Folder, CheckpointManifest]:
     from rechub_dist.checkpoint.find import find_checkpoint  # noqa: PLC0415
+    from rechub_dist.checkpoint.manifest import no_other  # noqa: PLC0415
 
-    if step in ("best", "newest"):
-        return find_checkpoint(address, _settings(storage), "best" if step == "best" else "newest")
-    if not step.isdecimal():
-        raise UserError(f"--step {step}: write best, newest or a step number")
-    return find_checkpoint(address, _settings(storage), int(step))
+    with no_other():
+        if step in ("best", "newest"):
+            return find_checkpoint(address, _settings(storage), "best" if step == "best" else "newest")
+        if step.isdecimal():
+            return find_checkpoint(address, _settings(storage), int(step))
+    raise UserError(f"--step {step}: write best, newest or a step number")
 
 
 def _settings(text: str | None) -> StorageConfig | None:
@@ -219,7 +224,7 @@ def _settings(text: str | None) -> StorageConfig | None:
 
     tree = parse_yaml(text, "--storage")
     refuse_secrets(tree, "--storage")
-    return validated(f"--storage {text}: not valid for checkpoint.storage", StorageConfig, tree)
+    return validated(f"--storage {text}", StorageConfig, tree)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -62,6 +62,9 @@ def import_tables(
     grow: Annotated[
         Path | None, typer.Option(help="An earlier import: its values keep their ids, new ones get ids after them.")
     ] = None,
+    leaks: Annotated[
+        bool, typer.Option("--leaks/--no-leaks", help="Look for what a model must not know, in the result.")
+    ] = True,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -94,7 +97,7 @@ def import_tables(
         if not sources:
             raise typer.BadParameter("--guess needs a SOURCE to look at")
         text = guess_plan(
-            sources, dict(_named(one) for one in table or ()), user=user, item=item, time=time, labels=label or (),
+            sources, named_tables(table), user=user, item=item, time=time, labels=label or (),
             names=[one.split(",") for one in columns or ()], memory=bytes_, threads=threads,
         )  # fmt: skip
         if plan is None:
@@ -114,23 +117,33 @@ def import_tables(
     read: Plan = read_plan(plan, set_ or [])
     if sources:
         read = read.model_copy(update={"log": read.log.model_copy(update={"path": tuple(sources)})})
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("look at the files", total=None)
         found = import_data(
             read, out, memory=bytes_, threads=threads, grow=grow,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None),
         )  # fmt: skip
     report(out, found, {} if grow is None else earlier_facts(grow))
+    if leaks:
+        from rechub_dist.data.tools.leaks import check_leaks  # noqa: PLC0415
+
+        with Console(stderr=True).status("looking for leaks"):
+            checked = check_leaks(str(out), time=read.time, labels=tuple(read.labels))
+        for finding in checked.findings:
+            print(f"leak? {finding.text}")
+        clean = len(checked.clean)
+        print(f"leaks: {clean} checks found nothing; all of them: rechub-dist data inspect {out} --leaks")
 
 
 def report(out: Path, found: Imported, before: dict[str, Any]) -> None:
     """Print what was imported; beside it, what the earlier import had: how labels and unknown values drift."""
     console = Console()
-    labels = sorted({name for means in found.labels.values() for name in means})
-    shown_ = Table("split", "rows", *(f"mean of {name}" for name in labels), title=str(out), title_justify="left")
-    for split, rows in found.rows.items():
-        means = found.labels.get(split, {})
-        shown_.add_row(split, f"{rows:,}", *("" if means.get(n) is None else f"{means[n]:.4f}" for n in labels))
+    shown_ = Table(str(out), *found.rows)
+    shown_.add_row("rows", *(f"{rows:,}" for rows in found.rows.values()))
+    for name in found.plan.labels:
+        of_splits = [found.labels.get(split, {}).get(name) for split in found.rows]
+        shown_.add_row(f"mean of {name}", *("" if mean is None else f"{mean:.4f}" for mean in of_splits))
     console.print(shown_)
     sizes = ", ".join(f"{name} {size:,}" for name, size in found.vocabularies.items())
     for line in (
@@ -158,11 +171,15 @@ def report(out: Path, found: Imported, before: dict[str, Any]) -> None:
                 console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _named(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise typer.BadParameter(f"--table is {shown(text)}; write NAME=PATH, such as users=users.csv")
-    return name, path
+def named_tables(given: list[str] | None) -> dict[str, str]:
+    """The tables of `--table NAME=PATH`, by name."""
+    found = {}
+    for text in given or ():
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise typer.BadParameter(f"--table is {shown(text)}; write NAME=PATH, such as users=users.csv")
+        found[name] = path
+    return found
 
 
 def memory_bytes(text: str) -> int:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rechub_dist.data.tools.figures import ColumnProfile, Part, Profile, SplitProfile, Top, number_text, share_text
+from rechub_dist.data.tools.leaks import LeakReport
 from rechub_dist.errors import printable, shortened
-
-if TYPE_CHECKING:
-    from rechub_dist.data.tools.figures import ColumnProfile, Part, Profile, SplitProfile, Top
-    from rechub_dist.data.tools.leaks import LeakReport
 
 WIDTH = 100
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -49,7 +47,9 @@ def show_profile(found: Profile) -> None:
             f"{role}s ({printable(column)})", "split", "distinct", "not in train", "rows", "of these", right=True
         )
         for item in overlaps:
-            table.add_row(item.split, f"{item.distinct:,}", share(item.cold), f"{item.rows:,}", share(item.cold_rows))
+            table.add_row(
+                item.split, f"{item.distinct:,}", share_text(item.cold), f"{item.rows:,}", share_text(item.cold_rows)
+            )
         console.print(table)
     lists = [column for column in found.columns if column.kind == "list"]
     if lists:
@@ -70,23 +70,6 @@ def show_leaks(report: LeakReport) -> None:
         _line(console, f"clean ({item.check}): {printable(item.text)}")
     for item in report.skipped:
         _line(console, f"not checked ({item.check}): {printable(item.text)}")
-
-
-def share(value: float | None) -> str:
-    """A share of 1 as text: 12.3%; - for none."""
-    if value is None:
-        return _NONE
-    text = f"{value:.1%}"
-    return "<0.1%" if text == "0.0%" and value > 0 else ">99.9%" if text == "100.0%" and value < 1 else text
-
-
-def number(value: Any) -> str:
-    """A number as text, with thousands separated and six significant digits of a fraction; other values as they are."""
-    if value is None:
-        return _NONE
-    if isinstance(value, bool | str):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
 
 
 def bars(counts: Sequence[int]) -> str:
@@ -110,7 +93,9 @@ def _line(console: Console, text: str | Text) -> None:
 
 def _table(title: str, *headers: str, right: bool = False) -> Table:
     """A table; with `right`, all columns but the first are numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title, "bold"), title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=Text(title, "bold"), title_justify="left"
+    )
     for place, header in enumerate(headers):
         table.add_column(Text(header), justify="right" if right and place else "left")
     return table
@@ -150,11 +135,13 @@ def _labels(found: Profile, names: list[str]) -> Table:
     for label in found.labels:
         title = _text(label.name, 24)
         if label.positive_rate is not None:
-            table.add_row(title, "positive rate", *(share(label.positive_rate.get(name)) for name in names))
+            table.add_row(title, "positive rate", *(share_text(label.positive_rate.get(name)) for name in names))
             continue
-        table.add_row(title, "mean", *(number(label.mean.get(name)) for name in names))
+        table.add_row(title, "mean", *(number_text(label.mean.get(name)) for name in names))
         for top in label.values or ():
-            table.add_row("", f"share of {number(top.value)}", *(share(top.shares.get(name)) for name in names))
+            table.add_row(
+                "", f"share of {number_text(top.value)}", *(share_text(top.shares.get(name)) for name in names)
+            )
     return table
 
 
@@ -167,8 +154,8 @@ def _lengths(lists: Sequence[ColumnProfile], names: list[str]) -> Table:
             part = column.parts.get(name)
             if part is not None and part.lengths is not None:
                 at = part.lengths
-                figures = [number(x) for x in (at.low, at.median, at.p95, at.high)]
-                table.add_row(title, name or "all", *figures, f"{at.mean:,.1f}", share(at.empty))
+                figures = [number_text(x) for x in (at.low, at.median, at.p95, at.high)]
+                table.add_row(title, name or "all", *figures, f"{at.mean:,.1f}", share_text(at.empty))
                 title = ""
     return table
 
@@ -180,7 +167,7 @@ def _columns(found: Profile, names: list[str], width: int) -> Table:
     widths = [len(header) for header in headers[:-1]]
     for cells in rows:
         widths = [max(wide, *(line.cell_len for line in lines)) for wide, lines in zip(widths, cells, strict=True)]
-    rest = max(16, width - 2 - sum(widths) - 3 * len(widths))
+    rest = max(16, width - 2 - sum(widths) - 2 * len(widths))
     table = _table("columns")
     for header, wide in zip(headers, [*widths, rest], strict=True):
         justify: Any = "right" if header in ("nulls", "distinct", "mean") else "left"
@@ -197,11 +184,14 @@ def _cells(column: ColumnProfile, names: list[str]) -> list[list[Text]]:
     parts = [column.parts.get(name) for name in names]
     first = next(part for part in parts if part is not None)
     return [
-        [_text(column.name, 20), Text(shortened(_kind(column, first), 20), "dim")],
+        [_text(column.name, 22), Text(shortened(_kind(column, first), 22), "dim")],
         *([] if names == [""] else [[Text(name) for name in names]]),
         [Text(_nulls(part)) for part in parts],
         [Text(_distinct(part)) for part in parts],
-        [Text("" if part is None or part.mean is None else f"{part.mean:,.4g}") for part in parts],
+        [
+            Text("" if part is None or part.mean is None else number_text(part.mean, 3 if abs(part.mean) < 1 else 4))
+            for part in parts
+        ],
         [*(Text("" if part is None else bars(part.bins), "cyan") for part in parts), *_range(column, parts)],
     ]
 
@@ -227,24 +217,30 @@ def _range(column: ColumnProfile, parts: Sequence[Part | None]) -> list[Text]:
     if column.histogram is None:
         return []
     known = [part for part in parts if part is not None and part.low is not None]
+    lengths = [part.lengths for part in parts if part is not None and part.lengths is not None]
     if column.kind == "list":
-        lengths = [part.lengths for part in parts if part is not None and part.lengths is not None]
-        low, high, unit = min(at.low for at in lengths), max(at.high for at in lengths), " long"
+        text = f"{min(at.low for at in lengths):,} to {max(at.high for at in lengths):,} long"
     elif column.kind == "time":
-        low, high, unit = min(part.low for part in known)[:10], max(part.high for part in known)[:10], ""
+        text = f"{min(part.low for part in known)[:10]}..{max(part.high for part in known)[:10]}"
     else:
-        low, high, unit = min(part.low for part in known), max(part.high for part in known), ""
-        low, high = (x if isinstance(x, int) else float(f"{x:.3g}") for x in (low, high))
-    scale = " (log)" if column.histogram.scale == "log" else ""
-    return [Text(f"{number(low)} to {number(high)}{unit}{scale}", "dim")]
+        ends = min((part.low for part in known), key=float), max((part.high for part in known), key=float)
+        text = " to ".join(f"{x:,}" if isinstance(x, int) and abs(x) < 10**9 else f"{float(x):.3g}" for x in ends)
+    return [Text(f"{text} (log)" if column.histogram.scale == "log" else text, "dim")]
 
 
 def _top(column: ColumnProfile, top: Top, names: Sequence[str], width: int) -> Text:
     """A frequent value and its share in each split."""
-    value = number(top.value) if top.original is None else f"{top.value} = {top.original}"
+    value = number_text(top.value) if top.original is None else f"{top.value} = {top.original}"
     about = "≈" if column.chosen_about else ""
-    shares = " ".join(share(top.shares.get(name)).removesuffix("%") for name in names)
+    shares = " ".join(_percent(top.shares.get(name)) for name in names)
     return Text.assemble(about, _text(value, width - len(shares) - 3), " ", (f"{shares}%", "dim"))
+
+
+def _percent(value: float | None) -> str:
+    """A share in percent, without the sign, in three characters at most."""
+    if value is None or not 0 < value < 0.0995:
+        return "-" if value is None else f"{100 * value:.0f}"
+    return "<.1" if value < 0.001 else f"{100 * value:.1f}"
 
 
 def _text(value: str, width: int) -> Text:

@@ -18,6 +18,7 @@ from rechub_dist.builds import require_builds, versions
 from rechub_dist.cli.checkpoint import checkpoint_app
 from rechub_dist.cli.data import data_app
 from rechub_dist.cli.entry import AllowCode, Overrides, is_main, run_app
+from rechub_dist.cli.init import init
 from rechub_dist.cli.kubernetes import k8s_app
 from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
 from rechub_dist.launch.ray_import import main as ray_import
@@ -208,6 +209,9 @@ def predict(
     step, rows = predict_run(config, Prediction(data, out, tuple(keep or ()), top_k))
     if is_main():
         show_summary(Console(), f"{config.model.name} on {data}", {"step": step, "rows": rows, "predictions": out})
+
+
+app.command()(init)
 
 
 @app.command()

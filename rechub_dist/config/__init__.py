@@ -26,6 +26,7 @@ from rechub_dist.config.run import (
     read_run,
     run_from,
     stored_run,
+    stored_tree,
 )
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import parse_yaml, read_yaml
@@ -68,4 +69,5 @@ __all__ = [
     "read_yaml",
     "run_from",
     "stored_run",
+    "stored_tree",
 ]

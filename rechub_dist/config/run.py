@@ -20,7 +20,7 @@ from rechub_dist.config.secrets import refuse_secret_value, refuse_secrets
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import MAX_DEPTH, dump_yaml, parse_value, parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
-from rechub_dist.config.versions import RENAMED, with_current_keys, with_former_defaults
+from rechub_dist.config.versions import RENAMED, with_current_keys, with_finite_limits, with_former_defaults
 from rechub_dist.config.warm_start import WarmStartConfig
 from rechub_dist.errors import UserError, nearest, shortened, shown
 from rechub_dist.redaction import is_secret, without_secrets
@@ -188,15 +188,29 @@ def stored_run(text: str, where: str, overrides: Iterable[str] = ()) -> RunConfi
     """Parse the configuration stored in the checkpoint `where`. Omitted keys have the defaults of its version.
 
     Raises:
-        UserError: it has keys or values that this version does not know, or an override is invalid.
+        UserError: it is damaged, has keys or values that this version does not know, or an override is invalid.
     """
-    tree = parse_yaml(text, where)
+    tree = stored_tree(text, where)
     try:
         found = _validate(tree, where)
     except UserError as error:
         raise UserError(f"{error}; if a newer rechub_dist wrote it, upgrade this one") from error
     changes = list(overrides)
     return _changed(tree, where, changes) if changes else found
+
+
+def stored_tree(text: str | bytes, where: str) -> dict[str, Any]:
+    """The content of the configuration that a run has stored at `where`, as YAML, whatever version wrote it.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        return with_finite_limits(parse_yaml(text, where, finite=False))
+    except UserError as error:
+        raise UserError(
+            f"{error}; no run has stored this as its configuration: put back a copy, or remove it"
+        ) from error
 
 
 def default_objective(config: RunConfig, name: str) -> ObjectiveConfig:
@@ -225,7 +239,7 @@ def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"{where}: {parent!r} is a value, not a section")
+            raise UserError(f"{where}: {parent!r} is a value, not a section; leave out what follows it")
         node = child
     node[leaf] = value
 

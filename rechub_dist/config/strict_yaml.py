@@ -35,15 +35,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}; check the path") from error
     return parse_yaml(data, str(path))
 
 
-def parse_yaml(text: str | bytes, path: str) -> dict[str, Any]:
-    """As `read_yaml`, for the content of the file `path`."""
-    tree = _read(text, path, "")
+def parse_yaml(text: str | bytes, path: str, *, finite: bool = True) -> dict[str, Any]:
+    """As `read_yaml`, for the content of the file `path`; numbers may be infinite or NaN unless they are `finite`."""
+    tree = _read(text, path, "", finite)
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: not a mapping of keys to values")
+        raise UserError(f"{path}: not a mapping of keys to values; write lines of `key: value`")
     return tree
 
 
@@ -56,7 +57,7 @@ def parse_value(text: str, where: str) -> Any:
     return _read(text, where, "the value is ")
 
 
-def _read(text: str | bytes, where: str, one: str) -> Any:
+def _read(text: str | bytes, where: str, one: str, finite: bool = True) -> Any:
     """The value that a text is; `one`, where it is all of a line, begins what is said of its syntax."""
     if len(text) > MAX_BYTES:
         raise UserError(
@@ -64,7 +65,7 @@ def _read(text: str | bytes, where: str, one: str) -> Any:
         )
     if isinstance(text, bytes):
         text = _decoded(text, where)
-    tree = _Tree(where, lines=not one)
+    tree = _Tree(where, lines=not one, finite=finite)
     try:
         return tree.read(StrictLoader(text))
     except yaml.MarkedYAMLError as error:
@@ -128,9 +129,10 @@ class _Tree:
     would never end. Here a node is made as often as it is referred to, and counted each time.
     """
 
-    def __init__(self, where: str, *, lines: bool) -> None:
+    def __init__(self, where: str, *, lines: bool, finite: bool) -> None:
         self._where = where
         self._lines = lines  # whether messages name them
+        self._finite = finite  # whether numbers have to be
         self._values = 0
 
     def at(self, mark: Any) -> str:
@@ -183,7 +185,7 @@ class _Tree:
                 text = shown(key_node.value or "null")
                 self._refuse(key_node, f"the key {text[1:-1]} is no text but {shown(key)}; quote it: {text}:")
             if key in own:
-                self._refuse(key_node, f"duplicate key {shown(key)}")
+                self._refuse(key_node, f"duplicate key {shown(key)}; remove one")
             own[key] = self._value(value_node, loader, depth - 1)
         base: dict[str, Any] = {}
         for tree in reversed(merged or ()):  # the first one that has a key wins
@@ -205,7 +207,7 @@ class _Tree:
             value = loader.construct_object(node)
         except (ValueError, LookupError, OverflowError):  # "", of which PyYAML takes the first character
             self._refuse(node, f"{shown(text)} is no {tag}; {quoted}")
-        if isinstance(value, float) and not math.isfinite(value):
+        if self._finite and isinstance(value, float) and not math.isfinite(value):
             self._refuse(node, f"{shown(text)} is not a finite number; {quoted}")
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
             self._refuse(node, f"{shown(text)} is no integer of 64 bits; {quoted}")

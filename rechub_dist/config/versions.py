@@ -6,8 +6,11 @@ increment `VERSION` and add the old value to `FORMER`; it is filled in where a f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from rechub_dist.config.section import MAX_SECONDS
 
 VERSION = 1
 
@@ -19,6 +22,26 @@ FORMER: dict[int, dict[str, Any]] = {}
 
 # Keys of sections that have been renamed: the former name is still accepted, and not documented.
 RENAMED = {"data.max_lanes": "data.max_streams"}
+
+# What `.inf` meant, which stored configurations may have and run files may no longer: limits that no number reaches.
+_UNLIMITED = {"optimizer": ("clip_norm",), "train": ("max_loss",)}
+_TIMED = ("data", "checkpoint", "distributed")  # sections with times, themselves or in their storage
+
+
+def with_finite_limits(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree of a stored configuration, with null or the longest time in place of infinite limits; changes it."""
+    for name, limits in _UNLIMITED.items():
+        section = tree.get(name)
+        for key in limits:
+            if isinstance(section, dict) and section.get(key) == math.inf:
+                section[key] = None
+    sections = [section for name in _TIMED if isinstance(section := tree.get(name), dict)]
+    storages = [storage for section in sections if isinstance(storage := section.get("storage"), dict)]
+    for timed in (*sections, *storages):
+        for key, value in timed.items():
+            if key.endswith("_seconds") and value == math.inf:
+                timed[key] = MAX_SECONDS
+    return tree
 
 
 def with_current_keys(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
+from rechub_dist.derived import Derived
 from rechub_dist.features import SequenceFeature, SparseFeature
 
 _ROWS_AT_ONCE = 65_536
@@ -19,17 +20,20 @@ def count_positives(
     history: SequenceFeature | None,
     rank: int = 0,
     world_size: int = 1,
+    derived: tuple[Derived, ...] = (),
 ) -> Tensor:
     """How often each id of the item's table is a positive in this rank's share of the rows, int64 [rows of the table].
 
     A row's positive is its item. With `history`, for models that learn at every position, so are all ids of the history
-    but the first, and a row with an empty history has none. Not collective; the ranks' counts are to be summed.
+    but the first, and a row with an empty history has none. Not collective; the ranks' counts are to be summed. Columns
+    may be among those `derived`.
 
     Raises:
         UserError: the data cannot be read, or is unsuitable.
     """
     features = (item,) if history is None else (item, history)
-    spec = BatchSpec(features=features, collections={"all": tuple(feature.name for feature in features)})
+    collections = {"all": tuple(feature.name for feature in features)}
+    spec = BatchSpec(features=features, collections=collections, derived=derived)
     reader = ParquetReader(
         manifest,
         spec,

@@ -15,7 +15,8 @@ import pyarrow as pa
 from rechub_dist.batch import Batch
 from rechub_dist.config.data import MAX_STREAMS, SHUFFLE_ROWS
 from rechub_dist.data.collate import assemble
-from rechub_dist.data.columns.fit import check_schema, column_uses
+from rechub_dist.data.columns.derive import derive
+from rechub_dist.data.columns.fit import check_schema, reading
 from rechub_dist.data.columns.window import Window, open_window
 from rechub_dist.data.negatives import Draw
 from rechub_dist.data.order.epoch import (
@@ -96,6 +97,7 @@ class ParquetReader:
             )
         self.manifest = manifest
         self.spec = spec
+        self.reading = reading(spec, manifest.schema.names)
         self.rank = rank
         self.world_size = world_size
         self.prefetch = prefetch
@@ -206,7 +208,6 @@ class _Source:
     def __init__(self, reader: ParquetReader, order: EpochOrder | MixEpoch) -> None:
         self._reader = reader
         self._order = order
-        self._uses = column_uses(reader.spec)
         self._checked: pa.Schema | None = None  # the schema that was last found to fit
         self._files = OpenFiles()
         self._windows: dict[int, _Opened] = {}
@@ -317,16 +318,20 @@ class _Source:
 
     def _read(self, file: DataFile, group: int, place: ShuffleWindow, permutation: IntArray | None) -> Window:
         """Read and convert a piece of a row group."""
+        spec, plan = self._reader.spec, self._reader.reading
 
         def convert(whole: RowGroup) -> Window:
             piece = whole.slice(place.start, place.stop - place.start)
             if self._checked is None or not piece.schema.equals(self._checked):
-                check_schema(piece.schema, self._reader.spec, file.path)
+                check_schema(piece.schema, spec, file.path)
                 self._checked = piece.schema
+            if plan.computed:
+                found = derive(pa.table({name: piece.column(name) for name in plan.inputs}), plan.computed, file.path)
+                piece = piece.with_columns(found.select([n for n in found.column_names if n not in piece.schema.names]))
             try:
                 reuse = self._finished.pop()  # taken out, as an attempt that hangs keeps using it
             except IndexError:
                 reuse = None
-            return open_window(piece, self._reader.spec, permutation, file.path, reuse, whole.bounds)
+            return open_window(piece, spec, permutation, file.path, reuse, whole.bounds)
 
-        return self._files.convert(file, group, self._uses, convert)
+        return self._files.convert(file, group, plan.uses, convert)

@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.collate import assemble
-from rechub_dist.data.columns.fit import check_schema, column_names
+from rechub_dist.data.columns.derive import derive
+from rechub_dist.data.columns.fit import check_schema, column_names, reading
 from rechub_dist.data.columns.window import open_window
 from rechub_dist.data.negatives import Draw
-from rechub_dist.data.parquet.kinds import plain_schema
+from rechub_dist.data.parquet.kinds import plain_schema, plain_table
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError, one_line
 
@@ -21,7 +22,7 @@ GIVEN = "the rows given"
 
 
 class RowEncoder:
-    """Encodes rows as `spec` says: with its vocabularies, hashes, crosses and transforms.
+    """Encodes rows as `spec` says: with its vocabularies, hashes, crosses and transforms, and its derived columns.
 
     The result is the same, value by value, as that of the reader for the same columns in a file.
     """
@@ -39,13 +40,13 @@ class RowEncoder:
         Raises:
             UserError: a column is missing or has a wrong type, or a value is invalid.
         """
-        table = table_of(rows, column_names(self.spec))
-        check_schema(table.schema, self.spec, GIVEN)
-        plain = plain_schema(table.schema)
-        if not plain.equals(table.schema):
-            table = table.cast(plain)
+        sources = [name for one in reading(self.spec, ()).computed for name in one.inputs]
+        table = table_of(rows, list(dict.fromkeys([*column_names(self.spec), *sources])))
+        check_schema(plain_schema(table.schema), self.spec, GIVEN)
+        plan = reading(self.spec, table.column_names)
+        table = plain_table(table.select(list(dict.fromkeys(plan.uses))))
         for first in range(0, max(1, table.num_rows), size):
-            piece = table.slice(first, size)
+            piece = derive(table.slice(first, size), plan.computed, GIVEN)
             window = open_window(piece, self.spec, None, GIVEN)
             n = piece.num_rows
             yield assemble(self.spec, [(window, 0, n)], n, Draw(0, 0, first, 0, n))

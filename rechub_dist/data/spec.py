@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rechub_dist.derived import Derived
 from rechub_dist.embedded import LookupFeature
 from rechub_dist.features import (
     CatalogueFeature,
@@ -35,6 +36,7 @@ class BatchSpec:
         labels: one column of `Batch.labels` each, in this order.
         weight: the column of row weights, or None.
         keys: columns whose values are delivered unchanged, for metrics that group by them.
+        derived: the data set's derived columns; those of them that are read, and that the files lack, are computed.
         collections: the jagged collections of `Batch.jagged`: names of features in the key order of the
             KeyedJaggedTensor. A feature may be in several.
         aligned: groups of features whose ids correspond by position, so that each row has equally many.
@@ -51,6 +53,11 @@ class BatchSpec:
     cumulative: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
     keys: tuple[str, ...] = ()
+    derived: tuple[Derived, ...] = ()
+
+    def of_values(self) -> BatchSpec:
+        """The same for rows from elsewhere, which hold values where the data set's files hold a vocabulary's ids."""
+        return replace(self, features=tuple(_of_values(feature) for feature in self.features))
 
     @cached_property
     def stored(self) -> tuple[StoredFeature, ...]:
@@ -93,3 +100,11 @@ class BatchSpec:
     def float_rows(self) -> int:
         """Number of floats per row: dense values, labels, and the weight if there is one."""
         return sum(dense.dim for dense in self.dense) + len(self.labels) + bool(self.weight)
+
+
+def _of_values(feature: LookupFeature) -> LookupFeature:
+    if isinstance(feature, SparseFeature | SequenceFeature):
+        return replace(feature, encoded=False)
+    if isinstance(feature, CrossFeature):
+        return replace(feature, inputs=tuple(replace(source, encoded=False) for source in feature.inputs))
+    return feature

@@ -118,7 +118,9 @@ class Runtime:
             return
         messages: list[str | None] = [None] * self.world_size
         dist.all_gather_object(messages, message, group=self.control)
-        raise UserError(next(m for m in messages if m is not None))
+        agreed = UserError(next(m for m in messages if m is not None))
+        agreed.on_all_ranks = True
+        raise agreed
 
 
 class _Alone(Runtime):

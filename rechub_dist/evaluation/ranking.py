@@ -140,7 +140,7 @@ def _item_batches(parts: Parts, ranking: Ranking, runtime: Runtime) -> Iterator[
             weights = with_no_weights(parts.spec, {}, dense)
             yield Batch(len(mine), dense, jagged, torch.empty(len(mine), 0), id_weights=weights)
         return
-    spec = items_spec(ranking)
+    spec = items_spec(ranking, parts.spec)
     manifest = read_manifest(parts.config, runtime, parts.config.data.items, spec, may_skip=False)
     rank, world = runtime.rank, runtime.world_size
     reader = runtime.together(

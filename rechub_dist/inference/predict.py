@@ -158,10 +158,10 @@ def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime
 
 
 def words(ids: Tensor, ranking: Ranking) -> pa.Array:
-    """Item ids as the data has them, where a vocabulary gave them."""
+    """Item ids, or the values that a vocabulary gave them to, even where the files hold the ids."""
     feature = ranking.item.feature
     assert isinstance(feature, SparseFeature)
-    vocabulary = vocabulary_of(feature)
+    vocabulary = vocabulary_of(replace(feature, encoded=False))
     if vocabulary is None:
         return pa.array(ids.numpy())
     place = np.full(feature.table.rows, -1)

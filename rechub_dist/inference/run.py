@@ -82,8 +82,9 @@ class Run:
 
     Rows are a pandas DataFrame, an Arrow table, a dict of columns, or the path or address of Parquet files. Their
     columns are those of the training data, as they are there: ids and strings become table ids by the run's own
-    vocabularies and hashes, numbers go through its transforms. Labels are not needed. What is found for rows in memory
-    comes in their order and as what they are (a DataFrame keeps its index), for files as an Arrow table.
+    vocabularies and hashes, numbers go through its transforms; derived columns may be left out where they can be
+    computed. Of an encoded feature, rows in memory hold values, files ids. Labels are not needed. What is found for
+    rows in memory comes in their order and as what they are (a DataFrame keeps its index), for files as an Arrow table.
 
     Every method raises UserError, one line, for rows that do not fit.
 
@@ -149,7 +150,8 @@ class Run:
         if side != "item":
             raise UserError(f"vectors: the side is 'item' or 'user', not {side!r}")
         if rows is not None:
-            return self._of_rows(rows, lambda batch: self._items(batch, ranking), RowEncoder(items_spec(ranking)))
+            encoder = RowEncoder(items_spec(ranking, self._parts.spec).of_values())
+            return self._of_rows(rows, lambda batch: self._items(batch, ranking), encoder)
         catalogue = self._catalogue
         assert catalogue is not None
         ids = torch.arange(len(catalogue.place))
@@ -176,7 +178,7 @@ class Run:
 
     @cached_property
     def _encoder(self) -> RowEncoder:
-        return RowEncoder(prediction_spec(self._parts))
+        return RowEncoder(prediction_spec(self._parts).of_values())
 
     def _recall(self, what: str) -> Ranking:
         ranking = self._parts.train_module.objective.ranking

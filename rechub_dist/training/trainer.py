@@ -253,7 +253,8 @@ class Trainer:
         negatives = self.parts.train_module.objective.negatives
         # What negatives are drawn by depends on all of the data.
         counted = negatives is not None and negatives.needs_counts
-        return identity(self.parts, self.passes.identity(self.passes.steps if counted else step))
+        computed = self.passes.current(step).reader.reading.computed if self.passes.steps else ()
+        return identity(self.parts, self.passes.identity(self.passes.steps if counted else step), computed)
 
     def _differing(self, run: Mapping[str, Any], step: int, where: str) -> list[str]:
         """What the run of a checkpoint has other than this one, as far as it has come."""

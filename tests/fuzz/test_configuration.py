@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from hypothesis import strategies as st
 from rechub_dist.assembly import parts
 from rechub_dist.assembly.examples import example_run, example_schema
 from rechub_dist.assembly.parts import build
-from rechub_dist.config import parse_yaml, run_from
+from rechub_dist.config import parse_yaml, run_from, stored_run
 from rechub_dist.config.strict_yaml import dump_yaml
 from rechub_dist.data.prepare.writer import schema_text
 from rechub_dist.data.run_file import load_run
 from rechub_dist.models import catalogue
 from rechub_dist.schema import parse_schema
-from rechub_tests.mutations import MUTATIONS, Mutation, Place, cut, cuts, fuzz, mutated, outcome, places
+from rechub_tests.mutations import MUTATIONS, VALUES, Mutation, Place, cut, cuts, fuzz, mutated, outcome, places
 from rechub_tests.runs import SCHEMA
 
 EXAMPLE = yaml.safe_load(schema_text("example", example_schema()))
@@ -49,11 +50,20 @@ def test_run_files(folder: Path, model: str, mutations: list[Mutation]) -> None:
     check_run(folder, mutated(tree, mutations, known))
 
 
-def check_run(folder: Path, tree: Any) -> None:
+def check_run(folder: Path, tree: Any, settings: Iterable[str] = ()) -> None:
     """Load and build a run, as `train` does before there are ranks."""
     path = folder / "run.yaml"
     path.write_text(yaml.dump(tree, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    outcome(lambda: build(load_run(path), device="cpu", world_size=1))
+    outcome(lambda: build(load_run(path, settings), device="cpu", world_size=1))
+
+
+@fuzz()
+@given(st.sampled_from(MODELS), MUTATIONS)
+def test_stored_configurations(model: str, mutations: list[Mutation]) -> None:
+    """Of checkpoints: what has been stored is read more freely than what people write."""
+    tree, known = run_of(model)
+    text = dump_yaml(mutated(tree, mutations, known), 110)
+    outcome(lambda: build(stored_run(text, "step 8"), device="cpu", world_size=1))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +98,35 @@ TEXTS = [
 @given(st.sampled_from(TEXTS), cuts(st.one_of(st.sampled_from(PIECES).map(str.encode), st.binary(max_size=3)), 5))
 def test_yaml(text: bytes, changes: list[Any]) -> None:
     outcome(lambda: parse_yaml(cut(text, changes), "run.yaml"))
+
+
+def in_one_line(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    text: str = yaml.dump(value, Dumper=yaml.CSafeDumper, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+SETTINGS = st.lists(
+    st.tuples(
+        st.integers(0, 10**6),
+        st.sampled_from(["", "", "", "", ".x", ".0", ".", " ", "\n", "=", ".name"]),
+        st.one_of(VALUES.map(in_one_line), VALUES.map(in_one_line), st.sampled_from(PIECES), st.text(max_size=20)),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@fuzz()
+@given(st.sampled_from(MODELS), SETTINGS)
+def test_settings(folder: Path, model: str, settings: list[tuple[int, str, str]]) -> None:
+    """`--set KEY=VALUE`, of any key that a run file may have, or something like it."""
+    tree, known = run_of(model)
+    check_run(
+        folder,
+        tree,
+        [f"{'.'.join(map(str, known[place % len(known)]))}{more}={value}" for place, more, value in settings],
+    )
 
 
 @fuzz()

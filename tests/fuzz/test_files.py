@@ -23,8 +23,9 @@ from rechub_dist.checkpoint.load import blocks_of, consume, read_rows, verify
 from rechub_dist.checkpoint.manifest import MANIFEST, seal
 from rechub_dist.checkpoint.position import position_of
 from rechub_dist.config import StorageConfig
+from rechub_dist.data.columns.extremes import check_extremes
 from rechub_dist.data.parquet.manifest import Manifest
-from rechub_dist.data.parquet.pages import parquet_writer
+from rechub_dist.data.parquet.pages import parquet_writer, read_parquet
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.features import DenseFeature, Label, SequenceFeature, SparseFeature, Table
@@ -97,6 +98,8 @@ def check_parquet(folder: Path, parquet: tuple[bytes, list[Tensor]], changes: li
     path.write_bytes(data)
     try:
         found = outcome(lambda: values(path))
+        outcome(lambda: read_parquet(path))
+        outcome(lambda: check_extremes(Manifest.read(str(path), StorageConfig(cache=False)).files, SPEC))
     finally:
         path.unlink()
     if found is not None and data[-_footer(whole) :] == whole[-_footer(whole) :] and len(data) == len(whole):

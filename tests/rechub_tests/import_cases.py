@@ -29,6 +29,10 @@ TYPES = {
     "user": "string", "item": "integer", "rating": "float", "tag": "string", "words": "string", "pairs": "string",
     "city": "string", "age": "integer", "price": "float", "kind": "string", "number": "integer", "wide": "float",
 }  # fmt: skip
+KINDS = {"user": "string", "item": "integer", "rating": "float", "tag": "string", "words": "string",
+         "pairs": "string", "number": "integer", "wide": "float"}  # fmt: skip
+OF_TABLES = {"users": {"user": "string", "city": "string", "age": "integer"},
+             "items": {"id": "integer", "price": "float", "kind": "string"}}  # fmt: skip
 SQL: Meanings = {
     "rating >= 4": lambda r: None if r["rating"] is None else r["rating"] >= 4,
     "coalesce(rating >= 4, false)": lambda r: (r["rating"] or 0) >= 4,

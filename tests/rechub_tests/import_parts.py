@@ -92,7 +92,7 @@ def everything(sources: dict[str, Any]) -> dict[str, Any]:
         "k_core": {"user": 3, "item": 2},
         "split": {"by": "time", "valid": 0.1, "test": 0.1},
         "labels": {"liked": "rating >= 4"},
-        "weight": "1 + length(words)",
+        "weight": "1 + coalesce(length(words), 0)",
         "columns": {"half": "length(tag) / 2"},
         "histories": {
             "seen": {"column": "item", "max_length": 10, "also": {"times": "when", "tags": "tag"}},
@@ -119,5 +119,6 @@ def everything(sources: dict[str, Any]) -> dict[str, Any]:
             "gap": {"kind": "time_gap", "times": "times", "now": "when", "boundaries": [60, 3600], "max_length": 10},
         },
         "keep": ["user", "when"],
+        "items": True,
         "now": True,
     }

@@ -133,6 +133,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "size that is none": (changed("files", FILE, "size", value="17732"), "size: Input should be a valid integer"),
     "huge offset": (changed(*PIECE, "offset", value=2**62), "has a piece up to byte .* which has 17732"),
     "negative offset": (changed(*PIECE, "offset", value=-64), "offset: Input should be greater than or equal to 0"),
+    "piece to 2^63": (changed(*PIECE, "row", value=2**63 - 1), "row: Input should be less than or equal to"),
     "huge piece": (changed(*PIECE, "rows", value=10**30), "rows: .*less than or equal to"),
     "piece outside": (changed(*PIECE, "row", value=1), "a piece of dense/mlp.* is outside its 16 x 1 elements"),
     "doubled piece": (doubled, "rows 0 to 15 of dense/mlp.layers.0.bias are duplicated"),

@@ -15,7 +15,9 @@ from rechub_dist.config import StorageConfig
 from rechub_dist.data.parquet import manifest as module
 from rechub_dist.data.parquet.footers import read_footer
 from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.pages import read_parquet, read_schema
 from rechub_dist.data.parquet.storage import Store
+from rechub_dist.skips import BadFileError
 
 LONG_AGO = 1_500_000_000
 
@@ -46,6 +48,15 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(module, "read_footer", spy)
     return names
+
+
+def test_a_column_whose_name_is_no_text_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "part.parquet"
+    pq.write_table(pa.table({"clicked": [1, 0]}), path)
+    path.write_bytes(path.read_bytes().replace(b"clicked", b"clic\x80ed"))
+    for read in (lambda: Manifest.read(str(path)), lambda: read_parquet(path), lambda: read_schema(path)):
+        with pytest.raises(BadFileError, match=r"part\.parquet: it is truncated or corrupt \('utf-8' codec"):
+            read()
 
 
 def cache_file(folder: Path) -> Path:

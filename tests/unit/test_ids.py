@@ -223,6 +223,27 @@ def test_policies_of_vocabularies(missing: Any, outside: Any, expected: list[lis
     assert one(feature, pa.ListArray.from_arrays([0, 4], array.dictionary_encode())) == [flat]
 
 
+def no_text(*values: bytes) -> pa.Array:
+    """Strings as Parquet and Arrow may hold them: nobody checks that they are UTF-8."""
+    found = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(found), found.buffers())
+
+
+def test_strings_that_are_not_utf8_are_values_as_others(tmp_path: Path) -> None:
+    array = no_text(b"a", b"caf\xe9", b"a")
+    hashed = one(SparseFeature("x", ITEM, hash=True), array)
+    assert hashed[0] == hashed[2] != hashed[1]
+    path = write_vocabulary(tmp_path, no_text(b"caf\xe9", b"a"), [4, 2])
+    feature = SparseFeature("x", ITEM, vocabulary=path)
+    assert one(feature, array) == [[2], [4], [2]]
+    for unknown in (no_text(b"a", b"\xff"), no_text(b"a", b"\xff").dictionary_encode()):
+        with pytest.raises(UserError, match=r"column 'x': b'\\xff' is not in vocabulary"):
+            one(feature, unknown)
+    twice = write_vocabulary(tmp_path, no_text(b"\xff", b"\xff"), [4, 2])
+    with pytest.raises(UserError, match=r"column 'value': value b'\\xff' occurs twice"):
+        read_vocabulary(twice)
+
+
 def test_errors_of_vocabularies(tmp_path: Path) -> None:
     path = write_vocabulary(tmp_path, ["b", "a"], [4, 2])
     feature = SparseFeature("x", ITEM, vocabulary=path)

@@ -143,6 +143,41 @@ def test_mistakes_that_all_rows_show(changes: dict[str, Any], says: str, tmp_pat
     assert {*tmp_path.iterdir()} == before
 
 
+def test_lists_that_become_rows_are_numbered_over_all_files(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    (tmp_path / "log").mkdir()
+    for i in range(3):
+        lists = [[draw.randrange(30) for _ in range(draw.randrange(6))] for _ in range(40)]
+        pq.write_table(pa.table({"items": lists}), tmp_path / "log" / f"part-{i}.parquet", row_group_size=9)
+    plan = {
+        "log": {"path": str(tmp_path / "log"), "explode": {"column": "items", "row": "session", "place": "place"}},
+        "user": "session",
+        "time": "place",
+        "columns": {"odd": "session % 7"},
+        "split": {"by": "leave-last-out"},
+        "histories": {"before": {"column": "items"}},
+        "features": {"items": {"kind": "sparse"}, "odd": {"kind": "sparse"}, "before": {"kind": "sequence"}},
+        "keep": ["session"],
+    }
+    run_import(plan, tmp_path / "one")
+    in_parts(plan, tmp_path / "many", piece_bytes=100)
+    assert_same(tmp_path / "one", tmp_path / "many")
+
+
+def test_what_sees_other_pieces_is_refused(tmp_path: Path) -> None:
+    plan = everything(events(tmp_path, 300)) | {"labels": {"more": 'row_number() over (order by "when") % 2'}}
+    with pytest.raises(UserError, match=r"labels.more: .* has a window function, which sees rows of other pieces"):
+        in_parts(plan, tmp_path / "many")
+
+
+def test_a_value_of_another_type_is_told_with_its_file_and_line(tmp_path: Path) -> None:
+    plan = everything(events(tmp_path, 300))
+    with (tmp_path / "log" / "part-2.csv").open("a") as file:
+        file.write("u1,i1,1700000000,great,tag,a|b\n")
+    with pytest.raises(UserError, match=r"part-2.csv: line 102: column 'rating' is 'great', not of type float"):
+        in_parts(plan, tmp_path / "many")
+
+
 def test_mistakes_in_the_plan_are_told_before_anything_is_read(tmp_path: Path) -> None:
     plan = everything(events(tmp_path, 300))
     plan["features"]["half"] = {"kind": "sequence"}
@@ -150,9 +185,7 @@ def test_mistakes_in_the_plan_are_told_before_anything_is_read(tmp_path: Path) -
     def never(what: str, *_: Any) -> list[Any]:
         raise AssertionError(what)
 
-    with pytest.raises(
-        UserError, match=r"features.half|column 'half' is DOUBLE"
-    ):
+    with pytest.raises(UserError, match=r"features.half|column 'half' is DOUBLE"):
         import_in_parts(plan_of(plan), tmp_path / "many", never, memory=1 << 28, task_memory=1 << 28)
 
 

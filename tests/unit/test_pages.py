@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rechub_dist.data.columns.extremes import check_extremes
 from rechub_dist.data.columns.frequencies import build_vocabularies
 from rechub_dist.data.parquet.manifest import Manifest, describe
 from rechub_dist.data.parquet.pages import open_parquet, parquet_writer, read_parquet
@@ -140,3 +141,15 @@ def test_rechunk_and_inspect_refuse_a_bad_page(tmp_path: Path) -> None:
     with pytest.raises(BadFileError, match="truncated or corrupt"):
         describe(str(path))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_column_whose_place_has_no_name_is_damage(tmp_path: Path) -> None:
+    """In a footer each column is named twice: in the schema, and where its pages are told."""
+    path = write_ours(tmp_path / "part.parquet")
+    told = b"\x19\x18\x03few"  # thrift: a list of one string
+    assert path.read_bytes().count(told) == 4
+    path.write_bytes(path.read_bytes().replace(told, told[:-1] + b"\x80"))
+    manifest = Manifest.read(str(path))
+    check_extremes(manifest.files, SPEC)  # which leaves it to the reader
+    with pytest.raises(BadFileError, match=r"part\.parquet: row group 0 is truncated or corrupt \('utf-8' codec"):
+        next(iter(ParquetReader(manifest, SPEC, batch_size=10, shuffle=False, prefetch=0).batches(0)))

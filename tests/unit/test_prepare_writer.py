@@ -17,8 +17,18 @@ from rechub_dist.data.prepare.writer import (
     write_schema,
     write_split,
 )
+from rechub_dist.derived import Age, Bucket, Hour, KeyValues, Lookup, Overlap, Ratio, Split, Weekday
 from rechub_dist.errors import UserError
-from rechub_dist.features import DenseFeature, FeatureSchema, Label, SequenceFeature, SparseFeature, Table
+from rechub_dist.features import (
+    CrossFeature,
+    DenseFeature,
+    FeatureSchema,
+    Label,
+    SequenceFeature,
+    SparseFeature,
+    Table,
+    TimeGapFeature,
+)
 from rechub_tests.prepared import column, digest, rows, schema
 
 
@@ -72,6 +82,38 @@ def test_schema_text_round_trip(tmp_path: Path) -> None:
     )
     write_schema(tmp_path, "small", declared)
     assert schema(tmp_path) == declared
+
+
+def test_schema_text_of_what_is_made_of_other_columns(tmp_path: Path) -> None:
+    user, item = SparseFeature("user", Table("user", 3)), SparseFeature("item", Table("item", 9, dim=8))
+    declared = FeatureSchema(
+        (
+            user,
+            item,
+            CrossFeature("user_x_item", (user, item), buckets=50),
+            TimeGapFeature("gap", "times", "now", (1.0, 60.0), max_length=5, dim=4),
+            SparseFeature("genres", Table("genre", 7), vocabulary="genre.parquet", encoded=True),
+            SequenceFeature("seen", Table("genre", 7), max_length=4, vocabulary="genre.parquet", encoded=True),
+            DenseFeature("age", mean=2.5, std=0.5),
+        ),
+        (Label("y"),),
+        derived=(
+            Split("genres", "genre_text", by=";"),
+            KeyValues("taste", "weights", "taste_text"),
+            Hour("hour", "time", utc_offset=5.5),
+            Weekday("weekday", "time", unit="ms"),
+            Age("age", "released", "time"),
+            Bucket("age_bucket", "age", (1.0, 10.0)),
+            Ratio("relative", "price", "usual"),
+            Overlap("liked", "genres", "taste", share=True),
+            Lookup("liking", "genres", "taste", "weights", combine="max"),
+        ),
+    )
+    write_schema(tmp_path, "small", declared)
+    assert schema(tmp_path) == declared
+    text = (tmp_path / "dataset.yaml").read_text()
+    assert "  weekday: {kind: weekday, column: time, unit: ms}\n" in text
+    assert text.index("derive:") < text.index("features:")
 
 
 def test_shards_and_row_groups(tmp_path: Path) -> None:

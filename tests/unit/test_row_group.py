@@ -16,6 +16,7 @@ from rechub_dist.data.parquet import row_group
 from rechub_dist.data.parquet.files import OpenFiles
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.parquet.row_group import RowGroup
+from rechub_dist.data.rows import RowEncoder
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.features import DenseFeature, Label, SequenceFeature, SparseFeature, Table, TimeGapFeature
 from rechub_dist.skips import BadFileError
@@ -73,6 +74,21 @@ def test_columns_are_decoded_a_few_at_a_time(path: Path, monkeypatch: pytest.Mon
         assert RowGroup(parquet, 1, ["x", "history"], whole=True).column("history") == expected.column("history")
         assert RowGroup(parquet, 1, ["y", "x"]).table().equals(expected.select(["y", "x"]))
         assert reads == [["x", "history"], ["y", "x"]]
+
+
+@pytest.mark.parametrize("kind", [pa.list_view, pa.large_list_view])
+def test_list_views_are_read_as_lists(tmp_path: Path, kind: Any) -> None:
+    rows = [["a", None], None, [], ["b"], ["c", "d", "e"]]
+    table = pa.table({"x": pa.array(rows, kind(pa.string_view())).slice(0)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pq.ParquetFile(tmp_path / "a.parquet") as parquet:
+        found = RowGroup(parquet, 0, ["x"]).slice(1, 4).column("x")
+    found.validate(full=True)
+    assert found.to_pylist() == rows[1:]
+    assert found.type == (pa.list_ if kind is pa.list_view else pa.large_list)(pa.field("element", pa.large_string()))
+    spec = BatchSpec((SequenceFeature("x", ITEMS, 2, hash=True, missing="drop"),), collections={"c": ("x",)})
+    batch = next(RowEncoder(spec).batches(table, 9))
+    assert batch.feature("x").lengths().tolist() == [1, 0, 0, 1, 2]
 
 
 def test_bounds_are_those_of_the_statistics(path: Path) -> None:

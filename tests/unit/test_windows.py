@@ -178,11 +178,11 @@ def test_dense_filling_and_logarithm() -> None:
 
 
 def test_errors_of_dense() -> None:
-    missing = "column 'x': 2 value(s) are missing (null); fill them in, or set missing: fill"
+    missing = "column 'x': 2 value(s) are missing (null or NaN); fill them in, or set missing: fill"
     fails(BatchSpec(dense=(DenseFeature("x"),)), missing, x=[1.0, None, math.nan])
     pair = BatchSpec(dense=(DenseFeature("p", "x", dim=2),))
     fails(pair, "column 'x': a row has 1 values; feature 'p' needs 2", x=[[1.0, 2.0], [1.0]])
-    fails(pair, "column 'x': 2 value(s) are missing (null); fill them in, or set missing: fill", x=[[1.0, 2.0], None])
+    fails(pair, missing, x=[[1.0, 2.0], None])
 
 
 @pytest.mark.parametrize("values", [[0, 1], [False, True], [0.0, 1.0], pa.array([0, 1], pa.uint8())])

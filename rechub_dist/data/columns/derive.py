@@ -66,26 +66,28 @@ def derive(table: pa.Table, derived: Sequence[Derived], where: str) -> pa.Table:
 
 
 def _split(one: Split, column: pa.Array, *, where: str) -> list[pa.Array]:
-    def split(strings: pa.Array) -> pa.Array:
+    def split(strings: pa.Array) -> list[pa.Array]:
         counts, pieces = _pieces(strings, one.by)
-        return _lists(counts, pieces.cast(pa.string()), strings, where)
+        return [_lists(counts, pieces.cast(pa.string()), strings, where)]
 
-    return [_each_once(split, column)]
+    return _each_once(split, column)
 
 
 def _key_values(one: KeyValues, column: pa.Array, *, where: str) -> list[pa.Array]:
-    strings = _strings(column)
-    counts, pieces = _pieces(strings, one.by)
-    halves = pc.split_pattern(pieces, one.between, max_splits=1, reverse=True)
-    sizes = pc.list_value_length(halves).to_numpy(zero_copy_only=False).astype(np.int64)
-    first, parts = np.cumsum(sizes) - sizes, pc.utf8_trim_whitespace(halves.flatten())
-    keys, weighted = parts.take(pa.array(first)), sizes == 2
-    weights = np.ones(len(keys), np.float32)
-    weights[weighted] = _weights(one, parts.take(pa.array(first[weighted] + 1)), where)
-    kept = _not_empty(keys)
-    counts = np.bincount(np.repeat(np.arange(len(counts)), counts)[kept], minlength=len(counts))
-    found = (keys.filter(pa.array(kept)).cast(pa.string()), pa.array(weights[kept]))
-    return [_lists(counts, values, strings, where) for values in found]
+    def split(strings: pa.Array) -> list[pa.Array]:
+        counts, pieces = _pieces(strings, one.by)
+        halves = pc.split_pattern(pieces, one.between, max_splits=1, reverse=True)
+        sizes = pc.list_value_length(halves).to_numpy(zero_copy_only=False).astype(np.int64)
+        first, parts = np.cumsum(sizes) - sizes, pc.utf8_trim_whitespace(halves.flatten())
+        keys, weighted = parts.take(pa.array(first)), sizes == 2
+        weights = np.ones(len(keys), np.float32)
+        weights[weighted] = _weights(one, parts.take(pa.array(first[weighted] + 1)), where)
+        kept = _not_empty(keys)
+        counts = np.bincount(np.repeat(np.arange(len(counts)), counts)[kept], minlength=len(counts))
+        found = (keys.filter(pa.array(kept)).cast(pa.string()), pa.array(weights[kept]))
+        return [_lists(counts, values, strings, where) for values in found]
+
+    return _each_once(split, column)
 
 
 def _weights(one: KeyValues, texts: pa.Array, where: str) -> NDArray[np.float32]:
@@ -213,16 +215,14 @@ _MAKE: dict[str, Callable[..., list[pa.Array]]] = {
 }
 
 
-def _strings(column: pa.Array) -> pa.Array:
-    """A column of strings, dictionary-encoded or not, or of nulls, as large_string [n]."""
-    return (column.dictionary_decode() if pa.types.is_dictionary(column.type) else column).cast(pa.large_string())
-
-
-def _each_once(work: Callable[[pa.Array], pa.Array], column: pa.Array) -> pa.Array:
-    """The result of `work` on strings; of a dictionary no larger than the column, on each of its strings once."""
-    if pa.types.is_dictionary(column.type) and len(column.dictionary) <= len(column):
-        return work(column.dictionary.cast(pa.large_string())).take(column.indices)
-    return work(_strings(column))
+def _each_once(work: Callable[[pa.Array], list[pa.Array]], column: pa.Array) -> list[pa.Array]:
+    """The results of `work` on a column's strings, as large_string; where they recur, on each different one once."""
+    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    strings = plain.cast(pa.large_string())
+    encoded = strings.dictionary_encode()
+    if 2 * len(encoded.dictionary) > len(strings):
+        return work(strings)
+    return [made.take(encoded.indices) for made in work(encoded.dictionary)]
 
 
 def _pieces(strings: pa.Array, by: str) -> tuple[Ints, pa.Array]:

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from rechub_dist.data.columns.fit import column_names
 from rechub_dist.data.columns.values import read_dense, read_ids, read_label, read_weight
 from rechub_dist.data.parquet.files import DataFile, open_file
+from rechub_dist.data.parquet.footers import corrupt
 from rechub_dist.data.parquet.kinds import is_list
-from rechub_dist.data.parquet.row_group import column_chunks
+from rechub_dist.data.parquet.row_group import UndecodableError, column_chunks
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.skips import BadFileError
 
@@ -31,7 +32,10 @@ def check_extremes(files: Sequence[DataFile], spec: BatchSpec) -> None:
 
         def read(_attempt: int, file: DataFile = file) -> dict[str, pa.Array]:
             with open_file(file) as parquet:
-                return dict(_extremes(parquet, spec))
+                try:
+                    return dict(_extremes(parquet, spec))
+                except (UndecodableError, ValueError, OverflowError, pa.ArrowException) as error:  # no store's fault
+                    raise corrupt(file.path, error, "its footer") from None
 
         try:
             found = file.store.with_retries(read, file.path)
@@ -54,7 +58,7 @@ def check_extremes(files: Sequence[DataFile], spec: BatchSpec) -> None:
 def _extremes(parquet: pq.ParquetFile, spec: BatchSpec) -> Iterator[tuple[str, pa.Array]]:
     """By numeric or boolean column, or column of lists of such: minima and maxima of the row groups, and nulls."""
     schema, metadata = parquet.schema_arrow, parquet.metadata
-    names = column_names(spec)
+    names = [name for name in column_names(spec) if name in schema.names]  # others are derived
     groups = [column_chunks(metadata.row_group(group), names) for group in range(metadata.num_row_groups)]
     for name in names:
         kind = schema.field(name).type

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import pyarrow as pa
 
+from rechub_dist.data.columns.derived_types import derived_schema
 from rechub_dist.data.columns.strings import is_string
 from rechub_dist.data.columns.vocabulary import vocabulary_of
 from rechub_dist.data.parquet.kinds import is_integer, is_list, is_number, is_time, values_family
 from rechub_dist.data.spec import BatchSpec
+from rechub_dist.derived import Derived
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import SequenceFeature, SparseFeature, StoredFeature
 
@@ -31,10 +34,47 @@ def column_names(spec: BatchSpec) -> list[str]:
     return list(dict.fromkeys(column_uses(spec)))
 
 
-def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> dict[str, str]:
-    """Check that every column that `spec` reads exists and has a suitable type.
+class Reading(NamedTuple):
+    """How the columns that a spec reads come out of rows which hold only some of them.
 
-    Files for which this returns the same are consistent: equal values become equal ids and times.
+    Attributes:
+        computed: the derived columns to compute, in their order.
+        inputs: the columns of the rows that these are computed from, each once.
+        uses: the columns of the rows in the order of their use, each as often as it is used: `inputs`, then those that
+            `open_window` reads.
+    """
+
+    computed: tuple[Derived, ...]
+    inputs: tuple[str, ...]
+    uses: list[str]
+
+
+def reading(spec: BatchSpec, there: Iterable[str]) -> Reading:
+    """How the columns that `spec` reads come out of rows with the columns `there`: those are read, others computed."""
+    there, uses = set(there), column_uses(spec)
+    wanted = {name for name in uses if name not in there}
+    computed: list[Derived] = []
+    for one in reversed(spec.derived):  # what reads others comes after them
+        if wanted & set(one.outputs):
+            computed.insert(0, one)
+            wanted |= {name for name in one.inputs if name not in there}
+    made = {name for one in computed for name in one.outputs} - there
+    inputs = tuple(name for name in dict.fromkeys(name for one in computed for name in one.inputs) if name not in made)
+    return Reading(tuple(computed), inputs, [*inputs, *(name for name in uses if name not in made)])
+
+
+def file_columns(schema: pa.Schema, spec: BatchSpec, where: str) -> dict[str, str]:
+    """Check a file as `check_schema` does, and return the same of the columns that are read of it.
+
+    Files for which this returns the same are consistent: equal values become equal ids and times, and the same columns
+    of theirs are computed.
+    """
+    check_schema(schema, spec, where)
+    return {name: values_family(schema.field(name).type) for name in reading(spec, schema.names).uses}
+
+
+def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> dict[str, str]:
+    """Check that every column that `spec` reads exists, or can be computed, and has a suitable type.
 
     Returns:
         By column, the family of its values: `number`, `string`, `timestamp`, or `null` for a column of nulls only,
@@ -43,6 +83,9 @@ def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> dict[str, st
     Raises:
         UserError: naming `where`, the column and the types that fit.
     """
+    computed = reading(spec, schema.names).computed
+    _check_values(computed, spec, where)
+    schema = derived_schema(schema, computed, where)
     types: dict[str, pa.DataType] = dict(zip(schema.names, schema.types, strict=True))
     names = column_names(spec)
     for name in names:
@@ -55,6 +98,18 @@ def check_schema(schema: pa.Schema, spec: BatchSpec, where: str) -> dict[str, st
         if not fits:
             raise UserError(f"{where}: column {column!r} is {kind}, but {user} needs {wanted}")
     return {name: values_family(types[name]) for name in names}
+
+
+def _check_values(computed: tuple[Derived, ...], spec: BatchSpec, where: str) -> None:
+    """Raise UserError if a column is to be computed from ids, whose values it would need."""
+    ids = {feature.source: feature.name for feature in spec.stored if feature.encoded}
+    for one in computed:
+        for name in one.inputs:
+            if name in ids:
+                raise UserError(
+                    f"{where}: column {name!r} holds ids (feature {ids[name]!r} is encoded), but derived column "
+                    f"{one.name!r} is computed from its values; write {one.name!r} into the files, too"
+                )
 
 
 def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str, pa.DataType, bool, str, str]]:

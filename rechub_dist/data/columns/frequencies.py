@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rechub_dist.data.columns.strings import is_string
 from rechub_dist.data.parquet.kinds import is_list
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.parquet.outputs import check_file, refuse_overlap, whole_file
-from rechub_dist.data.parquet.pages import write_parquet
+from rechub_dist.data.parquet.pages import read_schema, write_parquet
 from rechub_dist.data.parquet.scan import THREADS, scan
 from rechub_dist.errors import UserError, nearest
+from rechub_dist.skips import BadFileError
 
 _MARK = {b"rechub_dist": b"vocabulary"}  # in the file's metadata
 _WHAT = "a vocabulary that rechub-dist has written"
@@ -189,8 +189,8 @@ def vocabulary_name(column: str) -> str:
 def is_vocabulary(path: Path) -> bool:
     """Whether a file is a vocabulary written by `write_vocabulary`."""
     try:
-        return (pq.read_schema(path).metadata or {}).items() >= _MARK.items()
-    except (OSError, pa.ArrowException):
+        return (read_schema(path).metadata or {}).items() >= _MARK.items()
+    except BadFileError:
         return False
 
 

@@ -25,6 +25,14 @@ def is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
+def python_value(scalar: pa.Scalar) -> Any:
+    """A value for a message: of a string that is not UTF-8, which Arrow does not check, the bytes."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return (scalar.value if isinstance(scalar, pa.DictionaryScalar) else scalar).as_buffer().to_pybytes()
+
+
 def hash_strings(strings: pa.Array) -> Ids:
     """The hash of each string, int64 [n]; nulls are not allowed. One Python call per string: pass distinct ones."""
     values = strings.cast(pa.large_binary()).to_pylist()

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rechub_dist.data.columns.hashing import hash_ids
-from rechub_dist.data.columns.strings import distinct, hash_strings, is_string, spread
+from rechub_dist.data.columns.strings import distinct, hash_strings, is_string, python_value, spread
 from rechub_dist.data.columns.vocabulary import vocabulary_of
 from rechub_dist.data.parquet.kinds import is_list
 from rechub_dist.data.parquet.row_group import RowGroup
@@ -50,7 +50,7 @@ def read_ids(
             f"{missing.sum()} id(s) are missing (null); fill them in, or set missing: drop | unknown",
         )
     if outside is not None and feature.out_of_range == "error":
-        value = array[int(outside.argmax())].as_py()
+        value = python_value(array[int(outside.argmax())])
         if feature.vocabulary is not None and not feature.encoded:
             raise _error(
                 where,
@@ -227,7 +227,7 @@ def _filled(values: Numbers, wrong: NDArray[np.bool_], feature: DenseFeature, wh
     if feature.missing == "error":
         missing = np.isnan(values).sum()
         what = (
-            f"{missing} value(s) are missing (null)"
+            f"{missing} value(s) are missing (null or NaN)"
             if missing
             else f"{wrong.sum()} value(s) are infinite or beyond float32 ({values[wrong][0]})"
         )

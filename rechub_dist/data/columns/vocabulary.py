@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rechub_dist.data.columns.strings import distinct, hash_strings, is_string, spread
+from rechub_dist.data.columns.strings import distinct, hash_strings, is_string, python_value, spread
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.parquet.scan import scan
 from rechub_dist.errors import UserError
@@ -58,7 +58,7 @@ class Vocabulary:
         order = np.argsort(words, kind="stable")
         words, values, ids = words[order], values.take(pa.array(order)), ids[order]
         if (twice := np.flatnonzero(words[1:] == words[:-1])).size:
-            first, second = (values[int(twice[0]) + i].as_py() for i in (0, 1))
+            first, second = (python_value(values[int(twice[0]) + i]) for i in (0, 1))
             what = (
                 f"value {first!r} occurs twice" if first == second else f"{first!r} and {second!r} have the same hash"
             )
@@ -157,6 +157,28 @@ def vocabulary_of(feature: StoredFeature) -> Vocabulary | None:
             + ("build the vocabulary again" if low < 0 else f"set the table's rows to {high + 1}")
         )
     return found
+
+
+def vocabulary_fingerprint(feature: StoredFeature) -> str | None:
+    """What identifies a feature's vocabulary, as `Vocabulary.fingerprint`; None for a feature without one.
+
+    The vocabulary of an encoded feature is read for this, once, and not kept.
+
+    Raises:
+        UserError: as `vocabulary_of`.
+    """
+    if feature.vocabulary is None:
+        return None
+    if feature.encoded:
+        return _fingerprint(feature.vocabulary)
+    vocabulary = vocabulary_of(feature)
+    assert vocabulary is not None
+    return vocabulary.fingerprint()
+
+
+@cache
+def _fingerprint(path: str) -> str:
+    return read_vocabulary.__wrapped__(path).fingerprint()
 
 
 @cache

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import fbgemm_gpu  # noqa: F401 - registers torch.ops.fbgemm
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +21,10 @@ from rechub_dist.data.importing.engine import Engine, quoted
 from rechub_dist.data.importing.histories import Lists
 from rechub_dist.data.importing.plan import RESERVED
 from rechub_dist.data.importing.rows import DRAWN, ROWS, SPLIT
+from rechub_dist.errors import UserError
 
 TRAIN = f"{SPLIT} = 0"
+MAX_FLOAT32: Final = float(np.finfo(np.float32).max)
 _UPTO = f"{RESERVED}upto"
 _PIECE = 1 << 18
 
@@ -54,12 +58,14 @@ class Asked:
 
     Attributes:
         counts: by embedding table, the columns whose values have ids in it.
+        kinds: by embedding table, the type of the values, in the database's words.
         moments: numbers, with their transforms.
         quantiles: numbers, with how many bins of equal counts.
         longest: columns of lists.
     """
 
     counts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
     moments: list[tuple[str, str]] = field(default_factory=list)
     quantiles: list[tuple[str, int]] = field(default_factory=list)
     longest: list[str] = field(default_factory=list)
@@ -79,7 +85,8 @@ def learn(engine: Engine, asked: Asked, lists: Mapping[str, Lists]) -> Facts:
     """The facts of the rows of one database; `lists` are the histories' columns."""
     found = Facts()
     for table, columns in asked.counts.items():
-        found.counts[table] = ordered_counts(engine, count_query(engine, columns, lists))
+        kind = asked.kinds[table]
+        found.counts[table] = ordered_counts(engine, count_query(engine, columns, kind, lists), kind, columns)
     for column, transform in asked.moments:
         found.moments[column, transform] = moments(engine, column, transform)
     for column, bins in asked.quantiles:
@@ -93,7 +100,7 @@ def write_facts(engine: Engine, asked: Asked, lists: Mapping[str, Lists], file: 
     """The facts of one of several databases: those of a few numbers, while counts go to the files of their names."""
     found = Facts()
     for table, columns in asked.counts.items():
-        engine.save(count_query(engine, columns, lists), file(counts_name(table)))
+        engine.save(count_query(engine, columns, asked.kinds[table], lists), file(counts_name(table)))
     for column, transform in asked.moments:
         found.moments[column, transform] = moments(engine, column, transform)
     for column in dict(asked.quantiles):
@@ -106,8 +113,10 @@ def write_facts(engine: Engine, asked: Asked, lists: Mapping[str, Lists], file: 
 def merge_facts(engine: Engine, asked: Asked, parts: Sequence[Facts], files: Callable[[str], Sequence[Path]]) -> Facts:
     """The facts of all databases, of what `write_facts` gave of each."""
     found = Facts()
-    for table in asked.counts:
-        found.counts[table] = ordered_counts(engine, engine.saved(files(counts_name(table))))
+    for table, columns in asked.counts.items():
+        kind = asked.kinds[table]
+        counts = engine.saved(files(counts_name(table)), {"value": kind, "count": "BIGINT"})
+        found.counts[table] = ordered_counts(engine, counts, kind, columns)
     for key in asked.moments:
         found.moments[key] = sum((part.moments[key] for part in parts), Moments())
     for column, bins in asked.quantiles:
@@ -127,21 +136,17 @@ def spread_name(column: str) -> str:
     return f"spread-{vocabulary_name(column)}"
 
 
-def count_query(engine: Engine, columns: Iterable[str], lists: Mapping[str, Lists]) -> str:
+def count_query(engine: Engine, columns: Iterable[str], kind: str, lists: Mapping[str, Lists]) -> str:
     """A query for how often each value occurs in train in the columns, of lists their elements: `value`, `count`."""
     kinds = engine.columns(ROWS)
     parts = []
     for i, name in enumerate(columns):
         if name in lists:
-            table = f"{RESERVED}elements_{i}"
-            engine.create(table, _elements(engine, lists[name]))
-            kinds[name], value, source = engine.columns(table)["value"], "value", f"select value, count from {table}"
+            engine.create(table := f"{RESERVED}elements_{i}", _elements(engine, lists[name]))
+            parts.append(f"select value::{kind} as value, count from {table}")
         else:
             value = f"unnest({quoted(name)})" if kinds[name].endswith("[]") else quoted(name)
-            source = f"select {value} as value, 1 as count from {ROWS} where {TRAIN} and not {DRAWN}"
-        kind = kinds[name]
-        cast = "VARCHAR" if "VARCHAR" in kind else "UBIGINT" if kind.startswith("UBIGINT") else "BIGINT"
-        parts.append(f"select value::{cast} as value, count from ({source})")
+            parts.append(f"select {value}::{kind} as value, 1 as count from {ROWS} where {TRAIN} and not {DRAWN}")
     return (
         f"select value, sum(count)::BIGINT as count from ({' union all '.join(parts)}) where value is not null "
         "group by value"
@@ -174,23 +179,55 @@ def _elements(engine: Engine, lists: Lists) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(schema, pieces())
 
 
-def ordered_counts(engine: Engine, counts: str) -> pa.Table:
-    """The values of a query of counts, in which one may come several times, by descending count, then value."""
-    return engine.table(
-        f"select value, sum(count)::BIGINT as count from ({counts}) where count > 0 group by value "
-        "order by count desc, value"
-    )
+def ordered_counts(engine: Engine, counts: str, kind: str, columns: Iterable[str]) -> pa.Table:
+    """The values of a query of counts, in which one may come several times, by descending count, then value.
+
+    Args:
+        engine: any.
+        counts: as `count_query` gives it.
+        kind: the type of its values.
+        columns: where they come from, for errors.
+
+    Raises:
+        UserError: integers that no type of 64 bits has together.
+    """
+    counted = f"select value, sum(count)::BIGINT as count from ({counts}) where count > 0 group by value"
+    if kind == "HUGEINT":
+        low, high = engine.run(f"select min(value), max(value) from ({counted})")[0]
+        if low is not None and low < 0 and high >= 2**63:
+            listed = ", ".join(map(repr, columns))
+            raise UserError(
+                f"features: columns {listed} share a table, but hold {low} and {high}: no type of 64 bits has both"
+            )
+        narrow = "UBIGINT" if high is not None and high >= 2**63 else "BIGINT"
+        counted = f"select value::{narrow} as value, count from ({counted})"
+    return engine.table(f"{counted} order by count desc, value")
 
 
 def moments(engine: Engine, column: str, transform: str) -> Moments:
-    """Those of a number's finite values in train, after its transform."""
+    """Those of a number's values in train that can be read as float32, after its transform.
+
+    They are summed as integers of 128 bits, exactly: whatever the order of the rows, the result is the same.
+    """
     value = f"{quoted(column)}::DOUBLE"
+    usable = f"isfinite({value})" if transform == "log" else f"abs({value}) <= {MAX_FLOAT32!r}"
     after = f"sign({value}) * ln(1 + abs({value}))" if transform == "log" else value
-    count, mean, variance = engine.run(
-        f"select count(x), favg(x), var_pop(x) from (select {after} as x from {ROWS} where {TRAIN} and "
-        f"isfinite({value}))"
-    )[0]
-    return Moments(count, mean, variance * count) if count else Moments()
+    rows = f"(select {after} as x from {ROWS} where {TRAIN} and {usable})"
+    count, most = engine.run(f"select count(x), max(abs(x)) from {rows}")[0]
+    if not count:
+        return Moments()
+    mean = float(_sum(engine, "x", rows, most) / count)
+    squares = f"(x - {mean!r}::DOUBLE) ** 2"
+    return Moments(count, mean, float(_sum(engine, squares, rows, engine.value(f"select max({squares}) from {rows}"))))
+
+
+def _sum(engine: Engine, expression: str, rows: str, most: float) -> Fraction:
+    """The sum of numbers of magnitude `most` or less, each rounded to a multiple of most / 2^80 or so."""
+    if not most:
+        return Fraction(0)
+    scale = min(max(80 - math.frexp(most)[1], -1000), 1000)
+    total = engine.value(f"select sum(({expression} * {2.0**scale!r}::DOUBLE)::HUGEINT) from {rows}")
+    return Fraction(int(total)) / Fraction(2) ** scale
 
 
 def steady(number: float) -> float:
@@ -199,8 +236,8 @@ def steady(number: float) -> float:
 
 
 def longest(engine: Engine, column: str) -> int:
-    """The length of the longest list of a column, of all splits; 0 if there is none."""
-    return int(engine.value(f"select max(len({quoted(column)})) from {ROWS}") or 0)
+    """The length of the longest list of a column in train; 0 if there is none."""
+    return int(engine.value(f"select max(len({quoted(column)})) from {ROWS} where {TRAIN}") or 0)
 
 
 def spread_query(column: str) -> str:

@@ -12,17 +12,40 @@ import pyarrow as pa
 
 from rechub_dist.data.columns.frequencies import frequent, vocabulary_name
 from rechub_dist.data.columns.vocabulary import Vocabulary
-from rechub_dist.data.importing.facts import Asked, Facts, steady
+from rechub_dist.data.importing.facts import Facts, steady
 from rechub_dist.data.importing.histories import list_columns
 from rechub_dist.data.importing.plan import DensePlan, OtherPlan, Plan, SequencePlan, SparsePlan, TablePlan
-from rechub_dist.data.importing.rows import FRACTIONS, Shape, is_numeric
+from rechub_dist.data.importing.rows import Shape, alike
 from rechub_dist.data.prepare.writer import VOCABULARIES
-from rechub_dist.derived import Derived
+from rechub_dist.derived import Bucket, Derived
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.features import FeatureSchema, SequenceFeature, SparseFeature
+from rechub_dist.features import DenseFeature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.schema import parse_schema
 
 MAX_GUESSED_LENGTH = 50
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier import learned, which stays: a trained model knows its ids, means and bins.
+
+    Attributes:
+        schema: of it.
+        vocabularies: by table, columns `value`, `id`, `count`.
+    """
+
+    schema: FeatureSchema
+    vocabularies: dict[str, pa.Table]
+
+    def dense(self, name: str) -> DenseFeature | None:
+        """The dense feature of this name."""
+        found = next((f for f in self.schema.features if f.name == name), None)
+        return found if isinstance(found, DenseFeature) else None
+
+    def boundaries(self, name: str) -> tuple[float, ...] | None:
+        """Those of the derived column of this name."""
+        found = next((one for one in self.schema.derived if one.name == name), None)
+        return found.boundaries if isinstance(found, Bucket) else None
 
 
 @dataclass
@@ -56,6 +79,17 @@ def vocabulary_from(table: pa.Table, name: str) -> Vocabulary:
 def derived_of(plan: Plan) -> tuple[Derived, ...]:
     """The derived columns that the plan declares. Raises UserError."""
     return parse_schema({"features": {"_": {"kind": "dense"}}, "derive": plan.derive}).derived if plan.derive else ()
+
+
+def of_histories(plan: Plan, derived: tuple[Derived, ...]) -> tuple[Derived, ...]:
+    """The derived columns that are computed from histories, at least in part."""
+    made = {out for name, history in plan.histories.items() for out in list_columns(name, history)}
+    found = []
+    for one in derived:
+        if not made.isdisjoint(one.inputs):
+            found.append(one)
+            made |= set(one.outputs)
+    return tuple(found)
 
 
 def column_of(plan: Plan, name: str) -> str:
@@ -94,9 +128,16 @@ def needed_columns(plan: Plan, shape: Shape, derived: tuple[Derived, ...]) -> li
     outputs = [(f"derive.{one.name}", one.outputs) for one in derived]
     for where, names in [*((where, tuple(columns)) for where, columns in lists.items()), *outputs]:
         for name in names:
-            if name in shape.types or name in made:
-                raise UserError(f"{where}: there is a column {name!r} already; choose another name")
+            if (known := alike(name, [*shape.types, *made, *plan.labels])) is not None:
+                raise UserError(f"{where}: there is a column {known!r} already; choose another name")
             made[name] = where
+    late = {output for one in of_histories(plan, derived) for output in one.outputs}
+    for where, names in ((where, columns.values()) for where, columns in lists.items()):
+        for name in names:
+            if name in late or made.get(name, "").startswith("histories."):
+                raise UserError(
+                    f"{where}: column {name!r} is made of histories itself; a history is of the log's columns"
+                )
     wanted: dict[str, str] = {}
     for name, feature in plan.features.items():
         wanted |= dict.fromkeys(_read_by(plan, name, feature), f"features.{name}")
@@ -119,54 +160,20 @@ def _read_by(plan: Plan, name: str, feature: Any) -> tuple[str, ...]:
     return (column_of(plan, name), *([weights] if weights else []))
 
 
-def asked_of(plan: Plan, kinds: Mapping[str, str]) -> Asked:
-    """What has to be learned from train.
-
-    Args:
-        plan: the plan.
-        kinds: the types of the columns of ROWS and of the histories.
-
-    Raises:
-        UserError: a column's type does not fit its feature.
-    """
-    asked = Asked(_counted(plan, kinds))
-    for name, feature in plan.features.items():
-        column = column_of(plan, name)
-        if isinstance(feature, DensePlan):
-            _check_dense(kinds, name, column, feature)
-            if _has_moments(kinds, column, feature):
-                asked.moments.append((column, feature.transform))
-        elif isinstance(feature, SparsePlan) and not has_vocabulary(feature) and feature.hash is None:
-            if not is_numeric(kinds[column]):
-                raise UserError(
-                    f"features.{name}: column {column!r} is {kinds[column]}; bins and quantiles are of numbers"
-                )
-            if feature.quantiles is not None:
-                asked.quantiles.append((column, feature.quantiles))
-        elif isinstance(feature, SequencePlan):
-            if not kinds[column].endswith("[]"):
-                raise UserError(
-                    f"features.{name}: column {column!r} is {kinds[column]}; a sequence needs a list (derive: split)"
-                )
-            if _given_length(plan, column, feature) is None:
-                asked.longest.append(column)
-    return asked
-
-
-def fit(plan: Plan, kinds: Mapping[str, str], facts: Facts, grown_from: Mapping[str, pa.Table] | None = None) -> Fitted:
+def fit(plan: Plan, kinds: Mapping[str, str], facts: Facts, before: Earlier | None = None) -> Fitted:
     """The schema that the facts make of the plan.
 
     Args:
         plan: the plan.
         kinds: the types of the columns of ROWS and of the histories.
-        facts: the answers to `asked_of`.
-        grown_from: vocabularies of an earlier import, by table, whose values keep their ids; new values follow.
+        facts: what is known of train.
+        before: an earlier import, whose values keep their ids, and whose means and bins stay; new values follow.
 
     Raises:
         UserError: a table would have no value, or all numbers of a feature's bins are equal.
     """
     tree: dict[str, Any] = {"tables": {}, "derive": dict(plan.derive), "features": {}}
-    vocabularies = _vocabularies(plan, facts, grown_from or {})
+    vocabularies = _vocabularies(plan, facts, {} if before is None else before.vocabularies)
     for name, table in vocabularies.items():
         settings = plan.embeddings.get(name, TablePlan())
         rows = int(np.max(table["id"].to_numpy(), initial=0)) + 1
@@ -175,11 +182,11 @@ def fit(plan: Plan, kinds: Mapping[str, str], facts: Facts, grown_from: Mapping[
     for name, feature in plan.features.items():
         column = column_of(plan, name)
         if isinstance(feature, DensePlan):
-            tree["features"][name] = _dense(facts, kinds, name, column, feature)
+            tree["features"][name] = _dense(facts, name, column, feature, before)
         elif isinstance(feature, OtherPlan):
             tree["features"][name] = feature.model_dump(mode="json", exclude_none=True)
         elif isinstance(feature, SparsePlan) and not has_vocabulary(feature):
-            tree["features"][name] = _without_vocabulary(facts, tree, name, column, feature)
+            tree["features"][name] = _without_vocabulary(plan, facts, kinds, tree, name, before)
         else:
             entry: dict[str, Any] = {"kind": feature.kind, "table": table_of(plan, name)}
             if isinstance(feature, SequencePlan):
@@ -205,36 +212,15 @@ def fit(plan: Plan, kinds: Mapping[str, str], facts: Facts, grown_from: Mapping[
 
 def _encoded(plan: Plan) -> dict[str, str]:
     """The columns that can be written as ids: those that nothing reads but features of one vocabulary."""
+    raw = {*plan.keep, plan.time}
     tables: dict[str, set[str | None]] = {}
     for name, feature in plan.features.items():
         first, *others = _read_by(plan, name, feature) or ("",)
         tables.setdefault(first, set()).add(table_of(plan, name) if has_vocabulary(feature) else None)
         for column in others:
             tables.setdefault(column, set()).add(None)
-    found = {column: next(iter(of)) for column, of in tables.items() if len(of) == 1 and column not in plan.keep}
+    found = {column: next(iter(of)) for column, of in tables.items() if len(of) == 1 and column not in raw}
     return {column: table for column, table in found.items() if table is not None}
-
-
-def _counted(plan: Plan, kinds: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """By table, the columns whose values get ids."""
-    columns: dict[str, list[str]] = {}
-    for name, feature in plan.features.items():
-        if has_vocabulary(feature):
-            columns.setdefault(table_of(plan, name), []).append(column_of(plan, name))
-    made_of = {out for key, h in plan.histories.items() for out in list_columns(key, h)}
-    found = {}
-    for table, read in columns.items():
-        for column in read:
-            _check_ids(kinds, column, table)
-        if len({"VARCHAR" in kinds[column] for column in read}) > 1:
-            listed = ", ".join(f"{column!r} is {kinds[column]}" for column in read)
-            raise UserError(
-                f"embeddings.{table}: its features read columns of unlike types: {listed}; give all one type"
-            )
-        # A history repeats what its source has once; it counts only where nothing else does.
-        counted = [column for column in dict.fromkeys(read) if column not in made_of] or list(dict.fromkeys(read))
-        found[table] = tuple(counted)
-    return found
 
 
 def _vocabularies(plan: Plan, facts: Facts, grown_from: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
@@ -242,22 +228,33 @@ def _vocabularies(plan: Plan, facts: Facts, grown_from: Mapping[str, pa.Table]) 
     for table, counts in facts.counts.items():
         settings = plan.embeddings.get(table, TablePlan())
         least = settings.min_count or plan.min_count
-        kept = _grown(grown_from[table], counts, least) if table in grown_from else frequent(
+        kept = _grown(table, grown_from[table], counts, least) if table in grown_from else frequent(
             counts, least, settings.max_size
         )  # fmt: skip
         if not kept.num_rows:
             what = (
                 f"no value occurs {least} times in train; lower min_count" if counts.num_rows else "there is no value"
             )
-            column = next(column_of(plan, f) for f in plan.features if table_of(plan, f) == table)
+            column = next(
+                column_of(plan, name)
+                for name, feature in plan.features.items()
+                if has_vocabulary(feature) and table_of(plan, name) == table
+            )
             raise UserError(f"features: column {column!r}: {what}, or leave the feature out")
         found[table] = kept
     return found
 
 
-def _grown(before: pa.Table, counts: pa.Table, least: int) -> pa.Table:
+def _grown(table: str, before: pa.Table, counts: pa.Table, least: int) -> pa.Table:
     """The earlier vocabulary, with the counts of now, and the new values that are frequent enough after it."""
     old = vocabulary_from(before, "the earlier import")
+    words = pa.types.is_integer(counts["value"].type), not old.strings
+    if words[0] != words[1]:
+        now, earlier = ("integers" if integers else "strings" for integers in words)
+        raise UserError(
+            f"embeddings.{table}: its values are {now} now, and were {earlier} in the import that is to grow; give the "
+            "columns the types that they had"
+        )
     ids = old.find(counts["value"].combine_chunks())
     known = np.zeros(len(old.ids), np.int64)
     known[np.searchsorted(np.sort(old.ids), ids[ids >= 0])] = counts["count"].to_numpy()[ids >= 0]
@@ -267,36 +264,12 @@ def _grown(before: pa.Table, counts: pa.Table, least: int) -> pa.Table:
     return pa.concat_tables([head.cast(fresh.schema), fresh])
 
 
-def _check_ids(kinds: Mapping[str, str], column: str, table: str) -> None:
-    kind = kinds[column].removesuffix("[]")
-    if kind in FRACTIONS or kind.startswith("DECIMAL"):
-        fix = "give it bins or quantiles, make it dense, or type integer in the source's columns"
-    elif kind == "BOOLEAN":
-        fix = "make it dense, or add it to columns as ::int"
-    elif kind == "VARCHAR" or is_numeric(kind):
-        return
-    else:
-        fix = "derive hour, weekday or age of a time; other types cannot be ids"
-    raise UserError(f"features: column {column!r} is {kind}, which cannot be ids of table {table!r}: {fix}")
-
-
-def _check_dense(kinds: Mapping[str, str], name: str, column: str, feature: DensePlan) -> None:
-    kind = kinds[column]
-    wanted = kind.endswith("[]") == (feature.dim > 1)
-    if not wanted or not (is_numeric(kind.removesuffix("[]")) or kind == "BOOLEAN"):
-        what = "a list of numbers" if feature.dim > 1 else "a number"
-        raise UserError(
-            f"features.{name}: column {column!r} is {kind}, but a dense feature of dim {feature.dim} needs {what}"
-        )
-
-
-def _has_moments(kinds: Mapping[str, str], column: str, feature: DensePlan) -> bool:
-    return feature.dim == 1 and kinds[column] != "BOOLEAN"
-
-
-def _dense(facts: Facts, kinds: Mapping[str, str], name: str, column: str, feature: DensePlan) -> dict[str, Any]:
+def _dense(facts: Facts, name: str, column: str, feature: DensePlan, before: Earlier | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"kind": "dense", "column": column, "transform": feature.transform, "dim": feature.dim}
-    if _has_moments(kinds, column, feature):
+    known = None if before is None else before.dense(name)
+    if known is not None:
+        entry |= {"mean": known.mean, "std": known.std, "missing": known.missing, "fill": known.fill}
+    elif feature.dim == 1:
         found = facts.moments[column, feature.transform]
         if feature.standardize:
             entry |= {"mean": steady(found.mean), "std": steady(found.deviation)}
@@ -305,43 +278,70 @@ def _dense(facts: Facts, kinds: Mapping[str, str], name: str, column: str, featu
             entry |= {"missing": "fill", "fill": steady(raw)}
     elif feature.fill == "mean":
         entry |= {"missing": "fill", "fill": 0.0}
-    if isinstance(feature.fill, float):
+    if isinstance(feature.fill, float) and known is None:
         entry |= {"missing": "fill", "fill": feature.fill}
-    defaults = {"column": name, "transform": "none", "dim": 1, "mean": 0.0, "std": 1.0}
+    defaults = {"column": name, "transform": "none", "dim": 1, "mean": 0.0, "std": 1.0, "missing": "error"}
     return {key: value for key, value in entry.items() if key not in defaults or value != defaults[key]}
 
 
 def _without_vocabulary(
-    facts: Facts, tree: dict[str, Any], name: str, column: str, feature: SparsePlan
+    plan: Plan,
+    facts: Facts,
+    kinds: Mapping[str, str],
+    tree: dict[str, Any],
+    name: str,
+    before: Earlier | None,
 ) -> dict[str, Any]:
+    feature, column, settings = plan.features[name], column_of(plan, name), plan.embeddings.get(name, TablePlan())
+    assert isinstance(feature, SparsePlan)
+    if settings.min_count is not None or settings.max_size is not None:
+        raise UserError(f"embeddings.{name}: min_count and max_size are for vocabularies, and {name} has none")
     if feature.hash is not None:
-        entry = {"kind": "sparse", "rows": feature.hash, "hash": True, "missing": "drop", "pooling": feature.pooling}
-        return entry | ({} if column == name else {"column": column}) | (
-            {"weights": feature.weights} if feature.weights else {}
-        )  # fmt: skip
-    boundaries = feature.bins or facts.quantiles[column, feature.quantiles or 2]
-    if not boundaries:
-        raise UserError(f"features.{name}: all values of column {column!r} are equal in train; leave the feature out")
+        rows, source = feature.hash, column
+        entry = {"hash": True, "missing": "drop", "pooling": feature.pooling, "weights": feature.weights}
+    else:
+        source, rows = _bucket(plan, facts, kinds, tree, name, before)
+        entry = {"missing": "unknown", "unknown_id": rows - 1}
+    tree["tables"][name] = {"rows": rows, **settings.model_dump(include={"dim", "init_std"}, exclude_none=True)}
+    entry |= {"kind": "sparse", "table": name, "column": None if source == name else source}
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def _bucket(
+    plan: Plan,
+    facts: Facts,
+    kinds: Mapping[str, str],
+    tree: dict[str, Any],
+    name: str,
+    before: Earlier | None,
+) -> tuple[str, int]:
+    """Derive the bins of a number; returns the column that they are written to, and the rows of their table."""
+    feature, column = plan.features[name], column_of(plan, name)
+    assert isinstance(feature, SparsePlan)
     output = f"{name}_bin" if column == name else name
+    known = None if before is None else before.boundaries(output)
+    boundaries = feature.bins or known or facts.quantiles[column, feature.quantiles or 2]
+    if not boundaries:
+        raise UserError(
+            f"features.{name}: the least value of column {column!r} fills all bins but the last in train; give bins "
+            "or more quantiles, or leave the feature out"
+        )
+    if (clash := alike(output, [*kinds, *tree["derive"]])) is not None:
+        raise UserError(f"features.{name}: its bins are column {output!r}, but there is {clash!r} already; rename it")
     tree["derive"][output] = {"kind": "bucket", "column": column, "boundaries": list(boundaries)}
-    rows = len(boundaries) + 2  # the last is for missing values
-    return {"kind": "sparse", "rows": rows, "missing": "unknown", "unknown_id": rows - 1} | (
-        {} if output == name else {"column": output}
-    )
+    return output, len(boundaries) + 2  # the last is for missing values
 
 
-def _given_length(plan: Plan, column: str, feature: SequencePlan) -> int | None:
+def known_length(plan: Plan, column: str, feature: SequencePlan) -> int | None:
+    """The length of a sequence, where the plan says it."""
     if feature.max_length is not None:
         return feature.max_length
-    for key, history in plan.histories.items():
-        if column in list_columns(key, history):
-            return history.max_length
-    return None
+    return next((h.max_length for key, h in plan.histories.items() if column in list_columns(key, h)), None)
 
 
 def _length(plan: Plan, facts: Facts, column: str, feature: SequencePlan) -> int:
-    given = _given_length(plan, column, feature)
-    return max(1, min(facts.longest[column], MAX_GUESSED_LENGTH)) if given is None else given
+    known = known_length(plan, column, feature)
+    return max(1, min(facts.longest[column], MAX_GUESSED_LENGTH)) if known is None else known
 
 
 def stored_columns(schema: FeatureSchema) -> list[str]:

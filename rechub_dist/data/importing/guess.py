@@ -13,7 +13,7 @@ from typing import Any, Final
 import pyarrow as pa
 import yaml
 
-from rechub_dist.data.importing.engine import Engine, literal, quoted
+from rechub_dist.data.importing.engine import Engine, literal, quoted, reserved_words
 from rechub_dist.data.importing.look import (
     Column,
     format_of,
@@ -23,8 +23,9 @@ from rechub_dist.data.importing.look import (
     sniffed,
     unit_of,
 )
+from rechub_dist.data.importing.plan import Source
 from rechub_dist.data.importing.rows import FRACTIONS, is_numeric
-from rechub_dist.data.importing.sources import source_query
+from rechub_dist.data.importing.sources import source_files, source_query
 from rechub_dist.errors import UserError, nearest
 
 _USER = re.compile(r"(user|uid|member|customer|visitor|session|reviewer|account|client)s?(_?(id|no|num|key))?", re.I)
@@ -100,6 +101,9 @@ def _guess(
     labels: Sequence[str],
     given_names: Sequence[Sequence[str]],
 ) -> str:
+    paths = {"log": tuple(sources), **{f"tables.{name}": (path,) for name, path in tables.items()}}
+    given_paths = {where: path for where, path in paths.items() if engine.given(where) is None}
+    engine.confine([file for where, path in given_paths.items() for file in source_files(Source(path=path), where)])
     log = guess_source(engine, tuple(sources), given_names[0] if given_names else (), "log")
     query = source_query(log, engine, "log")
     columns = look_at(engine, query, None)
@@ -162,7 +166,7 @@ def _roles(columns: Mapping[str, Column], given: dict[str, str | None]) -> dict[
             found[option] = next((c for c in named if c not in found.values()), None)
     if found["time"] is None:
         found["time"] = next((c.name for c in of_log if _TIME.fullmatch(c.name) and unit_of(c)), None)
-    return found
+    return {role: name or None for role, name in found.items()}
 
 
 def _labels(
@@ -278,6 +282,8 @@ def _split_and_histories(draft: Draft, columns: Mapping[str, Column], roles: Map
         draft.features[f"{time}_weekday"] = {"kind": "sparse"}
     else:
         draft.tree["split"] = {"by": "random", "valid": 0.1, "test": 0.1}
+    if item and any(table["key"] == item for table in draft.tree.get("tables", {}).values()):
+        draft.tree["items"] = True
     if user and item and time:
         draft.tree["histories"] = {"history": {"column": item, "max_length": 50}}
         draft.features["history"] = {"kind": "sequence"}
@@ -289,7 +295,7 @@ def _text(draft: Draft, sources: Sequence[str]) -> str:
         f"# Guessed from {', '.join(sources)}. Look through it: what is a label, what may a model know beforehand?",
         "# docs/import.md says what else can stand here.",
     ]
-    order = ("name", "log", "tables", "user", "item", "time", "split", "labels", "histories", "derive")
+    order = ("name", "log", "tables", "user", "item", "time", "split", "labels", "histories", "items", "derive")
     for key in order:
         if draft.tree.get(key):
             if key == "split" and draft.tree["split"]["by"] == "time":
@@ -315,4 +321,5 @@ def _dump(tree: dict[str, Any], *, flow: bool = False) -> list[str]:
 
 def _plain(name: str) -> str:
     """A name in an expression, with quotes where SQL needs them."""
-    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else quoted(name)
+    plain = re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in reserved_words()
+    return name if plain else quoted(name)

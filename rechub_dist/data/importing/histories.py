@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from rechub_dist.data.columns.vocabulary import Vocabulary
 from rechub_dist.data.importing.engine import BATCH_ROWS, Engine, quoted
 from rechub_dist.data.importing.ids import encode
-from rechub_dist.data.importing.plan import NOW, RESERVED, HistoryPlan, Plan
-from rechub_dist.data.importing.rows import DRAWN, FRACTIONS, NUMBERS, ROW, ROWS, SPLIT, flag
+from rechub_dist.data.importing.plan import NOW, NUMBERS, RESERVED, HistoryPlan, Plan
+from rechub_dist.data.importing.rows import DRAWN, FRACTIONS, ROW, ROWS, SPLIT, flag
 
 LAST: Final = 3  # the split of rows of `now`
 _POINTS: Final = f"{RESERVED}points"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from secrets import token_hex
 
-import pyarrow as pa
-
+from rechub_dist.data.importing.asked import asked_of
 from rechub_dist.data.importing.engine import Engine, quoted
 from rechub_dist.data.importing.facts import merge_facts
-from rechub_dist.data.importing.fitted import asked_of, fit
+from rechub_dist.data.importing.fitted import Earlier, fit
+from rechub_dist.data.importing.items import item_table, write_items
 from rechub_dist.data.importing.negatives import add_negatives, check_negatives
 from rechub_dist.data.importing.parts import (
     Completed,
@@ -23,6 +23,7 @@ from rechub_dist.data.importing.parts import (
     Read,
     Run,
     complete_part,
+    count_piece,
     edges_of,
     encode_part,
     gathered,
@@ -34,16 +35,18 @@ from rechub_dist.data.importing.plan import Plan
 from rechub_dist.data.importing.rows import (
     ROW,
     ROWS,
-    check_keys,
+    check_present,
     check_rows,
     check_train,
     drop_by_k_core,
+    expression_of,
     fill_rows,
     rows_begin,
     split_rule,
+    values_named,
 )
-from rechub_dist.data.importing.run import earlier_vocabularies
-from rechub_dist.data.importing.sources import piece_queries, source_files, source_query
+from rechub_dist.data.importing.run import earlier_import
+from rechub_dist.data.importing.sources import source_files, source_pieces, source_query
 from rechub_dist.data.importing.steps import (
     Imported,
     Tally,
@@ -57,6 +60,7 @@ from rechub_dist.data.importing.steps import (
 )
 from rechub_dist.data.importing.write import shares_of_unknown
 from rechub_dist.data.prepare.writer import prepared_folder
+from rechub_dist.errors import UserError, shown
 
 PIECE_BYTES = 256 << 20
 
@@ -99,17 +103,37 @@ def import_in_parts(
     inputs = [Path(file) for file in logs]
     inputs += [Path(f) for name, table in plan.tables.items() for f in source_files(table, f"tables.{name}")]
     check_negatives(plan)
-    before = None if grow is None else earlier_vocabularies(grow)
+    if plan.items:
+        item_table(plan)
+    before = None if grow is None else earlier_import(grow)
     parts = parts or 1 + sum(Path(file).stat().st_size for file in logs) // PIECE_BYTES
     with prepared_folder(out, f"import {plan.name}", inputs) as folder, _folders(folder, work) as (final, exchange):
         engine = Engine(exchange / "driver", memory)
         try:
+            files = [*map(str, inputs)]
+            engine.confine(files, [exchange])
             recipe = recipe_of(plan, engine)
-            pieces = tuple(piece_queries(plan.log, engine, "log", piece_bytes))
-            job = Job(recipe, exchange, scratch, final, parts, task_memory, threads, pieces)
-            return _import(_rehearsed(job, engine), engine, folder, out, run, before)
+            _check_windows(plan, engine)
+            pieces = tuple(source_pieces(plan.log, engine, "log", piece_bytes))
+            job = Job(recipe, exchange, scratch, final, parts, task_memory, threads, pieces, tuple(files))
+            job = _rehearsed(job, engine)
+            if plan.log.explode is not None:
+                counts: list[int] = run("count", count_piece, job, len(pieces))
+                firsts = [*accumulate(counts[:-1], initial=0)]
+                job = replace(job, pieces=tuple(source_pieces(plan.log, engine, "log", piece_bytes, firsts)))
+            return _import(job, engine, folder, out, run, before)
         finally:
             engine.close()
+
+
+def _check_windows(plan: Plan, engine: Engine) -> None:
+    """Raise UserError for labels and weights that look at other rows, which may lie in another piece of the log."""
+    for key, one in {**{f"labels.{name}": label for name, label in plan.labels.items()}, "weight": plan.weight}.items():
+        if one is not None and engine.has_windows(expression_of(one)):
+            raise UserError(
+                f"{key}: {shown(expression_of(one))} has a window function, which sees rows of other pieces; "
+                "write the column into the files, or import on one machine: rechub-dist data import"
+            )
 
 
 def _rehearsed(job: Job, engine: Engine) -> Job:
@@ -118,10 +142,11 @@ def _rehearsed(job: Job, engine: Engine) -> Job:
     for name, table in plan.tables.items():
         query = source_query(table, engine, f"tables.{name}")
         job.tables[name] = engine.columns(f"({query})")
-        engine.save(query, job.table_file(name))
+        with values_named(plan, engine):
+            engine.save(query, job.table_file(name))
     with job.engine() as empty:
-        empty.stand_in("log", f"select * from ({job.pieces[0]}) limit 0")
-        recipe = recipe_of(plan, empty)
+        empty.stand_in("log", f"select * from ({job.pieces[0].query}) limit 0")
+        recipe = recipe_of(plan, empty, empty=True)
         fill_rows(plan, empty, recipe.needed)
         job.kinds.update(empty.columns(ROWS))
         add_negatives(plan, empty, recipe.shape, first=0)
@@ -130,9 +155,7 @@ def _rehearsed(job: Job, engine: Engine) -> Job:
     return replace(job, all_kinds=kinds, asked=asked_of(plan, kinds))
 
 
-def _import(
-    job: Job, engine: Engine, folder: Path, out: Path, run: Run, before: Mapping[str, pa.Table] | None
-) -> Imported:
+def _import(job: Job, engine: Engine, folder: Path, out: Path, run: Run, before: Earlier | None) -> Imported:
     plan = job.plan
     pieces: list[Read] = run("read", read_piece, job, len(job.pieces))
     read = sum(piece.read for piece in pieces)
@@ -167,6 +190,8 @@ def _import(
     for number, name in job.splits:
         if name in found.rows:
             found.unknown[name] = shares_of_unknown(encoded_.unknown[number] for encoded_ in encoded)
+    if plan.items:
+        write_items(plan, engine, job.recipe.shape, fitted, folder)
     write_descriptions(folder, found, fitted, labels)
     return found
 
@@ -188,7 +213,7 @@ def _with_splits(job: Job, engine: Engine) -> Job:
     """The job, with what splits, drawn rows and the final order need to know of all rows."""
     plan = job.plan
     engine.run(f"create or replace view {ROWS} as {job.rows_query(engine)}")
-    check_keys(plan, engine)
+    check_present(plan, engine, job.recipe.shape)
     job = replace(job, begin=rows_begin(plan, engine, job.recipe.shape))
     engine.run(f"create or replace view {ROWS} as {job.rows_query(engine)}")
     rule = split_rule(plan, engine, job.recipe.shape)

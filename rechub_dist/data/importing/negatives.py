@@ -66,10 +66,10 @@ def add_negatives(plan: Plan, engine: Engine, shape: Shape, pool: str | None = N
     if drawn.where is not None:
         engine.expression_type(drawn.where, ROWS, "negatives.where")
     splits = ", ".join(str(SPLITS.index(name)) for name in drawn.splits)
-    place = f"md5_number_lower(concat_ws(chr(31), 'negatives', '{plan.seed}', {ROW}::VARCHAR, n::VARCHAR)) % {draws}"
+    place = f"md5_number_lower(concat_ws(chr(31), 'negatives', '{plan.seed}', r.row::VARCHAR, r.n::VARCHAR)) % {draws}"
     candidates = (
-        f"select r.{ROW} as row, r.{user} as u, v.value as i, min(n) as n from (select {ROW}, {user}, "
-        f"unnest(range({drawn.per_row * _TRIES})) as n, from {ROWS} where {condition} and {SPLIT} in ({splits})) as r "
+        f"select r.row, r.u, v.value as i, min(r.n) as n from (select {ROW} as row, {user} as u, "
+        f"unnest(range({drawn.per_row * _TRIES})) as n from {ROWS} where {condition} and {SPLIT} in ({splits})) as r "
         f"asof join {_ITEMS} as v on {place} >= v.place group by all"
     )
     fresh = f"select c.* from ({candidates}) as c anti join {_PAIRS} as p on p.u = c.u and p.i = c.i"

@@ -33,10 +33,12 @@ from rechub_dist.data.importing.histories import LAST, batch_rows
 from rechub_dist.data.importing.negatives import add_negatives, pool_query
 from rechub_dist.data.importing.plan import NOW, RESERVED, SPLITS, Plan
 from rechub_dist.data.importing.rows import ROW, ROWS, SPLIT, fill_rows, write_splits
-from rechub_dist.data.importing.steps import Recipe, Tally, complete_rows, label_tallies, recipe_of
+from rechub_dist.data.importing.sources import Piece, check_values
+from rechub_dist.data.importing.steps import Recipe, Tally, complete_rows, recipe_of, tallies_of
 from rechub_dist.data.importing.write import Finishing, Output, encoded_lists, order_of
 from rechub_dist.data.parquet.pages import parquet_writer
 from rechub_dist.data.prepare.writer import ShardWriter
+from rechub_dist.errors import UserError
 
 PART: Final = f"{RESERVED}part"
 PIECE: Final = f"{RESERVED}piece"
@@ -82,7 +84,8 @@ class Job:
         final: where the rows are written in the end.
         parts: the number of parts, and of ranges of the final order.
         memory, threads: of a task's database.
-        pieces: a query for each piece of the log.
+        pieces: of the log.
+        inputs: the files of all sources.
         tables: the types of the columns of the plan's tables, by name.
         kinds: the types of the columns of a piece's rows.
         all_kinds: those of the columns of complete rows, and of the histories.
@@ -103,7 +106,8 @@ class Job:
     parts: int
     memory: int
     threads: int
-    pieces: tuple[str, ...]
+    pieces: tuple[Piece, ...]
+    inputs: tuple[str, ...]
     tables: dict[str, dict[str, str]] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     all_kinds: dict[str, str] = field(default_factory=dict)
@@ -161,6 +165,7 @@ class Job:
             try:
                 for name, kinds in self.tables.items():
                     engine.stand_in(f"tables.{name}", engine.saved([self.table_file(name)], kinds))
+                engine.confine(self.inputs, [self.folder])
                 yield engine
             finally:
                 engine.close()
@@ -202,12 +207,25 @@ def needs_whole_users(plan: Plan) -> bool:
     return bool(plan.histories) or plan.now or plan.negatives is not None or plan.split.by == "leave-last-out"
 
 
+def count_piece(job: Job, number: int) -> int:
+    """The rows of a piece of the log before lists are exploded."""
+    with job.engine() as engine:
+        found: int = engine.value(f"select count(*) from ({job.pieces[number].whole_rows})")
+        return found
+
+
 def read_piece(job: Job, number: int) -> Read:
     """Read a piece of the log."""
+    piece = job.pieces[number]
     with job.engine() as engine:
-        engine.stand_in("log", job.pieces[number])
-        recipe_of(job.plan, engine)
-        read = fill_rows(job.plan, engine, job.recipe.needed)
+        engine.stand_in("log", piece.query)
+        recipe_of(job.plan, engine, empty=True)
+        try:
+            read = fill_rows(job.plan, engine, job.recipe.needed)
+        except UserError:
+            with job.engine() as other:  # in which the log is a file: a value that is not of its type is found there
+                check_values(job.plan.log.model_copy(update={"path": (piece.file,)}), other, "log")
+            raise
         of = quoted(job.plan.user or "") if needs_whole_users(job.plan) else ROW
         engine.save(
             f"select *, (hash({of}) % {job.parts})::INTEGER as {PART}, {number} as {PIECE} from {ROWS} order by {PART}",
@@ -240,7 +258,7 @@ def complete_part(job: Job, part: int) -> Completed:
             path.write_bytes(pickle.dumps((engine.columns(ROWS), lists)))
         rows = dict(engine.run(f"select {SPLIT}, count(*) from {ROWS} group by 1"))
         unused = rows.pop(None, 0)
-        return Completed(facts, label_tallies(plan, engine), rows, drawn, unused)
+        return Completed(facts, tallies_of(plan, engine), rows, drawn, unused)
 
 
 def encode_part(job: Job, part: int) -> Encoded:

@@ -13,10 +13,12 @@ from typing import Any
 import pyarrow as pa
 
 from rechub_dist.config.strict_yaml import read_yaml
+from rechub_dist.data.importing.asked import asked_of
 from rechub_dist.data.importing.engine import Engine
 from rechub_dist.data.importing.facts import learn
-from rechub_dist.data.importing.fitted import asked_of, fit
+from rechub_dist.data.importing.fitted import Earlier, fit
 from rechub_dist.data.importing.histories import LAST
+from rechub_dist.data.importing.items import item_table, write_items
 from rechub_dist.data.importing.negatives import add_negatives, check_negatives
 from rechub_dist.data.importing.plan import NOW, SPLITS, Plan
 from rechub_dist.data.importing.rows import ROWS, SPLIT, make_rows, make_splits
@@ -27,11 +29,11 @@ from rechub_dist.data.importing.steps import (
     Imported,
     complete_rows,
     label_means,
-    label_tallies,
     labels_of,
     output_of,
     recipe_of,
     row_kinds,
+    tallies_of,
     write_descriptions,
 )
 from rechub_dist.data.importing.write import Progress, encoded_lists, order_of, write_rows
@@ -72,21 +74,22 @@ def import_data(
     frames = frames or {}
     inputs = [Path(f) for where, source in sources.items() if where not in frames for f in source_files(source, where)]
     check_negatives(plan)
-    before = None if grow is None else earlier_vocabularies(grow)
+    if plan.items:
+        item_table(plan)
+    before = None if grow is None else earlier_import(grow)
     say = progress or _nobody
     with prepared_folder(out, f"import {plan.name}", inputs) as folder, _scratch(folder) as scratch:
         engine = Engine(scratch, memory, threads)
         try:
             for where, rows in frames.items():
                 engine.give(where, rows)
+            engine.confine(map(str, inputs))
             return _import(plan, engine, folder, out, before, say)
         finally:
             engine.close()
 
 
-def _import(
-    plan: Plan, engine: Engine, folder: Path, out: Path, before: Mapping[str, pa.Table] | None, say: Progress
-) -> Imported:
+def _import(plan: Plan, engine: Engine, folder: Path, out: Path, before: Earlier | None, say: Progress) -> Imported:
     say("read and join", 0, 0)
     recipe = recipe_of(plan, engine)
     read = make_rows(plan, engine, recipe.needed)
@@ -99,7 +102,7 @@ def _import(
     fitted = fit(plan, kinds, learn(engine, asked_of(plan, kinds), lists), before)
     output = output_of(plan, fitted)
     output = replace(output, lists=encoded_lists(engine, lists, output.lookup))
-    tallies = label_tallies(plan, engine)
+    tallies = tallies_of(plan, engine)
     labels = labels_of(recipe, tallies)
     splits = [*enumerate(SPLITS), *([(LAST, NOW)] if plan.now else [])]
     for number, name in splits:
@@ -109,6 +112,8 @@ def _import(
         found.rows[name], found.unknown[name] = written.rows, written.unknown
     found.labels = label_means(tallies)
     found.unused = engine.value(f"select count(*) from {ROWS} where {SPLIT} is null")
+    if plan.items:
+        write_items(plan, engine, recipe.shape, fitted, folder)
     write_descriptions(folder, found, fitted, labels)
     return found
 
@@ -126,8 +131,8 @@ def earlier_facts(root: Path) -> dict[str, Any]:
     return found
 
 
-def earlier_vocabularies(root: Path) -> dict[str, pa.Table]:
-    """The vocabularies of an earlier import, by table.
+def earlier_import(root: Path) -> Earlier:
+    """What an earlier import learned.
 
     Raises:
         UserError: `root` holds no import.
@@ -136,7 +141,7 @@ def earlier_vocabularies(root: Path) -> dict[str, pa.Table]:
         raise UserError(f"{root} is no folder that data import has written: it lacks {PLAN_FILE} or {VOCABULARIES}/")
     schema = parse_schema(read_yaml(root / SCHEMA_FILE), str(root))
     features = [f for f in schema.features if isinstance(f, SparseFeature | SequenceFeature) and f.vocabulary]
-    return {feature.table.name: read_parquet(feature.vocabulary) for feature in features}
+    return Earlier(schema, {feature.table.name: read_parquet(feature.vocabulary) for feature in features})
 
 
 @contextmanager

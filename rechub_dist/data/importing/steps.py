@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from rechub_dist.data.columns.frequencies import vocabulary_name
 from rechub_dist.data.importing.engine import Engine, quoted
-from rechub_dist.data.importing.fitted import Fitted, derived_of, needed_columns, stored_columns
-from rechub_dist.data.importing.histories import Lists, add_histories, add_now, list_columns, list_kinds
+from rechub_dist.data.importing.facts import MAX_FLOAT32
+from rechub_dist.data.importing.fitted import Fitted, derived_of, needed_columns, of_histories, stored_columns
+from rechub_dist.data.importing.histories import Lists, add_histories, add_now, list_kinds
 from rechub_dist.data.importing.negatives import needed_for_negatives
 from rechub_dist.data.importing.plan import SPLITS, Plan, plan_text
 from rechub_dist.data.importing.rows import ROWS, SPLIT, WEIGHT, Shape, join_sources
@@ -77,12 +78,17 @@ class Recipe:
     late: tuple[Derived, ...]
 
 
-def recipe_of(plan: Plan, engine: Engine) -> Recipe:
-    """Look at the sources, make the views of them, and check the plan against them. Raises UserError."""
+def recipe_of(plan: Plan, engine: Engine, *, empty: bool = False) -> Recipe:
+    """Look at the sources, make the views of them, and check the plan against them; `empty`: the log may have no rows.
+
+    Raises:
+        UserError: a source, key or expression is wrong.
+    """
     derived = derived_of(plan)
-    shape = join_sources(plan, engine)
+    shape = join_sources(plan, engine, empty=empty)
     needed = dict.fromkeys([*needed_columns(plan, shape, derived), *needed_for_negatives(plan)])
-    return Recipe(plan, shape, tuple(needed), *_by_histories(plan, derived))
+    late = of_histories(plan, derived)
+    return Recipe(plan, shape, tuple(needed), tuple(one for one in derived if one not in late), late)
 
 
 def complete_rows(recipe: Recipe, engine: Engine) -> dict[str, Lists]:
@@ -108,7 +114,8 @@ def row_kinds(plan: Plan, engine: Engine) -> dict[str, str]:
 def output_of(plan: Plan, fitted: Fitted) -> Output:
     """What is written of a row, with histories still to be added."""
     columns = stored_columns(fitted.schema)
-    columns += [name for name in (*plan.labels, *plan.keep) if name not in columns]
+    kept = [*plan.keep, *([plan.time] if plan.time is not None else [])]  # by the time, splits can be compared
+    columns += [name for name in dict.fromkeys([*plan.labels, *kept]) if name not in columns]
     columns += [WEIGHT] if plan.weight is not None else []
     bins = tuple(one for one in fitted.schema.derived if one.name not in plan.derive)
     return Output(tuple(columns), bins, fitted.lookup())
@@ -116,40 +123,46 @@ def output_of(plan: Plan, fitted: Fitted) -> Output:
 
 @dataclass
 class Tally:
-    """What is known of a label's values.
+    """What is known of the values of a label, or of the weight.
 
     Attributes:
-        nulls: rows without a finite value.
+        wrong: rows without a value that can be one.
         binary: whether all others are 0 or 1.
         sums: by split, the number of values and their sum.
     """
 
-    nulls: int = 0
+    wrong: int = 0
     binary: bool = True
     sums: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
-        sums = {
-            name: tuple(map(sum, zip(self.sums.get(name, (0, 0.0)), other.sums.get(name, (0, 0.0)), strict=True)))
-            for name in {**self.sums, **other.sums}
-        }
-        return Tally(self.nulls + other.nulls, self.binary and other.binary, sums)  # type: ignore[arg-type]
+        sums = dict(self.sums)
+        for split, (count, total) in other.sums.items():
+            before = sums.get(split, (0, 0.0))
+            sums[split] = (before[0] + count, before[1] + total)
+        return Tally(self.wrong + other.wrong, self.binary and other.binary, sums)
 
 
-def label_tallies(plan: Plan, engine: Engine) -> dict[str, Tally]:
-    """The tally of each label."""
+def tallies_of(plan: Plan, engine: Engine) -> dict[str, Tally]:
+    """The tally of each label, and of the weight."""
     found = {}
     for name in plan.labels:
         column = quoted(name)
-        nulls, binary = engine.run(
-            f"select count(*) filter ({column} is null or not isfinite({column}::DOUBLE)), "
+        wrong, binary = engine.run(
+            f"select count(*) filter ({column} is null or not abs({column}::DOUBLE) <= {MAX_FLOAT32!r}), "
             f"coalesce(bool_and({column} in (0, 1)), true) from {ROWS} where {SPLIT} is not null"
         )[0]
         sums = engine.run(
             f"select {SPLIT}, count({column}), sum({column}::DOUBLE) from {ROWS} where {SPLIT} < {len(SPLITS)} "
-            f"group by 1 having count({column}) > 0"
+            f"group by 1 having count({column}) > 0 order by 1"
         )
-        found[name] = Tally(nulls, binary, {SPLITS[split]: (count, total) for split, count, total in sorted(sums)})
+        found[name] = Tally(wrong, binary, {SPLITS[split]: (count, total) for split, count, total in sums})
+    if plan.weight is not None:
+        wrong = engine.value(
+            f"select count(*) from {ROWS} where {SPLIT} is not null and "
+            f"not coalesce({WEIGHT} >= 0 and {WEIGHT} <= {MAX_FLOAT32!r}, false)"
+        )
+        found[WEIGHT] = Tally(wrong)
     return found
 
 
@@ -168,13 +181,16 @@ def labels_of(recipe: Recipe, tallies: dict[str, Tally]) -> tuple[Label, ...]:
     """The labels of the schema.
 
     Raises:
-        UserError: a label is missing in some row.
+        UserError: a label or weight is missing or cannot be one in some row.
     """
     found = []
-    for name, tally in tallies.items():
-        if tally.nulls:
+    if WEIGHT in tallies and (wrong := tallies[WEIGHT].wrong):
+        raise UserError(f"weight: {wrong:,} rows have a weight that is missing, negative or not finite; use 0 for none")
+    for name in recipe.plan.labels:
+        tally = tallies[name]
+        if tally.wrong:
             raise UserError(
-                f"labels.{name}: {tally.nulls:,} rows have no value; leave them out with filter, or write "
+                f"labels.{name}: {tally.wrong:,} rows have no value; leave them out with filter, or write "
                 "coalesce(..., 0)"
             )
         kind = recipe.shape.labels[name] or ("classification" if tally.binary else "regression")
@@ -195,16 +211,3 @@ def write_descriptions(folder: Path, found: Imported, fitted: Fitted, labels: It
     write_schema(folder, found.plan.name, replace(fitted.schema, labels=tuple(labels), weight=weight))
     (folder / PLAN_FILE).write_text(plan_text(found.plan), encoding="utf-8")
     (folder / FACTS_FILE).write_text(json.dumps(found.facts, indent=1), encoding="utf-8")
-
-
-def _by_histories(plan: Plan, derived: tuple[Derived, ...]) -> tuple[tuple[Derived, ...], tuple[Derived, ...]]:
-    """The derived columns that need no history, and those that do."""
-    of_histories = {out for name, history in plan.histories.items() for out in list_columns(name, history)}
-    early, late = [], []
-    for one in derived:
-        if of_histories.isdisjoint(one.inputs):
-            early.append(one)
-        else:
-            of_histories |= set(one.outputs)
-            late.append(one)
-    return tuple(early), tuple(late)

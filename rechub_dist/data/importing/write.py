@@ -20,6 +20,7 @@ from rechub_dist.data.importing.rows import ROW, ROWS, SPLIT
 from rechub_dist.data.parquet.kinds import is_list
 from rechub_dist.data.prepare.writer import ShardWriter
 from rechub_dist.derived import Derived
+from rechub_dist.errors import UserError
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, and of how much
 
@@ -81,11 +82,22 @@ def derived_rows(engine: Engine, derived: tuple[Derived, ...], lists: Mapping[st
 
     schema = added(batches.schema.empty_table()).schema
 
-    def pieces() -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            yield from added(pa.Table.from_batches([batch])).cast(schema).combine_chunks().to_batches()
+    failed: list[UserError] = []  # of a value; DuckDB, which reads the rows, would wrap the error in its own
 
-    engine.create(f"{ROWS}_derived", pa.RecordBatchReader.from_batches(schema, pieces()))
+    def pieces() -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in batches:
+                yield from added(pa.Table.from_batches([batch])).cast(schema).combine_chunks().to_batches()
+        except UserError as error:
+            failed.append(error)
+            raise
+
+    try:
+        engine.create(f"{ROWS}_derived", pa.RecordBatchReader.from_batches(schema, pieces()))
+    except UserError:
+        if failed:
+            raise failed[0] from None
+        raise
     engine.run(f"drop table {ROWS}")
     engine.run(f"alter table {ROWS}_derived rename to {ROWS}")
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from rechub_dist.data.parquet.conditions import Conditions
 from rechub_dist.data.parquet.footers import corrupt, etag, footer_bytes, parse_footer, read_exactly
 from rechub_dist.data.parquet.pages import open_parquet
-from rechub_dist.data.parquet.row_group import RowGroup, UndecodableError
+from rechub_dist.data.parquet.row_group import RowGroup, UndecodableError, path_of
 from rechub_dist.data.parquet.storage import Store
 from rechub_dist.skips import BadFileError
 
@@ -177,7 +177,11 @@ def _fetch(parquet: pq.ParquetFile, file: DataFile, group: int, columns: set[str
     """Add to `pieces`, by offset, the bytes of a row group's columns that are not there yet."""
     source: Any = file.store.open(file.store.inside(file.path))
     with source:
-        for start, stop in _spans(parquet.metadata, group, columns):
+        try:
+            spans = _spans(parquet.metadata, group, columns)
+        except UndecodableError as error:
+            raise corrupt(file.path, error.reason, f"row group {group}") from None
+        for start, stop in spans:
             if not 0 <= start <= stop <= file.size:
                 raise corrupt(file.path, ValueError("its footer points beyond its end"), f"row group {group}")
             for offset in range(start, stop, _PIECE):
@@ -199,7 +203,8 @@ def _spans(metadata: pq.FileMetaData, group: int, columns: set[str]) -> list[tup
     row_group = metadata.row_group(group)
     for index in range(row_group.num_columns):
         chunk = row_group.column(index)
-        if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
+        path = path_of(chunk)
+        if any(path == name or path.startswith(f"{name}.") for name in columns):
             first = chunk.dictionary_page_offset
             start = chunk.data_page_offset if first is None else min(first, chunk.data_page_offset)
             places.append((start, start + chunk.total_compressed_size))

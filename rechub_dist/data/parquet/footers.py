@@ -20,6 +20,8 @@ from rechub_dist.data.parquet.lookalikes import HEAD, what_else
 from rechub_dist.data.parquet.storage import Store
 from rechub_dist.skips import BadFileError
 
+# What pyarrow raises of a damaged file; the name of a column in it may be any bytes.
+UNREADABLE = (OSError, UnicodeDecodeError, pa.ArrowException)
 _TAIL = 65_536  # bytes, enough for most footers
 _SETTLED = 2.0  # seconds after which a further change gives another modification time on any file system
 _DIGEST = 16
@@ -61,7 +63,7 @@ def read_footer(store: Store, path: str) -> Footer:
     counts = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     try:
         return Footer(counts, plain_schema(metadata.schema.to_arrow_schema()), version)
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise corrupt(path, error) from None
 
 
@@ -80,7 +82,7 @@ def parse_footer(tail: bytes, path: str) -> pq.FileMetaData:
     """The metadata in a file's last bytes. Raises BadFileError if there is none."""
     try:
         return pq.read_metadata(pa.BufferReader(tail))
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise corrupt(path, error) from None
 
 

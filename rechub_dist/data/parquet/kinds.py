@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -34,6 +36,31 @@ def _element(kind: pa.DataType) -> pa.Field:
 def plain_schema(schema: pa.Schema) -> pa.Schema:
     """The schema with the types of `plain_type`, without metadata."""
     return pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """The table with the types of `plain_type`, without metadata."""
+    schema = plain_schema(table.schema)
+    if schema.equals(table.schema):
+        return table
+    columns = [_plain(column, kind) for column, kind in zip(table.columns, schema.types, strict=True)]
+    return pa.table(columns, schema=schema)
+
+
+def _plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    types = pa.types
+    if types.is_list_view(column.type) or types.is_large_list_view(column.type):  # Arrow's cast makes invalid arrays
+        return pa.chunked_array([_lists(chunk, kind) for chunk in column.chunks], kind)
+    return column.cast(kind)
+
+
+def _lists(views: pa.Array, kind: pa.DataType) -> pa.Array:
+    lengths = pc.fill_null(pc.list_value_length(views), 0)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths.to_numpy(zero_copy_only=False))])
+    make = pa.LargeListArray if pa.types.is_large_list(kind) else pa.ListArray
+    offset_type = pa.int64() if pa.types.is_large_list(kind) else pa.int32()
+    nulls = views.is_null() if views.null_count else None
+    return make.from_arrays(pa.array(offsets).cast(offset_type), views.flatten(), mask=nulls).cast(kind)
 
 
 def is_list(kind: pa.DataType) -> bool:

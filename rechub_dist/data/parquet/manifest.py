@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from rechub_dist.config import Selection, StorageConfig
 from rechub_dist.data.parquet.files import DataFile, count_rows
-from rechub_dist.data.parquet.footers import Footer, FooterCache, corrupt, read_footer
+from rechub_dist.data.parquet.footers import UNREADABLE, Footer, FooterCache, corrupt, read_footer
 from rechub_dist.data.parquet.kinds import agree, family
 from rechub_dist.data.parquet.listing import Found, find, partition_keys
 from rechub_dist.data.parquet.pages import open_parquet
@@ -338,7 +338,7 @@ def _nulls(file: DataFile, schema: pa.Schema) -> dict[str, int]:
                     groups = range(len(file.counts))
                     counts[name] = sum(_column(parquet, group, name).null_count for group in groups)
             return counts
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise corrupt(file.path, error) from None
 
 

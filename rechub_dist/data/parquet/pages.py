@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rechub_dist.data.parquet.footers import corrupt
+from rechub_dist.data.parquet.footers import UNREADABLE, corrupt
 from rechub_dist.data.parquet.lookalikes import HEAD, what_else
 from rechub_dist.skips import BadFileError
 
@@ -41,8 +41,10 @@ def read_parquet(path: Any, columns: Sequence[str] | None = None) -> pa.Table:
         BadFileError: it cannot be read.
     """
     try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        _ = table.column_names  # decodes them, which may fail
+        return table
+    except UNREADABLE as error:
         raise _instead(str(path)) or corrupt(str(path), error) from None
 
 
@@ -54,7 +56,7 @@ def read_schema(path: Any) -> pa.Schema:
     """
     try:
         return pq.read_schema(path)
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise _instead(str(path)) or corrupt(str(path), error) from None
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rechub_dist.data.parquet.kinds import plain_schema
+from rechub_dist.data.parquet.kinds import plain_schema, plain_table
 
 Rows = TypeVar("Rows", pa.ChunkedArray, pa.Table)
 Bounds = dict[str, tuple[int, int]]  # the least and the greatest value by column, as signed integers
@@ -58,6 +58,7 @@ class RowGroup:
         self._decoded: dict[str, pa.ChunkedArray] = {}
         self._offset = 0
         self._taken: NDArray[np.int64] | None = None
+        self._added: dict[str, pa.ChunkedArray] = {}
         self.schema: pa.Schema = plain_schema(parquet.schema_arrow)
         self.num_rows = self._rows
 
@@ -75,8 +76,17 @@ class RowGroup:
         piece._taken, piece.num_rows = rows, len(rows)
         return piece
 
+    def with_columns(self, table: pa.Table) -> RowGroup:
+        """The piece with the columns of `table`, which has its rows, beside its own. It is not cut any further."""
+        piece = copy.copy(self)
+        piece._added = self._added | dict(zip(table.column_names, table.columns, strict=True))
+        piece.schema = pa.schema([*self.schema, *table.schema])
+        return piece
+
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of the piece. Raises UndecodableError."""
+        if name in self._added:
+            return self._added[name]
         if name not in self._decoded:
             self._decode(next(run for run in self._runs if name in run))
         self._uses[name] -= 1
@@ -112,8 +122,7 @@ class RowGroup:
             raise UndecodableError(error) from error
         if any(len(column) != self._rows for column in table.columns):
             raise UndecodableError(OSError("a column has more or fewer rows than the row group"))
-        plain = plain_schema(table.schema)
-        return table if plain.equals(table.schema) else table.cast(plain)
+        return plain_table(table)
 
     def _together(self) -> Iterator[list[str]]:
         """The columns in the order of their use, grouped into those that are decoded at once."""
@@ -129,12 +138,24 @@ class RowGroup:
         yield run
 
 
+def path_of(chunk: pq.ColumnChunkMetaData) -> str:
+    """The path of a column in the schema, as the footer has it beside its place. Raises UndecodableError."""
+    try:
+        return str(chunk.path_in_schema)
+    except UnicodeDecodeError as error:
+        raise UndecodableError(error) from error
+
+
 def column_chunks(metadata: pq.RowGroupMetaData, names: Container[str]) -> dict[str, pq.ColumnChunkMetaData]:
-    """The footer's metadata of those of the columns that hold single values, or lists of them."""
+    """The footer's metadata of those of the columns that hold single values, or lists of them.
+
+    Raises:
+        UndecodableError: the path of a column is not text.
+    """
     chunks = {}
     for index in range(metadata.num_columns):
         chunk = metadata.column(index)
-        name = chunk.path_in_schema.removesuffix(".list.element").removesuffix(".list.item")
+        name = path_of(chunk).removesuffix(".list.element").removesuffix(".list.item")
         if name in names:
             chunks[name] = chunk
     return chunks

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import yaml
 
 from rechub_dist.data.columns.frequencies import Frequencies, vocabulary_name, write_vocabulary
+from rechub_dist.data.columns.strings import python_value
 from rechub_dist.data.parquet.kinds import is_list, is_number
 from rechub_dist.data.parquet.manifest import Manifest, prepared_splits
 from rechub_dist.data.parquet.outputs import check_file, whole_file
@@ -190,7 +191,7 @@ def _why_not(f: Facts, rows: int, *, any_label: bool) -> str | None:
     elif numbers_rows(f, rows):
         why = "all rows have different values, which a model could only memorise"
     elif not any_label and _WORD_LABEL.fullmatch(f.name) and f.values is not None and len(f.values) == 2:
-        first, second = (repr(value) for value in sorted(f.values.sorted()["value"].to_pylist()))
+        first, second = (repr(python_value(value)) for value in f.values.sorted()["value"].sort())
         why = f"{first} or {second}: write it as 0 and 1 to make it the label"
     return why
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rechub_dist.data.tools.roles import Roles, find_roles
+from rechub_dist.data.tools.roles import Roles, comparable, find_roles
 from rechub_dist.data.tools.tables import NUMBERS, Column, Progress, Tables, kind_of
 from rechub_dist.reporting.strict_json import finite
 
@@ -260,8 +260,8 @@ def _auc_of_means(counts: Floats) -> float:
     prior = (total[0] + total[2]) / (total[1] + total[3])
     scores = [(counts[:, i] + prior) / (counts[:, i + 1] + 1) for i in (2, 0)]  # of rows in the first, second half
     values, places = np.unique(np.concatenate(scores), return_inverse=True)
-    positives = np.bincount(places, np.concatenate([counts[:, 0], counts[:, 2]]), len(values))
-    rows = np.bincount(places, np.concatenate([counts[:, 1], counts[:, 3]]), len(values))
+    positives: Floats = np.bincount(places, np.concatenate([counts[:, 0], counts[:, 2]]), len(values)).astype(float)
+    rows: Floats = np.bincount(places, np.concatenate([counts[:, 1], counts[:, 3]]), len(values)).astype(float)
     return _auc(positives, rows - positives)
 
 
@@ -284,6 +284,10 @@ def _both(tables: Tables, one: Column, other: Column) -> Sequence[int]:
 
 
 def _check_history_times(tables: Tables, times: Column, now: Column, report: LeakReport) -> None:
+    if times.kind != "list" or not comparable(times.element, now.type):
+        text = f"{times.name!r} is {times.type}, {now.name!r} is {now.type}: they cannot be compared"
+        report.skipped.append(Checked("histories", text))
+        return
     late = f"list_max({times.sql}) > {now.sql}"
     if kind_of(times.element) == "float":
         late = f"isfinite(list_max({times.sql})) AND {late}"

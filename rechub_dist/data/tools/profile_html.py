@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from html import escape
 from pathlib import Path
 from typing import Any, Final
 
 from rechub_dist.data.parquet.outputs import check_file, whole_file
-from rechub_dist.data.tools.figures import ColumnProfile, Histogram, Overlap, Profile
+from rechub_dist.data.tools.figures import ColumnProfile, Overlap, Profile, Top, number_text, share_text
 from rechub_dist.data.tools.leaks import LeakReport
 from rechub_dist.errors import printable, shortened
 
@@ -17,6 +16,7 @@ _MARK: Final = '<meta name="generator" content="rechub-dist data inspect">'
 _WHAT = "a page of rechub-dist data inspect"
 _W, _H = 320, 96  # of a plot, in its own units
 _TOP = 6  # values that are drawn
+_SELDOM = 0.001  # share of rows below which no value is called frequent
 _NONE = "-"
 _STYLE = """
 :root{color-scheme:light dark;--paper:#fbfbfa;--card:#fff;--ink:#1d1f23;--dim:#6a6f78;--line:#e2e3e6;
@@ -40,7 +40,9 @@ th:first-child,td:first-child{text-align:left}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:14px}
 .card{margin:0;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px;min-width:0}
 .card svg{display:block;width:100%;height:auto;margin:8px 0 2px}
-.card table{width:100%}
+.card table{width:100%}.card th,.card td{padding-right:6px}
+summary{cursor:pointer;color:var(--dim)}
+@media (max-width:600px){table{font-size:.8rem}th,td{padding-right:7px}}
 .key{display:inline-block;width:.75em;height:.75em;border-radius:2px;margin-right:.35em}
 .k0{background:var(--s0)}.k1{background:var(--s1)}.k2{background:var(--s2)}.k3{background:var(--s3)}
 .f0{fill:var(--s0)}.f1{fill:var(--s1)}.f2{fill:var(--s2)}.f3{fill:var(--s3)}
@@ -103,15 +105,11 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _share(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.1%}" if value >= 0.001 or not value else "&lt;0.1%"
+    return escape(share_text(value))
 
 
 def _number(value: Any) -> str:
-    if value is None:
-        return _NONE
-    if isinstance(value, str | bool):
-        return _t(value, 40)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return _t(number_text(value, 4), 40)
 
 
 def _summary(found: Profile) -> str:
@@ -142,9 +140,12 @@ def _bytes(size: float) -> str:
 
 def _leaks(report: LeakReport) -> str:
     items = [f'<li class="bad">{_t(x.check)}: {_t(x.text, 500)}</li>' for x in report.findings]
-    items += [f"<li>clean: {_t(x.text, 500)}</li>" for x in report.clean]
-    items += [f'<li class="dim">not checked: {_t(x.check)}: {_t(x.text, 500)}</li>' for x in report.skipped]
-    return f"<h2>Leaks</h2><ul>{''.join(items)}</ul>"
+    parts = [f"<h2>Leaks</h2><ul>{''.join(items)}</ul>" if items else "<h2>Leaks</h2><p>None was found.</p>"]
+    for title, checked in (("clean", report.clean), ("not checked", report.skipped)):
+        listed = "".join(f"<li>{_t(x.check)}: {_t(x.text, 500)}</li>" for x in checked)
+        if checked:
+            parts.append(f"<details><summary>{title}: {len(checked)}</summary><ul>{listed}</ul></details>")
+    return "".join(parts)
 
 
 def _labels(found: Profile, names: Sequence[str]) -> str:
@@ -200,7 +201,7 @@ def _card(column: ColumnProfile, names: Sequence[str]) -> str:
         rows.append(cells)
     headers = ["", "nulls", "distinct"]
     headers += ["mean"] if any(p.mean is not None for p in column.parts.values()) else []
-    headers += ["median, p95", "empty"] if column.kind == "list" else []
+    headers += ["p50, p95", "empty"] if column.kind == "list" else []
     top = _frequent(column, names) if column.histogram is not None else ""
     return (
         f'<figure class="card"><h3>{_t(column.name) or "(no name)"}</h3><div class="dim">{_t(about, 120)}</div>{plot}'
@@ -211,21 +212,21 @@ def _card(column: ColumnProfile, names: Sequence[str]) -> str:
 def _frequent(column: ColumnProfile, names: Sequence[str]) -> str:
     """The most frequent values as a line of text, with their shares in the first split that has the column."""
     name = next((name for name in names if name in column.parts and column.parts[name].rows), None)
-    if name is None or not column.top:
+    if name is None or not any((share or 0) >= _SELDOM for top in column.top for share in top.shares.values()):
         return ""
     shown = [f"{_t(_value(top), 24)} {_share(top.shares.get(name))}" for top in column.top[:4]]
     return f'<p class="dim">{"≈ " if column.chosen_about else ""}most frequent: {"; ".join(shown)}</p>'
 
 
-def _value(top: Any) -> str:
-    value = top.value if isinstance(top.value, str) else f"{top.value:,}" if isinstance(top.value, int) else top.value
-    return str(value) if top.original is None else f"{value} = {top.original}"
+def _value(top: Top) -> str:
+    value = number_text(top.value)
+    return value if top.original is None else f"{value} = {top.original}"
 
 
 def _plot(column: ColumnProfile, names: Sequence[str]) -> tuple[str, str]:
     """A column's plot, and its caption as HTML."""
     if column.histogram is not None and any(sum(part.bins) for part in column.parts.values()):
-        low, high = _edge(column.histogram, 0), _edge(column.histogram, -1)
+        low, high = _ends(column)
         what = {"lengths": "lengths", "times": "times"}.get(column.histogram.of, "values")
         scale = ", logarithmic" if column.histogram.scale == "log" else ""
         return _histogram(column, names, f"{what} from {low} to {high}"), f"{what}: {low} to {high}{scale}"
@@ -235,14 +236,16 @@ def _plot(column: ColumnProfile, names: Sequence[str]) -> tuple[str, str]:
     return _svg(f'<text x="{_W / 2}" y="50" text-anchor="middle" class="d">no values</text>', "no values"), ""
 
 
-def _edge(histogram: Histogram, place: int) -> str:
-    edge = histogram.edges[place]
-    if histogram.of == "times":
-        try:
-            return str((datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=edge)).replace(tzinfo=None, microsecond=0))
-        except OverflowError:
-            return f"{edge:,.4g} s"
-    return f"{int(edge):,}" if edge.is_integer() and abs(edge) < 2**53 else f"{edge:,.4g}"
+def _ends(column: ColumnProfile) -> tuple[str, str]:
+    """The ends of what a column's histogram shows, over all splits."""
+    parts = list(column.parts.values())
+    if column.kind == "list":
+        lengths = [part.lengths for part in parts if part.lengths is not None]
+        return number_text(min(at.low for at in lengths)), number_text(max(at.high for at in lengths))
+    lows, highs = ([x for x in ends if x is not None] for ends in zip(*((p.low, p.high) for p in parts), strict=True))
+    if column.kind == "time":
+        return _t(min(lows)[:19]), _t(max(highs)[:19])
+    return _number(min(lows, key=float)), _number(max(highs, key=float))
 
 
 def _svg(content: str, label: str, height: int = _H) -> str:

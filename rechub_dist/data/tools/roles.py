@@ -203,23 +203,25 @@ def _find_histories(schema: FeatureSchema | None, columns: dict[str, Column], ro
     if schema is not None and item is not None:
         tables = {f.table.name for f in schema.features if isinstance(f, StoredFeature) and f.source == item.name}
         sequences = [f for f in schema.features if isinstance(f, SequenceFeature) and f.table.name in tables]
-        roles.histories = tuple(f.source for f in sequences if f.source in lists)
+        roles.histories = tuple(
+            f.source for f in sequences if f.source in lists and comparable(lists[f.source].element, item.type)
+        )
     elif item is not None:
         stem = _stem(item.name)
         named = re.compile(rf"hist|behaviou?r|sequence|(^|_)seq|clicked|viewed|{re.escape(stem)}s?", re.IGNORECASE)
         roles.histories = tuple(
-            name for name, column in lists.items() if named.search(name) and _same(column.element, item.type)
+            name for name, column in lists.items() if named.search(name) and comparable(column.element, item.type)
         )
     if not roles.history_times and roles.time is not None:
         now: Any = columns[roles.time]
         roles.history_times = tuple(
             (name, now.name)
             for name, column in lists.items()
-            if _TIMES_OF_LIST.search(name) and _same(column.element, now.type)
+            if _TIMES_OF_LIST.search(name) and comparable(column.element, now.type)
         )
 
 
-def _same(one: str, other: str) -> bool:
+def comparable(one: str, other: str) -> bool:
     """Whether values of two DuckDB types can be equal: both are numbers, both text, or both times."""
     kinds = ["number" if kind_of(type_) in NUMBERS else kind_of(type_) for type_ in (one, other)]
     return kinds[0] == kinds[1] and kinds[0] in ("number", "text", "time")
