@@ -5,9 +5,9 @@
     python benchmarks/imports.py --memory-sizes 1000000,3000000,10000000 --rounds 0
 
 The sources are generated: a log of 7 columns as CSV, 50 rows a user, and tables of users and items. The plan joins
-both, splits by time, makes histories of 50 items, and has 10 features besides. Each run is a process of its own: its time is
-without the start of Python and the imports of packages, its memory the most that the process ever held, and `disk` the
-most that its folder held meanwhile. A run's tables are compared with the others' before its time counts.
+both, splits by time, makes histories of 50 items, and has 10 features besides. Each run is a process of its own: its
+time is without the start of Python and the imports of packages, its memory the most that the process ever held, and
+`disk` the most that its folder held meanwhile. A run's tables are compared with the others' before its time counts.
 
 Rounds are interleaved and the order in a round turns, so that what else the machine does hits all alike; a ratio is the
 median of the rounds' ratios, beside the smallest and the largest.
@@ -142,7 +142,7 @@ def main(
                 )  # fmt: skip
             shutil.rmtree(source)
             shutil.rmtree(scratch)
-            Console(width=120).print(screen)
+        Console(width=120).print(screen)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from faults.hosts import Command
 from rechub_tests.import_cases import run_import
 from rechub_tests.import_parts import assert_same, events, everything
 from rechub_tests.ray_runs import ray_command
@@ -27,7 +28,7 @@ def write_case(folder: Path, rows: int) -> tuple[dict[str, Any], Path]:
     return plan, path
 
 
-def workers(command: Any) -> list[int]:
+def workers(command: Command) -> list[int]:
     """The processes below the command's that run an import's task."""
     children: dict[int, list[int]] = {}
     names: dict[int, str] = {}
@@ -39,7 +40,7 @@ def workers(command: Any) -> list[int]:
             except OSError:
                 continue
             children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
-    found, below = [], [command.process.pid]
+    found, below = [], [command.pid]
     while below:
         pid = below.pop()
         below += children.get(pid, [])
@@ -56,7 +57,7 @@ def test_the_data_are_those_of_one_machine_though_a_worker_is_killed(tmp_path: P
     run = ray_command("import", str(path), "--out", str(tmp_path / "many"), "--work-dir", str(work), *ENDS)
     killed = 0
     deadline = time.monotonic() + 240
-    while killed < 2 and time.monotonic() < deadline and run.process.poll() is None:
+    while killed < 2 and time.monotonic() < deadline and run.code is None:
         for pid in workers(run)[:1]:
             os.kill(pid, signal.SIGKILL)
             killed += 1
@@ -78,5 +79,5 @@ def test_a_mistake_found_by_a_task_is_one_line_and_leaves_nothing(tmp_path: Path
     before = {*tmp_path.iterdir()}
     run = ray_command("import", str(path), "--out", str(tmp_path / "many"), *ENDS)
     assert run.wait() == 2, run.text
-    assert run.saw(r"^error: log: .*part-2.csv: line \d+: column 'when' is 'soon', not of type BIGINT"), run.text
+    assert run.saw(r"^error: log: .*part-2.csv: line \d+: column 'when' is 'soon', not of type integer"), run.text
     assert {*tmp_path.iterdir()} == before
