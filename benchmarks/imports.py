@@ -115,7 +115,7 @@ def main(
     with tempfile.TemporaryDirectory(dir=folder) as base:
         jobs = [(int(n), names, rounds) for n in sizes.split(",") if rounds]
         jobs += [(int(n), names[:1], 1) for n in memory_sizes.split(",") if n]
-        screen = Screen("rows", "CSV MB", "contestant", "s", "cpu s", "rows/s", "times as fast", "MB", "disk MB")
+        screen = Screen("rows", "CSV MB", "contestant", "s", "cpu s", "rows/s", "import takes", "MB", "disk MB")
         for rows, who, times in jobs:
             source, scratch = Path(base) / str(rows), Path(base) / "scratch"
             scratch.mkdir()
