@@ -118,7 +118,7 @@ def test_the_package_imports_nothing_until_it_is_used() -> None:
 
 
 def test_columns_become_ids_without_torch() -> None:
-    modules = ("values", "derive", "cross", "strings", "vocabulary", "hashing")
+    modules = ("values", "derive", "cross", "strings", "vocabulary", "hashing", "window", "fit")
     code = (
         f"import sys, rechub_dist.data.columns.{', rechub_dist.data.columns.'.join(modules)}; "
         "print([name for name in ('torch', 'torchrec', 'fbgemm_gpu', 'ray') if name in sys.modules])"
