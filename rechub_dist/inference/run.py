@@ -29,7 +29,8 @@ from rechub_dist.checkpoint import open_checkpoints
 from rechub_dist.checkpoint.state import local_weights_state
 from rechub_dist.checkpoint.trained import trained_config
 from rechub_dist.config import EmbeddingConfig, RunConfig, TableOptimizerConfig
-from rechub_dist.data.rows import RowEncoder, like
+from rechub_dist.data.given import like
+from rechub_dist.data.rows import RowEncoder
 from rechub_dist.data.stored import StoredRows
 from rechub_dist.distributed.runtime import Runtime, alone, device_type
 from rechub_dist.embedding.layout import REPLICATED
