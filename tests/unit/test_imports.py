@@ -18,8 +18,8 @@ ROOMS = (
     "checkpoint", "assembly", "evaluation", "training", "inference", "notebook", "launching", "cli",
 )  # fmt: skip
 ROOMS_OF_DATA = (
-    "parquet", "run_file", "places", "spec", "columns", "negatives", "order", "given", "collate", "rows", "reader", "counts",
-    "stored", "passes", "prepare", "importing", "tools",
+    "parquet", "run_file", "places", "spec", "columns", "negatives", "order", "given", "collate", "rows", "reader",
+    "counts", "stored", "passes", "prepare", "importing", "tools",
 )  # fmt: skip
 NO_ROOMS = {"__init__", "__main__", "__version__", "launch", "configs"}
 ALLOWED = ("torch", "rechub_dist.embedded", "rechub_dist.features", "rechub_dist.layers")
