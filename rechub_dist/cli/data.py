@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from time import monotonic as time_now
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +14,8 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from rechub_dist.cli.importing import import_tables
 from rechub_dist.errors import printable, shortened
+
+_QUIET = 10.0  # seconds between lines of progress where there is no terminal
 
 data_app = typer.Typer(no_args_is_help=True, help="Import, prepare, generate and inspect data sets.")
 data_app.command("import")(import_tables)
@@ -212,9 +216,13 @@ def inspect(
     if html is not None:
         check_page(html)
     with _progress() as bar:
-        task = bar.add_task("footers", total=None)
+        task, told = bar.add_task("footers", total=None), time_now()
 
         def progress(what: str, done: int, total: int) -> None:
+            nonlocal told
+            if bar.disable and time_now() > told + _QUIET:
+                print(f"{printable(what)}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+                told = time_now()
             bar.update(task, description=markup.escape(printable(shortened(what, 40))), completed=done, total=total)
 
         with Tables(path, sample=sample, progress=progress) as tables:
@@ -288,9 +296,9 @@ def rechunk(
 
 
 def _progress() -> Progress:
-    """A progress bar on stderr, so that stdout can be piped."""
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    """A progress bar on stderr, so that stdout can be piped; nothing where that is no terminal."""
+    columns, console = (*Progress.get_default_columns(), MofNCompleteColumn()), Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _report(out: Path) -> None:

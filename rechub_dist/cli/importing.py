@@ -117,7 +117,8 @@ def import_tables(
     read: Plan = read_plan(plan, set_ or [])
     if sources:
         read = read.model_copy(update={"log": read.log.model_copy(update={"path": tuple(sources)})})
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("look at the files", total=None)
         found = import_data(
             read, out, memory=bytes_, threads=threads, grow=grow,

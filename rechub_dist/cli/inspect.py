@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rechub_dist.data.tools.figures import ColumnProfile, Part, Profile, SplitProfile, Top, share_text
+from rechub_dist.data.tools.figures import ColumnProfile, Part, Profile, SplitProfile, Top, number_text, share_text
 from rechub_dist.data.tools.leaks import LeakReport
 from rechub_dist.errors import printable, shortened
 
@@ -70,15 +70,6 @@ def show_leaks(report: LeakReport) -> None:
         _line(console, f"clean ({item.check}): {printable(item.text)}")
     for item in report.skipped:
         _line(console, f"not checked ({item.check}): {printable(item.text)}")
-
-
-def number(value: Any) -> str:
-    """A number as text, with thousands separated and six significant digits of a fraction; other values as they are."""
-    if value is None:
-        return _NONE
-    if isinstance(value, bool | str):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
 
 
 def bars(counts: Sequence[int]) -> str:
@@ -146,9 +137,11 @@ def _labels(found: Profile, names: list[str]) -> Table:
         if label.positive_rate is not None:
             table.add_row(title, "positive rate", *(share_text(label.positive_rate.get(name)) for name in names))
             continue
-        table.add_row(title, "mean", *(number(label.mean.get(name)) for name in names))
+        table.add_row(title, "mean", *(number_text(label.mean.get(name)) for name in names))
         for top in label.values or ():
-            table.add_row("", f"share of {number(top.value)}", *(share_text(top.shares.get(name)) for name in names))
+            table.add_row(
+                "", f"share of {number_text(top.value)}", *(share_text(top.shares.get(name)) for name in names)
+            )
     return table
 
 
@@ -161,7 +154,7 @@ def _lengths(lists: Sequence[ColumnProfile], names: list[str]) -> Table:
             part = column.parts.get(name)
             if part is not None and part.lengths is not None:
                 at = part.lengths
-                figures = [number(x) for x in (at.low, at.median, at.p95, at.high)]
+                figures = [number_text(x) for x in (at.low, at.median, at.p95, at.high)]
                 table.add_row(title, name or "all", *figures, f"{at.mean:,.1f}", share_text(at.empty))
                 title = ""
     return table
@@ -196,13 +189,7 @@ def _cells(column: ColumnProfile, names: list[str]) -> list[list[Text]]:
         [Text(_nulls(part)) for part in parts],
         [Text(_distinct(part)) for part in parts],
         [
-            Text(
-                ""
-                if part is None or part.mean is None
-                else f"{part.mean:,.3g}"
-                if abs(part.mean) < 1
-                else f"{part.mean:,.4g}"
-            )
+            Text("" if part is None or part.mean is None else number_text(part.mean, 3 if abs(part.mean) < 1 else 4))
             for part in parts
         ],
         [*(Text("" if part is None else bars(part.bins), "cyan") for part in parts), *_range(column, parts)],
@@ -234,19 +221,26 @@ def _range(column: ColumnProfile, parts: Sequence[Part | None]) -> list[Text]:
     if column.kind == "list":
         text = f"{min(at.low for at in lengths):,} to {max(at.high for at in lengths):,} long"
     elif column.kind == "time":
-        text = f"{min(part.low for part in known)[:10]} to {max(part.high for part in known)[:10]}"
+        text = f"{min(part.low for part in known)[:10]}..{max(part.high for part in known)[:10]}"
     else:
         ends = min((part.low for part in known), key=float), max((part.high for part in known), key=float)
-        text = " to ".join(f"{x:,}" if isinstance(x, int) and abs(x) < 10**9 else f"{float(x):.4g}" for x in ends)
+        text = " to ".join(f"{x:,}" if isinstance(x, int) and abs(x) < 10**9 else f"{float(x):.3g}" for x in ends)
     return [Text(f"{text} (log)" if column.histogram.scale == "log" else text, "dim")]
 
 
 def _top(column: ColumnProfile, top: Top, names: Sequence[str], width: int) -> Text:
     """A frequent value and its share in each split."""
-    value = number(top.value) if top.original is None else f"{top.value} = {top.original}"
+    value = number_text(top.value) if top.original is None else f"{top.value} = {top.original}"
     about = "≈" if column.chosen_about else ""
-    shares = " ".join(share_text(top.shares.get(name)).removesuffix("%") for name in names)
+    shares = " ".join(_percent(top.shares.get(name)) for name in names)
     return Text.assemble(about, _text(value, width - len(shares) - 3), " ", (f"{shares}%", "dim"))
+
+
+def _percent(value: float | None) -> str:
+    """A share in percent, without the sign, in three characters at most."""
+    if value is None or not 0 < value < 0.0995:
+        return "-" if value is None else f"{100 * value:.0f}"
+    return "<.1" if value < 0.001 else f"{100 * value:.1f}"
 
 
 def _text(value: str, width: int) -> Text:

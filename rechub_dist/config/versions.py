@@ -35,14 +35,12 @@ def with_finite_limits(tree: dict[str, Any]) -> dict[str, Any]:
         for key in limits:
             if isinstance(section, dict) and section.get(key) == math.inf:
                 section[key] = None
-    sections = [tree.get(name) for name in _TIMED]
-    storages = [section.get("storage") for section in sections if isinstance(section, dict)]
-    for section in (*sections, *storages):
-        if not isinstance(section, dict):
-            continue
-        for key in section:
-            if key.endswith("_seconds") and section[key] == math.inf:
-                section[key] = MAX_SECONDS
+    sections = [section for name in _TIMED if isinstance(section := tree.get(name), dict)]
+    storages = [storage for section in sections if isinstance(storage := section.get("storage"), dict)]
+    for timed in (*sections, *storages):
+        for key, value in timed.items():
+            if key.endswith("_seconds") and value == math.inf:
+                timed[key] = MAX_SECONDS
     return tree
 
 

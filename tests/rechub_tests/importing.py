@@ -25,6 +25,10 @@ ROW, FLAGS = object(), object()  # keys that no column has
 EPOCH = datetime.datetime(1970, 1, 1)
 
 
+class NothingLeftError(Exception):
+    """There is no row to train on, or nothing that a feature could be made of."""
+
+
 @dataclass
 class Reference:
     """What an import must have made.
@@ -70,6 +74,8 @@ def imported(plan: Mapping[str, Any], log: list[Row], tables: Mapping[str, list[
         if weights:
             row["row_weight"] = float(weights[i])
     splits = {row[ROW]: split_of for row, split_of in zip(rows, split_rows(plan, rows), strict=True)}
+    if "train" not in splits.values():
+        raise NothingLeftError
     add_derived_and_histories(plan, rows)
     by_split = {name: [row for row in rows if splits[row[ROW]] == name] for name in SPLITS}
     if plan.get("now"):
@@ -251,10 +257,13 @@ def stored(plan: Mapping[str, Any], by_split: dict[str, list[Row]]) -> Reference
             readers.setdefault(spec["weights"], set()).add(None)
     for table, columns in tables.items():
         found.vocabularies[table] = vocabulary(plan, table, columns, made_of, by_split["train"])
+    if not all(found.vocabularies.values()) or not all(found.boundaries.values()):
+        raise NothingLeftError
     for column, of in readers.items():
-        if len(of) == 1 and None not in of and column not in plan.get("keep", ()):
+        if len(of) == 1 and None not in of and column not in (*plan.get("keep", ()), plan.get("time")):
             found.encoded[column] = str(next(iter(of)))
-    columns = [*dict.fromkeys([*readers, *plan.get("labels", {}), *plan.get("keep", ())])]
+    kept = [*plan.get("keep", ()), *([plan["time"]] if "time" in plan else [])]
+    columns = [*dict.fromkeys([*readers, *plan.get("labels", {}), *kept])]
     write(plan, columns + (["row_weight"] if "weight" in plan else []), by_split, found)
     return found
 

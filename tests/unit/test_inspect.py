@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rechub_dist.cli.data import data_app
-from rechub_dist.cli.inspect import bars, number
-from rechub_dist.data.tools.figures import ColumnProfile
+from rechub_dist.cli.inspect import bars
+from rechub_dist.data.tools.figures import ColumnProfile, number_text
 from rechub_dist.data.tools.profile import profile
 from rechub_dist.data.tools.profile_html import page, write_page
 from rechub_dist.errors import UserError
@@ -56,7 +57,7 @@ def odd_table() -> pa.Table:
             "no time": pa.array([None] * 3, pa.date32()),
             "only nan": pa.array([float("nan")] * 3),
             "only inf": pa.array([float("inf"), float("-inf"), None]),
-            "extremes": pa.array([-1.7e308, 0.0, 1.7e308]),
+            "extremes": pa.array([-sys.float_info.max, 0.0, sys.float_info.max]),
             "tiny": pa.array([0.0, 5e-324, None]),
             "duration": pa.array([1, 2, 3], pa.duration("s")),
             "clock": pa.array([1, 2, 3], pa.time32("s")),
@@ -139,7 +140,7 @@ def test_odd_types(tmp_path: Path) -> None:
     assert (part["decimal"].low, part["decimal"].high, part["decimal"].mean) == (1.5, 2, 1.75)
     assert part["exact"].high == "12345678901234567890.1"  # which no float is
     assert part["unsigned"].high == 2**64 - 1
-    assert (part["extremes"].low, part["extremes"].high) == (-1.7e308, 1.7e308)
+    assert (part["extremes"].low, part["extremes"].high) == (-sys.float_info.max, sys.float_info.max)
     assert [sum(part[name].bins) for name in ("extremes", "tiny", "far", "constant", "only inf")] == [3, 2, 2, 3, 0]
     assert [c.histogram and c.histogram.scale for c in (found["far"], found["constant"])] == ["linear", "each"]
     assert (part["last date"].infinities, part["last date"].low) == (1, "1970-01-01")  # it means that there is no end
@@ -306,10 +307,11 @@ def test_bars_and_numbers() -> None:
     assert bars([0, 1, 8, 4]) == " ▁█▄"
     assert bars([1, 0] * 6 + [4, 4] * 6) == "▁" * 6 + "█" * 6  # two bins a cell
     assert bars([]) == bars([0, 0]) == ""
-    assert [number(x) for x in (1234567, 0.123456789, 1e300, None, "a")] == [
+    assert [number_text(x) for x in (1234567, 0.123456789, 1e300, None, "a", 1234567.8)] == [
         "1,234,567",
         "0.123457",
         "1e+300",
         "-",
         "a",
+        "1,234,568",
     ]

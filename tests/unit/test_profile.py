@@ -142,7 +142,7 @@ def test_histograms(data: tuple[Path, dict[str, pa.Table]], found: Profile, name
     assert column.histogram is not None
     edges = np.array(column.histogram.edges)
     scale = {"label": "each", "history": "each", "amount": "log"}.get(name, "linear")
-    assert (column.histogram.scale, len(edges)) == (scale, {"label": 2, "history": 9}.get(name, 25))
+    assert (column.histogram.scale, len(edges)) == (scale, {"label": 2, "history": 9, "item_id": 21}.get(name, 25))
     for split, table in data[1].items():
         values = table[name].to_pylist()
         if name == "at":

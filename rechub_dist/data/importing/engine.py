@@ -12,7 +12,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from rechub_dist.data.importing.plan import RESERVED
+from rechub_dist.data.importing.expressions import why_not
+from rechub_dist.data.importing.plan import RESERVED, TYPES
 from rechub_dist.errors import UserError, nearest, one_line, shown
 
 BATCH_ROWS = 65_536
@@ -36,13 +37,21 @@ class Engine:
             f"memory_limit = '{max(memory, 64 << 20)}B'",
             f"temp_directory = {literal(str(folder / 'spilled'))}",
             "preserve_insertion_order = true",
-            "enable_progress_bar = false",
             "TimeZone = 'UTC'",
             "autoinstall_known_extensions = false",  # nothing comes from the network unasked
+            "autoload_known_extensions = false",
+            "python_enable_replacements = false",  # a name is never a variable of this process
+            *([] if threads is None else [f"threads = {threads}"]),
         ):
-            self._connection.execute(f"set {setting}")
-        if threads is not None:
-            self._connection.execute(f"set threads = {threads}")
+            self._connection.execute(f"set global {setting}")  # for all cursors
+        self._connection.execute("set enable_progress_bar = false")
+
+    def confine(self, files: Iterable[str]) -> None:
+        """From now on read these files alone, write none, and change no setting."""
+        names = [name for file in files for name in (file, as_path(file))]
+        self._connection.execute(f"set global allowed_paths = {literals(names)}")
+        self._connection.execute("set global enable_external_access = false")
+        self._connection.execute("set global lock_configuration = true")
 
     def run(self, query: str, what: str = "") -> list[tuple[Any, ...]]:
         """The rows of a query's result; `what` begins the message of an error. Raises UserError."""
@@ -61,7 +70,15 @@ class Engine:
     def stream(self, query: str, rows: int = BATCH_ROWS) -> pa.RecordBatchReader:
         """A query's result in batches, while other queries run. Errors come out as `explained` has them."""
         with explained(""):
-            return self._connection.cursor().sql(query).to_arrow_reader(rows)
+            reader = self._connection.cursor().sql(query).to_arrow_reader(rows)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from reader
+            except OSError as error:  # in which Arrow wraps those of DuckDB
+                raise _of_text(str(error), "") from None
+
+        return pa.RecordBatchReader.from_batches(reader.schema, batches())
 
     def create(self, table: str, batches: pa.RecordBatchReader) -> None:
         """A table of the rows of a reader."""
@@ -85,24 +102,40 @@ class Engine:
         """The columns of a table or of a query in parentheses, with their types."""
         return {name: kind for name, kind, *_ in self.run(f"describe select * from {table}")}
 
-    def expression_type(self, expression: str, table: str, where: str) -> str:
-        """The type of an expression over the columns of a table.
+    def expression_type(self, expression: str, table: str, where: str, *, windows: bool = False) -> str:
+        """The type of an expression over the columns of a row of a table.
+
+        Args:
+            expression: the SQL.
+            table: its name.
+            where: the plan's key.
+            windows: whether window functions, which see other rows, may occur.
 
         Raises:
-            UserError: it is none; `where` is the plan's key.
+            UserError: it is none.
         """
-        columns = self.columns(table)
-        text = f"{where}: {shown(expression)}"
+        text, columns = f"{where}: {shown(expression)}", self._own_columns(table)
+        keyword = f"{text}: it is a word of SQL; write {quoted(expression.strip())}"
+        parsed = self._connection.execute("select json_serialize_sql(?::varchar)", [f"select (\n{expression}\n)"])
+        if (reason := why_not(parsed.fetchall()[0][0], windows=windows)) is not None:
+            raise UserError(keyword if expression.strip() in columns else f"{text}: {one_line(reason)}")
         try:
-            return str(self._connection.execute(f"describe select ({expression}\n) from {table}").fetchall()[0][1])
+            # beside the table's columns: an aggregate over all rows is none of a row
+            return str(self._connection.execute(f"describe select *, ({expression}\n) from {table}").fetchall()[-1][1])
         except duckdb.Error as error:
             if expression.strip() in columns:
-                raise UserError(f"{text}: it is a word of SQL; write {quoted(expression.strip())}") from None
+                raise UserError(keyword) from None
             missing = re.search(r'column "([^"]+)" not found', str(error))
-            reason = (
-                f"there is no column {missing[1]!r}; {nearest(missing[1], columns)}" if missing else reason_of(error)
-            )
+            if missing:
+                reason = f"there is no column {missing[1]!r}; {nearest(missing[1], columns)}"
+            elif "GROUP BY" in str(error):
+                reason = "it is an aggregate over many rows; an expression is computed from one row"
+            else:
+                reason = reason_of(error)
             raise UserError(f"{text}: {reason}") from None
+
+    def _own_columns(self, table: str) -> list[str]:
+        return [name for name in self.columns(table) if not name.startswith(RESERVED)]
 
     def close(self) -> None:
         """Close the database."""
@@ -112,20 +145,23 @@ class Engine:
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """Errors of DuckDB as a user's; `what` begins the message."""
-    begin = f"{what}: " if what else ""
     try:
         yield
-    except duckdb.OutOfMemoryException as error:
-        raise UserError(f"{begin}DuckDB's memory does not suffice: {reason_of(error)}; raise --memory") from None
-    except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
-        raise UserError(f"{begin}{_of_csv(str(error)) or reason_of(error)}") from None
     except duckdb.InternalException:
         raise
     except duckdb.Error as error:
-        raise UserError(f"{begin}{reason_of(error)}") from None
+        raise _of_text(str(error), what) from None
 
 
-def reason_of(error: Exception) -> str:
+def _of_text(text: str, what: str) -> UserError:
+    """The error that DuckDB's text says."""
+    begin = f"{what}: " if what else ""
+    if text.startswith("Out of Memory Error"):
+        return UserError(f"{begin}DuckDB's memory does not suffice: {reason_of(text)}; raise --memory")
+    return UserError(f"{begin}{_of_csv(text) or reason_of(text)}")
+
+
+def reason_of(error: Exception | str) -> str:
     """What an error of DuckDB says, without its kind, the query and the advice that speaks of DuckDB's options."""
     text = re.split(r"\n\s*\nLINE \d+:|\nPossible solutions|\nPossible fixes|\n\n", str(error))[0]
     return one_line(re.sub(r"^[A-Z][A-Za-z ]+ Error: ", "", text)).rstrip(".!")
@@ -133,14 +169,21 @@ def reason_of(error: Exception) -> str:
 
 def _of_csv(text: str) -> str | None:
     """An error in a delimited file, as this project says it."""
+    if found := re.match(r'Invalid Input Error: Error when sniffing file "(.*?)"', text):
+        return (
+            f"{found[1]}: its delimiter, quotes and header cannot be told; write delimiter, quote, header and encoding "
+            "into the plan"
+        )
     line, file = re.search(r"CSV Error on Line: (\d+)", text), re.search(r"\n\s*file = (.*)", text)
     if line is None or file is None:
         return None
     where = f"{file[1]}: line {line[1]}"
     if found := re.search(r'converting column "(.*?)"\. Could not convert string "(.*?)" to \'(.*?)\'', text, re.S):
+        kind = next((name for name, known in TYPES.items() if found[3].startswith(known)), found[3])
+        fix = "say how times are written (times)" if kind in ("timestamp", "date") else "give the column another type"
         return (
-            f"{where}: column {found[1]!r} is {shown(found[2])}, not of type {found[3]}; give the column another type "
-            "in the source's columns (string takes everything), or add the text to its nulls"
+            f"{where}: column {found[1]!r} is {shown(found[2])}, not of type {kind}; {fix} in the plan (string takes "
+            "everything), or add the text to the source's nulls"
         )
     body = text.split("\n")
     reason = next((part for part in body[1:] if part and not part.startswith(("Original Line", "CSV Error"))), body[0])
@@ -162,6 +205,11 @@ def quoted(name: str) -> str:
 def literal(text: str) -> str:
     """A text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def as_path(name: str) -> str:
+    """The path of a file as DuckDB takes it, whose paths are patterns."""
+    return re.sub(r"[\[*?]", r"[\g<0>]", name)
 
 
 def literals(texts: Iterable[str]) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
 
+import numpy as np
 import pyarrow as pa
 
 from rechub_dist.data.importing.engine import Engine, quoted
 from rechub_dist.data.importing.rows import DRAWN, ROWS, SPLIT
 
 TRAIN = f"{SPLIT} = 0"
+MAX_FLOAT32: Final = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,29 @@ def count_values(engine: Engine, columns: Iterable[str]) -> pa.Table:
 
 
 def moments(engine: Engine, column: str, transform: str) -> Moments:
-    """Those of a number's finite values in train, after its transform."""
+    """Those of a number's values in train that can be read as float32, after its transform.
+
+    They are summed as integers of 128 bits, exactly: whatever the order of the rows, the result is the same.
+    """
     value = f"{quoted(column)}::DOUBLE"
+    usable = f"isfinite({value})" if transform == "log" else f"abs({value}) <= {MAX_FLOAT32!r}"
     after = f"sign({value}) * ln(1 + abs({value}))" if transform == "log" else value
-    count, mean, variance = engine.run(
-        f"select count(x), favg(x), var_pop(x) from (select {after} as x from {ROWS} where {TRAIN} and "
-        f"isfinite({value}))"
-    )[0]
-    return Moments(count, mean, variance * count) if count else Moments()
+    rows = f"(select {after} as x from {ROWS} where {TRAIN} and {usable})"
+    count, most = engine.run(f"select count(x), max(abs(x)) from {rows}")[0]
+    if not count:
+        return Moments()
+    mean = float(_sum(engine, "x", rows, most) / count)
+    squares = f"(x - {mean!r}::DOUBLE) ** 2"
+    return Moments(count, mean, float(_sum(engine, squares, rows, engine.value(f"select max({squares}) from {rows}"))))
+
+
+def _sum(engine: Engine, expression: str, rows: str, most: float) -> Fraction:
+    """The sum of numbers of magnitude `most` or less, each rounded to a multiple of most / 2^80 or so."""
+    if not most:
+        return Fraction(0)
+    scale = min(max(80 - math.frexp(most)[1], -1000), 1000)
+    total = engine.value(f"select sum(({expression} * {2.0**scale!r}::DOUBLE)::HUGEINT) from {rows}")
+    return Fraction(int(total)) / Fraction(2) ** scale
 
 
 def steady(number: float) -> float:

@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from rechub_dist.data.columns.frequencies import frequent, vocabulary_name
 from rechub_dist.data.columns.vocabulary import Vocabulary
-from rechub_dist.data.importing.engine import Engine
-from rechub_dist.data.importing.facts import count_values, moments, quantiles, steady
+from rechub_dist.data.importing.engine import Engine, quoted
+from rechub_dist.data.importing.facts import TRAIN, count_values, moments, quantiles, steady
 from rechub_dist.data.importing.histories import list_columns
 from rechub_dist.data.importing.plan import DensePlan, OtherPlan, Plan, SequencePlan, SparsePlan, TablePlan
-from rechub_dist.data.importing.rows import FRACTIONS, ROWS, Shape, is_numeric
+from rechub_dist.data.importing.rows import FRACTIONS, ROWS, Shape, alike, is_numeric
 from rechub_dist.data.prepare.writer import VOCABULARIES
 from rechub_dist.derived import Bucket, Derived
 from rechub_dist.errors import UserError, nearest
@@ -82,6 +82,17 @@ def derived_of(plan: Plan) -> tuple[Derived, ...]:
     return parse_schema({"features": {"_": {"kind": "dense"}}, "derive": plan.derive}).derived if plan.derive else ()
 
 
+def of_histories(plan: Plan, derived: tuple[Derived, ...]) -> tuple[Derived, ...]:
+    """The derived columns that are computed from histories, at least in part."""
+    made = {out for name, history in plan.histories.items() for out in list_columns(name, history)}
+    found = []
+    for one in derived:
+        if not made.isdisjoint(one.inputs):
+            found.append(one)
+            made |= set(one.outputs)
+    return tuple(found)
+
+
 def column_of(plan: Plan, name: str) -> str:
     """The column that a feature reads."""
     return getattr(plan.features[name], "column", None) or name
@@ -118,9 +129,16 @@ def needed_columns(plan: Plan, shape: Shape, derived: tuple[Derived, ...]) -> li
     outputs = [(f"derive.{one.name}", one.outputs) for one in derived]
     for where, names in [*((where, tuple(columns)) for where, columns in lists.items()), *outputs]:
         for name in names:
-            if name in shape.types or name in made:
-                raise UserError(f"{where}: there is a column {name!r} already; choose another name")
+            if (known := alike(name, [*shape.types, *made, *plan.labels])) is not None:
+                raise UserError(f"{where}: there is a column {known!r} already; choose another name")
             made[name] = where
+    late = {output for one in of_histories(plan, derived) for output in one.outputs}
+    for where, names in ((where, columns.values()) for where, columns in lists.items()):
+        for name in names:
+            if name in late or made.get(name, "").startswith("histories."):
+                raise UserError(
+                    f"{where}: column {name!r} is made of histories itself; a history is of the log's columns"
+                )
     wanted: dict[str, str] = {}
     for name, feature in plan.features.items():
         wanted |= dict.fromkeys(_read_by(plan, name, feature), f"features.{name}")
@@ -169,7 +187,7 @@ def fit(plan: Plan, engine: Engine, before: Earlier | None = None) -> Fitted:
         elif isinstance(feature, OtherPlan):
             tree["features"][name] = feature.model_dump(mode="json", exclude_none=True)
         elif isinstance(feature, SparsePlan) and not has_vocabulary(feature):
-            tree["features"][name] = _without_vocabulary(engine, kinds, tree, name, column, feature, before)
+            tree["features"][name] = _without_vocabulary(plan, engine, kinds, tree, name, before)
         else:
             entry: dict[str, Any] = {"kind": feature.kind, "table": table_of(plan, name)}
             if isinstance(feature, SequencePlan):
@@ -279,7 +297,7 @@ def _dense(
     known = None if before is None else before.dense(name)
     if known is not None:
         entry |= {"mean": known.mean, "std": known.std, "missing": known.missing, "fill": known.fill}
-    elif feature.dim == 1 and kind != "BOOLEAN":
+    elif feature.dim == 1:
         found = moments(engine, column, feature.transform)
         if feature.standardize:
             entry |= {"mean": steady(found.mean), "std": steady(found.deviation)}
@@ -295,31 +313,53 @@ def _dense(
 
 
 def _without_vocabulary(
+    plan: Plan,
     engine: Engine,
     kinds: dict[str, str],
     tree: dict[str, Any],
     name: str,
-    column: str,
-    feature: SparsePlan,
     before: Earlier | None,
 ) -> dict[str, Any]:
+    feature, column, settings = plan.features[name], column_of(plan, name), plan.embeddings.get(name, TablePlan())
+    assert isinstance(feature, SparsePlan)
+    if settings.min_count is not None or settings.max_size is not None:
+        raise UserError(f"embeddings.{name}: min_count and max_size are for vocabularies, and {name} has none")
     if feature.hash is not None:
-        entry = {"kind": "sparse", "rows": feature.hash, "hash": True, "missing": "drop", "pooling": feature.pooling}
-        return entry | ({} if column == name else {"column": column}) | (
-            {"weights": feature.weights} if feature.weights else {}
-        )  # fmt: skip
+        rows, source = feature.hash, column
+        entry = {"hash": True, "missing": "drop", "pooling": feature.pooling, "weights": feature.weights}
+    else:
+        source, rows = _bucket(plan, engine, kinds, tree, name, before)
+        entry = {"missing": "unknown", "unknown_id": rows - 1}
+    tree["tables"][name] = {"rows": rows, **settings.model_dump(include={"dim", "init_std"}, exclude_none=True)}
+    entry |= {"kind": "sparse", "table": name, "column": None if source == name else source}
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def _bucket(
+    plan: Plan,
+    engine: Engine,
+    kinds: dict[str, str],
+    tree: dict[str, Any],
+    name: str,
+    before: Earlier | None,
+) -> tuple[str, int]:
+    """Derive the bins of a number; returns the column that they are written to, and the rows of their table."""
+    feature, column = plan.features[name], column_of(plan, name)
+    assert isinstance(feature, SparsePlan)
     if not is_numeric(kinds[column]):
         raise UserError(f"features.{name}: column {column!r} is {kinds[column]}; bins and quantiles are of numbers")
     output = f"{name}_bin" if column == name else name
     known = None if before is None else before.boundaries(output)
     boundaries = feature.bins or known or quantiles(engine, column, feature.quantiles or 2)
     if not boundaries:
-        raise UserError(f"features.{name}: all values of column {column!r} are equal in train; leave the feature out")
+        raise UserError(
+            f"features.{name}: the least value of column {column!r} fills all bins but the last in train; give bins "
+            "or more quantiles, or leave the feature out"
+        )
+    if (clash := alike(output, [*kinds, *tree["derive"]])) is not None:
+        raise UserError(f"features.{name}: its bins are column {output!r}, but there is {clash!r} already; rename it")
     tree["derive"][output] = {"kind": "bucket", "column": column, "boundaries": list(boundaries)}
-    rows = len(boundaries) + 2  # the last is for missing values
-    return {"kind": "sparse", "rows": rows, "missing": "unknown", "unknown_id": rows - 1} | (
-        {} if output == name else {"column": output}
-    )
+    return output, len(boundaries) + 2  # the last is for missing values
 
 
 def _length(plan: Plan, engine: Engine, kinds: dict[str, str], name: str, column: str, feature: SequencePlan) -> int:
@@ -332,7 +372,7 @@ def _length(plan: Plan, engine: Engine, kinds: dict[str, str], name: str, column
     for key, history in plan.histories.items():
         if column in list_columns(key, history):
             return history.max_length
-    longest = engine.value(f'select max(len("{column}")) from {ROWS}') or 1
+    longest = engine.value(f"select max(len({quoted(column)})) from {ROWS} where {TRAIN}") or 1
     return max(1, min(int(longest), MAX_GUESSED_LENGTH))
 
 

@@ -23,8 +23,9 @@ from rechub_dist.data.importing.look import (
     sniffed,
     unit_of,
 )
+from rechub_dist.data.importing.plan import Source
 from rechub_dist.data.importing.rows import FRACTIONS, is_numeric
-from rechub_dist.data.importing.sources import source_query
+from rechub_dist.data.importing.sources import source_files, source_query
 from rechub_dist.errors import UserError, nearest
 
 _USER = re.compile(r"(user|uid|member|customer|visitor|session|reviewer|account|client)s?(_?(id|no|num|key))?", re.I)
@@ -100,6 +101,9 @@ def _guess(
     labels: Sequence[str],
     given_names: Sequence[Sequence[str]],
 ) -> str:
+    paths = {"log": tuple(sources), **{f"tables.{name}": (path,) for name, path in tables.items()}}
+    given_paths = {where: path for where, path in paths.items() if engine.given(where) is None}
+    engine.confine([file for where, path in given_paths.items() for file in source_files(Source(path=path), where)])
     log = guess_source(engine, tuple(sources), given_names[0] if given_names else (), "log")
     query = source_query(log, engine, "log")
     columns = look_at(engine, query, None)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from rechub_dist.data.importing.engine import Engine, literal, quoted
+from rechub_dist.data.importing.engine import Engine, as_path, literal, quoted
 from rechub_dist.data.importing.plan import TYPES, Source
 from rechub_dist.data.importing.rows import FRACTIONS, is_numeric
 from rechub_dist.data.importing.sources import source_files, source_query
@@ -160,7 +160,7 @@ def sniffed(engine: Engine, source: Source) -> tuple[str, str, bool]:
     options = "" if source.delimiter is None else f", delim = {literal(source.delimiter)}"
     options += f", encoding = {literal(source.encoding)}"
     file = source_files(source, "SOURCE")[0]
-    found = engine.run(f"select delimiter, quote, hasheader from sniff_csv({literal(file)}{options})")[0]
+    found = engine.run(f"select delimiter, quote, hasheader from sniff_csv({literal(as_path(file))}{options})")[0]
     return found[0], "" if found[1] in ("", "\0", "(empty)") else found[1], bool(found[2])
 
 

@@ -38,12 +38,12 @@ def add_negatives(plan: Plan, engine: Engine, shape: Shape) -> int:
     if drawn is None:
         return 0
     user, item = quoted(plan.user or ""), quoted(plan.item or "")
-    order = "order by value" if drawn.by == "uniform" else "order by row"
-    group = "group by value" if drawn.by == "uniform" else ""
-    row = "" if drawn.by == "uniform" else f", {ROW} as row"
+    of_items = f"from {ROWS} where {SPLIT} = 0 and {item} is not null"
+    chosen = f"distinct {item} as value" if drawn.by == "uniform" else f"{item} as value, {ROW} as row"
+    order = "value" if drawn.by == "uniform" else "row"
     engine.run(
-        f"create or replace table {_ITEMS} as select value, row_number() over ({order}) - 1 as place from "
-        f"(select {item} as value{row} from {ROWS} where {SPLIT} = 0 and {item} is not null {group})"
+        f"create or replace table {_ITEMS} as "
+        f"select value, row_number() over (order by {order}) - 1 as place from (select {chosen} {of_items})"
     )
     items = engine.value(f"select count(*) from {_ITEMS}")
     engine.run(f"create or replace table {_PAIRS} as select distinct {user} as u, {item} as i from {ROWS}")
@@ -51,10 +51,10 @@ def add_negatives(plan: Plan, engine: Engine, shape: Shape) -> int:
     if drawn.where is not None:
         engine.expression_type(drawn.where, ROWS, "negatives.where")
     splits = ", ".join(str(SPLITS.index(name)) for name in drawn.splits)
-    place = f"md5_number_lower(concat_ws(chr(31), 'negatives', '{plan.seed}', {ROW}::VARCHAR, n::VARCHAR)) % {items}"
+    place = f"md5_number_lower(concat_ws(chr(31), 'negatives', '{plan.seed}', r.row::VARCHAR, r.n::VARCHAR)) % {items}"
     candidates = (
-        f"select r.{ROW} as row, r.{user} as u, v.value as i, min(n) as n from (select {ROW}, {user}, "
-        f"unnest(range({drawn.per_row * _TRIES})) as n, from {ROWS} where {condition} and {SPLIT} in ({splits})) as r "
+        f"select r.row, r.u, v.value as i, min(r.n) as n from (select {ROW} as row, {user} as u, "
+        f"unnest(range({drawn.per_row * _TRIES})) as n from {ROWS} where {condition} and {SPLIT} in ({splits})) as r "
         f"join {_ITEMS} as v on v.place = {place} group by all"
     )
     fresh = f"select c.* from ({candidates}) as c anti join {_PAIRS} as p on p.u = c.u and p.i = c.i"

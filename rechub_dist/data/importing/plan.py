@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rechub_dist.config.run import override
 from rechub_dist.config.section import MAX_COUNT, MAX_ROWS, Section
@@ -33,6 +33,7 @@ TYPES: Final = {
 TypeName = Literal[
     "integer", "float", "string", "boolean", "timestamp", "date", "integers", "floats", "strings"
 ]  # the keys of TYPES
+NUMBERS: Final = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT")
 SPLITS: Final = ("train", "valid", "test")
 NOW: Final = "now"  # a row for each user, with the history up to the user's last event
 RESERVED: Final = "_rechub_"  # begins the names of our own columns
@@ -47,6 +48,8 @@ def _expression(text: str) -> str:
 
 
 Expression = Annotated[str, AfterValidator(_expression)]  # of SQL, over the columns of a row
+# A time as the column writes it, or a number in its unit.
+Time = Annotated[str, BeforeValidator(lambda time: str(time) if isinstance(time, int | float) else time)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -65,6 +68,9 @@ class Source(Section):
         None, description="the columns' types; without a header also their names, in order"
     )
     nulls: tuple[str, ...] = Field(("",), description="csv: texts that mean that a value is missing")
+    empty: tuple[str, ...] = Field(
+        (), description="csv: columns of strings in which an empty field is an empty string, a value like any other"
+    )
     times: str | None = Field(None, description="csv: how times are written, such as %d/%m/%Y %H:%M:%S")
     file_column: str | None = Field(None, description="a column to add, with the name of a row's file")
 
@@ -95,9 +101,9 @@ class SplitPlan(Section):
     )
     valid: Share = Field(0.1, description="share of the rows; for random, user, time and position")
     test: Share = Field(0.1, description="share of the rows")
-    valid_from: str | None = Field(None, description="time: when valid begins, instead of shares")
-    test_from: str | None = Field(None, description="time: when test begins; with valid_from")
-    rows_from: str | None = Field(None, description="time: rows before it are no rows of training, only histories")
+    valid_from: Time | None = Field(None, description="time: when valid begins, instead of shares")
+    test_from: Time | None = Field(None, description="time: when test begins; with valid_from")
+    rows_from: Time | None = Field(None, description="time: rows before it are no rows of training, only histories")
     key: tuple[str, ...] = Field((), description="random: columns whose rows stay together; default: each row alone")
     column: str | None = Field(None, description="column: its name")
 
@@ -250,31 +256,31 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        needs: dict[str, tuple[str, ...]] = {}
-        if self.histories:
-            needs["histories"] = ("user", "time")
-        if self.split.by == "time" or self.order == "time":
-            needs["time, as split or order,"] = ("time",)
-        if self.split.by == "user":
-            needs["split by user"] = ("user",)
-        if self.split.by == "leave-last-out":
-            needs["split by leave-last-out"] = ("user", "time")
-        if self.split.rows_from is not None:
-            needs["split.rows_from"] = ("time",)
-        if self.negatives is not None:
-            needs["negatives"] = ("user", "item")
-        if self.items:
-            needs["items"] = ("item",)
-        if self.now:
-            needs["now"] = ("user", "time")
-        for what, names in needs.items():
-            for name in names:
-                if getattr(self, name) is None:
-                    raise ValueError(f"{what} needs {name}: the name of its column")
+        by = self.split.by
+        needs = (
+            (bool(self.histories), "histories", ("user", "time")),
+            (by == "time" or self.order == "time", "time, as split or order,", ("time",)),
+            (by == "user", "split by user", ("user",)),
+            (by == "leave-last-out", "split by leave-last-out", ("user", "time")),
+            (self.split.rows_from is not None, "split.rows_from", ("time",)),
+            (self.negatives is not None, "negatives", ("user", "item")),
+            (self.items, "items", ("item",)),
+            (self.now, "now", ("user", "time")),
+        )
+        for name in (name for is_needed, _, names in needs if is_needed for name in names):
+            if getattr(self, name) is None:
+                what = next(what for is_needed, what, names in needs if is_needed and name in names)
+                raise ValueError(f"{what} needs {name}: the name of its column")
         for where, made in (
             ("columns", self.columns), ("labels", self.labels), ("histories", self.histories), ("derive", self.derive)
         ):  # fmt: skip
             _own_names(made, where)
+        for name, history in self.histories.items():
+            if name in history.also:
+                raise ValueError(f"histories.{name}.also: {name} is the history itself; choose another name")
+        for name in self.features:
+            if name in self.labels:
+                raise ValueError(f"labels.{name}: there is a feature of that name; rename one")
         return self
 
 

@@ -7,13 +7,14 @@ it is a drawn negative; and for each history whether the row is an event of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from rechub_dist.data.importing.engine import Engine, literal, quoted
-from rechub_dist.data.importing.plan import RESERVED, SPLITS, LabelPlan, Plan, SplitPlan
-from rechub_dist.data.importing.sources import source_query
+from rechub_dist.data.importing.plan import NUMBERS, RESERVED, SPLITS, LabelPlan, Plan, SplitPlan
+from rechub_dist.data.importing.sources import check_values, source_query
 from rechub_dist.errors import UserError, nearest, shown
 
 ROWS: Final = f"{RESERVED}rows"
@@ -24,7 +25,6 @@ DRAWN: Final = f"{RESERVED}drawn"
 WEIGHT: Final = "row_weight"
 
 LabelType = Literal["classification", "regression"]
-NUMBERS: Final = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT")
 FRACTIONS: Final = ("FLOAT", "DOUBLE")
 COUNTS: Final = f"{SPLIT} is not null"  # of a row that is more than a part of histories
 _ID, _PLACE, _OF = (f"{RESERVED}{name}" for name in ("id", "place", "of"))
@@ -59,8 +59,8 @@ def join_sources(plan: Plan, engine: Engine) -> Shape:
     """
     log = source_query(plan.log, engine, "log")
     types = engine.columns(f"({log})")
-    if not types:
-        raise UserError(f"log: {', '.join(plan.log.path or ())} has no column")
+    if not types or not engine.run(f"select 1 from ({log}) limit 1", "log"):
+        raise UserError(f"{', '.join(plan.log.path or ['log'])}: there is no row")
     origin: dict[str, str] = {}
     parts, joins = ["l.*"], []
     for name, table in plan.tables.items():
@@ -76,15 +76,16 @@ def join_sources(plan: Plan, engine: Engine) -> Shape:
                 f"{where}.key: {table.key!r} is {columns[table.key]}, but {on!r} of the log is {types[on]}; give both "
                 "the same type in columns"
             )
-        _check_unique(engine, query, table.key, where)
+        with _values_named(plan, engine):
+            _check_unique(engine, query, table.key, where)
         added = list(table.take or (column for column in columns if column != table.key))
         for column in added:
             if column not in columns:
                 raise UserError(f"{where}.take: the table has no column {column!r}; {nearest(column, columns)}")
         for column in added:
-            if column in types:
+            if (known := alike(column, types)) is not None:
                 raise UserError(
-                    f"{where}: there is a column {column!r} in {origin.get(column, 'the log')} too; name the columns "
+                    f"{where}: there is a column {known!r} in {origin.get(known, 'the log')} too; name the columns "
                     f"to join in {where}.take"
                 )
             types[column], origin[column] = columns[column], name
@@ -98,8 +99,8 @@ def join_sources(plan: Plan, engine: Engine) -> Shape:
 
 def _with_expressions(plan: Plan, engine: Engine, types: dict[str, str], origin: dict[str, str]) -> Shape:
     for name, expression in plan.columns.items():
-        if name in types:
-            raise UserError(f"columns.{name}: there is a column of that name already; choose another")
+        if (known := alike(name, types)) is not None:
+            raise UserError(f"columns.{name}: there is a column {known!r} already; choose another name")
         types[name] = engine.expression_type(expression, JOINED, f"columns.{name}")
     if plan.columns:
         added = ", ".join(f"({expression}\n) as {quoted(name)}" for name, expression in plan.columns.items())
@@ -107,7 +108,7 @@ def _with_expressions(plan: Plan, engine: Engine, types: dict[str, str], origin:
     view = f"{JOINED}_2" if plan.columns else JOINED
     labels: dict[str, LabelType | None] = {}
     for name, label in plan.labels.items():
-        kind = engine.expression_type(expression_of(label), view, f"labels.{name}")
+        kind = engine.expression_type(expression_of(label), view, f"labels.{name}", windows=True)
         if kind != "BOOLEAN" and not is_numeric(kind):
             raise UserError(
                 f"labels.{name}: {shown(expression_of(label))} is {kind}; a label is a number, or true or false"
@@ -118,12 +119,22 @@ def _with_expressions(plan: Plan, engine: Engine, types: dict[str, str], origin:
     for where, condition in booleans.items():
         if condition is not None and (kind := engine.expression_type(condition, view, where)) != "BOOLEAN":
             raise UserError(f"{where}: {shown(condition)} is {kind}, not true or false")
-    if plan.weight is not None and not is_numeric(kind := engine.expression_type(plan.weight, view, "weight")):
+    if plan.weight is not None and not is_numeric(
+        kind := engine.expression_type(plan.weight, view, "weight", windows=True)
+    ):
         raise UserError(f"weight: {shown(plan.weight)} is {kind}; a weight is a number")
     for key in ("user", "item", "time"):
         _check_column(getattr(plan, key), types, key)
-    for name in (*plan.k_core, *plan.split.key, *filter(None, [plan.split.column]), *plan.keep):
-        _check_column(name, types, "k_core, split or keep")
+    copied = () if plan.negatives is None else plan.negatives.copied
+    for key, names in (
+        ("k_core", plan.k_core),
+        ("split.key", plan.split.key),
+        ("keep", plan.keep),
+        ("negatives.copied", copied),
+    ):
+        for name in names:
+            _check_column(name, types, key)
+    _check_column(plan.split.column, types, "split.column")
     if plan.time is not None and not (
         is_numeric(types[plan.time]) or types[plan.time].startswith(("TIMESTAMP", "DATE"))
     ):
@@ -139,12 +150,18 @@ def make_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
     """
     view = f"{JOINED}_2" if plan.columns else JOINED
     chosen = dict.fromkeys(needed)
-    for name in plan.labels:
-        if name in chosen:
+    for place, name in enumerate(plan.labels):
+        if (known := alike(name, list(plan.labels)[:place])) is not None:
+            raise UserError(f"labels.{name}: label {known!r} has the same name; rename one")
+        if alike(name, chosen) is not None:
             raise UserError(f"labels.{name}: a feature, key or history reads a column of that name; rename the label")
+    if plan.weight is not None and (known := alike(WEIGHT, [*chosen, *plan.labels])) is not None:
+        raise UserError(
+            f"weight: it is written as column {WEIGHT}, but there is a column {known!r} already; rename that"
+        )
     parts = [ROW, *(quoted(name) for name in chosen)]
     for name, label in plan.labels.items():
-        boolean = engine.expression_type(expression_of(label), view, name) == "BOOLEAN"
+        boolean = engine.expression_type(expression_of(label), view, name, windows=True) == "BOOLEAN"
         parts.append(f"({expression_of(label)}\n){'::TINYINT' if boolean else ''} as {quoted(name)}")
     if plan.weight is not None:
         parts.append(f"({plan.weight}\n)::DOUBLE as {WEIGHT}")
@@ -152,11 +169,12 @@ def make_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
         condition = "true" if history.where is None else f"coalesce(({history.where}\n), false)"
         parts.append(f"{condition} as {quoted(flag(name))}")
     where = "true" if plan.filter is None else f"({plan.filter}\n)"
-    engine.run(
-        f"create or replace table {ROWS} as select {', '.join(parts)}, false as {DRAWN}, 0::TINYINT as {SPLIT} "
-        f"from {view} where {where}",
-        "log",
-    )
+    with _values_named(plan, engine):
+        engine.run(
+            f"create or replace table {ROWS} as select {', '.join(parts)}, false as {DRAWN}, 0::TINYINT as {SPLIT} "
+            f"from {view} where {where}",
+            "log",
+        )
     read: int = engine.value(f"select count(*) from ({source_query(plan.log, engine, 'log')})") if plan.filter else 0
     read = read or engine.value(f"select count(*) from {ROWS}")
     if not engine.value(f"select count(*) from {ROWS}"):
@@ -164,6 +182,20 @@ def make_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
         raise UserError(f"{', '.join(plan.log.path or ())}: {what}")
     _k_core(plan, engine)
     return read
+
+
+@contextmanager
+def _values_named(plan: Plan, engine: Engine) -> Iterator[None]:
+    """Where a value of the files is not of its type, the error names its line."""
+    try:
+        yield
+    except UserError:
+        for where, source in {
+            "log": plan.log,
+            **{f"tables.{name}": table for name, table in plan.tables.items()},
+        }.items():
+            check_values(source, engine, where)
+        raise
 
 
 def _k_core(plan: Plan, engine: Engine) -> None:
@@ -187,10 +219,7 @@ def make_splits(plan: Plan, engine: Engine, shape: Shape) -> None:
         UserError: times or users are missing, a time in the plan is none of the column's, or train would be empty.
     """
     split = plan.split
-    for key, why in (("time", split.by == "time" or plan.histories or split.rows_from), ("user", plan.histories)):
-        name = getattr(plan, key)
-        if why and name is not None and (nulls := _count(engine, f"{quoted(name)} is null")):
-            raise UserError(f"{key}: {nulls:,} rows have no {name!r}; leave them out: filter: {name} is not null")
+    _check_present(plan, engine, shape)
     user, time = quoted(plan.user or ""), quoted(plan.time or "")
     if split.by == "leave-last-out":
         ranked = (
@@ -216,6 +245,21 @@ def make_splits(plan: Plan, engine: Engine, shape: Shape) -> None:
         engine.run(f"update {ROWS} set {SPLIT} = {rule} where {COUNTS}")
     if not _count(engine, f"{SPLIT} = 0"):
         raise UserError(f"split: by {split.by} leaves no row for train; change its shares, times or column")
+
+
+def _check_present(plan: Plan, engine: Engine, shape: Shape) -> None:
+    """Raise UserError if a user or time is missing where a row without one would have no place."""
+    by = plan.split.by
+    ordered = bool(plan.histories) or plan.now or by == "leave-last-out"
+    of_user = ordered or by == "user" or plan.negatives is not None
+    for key, why in (("time", ordered or by == "time" or plan.split.rows_from), ("user", of_user)):
+        name = getattr(plan, key)
+        if not why or name is None:
+            continue
+        column, kind = quoted(name), shape.types[name]
+        endless = f" or not isfinite({column})" if kind in FRACTIONS or kind.startswith(("TIMESTAMP", "DATE")) else ""
+        if nulls := _count(engine, f"{column} is null{endless}"):
+            raise UserError(f"{key}: {nulls:,} rows have no {name!r}; leave them out: filter: {name} is not null")
 
 
 def _rule(plan: Plan, engine: Engine, shape: Shape) -> str:
@@ -259,7 +303,8 @@ def _by_column(engine: Engine, split: SplitPlan) -> str:
     cases = " ".join(f"when {literal(name)} then {index}" for name, index in known.items())
     names = ", ".join(literal(name) for name in known)
     wrong = engine.run(
-        f"select {column}, count(*) from {ROWS} where coalesce({column} not in ({names}), true) group by 1 limit 1"
+        f"select {column}, count(*) from {ROWS} where coalesce({column} not in ({names}), true) "
+        "group by 1 order by 1 limit 1"
     )
     if wrong:
         raise UserError(
@@ -282,6 +327,11 @@ def _time_literal(text: str, where: str, plan: Plan, engine: Engine, shape: Shap
 def expression_of(label: str | LabelPlan) -> str:
     """The SQL of a label."""
     return label if isinstance(label, str) else label.expression
+
+
+def alike(name: str, names: Iterable[str]) -> str | None:
+    """The one of the names that is the same whatever its case, as for DuckDB; None if there is none."""
+    return next((known for known in names if known.casefold() == name.casefold()), None)
 
 
 def is_numeric(kind: str) -> bool:

@@ -15,8 +15,17 @@ import pyarrow as pa
 from rechub_dist.config.strict_yaml import read_yaml
 from rechub_dist.data.columns.frequencies import vocabulary_name
 from rechub_dist.data.importing.engine import Engine, quoted
-from rechub_dist.data.importing.fitted import Earlier, Fitted, derived_of, fit, needed_columns, stored_columns
-from rechub_dist.data.importing.histories import LAST, add_histories, add_now, list_columns
+from rechub_dist.data.importing.facts import MAX_FLOAT32
+from rechub_dist.data.importing.fitted import (
+    Earlier,
+    Fitted,
+    derived_of,
+    fit,
+    needed_columns,
+    of_histories,
+    stored_columns,
+)
+from rechub_dist.data.importing.histories import LAST, add_histories, add_now
 from rechub_dist.data.importing.items import item_table, write_items
 from rechub_dist.data.importing.negatives import add_negatives, check_negatives, needed_for_negatives
 from rechub_dist.data.importing.plan import NOW, SPLITS, Plan, plan_text
@@ -25,7 +34,6 @@ from rechub_dist.data.importing.sources import source_files
 from rechub_dist.data.importing.write import Progress, derived_rows, order_of, write_rows
 from rechub_dist.data.parquet.pages import read_parquet, write_parquet
 from rechub_dist.data.prepare.writer import SCHEMA_FILE, VOCABULARIES, prepared_folder, write_schema
-from rechub_dist.derived import Derived
 from rechub_dist.errors import UserError
 from rechub_dist.features import Label, SequenceFeature, SparseFeature
 from rechub_dist.schema import parse_schema
@@ -104,6 +112,7 @@ def import_data(
         try:
             for where, rows in frames.items():
                 engine.give(where, rows)
+            engine.confine(map(str, inputs))
             return _import(plan, engine, folder, out, before, say)
         finally:
             engine.close()
@@ -116,7 +125,8 @@ def _import(plan: Plan, engine: Engine, folder: Path, out: Path, before: Earlier
     needed = needed_columns(plan, shape, derived)
     read = make_rows(plan, engine, dict.fromkeys([*needed, *needed_for_negatives(plan)]))
     make_splits(plan, engine, shape)
-    early, late = _by_histories(plan, derived)
+    late = of_histories(plan, derived)
+    early = tuple(one for one in derived if one not in late)
     found = Imported(out, plan, read, drawn=add_negatives(plan, engine, shape))
     derived_rows(engine, early)
     if plan.now:
@@ -162,30 +172,26 @@ def _nobody(_what: str, _done: int, _total: int) -> None:
     """Where nobody asked for progress."""
 
 
-def _by_histories(plan: Plan, derived: tuple[Derived, ...]) -> tuple[tuple[Derived, ...], tuple[Derived, ...]]:
-    """The derived columns that need no history, and those that do."""
-    of_histories = {out for name, history in plan.histories.items() for out in list_columns(name, history)}
-    early, late = [], []
-    for one in derived:
-        if of_histories.isdisjoint(one.inputs):
-            early.append(one)
-        else:
-            of_histories |= set(one.outputs)
-            late.append(one)
-    return tuple(early), tuple(late)
-
-
 def _labels(plan: Plan, engine: Engine, shape: Shape) -> tuple[Label, ...]:
     """The labels of the schema.
 
     Raises:
-        UserError: a label is missing in some row.
+        UserError: a label or weight is missing or cannot be one in some row.
     """
     found = []
+    if plan.weight is not None:
+        wrong = engine.value(
+            f"select count(*) from {ROWS} where {SPLIT} is not null and "
+            f"not coalesce({WEIGHT} >= 0 and {WEIGHT} <= {MAX_FLOAT32!r}, false)"
+        )
+        if wrong:
+            raise UserError(
+                f"weight: {wrong:,} rows have a weight that is missing, negative or not finite; use 0 for none"
+            )
     for name in plan.labels:
         column = quoted(name)
         nulls, binary = engine.run(
-            f"select count(*) filter ({column} is null or not isfinite({column}::DOUBLE)), "
+            f"select count(*) filter ({column} is null or not abs({column}::DOUBLE) <= {MAX_FLOAT32!r}), "
             f"coalesce(bool_and({column} in (0, 1)), true) from {ROWS} where {SPLIT} is not null"
         )[0]
         if nulls:

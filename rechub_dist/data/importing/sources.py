@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import glob
+import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
-from rechub_dist.data.importing.engine import Engine, literal, literals, quoted
-from rechub_dist.data.importing.plan import TYPES, Source
+from rechub_dist.data.importing.engine import Engine, as_path, literal, literals, quoted
+from rechub_dist.data.importing.plan import NUMBERS, RESERVED, TYPES, Source
+from rechub_dist.data.parquet.lookalikes import HEAD, looks_like
 from rechub_dist.errors import UserError, nearest, one_line, shown
 
 _FORMATS: Final = {
@@ -19,6 +23,12 @@ _FORMATS: Final = {
     "parquet": "parquet", "pq": "parquet",
 }  # fmt: skip
 _PACKED: Final = {".gz": "gzip", ".zst": "zstd"}
+_TEXTS: Final = ("JSON", "TSV", "CSV", "text in UTF-16")  # as `looks_like` calls what can be read
+_AS_READ: Final = {**TYPES, "integer": "VARCHAR", "timestamp": "TIMESTAMPTZ"}  # by the type in the plan
+_AS_TEXT: Final = ("string", "integer", "timestamp", "date")
+_NO_INTEGER: Final = ", not of type integer; give it the type float in the source's columns, or mend the file"
+_HOURS: Final = "%[HIMSTXcfgnpr]"  # in a format of times: more than a date
+_ISO: Final = "%Y-%m-%d"
 _TABS: Final = {".tsv": "\t"}
 
 
@@ -67,8 +77,30 @@ def source_query(source: Source, engine: Engine, where: str, sample: int | None 
     kinds = {source.format or _format(file, where) for file in files}
     if len(kinds) > 1:
         raise UserError(f"{where}.path: the files are {' and '.join(sorted(kinds))}; name files of one format")
-    query = {"csv": _csv, "json": _json, "parquet": _parquet}[kinds.pop()](source, files, sample)
+    kind = kinds.pop()
+    for file in files if kind != "parquet" else ():
+        _check_text(file, where)
+    if kind == "csv":
+        _check_columns(source, engine, where, files, sample)
+        query = _csv(source, files, sample, _AS_READ)
+    elif kind == "json":
+        query = _json(source, engine, files, sample)
+    else:
+        query = _reading("read_parquet", source, files, [], None)
     return _typed(source, engine, where, files[0], query)
+
+
+def check_values(source: Source, engine: Engine, where: str) -> None:
+    """Read a source once more to find a value that is not of its type, after something failed because of one.
+
+    Raises:
+        UserError: the first such value, with its file, line and column; nothing if there is none.
+    """
+    if engine.given(where) is None and source_query(source, engine, where).count("read_csv("):
+        query = _csv(source, source_files(source, where), None, TYPES)
+        counted = ", ".join(f"count({quoted(name)})" for name in source.columns or {})
+        if counted:
+            engine.run(f"select {counted} from ({query})", where)
 
 
 def _typed(source: Source, engine: Engine, where: str, what: str, query: str) -> str:
@@ -77,18 +109,109 @@ def _typed(source: Source, engine: Engine, where: str, what: str, query: str) ->
     if len(folded := {name.casefold() for name in columns}) < len(columns):
         twice = next(name for name in folded if sum(c.casefold() == name for c in columns) > 1)
         raise UserError(f"{what}: several columns are named {twice!r}, whatever their case; rename all but one")
-    cast = []
+    ours = next((name for name in columns if name.casefold().startswith(RESERVED)), None)
+    if ours is not None:
+        raise UserError(f"{what}: column {ours!r}: names that begin with {RESERVED} are ours; rename it")
+    cast = {name: f"{quoted(name)}::VARCHAR" for name, kind in columns.items() if kind == "UUID"}
     for name, kind in (source.columns or {}).items():
         if name not in columns:
             raise UserError(f"{where}.columns: {what} has no column {name!r}; {nearest(name, columns)}")
         if columns[name] != TYPES[kind]:
-            cast.append(f"cast({quoted(name)} as {TYPES[kind]}) as {quoted(name)}")
-    return f"select * replace ({', '.join(cast)}) from ({query})" if cast else query
+            cast[name] = _cast(name, columns[name], kind)
+    changed = ", ".join(f"{expression} as {quoted(name)}" for name, expression in cast.items())
+    return f"select * replace ({changed}) from ({query})" if cast else query
 
 
-def _csv(source: Source, files: list[str], sample: int | None) -> str:
-    types = {name: TYPES[kind] for name, kind in (source.columns or {}).items()}
-    options = [f"nullstr = {literals(source.nulls)}"]
+def _cast(name: str, kind: str, to: str) -> str:
+    """An expression for a column of DuckDB's type `kind` as the plan's type `to`; nothing is rounded or shifted."""
+    column = quoted(name)
+    if to == "timestamp" and kind == "VARCHAR":  # with its offset from UTC, if it has one
+        return f"{column}::TIMESTAMPTZ::TIMESTAMP"
+    if to != "integer" or kind.startswith(("TIMESTAMP", "DATE", "BOOL")) or kind in NUMBERS:
+        return f"{column}::{TYPES[to]}"
+    what = literal(f"column {name!r} is ")
+    wrong = f"error({what} || {column}::VARCHAR || {literal(_NO_INTEGER)})"
+    if kind != "VARCHAR":
+        return f"case when {column}::DOUBLE = trunc({column}::DOUBLE) then {column}::BIGINT else {wrong} end"
+    whole = f"regexp_full_match({column}, '\\s*[-+]?[0-9]+[.]0*\\s*')"
+    return (
+        f"case when not regexp_matches({column}, '[.eE]') then {column}::BIGINT "
+        f"when {whole} then split_part({column}, '.', 1)::BIGINT else {wrong} end"
+    )
+
+
+def _check_columns(source: Source, engine: Engine, where: str, files: list[str], sample: int | None) -> None:
+    """Check a delimited file's header against the plan.
+
+    Raises:
+        UserError: a column that the plan names is not there, or the columns cannot be told apart.
+    """
+    plain = source.model_copy(update={"columns": None})
+    try:
+        known = engine.columns(f"({_csv(plain, files, sample, _AS_READ)})")
+    except UserError:
+        _check_lengths(source, engine, where, files)
+        raise
+    if source.header is False:
+        if len(known) - (source.file_column is not None) != len(source.columns or {}):
+            raise UserError(
+                f"{where}.columns: {files[0]} has {len(known)} columns, and {len(source.columns or {})} are named"
+            )
+        return
+    for name in source.columns or {}:
+        if name not in known:
+            raise UserError(f"{where}.columns: {files[0]} has no column {name!r}; {nearest(name, known)}")
+    if len(known) == 1 and source.delimiter is None and re.search(r"[,;\t|]", name := next(iter(known))):
+        raise UserError(
+            f"{where}: {files[0]}: the columns of {shown(name)} cannot be told apart; write the delimiter and header "
+            "into the plan: then the line at fault is named"
+        )
+
+
+def _check_lengths(source: Source, engine: Engine, where: str, files: list[str]) -> None:
+    """Raise UserError for the first line that has more or fewer values than the first one of all, if one has."""
+    delimiter = source.delimiter or _TABS.get(_suffix(files[0])[1])
+    if delimiter is None or len(delimiter) > 1:
+        return
+    try:
+        with pa.input_stream(files[0]) as stream:
+            head = stream.read(1 << 20).decode(source.encoding, errors="replace")
+    except (OSError, pa.ArrowException):
+        return
+    quote = {"quotechar": source.quote} if source.quote else {"quoting": csv.QUOTE_NONE}
+    first = next(csv.reader(io.StringIO(head), delimiter=delimiter, **quote), [])
+    texts = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(len(first)))
+    options = f"auto_detect = false, delim = {literal(delimiter)}, quote = {literal(source.quote)}, skip = 0"
+    if source.encoding != "utf-8":
+        options += f", encoding = {literal(source.encoding)}"
+    engine.run(
+        f"select count(*) from read_csv({literals(map(as_path, files))}, {options}, columns = {{{texts}}})", where
+    )
+
+
+def _check_text(file: str, where: str) -> None:
+    """Raise UserError for a file that is another format than its name says."""
+    try:
+        with open(file, "rb") as stream:
+            head = stream.read(HEAD)
+    except OSError as error:
+        raise UserError(f"{where}: {file} cannot be read: {error.strerror}") from None
+    if head.startswith(b"PAR1"):
+        raise UserError(f"{where}: {file} is Parquet, whatever its name; write format: parquet")
+    what, fix = (head and looks_like(head)) or ("", "")
+    readable = Path(file).suffix in _PACKED if "compressed" in what else what.startswith(_TEXTS)
+    if what and not readable:
+        raise UserError(f"{where}: {file} is {what}; {fix}")
+
+
+def _csv(source: Source, files: list[str], sample: int | None, as_read: Mapping[str, str]) -> str:
+    """A query for delimited files; `as_read` are the types to give DuckDB for those of the plan.
+
+    What is not given is found out by DuckDB: the delimiter, whether there is a header, the types. It must not take
+    lines for comments, or skip lines until it finds a table, as it does if it is not told.
+    """
+    types = {name: as_read[kind] for name, kind in (source.columns or {}).items()}
+    options = [f"nullstr = {literals(source.nulls)}", "skip = 0", "comment = ''"]
     delimiter = source.delimiter or _TABS.get(_suffix(files[0])[1])
     if delimiter is not None:
         options.append(f"delim = {literal(delimiter)}")
@@ -99,9 +222,14 @@ def _csv(source: Source, files: list[str], sample: int | None) -> str:
         options.append(f"encoding = {literal(source.encoding)}")
     if source.header is not None:
         options.append(f"header = {str(source.header).lower()}")
-    if source.times is not None:
-        options.append(f"timestampformat = {literal(source.times)}")
-    if source.header is False:
+    times = source.times or ""
+    options.append(f"dateformat = {literal(times if times and not re.search(_HOURS, times) else _ISO)}")
+    if times:
+        options.append(f"timestampformat = {literal(times)}")
+        types = {name: "TIMESTAMP" if kind == "TIMESTAMPTZ" else kind for name, kind in types.items()}
+    if source.empty:
+        options.append(f"force_not_null = {literals(source.empty)}")
+    if source.header is False and types:
         options.append(f"names = {literals(types)}")
     plain = {name: kind for name, kind in types.items() if not kind.endswith("[]")}
     if plain:
@@ -109,12 +237,17 @@ def _csv(source: Source, files: list[str], sample: int | None) -> str:
     return _reading("read_csv", source, files, options, sample)
 
 
-def _json(source: Source, files: list[str], sample: int | None) -> str:
-    return _reading("read_json", source, files, ["format = 'auto'", "maximum_depth = 3"], sample)
-
-
-def _parquet(source: Source, files: list[str], sample: int | None) -> str:  # noqa: ARG001 - as the others
-    return _reading("read_parquet", source, files, [], None)
+def _json(source: Source, engine: Engine, files: list[str], sample: int | None) -> str:
+    """A query for JSON. What the plan types is read as it is written: DuckDB would make times of some texts."""
+    options = ["format = 'auto'", "maximum_depth = 3"]
+    found = engine.columns(f"({_reading('read_json', source, files, options, sample)})")
+    named = source.columns or {}
+    if not any(name in found and not named[name].endswith("s") for name in named):
+        return _reading("read_json", source, files, options, sample)
+    kinds = {n: "VARCHAR" if named.get(n) in _AS_TEXT or k == "UUID" else k for n, k in found.items()}
+    kinds.pop(source.file_column or "", None)
+    listed = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in kinds.items())
+    return _reading("read_json", source, files, ["format = 'auto'", f"columns = {{{listed}}}"], None)
 
 
 def _reading(function: str, source: Source, files: list[str], options: list[str], sample: int | None) -> str:
@@ -122,7 +255,7 @@ def _reading(function: str, source: Source, files: list[str], options: list[str]
         options = [*options, f"sample_size = {sample}"]
     if source.file_column is not None:
         options = [*options, f"filename = {literal(source.file_column)}"]
-    return f"select * from {function}({', '.join([literals(files), *options])})"
+    return f"select * from {function}({', '.join([literals(map(as_path, files)), *options])})"
 
 
 def _format(file: str, where: str) -> str:

@@ -60,18 +60,19 @@ def what_else(head: bytes, tail: bytes, path: str) -> str | None:
         return "is empty (0 bytes); write it again, or remove it"
     if tail[-4:] == b"PARE":
         return "is Parquet with an encrypted footer, for which there are no keys here; write it without encryption"
-    found = None if head.startswith(_MAGIC[: len(head)]) else _kind(head)
+    found = None if head.startswith(_MAGIC[: len(head)]) else looks_like(head)
     if found is None:
         return None
     what, fix = found
     return f"is {what}, not Parquet; {fix.replace('NAME', posixpath.basename(path.partition('?')[0]))}"
 
 
-def _kind(head: bytes) -> tuple[str, str] | None:
+def looks_like(head: bytes) -> tuple[str, str] | None:
+    """What the first bytes of a file that is not Parquet tell that it is, and what to do; None if nothing."""
     for magic, what, fix in _BY_MAGIC:
         if head.startswith(magic):
             inner = _unzipped(head) if magic == b"\x1f\x8b" else b""
-            within = ("Parquet", "") if inner.startswith(_MAGIC) else _kind(inner) if inner else None
+            within = ("Parquet", "") if inner.startswith(_MAGIC) else looks_like(inner) if inner else None
             return (f"{within[0]} {what}", fix) if within else (what, fix)
     if not head.strip(b"\x00"):
         return "zero bytes where it begins", "it was copied or allocated in part only: write it again"

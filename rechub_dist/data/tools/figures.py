@@ -193,3 +193,17 @@ def share_text(value: float | None) -> str:
     if 0 < value < 0.001:
         return "<0.1%"
     return ">99.9%" if 0.999 < value < 1 else f"{value:.1%}"
+
+
+def number_text(value: Any, digits: int = 6) -> str:
+    """A number as a person reads it, with as many digits of a fraction; text as it is; - without a value.
+
+    A large fraction is shown as a whole number, but not one of ten digits or more.
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:,.{digits}g}"

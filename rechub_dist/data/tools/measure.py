@@ -174,13 +174,19 @@ _HISTOGRAM_OF = {"list": "lengths", "time": "times"}
 
 
 class _Scale:
-    """Bins from `low` to `high`: `each` has one for every integer."""
+    """Bins from `low` to `high`: `each` has one for every integer.
 
-    def __init__(self, name: str, low: float, high: float) -> None:
-        self.name, self.low = name, low
+    With `whole`, linear bins hold equally many integers.
+    """
+
+    def __init__(self, name: str, low: float, high: float, *, whole: bool = False) -> None:
+        self.name, self.low, self._high, self._whole = name, low, high, whole
         self._start, end = (_signed_log(low), _signed_log(high)) if name == "log" else (low, high)
         self._width = (end - self._start) / BINS
         self.bins = int(high - low) + 1 if name == "each" else BINS if self._width > 0 else 1
+        if whole:
+            self._width = float(math.ceil((high - low + 1) / BINS))
+            self.bins = math.ceil((high - low + 1) / self._width)
 
     @property
     def usable(self) -> bool:
@@ -190,7 +196,10 @@ class _Scale:
         if self.name == "each":
             return [self.low + i for i in range(self.bins)]
         ends = [self._start + i * self._width for i in range(self.bins + 1)]
-        return [math.copysign(math.expm1(abs(end)), end) for end in ends] if self.name == "log" else ends
+        if self._whole:
+            return ends
+        inner = [math.copysign(math.expm1(abs(end)), end) for end in ends[1:-1]] if self.name == "log" else ends[1:-1]
+        return [self.low, *inner, self._high]
 
     def bin(self, value: float) -> int:
         """The bin of a value, computed as by `sql`."""
@@ -217,10 +226,13 @@ def _bins(column: Column, ends: list[float]) -> list[_Scale] | None:
     if kind not in (*NUMBERS, "bool", "time", "list") or not ends:
         return None
     low, high = min(ends), max(ends)
-    if kind in ("integer", "bool", "list") and high - low < BINS and max(-low, high) < _EXACT:
+    whole = kind in ("integer", "bool", "list") and max(-low, high) < _EXACT
+    if whole and high - low < BINS:
         return [_Scale("each", low, high)]
-    names = ("linear", "log") if kind != "time" and high - low > _LOG_FROM else ("linear",)
-    return [scale for name in names if (scale := _Scale(name, low, high)).usable]
+    scales = [_Scale("linear", low, high, whole=whole)]
+    if kind != "time" and high - low > _LOG_FROM:
+        scales.append(_Scale("log", low, high))
+    return [scale for scale in scales if scale.usable]
 
 
 def _binned(column: Column, type_: str, plan: list[_Scale]) -> list[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from html import escape
 from pathlib import Path
 from typing import Any, Final
 
 from rechub_dist.data.parquet.outputs import check_file, whole_file
-from rechub_dist.data.tools.figures import ColumnProfile, Histogram, Overlap, Profile, Top, share_text
+from rechub_dist.data.tools.figures import ColumnProfile, Overlap, Profile, Top, number_text, share_text
 from rechub_dist.data.tools.leaks import LeakReport
 from rechub_dist.errors import printable, shortened
 
@@ -110,11 +109,7 @@ def _share(value: float | None) -> str:
 
 
 def _number(value: Any) -> str:
-    if value is None:
-        return _NONE
-    if isinstance(value, str | bool):
-        return _t(value, 40)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return _t(number_text(value, 4), 40)
 
 
 def _summary(found: Profile) -> str:
@@ -224,16 +219,14 @@ def _frequent(column: ColumnProfile, names: Sequence[str]) -> str:
 
 
 def _value(top: Top) -> str:
-    value = top.value
-    if not isinstance(value, str | bool):
-        value = f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
-    return str(value) if top.original is None else f"{value} = {top.original}"
+    value = number_text(top.value)
+    return value if top.original is None else f"{value} = {top.original}"
 
 
 def _plot(column: ColumnProfile, names: Sequence[str]) -> tuple[str, str]:
     """A column's plot, and its caption as HTML."""
     if column.histogram is not None and any(sum(part.bins) for part in column.parts.values()):
-        low, high = _edge(column.histogram, 0), _edge(column.histogram, -1)
+        low, high = _ends(column)
         what = {"lengths": "lengths", "times": "times"}.get(column.histogram.of, "values")
         scale = ", logarithmic" if column.histogram.scale == "log" else ""
         return _histogram(column, names, f"{what} from {low} to {high}"), f"{what}: {low} to {high}{scale}"
@@ -243,14 +236,16 @@ def _plot(column: ColumnProfile, names: Sequence[str]) -> tuple[str, str]:
     return _svg(f'<text x="{_W / 2}" y="50" text-anchor="middle" class="d">no values</text>', "no values"), ""
 
 
-def _edge(histogram: Histogram, place: int) -> str:
-    edge = histogram.edges[place]
-    if histogram.of == "times":
-        try:
-            return str((datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=edge)).replace(tzinfo=None, microsecond=0))
-        except OverflowError:
-            return f"{edge:,.4g} s"
-    return f"{int(edge):,}" if edge.is_integer() and abs(edge) < 2**53 else f"{edge:,.4g}"
+def _ends(column: ColumnProfile) -> tuple[str, str]:
+    """The ends of what a column's histogram shows, over all splits."""
+    parts = list(column.parts.values())
+    if column.kind == "list":
+        lengths = [part.lengths for part in parts if part.lengths is not None]
+        return number_text(min(at.low for at in lengths)), number_text(max(at.high for at in lengths))
+    lows, highs = ([x for x in ends if x is not None] for ends in zip(*((p.low, p.high) for p in parts), strict=True))
+    if column.kind == "time":
+        return _t(min(lows)[:19]), _t(max(highs)[:19])
+    return _number(min(lows, key=float)), _number(max(highs, key=float))
 
 
 def _svg(content: str, label: str, height: int = _H) -> str:
