@@ -12,19 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rechub_dist.config.strict_yaml import read_yaml
+from rechub_dist.data.columns.fit import column_names
 from rechub_dist.data.columns.vocabulary import Vocabulary, vocabulary_of
 from rechub_dist.data.columns.window import Window
 from rechub_dist.data.given import like, windows
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
-from rechub_dist.features import (
-    CrossFeature,
-    DenseFeature,
-    FeatureSchema,
-    SequenceFeature,
-    SparseFeature,
-    TimeGapFeature,
-)
+from rechub_dist.features import CrossFeature, DenseFeature, FeatureSchema, SparseFeature
 from rechub_dist.inference.bundle.manifest import GraphRecord, read_manifest, verify
 from rechub_dist.inference.bundle.tables import open_tables, padded, pooled
 from rechub_dist.schema import parse_schema
@@ -66,9 +60,11 @@ class Bundle:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that rows to score must have; of a recall model those of users."""
-        from rechub_dist.data.columns.fit import column_names  # noqa: PLC0415
+        return self.columns_of("score" if "score" in self.manifest.graphs else "user")
 
-        return tuple(column_names(self._spec("score" if "score" in self.manifest.graphs else "user")))
+    def columns_of(self, part: str) -> tuple[str, ...]:
+        """The columns that a graph's rows must have; part is `score`, `user` or `item`."""
+        return tuple(column_names(self._specs[part]))
 
     def score(self, rows: Any) -> Any:
         """The probability (or value) of each label, float32: columns `predicted_<label>`.
@@ -137,9 +133,7 @@ class Bundle:
         every = {f.name: f for f in (*inputs, *features)}
         dense = {f.name: f for f in self.schema.features if isinstance(f, DenseFeature)}
         return BatchSpec(
-            features=tuple(
-                f for f in every.values() if isinstance(f, SparseFeature | SequenceFeature | CrossFeature | TimeGapFeature)
-            ),
+            features=tuple(f for f in every.values() if not isinstance(f, DenseFeature)),
             dense=tuple(dense[name] for name in graph.dense),
             derived=self.schema.derived,
         ).of_values()
@@ -190,7 +184,9 @@ class Bundle:
         lookups = [self._lookups[name] for name in graph.pooled]
         item = self._item
         if graph.dense or any(lookup.feature != item.name for lookup in lookups):
-            raise UserError("retrieve: the items of this model need columns of their own; make vectors of them, and an index")
+            raise UserError(
+                "retrieve: the items of this model need columns of their own; make vectors of them, and an index"
+            )
         found = []
         for first in range(0, item.table.rows, CHUNK):
             ids = np.arange(first, min(first + CHUNK, item.table.rows))
@@ -223,7 +219,7 @@ class Bundle:
 
 def _session(path: Path, threads: int | None) -> Any:
     try:
-        import onnxruntime  # noqa: PLC0415
+        import onnxruntime  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
     except ImportError:
         raise UserError("a bundle needs onnxruntime: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
@@ -244,7 +240,7 @@ def _ids(window: Window, feature: str) -> tuple[NDArray[Any], NDArray[Any] | Non
 def _best(
     users: Floats, mask: NDArray[np.bool_], items: Floats, seen: tuple[NDArray[Any], NDArray[Any]] | None, k: int
 ) -> tuple[NDArray[np.int64], Floats]:
-    """The ids and scores [B, k] of the best items by the largest product with one of a user's vectors; -inf for none."""
+    """The ids and scores [B, k] of the best items, by the largest product with a vector of the user; -inf for none."""
     k = min(k, len(items))
     ids, scores = np.zeros((len(users), k), np.int64), np.full((len(users), k), -np.inf, np.float32)
     for row in range(len(users)):

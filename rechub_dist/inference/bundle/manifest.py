@@ -28,6 +28,7 @@ from rechub_dist.typed import validated
 FORMAT: Final = 1
 MANIFEST: Final = "bundle.json"
 TABLES: Final = "tables.safetensors"
+GraphName = Literal["score", "user", "item"]
 Precision = Literal["fp32", "fp16", "int8"]
 _BLOCK: Final = 16 << 20
 
@@ -90,7 +91,7 @@ class BundleManifest(Section):
     model: str
     kind: Literal["scores", "recall"]
     step: int = Field(ge=0)
-    graphs: dict[Literal["score", "user", "item"], GraphRecord]
+    graphs: dict[GraphName, GraphRecord]
     lookups: tuple[LookupRecord, ...]
     tables: dict[str, TableRecord]
     item: str | None = Field(None, description="of a recall model: the feature of the item's id")

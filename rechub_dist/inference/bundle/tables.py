@@ -19,7 +19,7 @@ Ints = NDArray[Any]
 
 SCALE: Final = ".scale"
 LOW: Final = ".low"
-_DTYPES: Final = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
 STORED: Final = {"fp32": "F32", "fp16": "F16", "int8": "U8"}  # by precision, the type of a table's elements
 _LONGEST_HEADER: Final = 64 << 20
 
@@ -112,7 +112,7 @@ def pooled(table: MappedTable, ids: Ints, offsets: Ints | None, weights: Floats 
         divisor = np.zeros(len(lengths), np.float32)
         if live.any():
             divisor[live] = np.add.reduceat(weights, offsets[:-1][live])
-    return sums / np.where(divisor > 0, divisor, 1)[:, None]
+    return (sums / np.where(divisor > 0, divisor, 1)[:, None]).astype(np.float32, copy=False)
 
 
 def padded(table: MappedTable, ids: Ints, offsets: Ints, length: int | None) -> tuple[Floats, NDArray[np.int64]]:
