@@ -79,7 +79,7 @@ def export_bundle(
         pass
     _load_dense(found, folder, manifest)
     parts = parts_of(found)
-    read = {lookup.name: lookup for part in parts for lookup in part.lookups}
+    read = {lookup.name: lookup for part in parts for lookup in (*part.pooled, *part.sequences)}
     with whole_folder(out, KIND, replace=True) as work:
         say("graphs", 0, len(parts))
         graphs: dict[GraphName, GraphRecord] = {}

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from rechub_dist.assembly.parts import Plan
 from rechub_dist.embedded import Embedded, Lookup
 from rechub_dist.embedded import Sequence as Padded
 from rechub_dist.errors import UserError, one_line
-from rechub_dist.features import DenseFeature, SequenceFeature, TimeGapFeature
+from rechub_dist.features import CatalogueFeature, DenseFeature, NegativeFeature, SequenceFeature, TimeGapFeature
 from rechub_dist.inference.bundle.manifest import GraphName, GraphRecord
 
 OPSET: Final = 20
@@ -45,12 +46,21 @@ class Part:
     @property
     def pooled(self) -> list[Lookup]:
         """The lookups of one vector a row."""
-        return [lookup for lookup in self.lookups if lookup.pooling is not None]
+        return [lookup for lookup in self.lookups if lookup.pooling is not None and not _is_drawn(lookup)]
 
     @property
     def sequences(self) -> list[Lookup]:
         """The lookups of several."""
-        return [lookup for lookup in self.lookups if lookup.pooling is None]
+        return [lookup for lookup in self.lookups if lookup.pooling is None and not _is_drawn(lookup)]
+
+    @property
+    def drawn(self) -> list[Lookup]:
+        """The lookups of negatives, which only training has."""
+        return [lookup for lookup in self.lookups if _is_drawn(lookup)]
+
+
+def _is_drawn(lookup: Lookup) -> bool:
+    return isinstance(lookup.feature, NegativeFeature | CatalogueFeature)
 
 
 def parts_of(found: Plan) -> list[Part]:
@@ -94,6 +104,13 @@ class _Graph(nn.Module):
             embedded.sequences[lookup.name] = Padded(next(left), next(left))
         for feature in self._part.dense:
             embedded.dense[feature.name] = next(left)
+        for lookup in self._part.drawn:  # as in evaluation: there is none
+            rows = inputs[0].shape[0]
+            none = inputs[0].new_zeros(rows, dtype=torch.int64)
+            if lookup.pooling is None:
+                embedded.sequences[lookup.name] = Padded(inputs[0].new_zeros(rows, 1, lookup.dim), none)
+            else:
+                embedded.vectors[lookup.name] = inputs[0].new_zeros(rows, lookup.dim)
         return tuple(self._part.compute(embedded))
 
 
@@ -114,6 +131,7 @@ def export_graph(part: Part, model: nn.Module, folder: Path) -> GraphRecord:
     Raises:
         UserError: the model cannot be exported.
     """
+    _require_exporter()
     graph = _Graph(part, model.eval()).eval()
     longest = max((_longest(lookup) for lookup in part.sequences), default=1)
     errors = []
@@ -136,6 +154,12 @@ def export_graph(part: Part, model: nn.Module, folder: Path) -> GraphRecord:
                 length=length,
             )
     raise UserError(f"the model cannot be exported as ONNX ({part.name}): {errors[-1]}")
+
+
+def _require_exporter() -> None:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"export needs {', '.join(missing)}: pip install 'rechub-dist[export]', or {' '.join(missing)}")
 
 
 class _UnlikeError(Exception):
