@@ -187,7 +187,7 @@ def _write(part: Part, graph: nn.Module, path: Path, length: int | None) -> None
 
 def _same(part: Part, graph: nn.Module, path: Path, length: int | None, longest: int) -> None:
     """Compare the graph with the model on batches of other shapes than it was traced with. Raises _UnlikeError."""
-    import onnxruntime  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
+    import onnxruntime  # noqa: PLC0415
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

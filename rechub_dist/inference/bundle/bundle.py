@@ -219,7 +219,7 @@ class Bundle:
 
 def _session(path: Path, threads: int | None) -> Any:
     try:
-        import onnxruntime  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
+        import onnxruntime  # noqa: PLC0415
     except ImportError:
         raise UserError("a bundle needs onnxruntime: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
