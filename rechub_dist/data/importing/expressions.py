@@ -17,7 +17,7 @@ _REFUSED: Final = {
     "STAR": "write the columns' names instead of *",
     "PARAMETER": "a ? or $ stands for nothing here; quote a text with '...'",
 }
-_WHOLE: Final = {
+_WHOLE: Final[dict[str, object]] = {
     "modifiers": [], "where_clause": None, "group_expressions": [], "having": None, "sample": None, "qualify": None
 }  # fmt: skip
 

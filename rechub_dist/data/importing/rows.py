@@ -85,9 +85,9 @@ def join_sources(plan: Plan, engine: Engine) -> Shape:
             if column not in columns:
                 raise UserError(f"{where}.take: the table has no column {column!r}; {nearest(column, columns)}")
         for column in added:
-            if (known := alike(column, types)) is not None:
+            if (same := alike(column, types)) is not None:
                 raise UserError(
-                    f"{where}: there is a column {known!r} in {origin.get(known, 'the log')} too; name the columns "
+                    f"{where}: there is a column {same!r} in {origin.get(same, 'the log')} too; name the columns "
                     f"to join in {where}.take"
                 )
             types[column], origin[column] = columns[column], name
