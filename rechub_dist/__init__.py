@@ -1,7 +1,7 @@
 """rechub_dist: Torch-RecHub's recommender models, trained at large scale.
 
 `prepare(out, log=...)` makes a data set of your own tables, `train(run)` trains, `load(output_dir)` returns a trained
-run for prediction; they are imported on first use.
+run for prediction, `Bundle(folder)` scores with an exported one; they are imported on first use.
 """
 
 from __future__ import annotations
