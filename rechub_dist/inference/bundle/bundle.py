@@ -19,14 +19,13 @@ from rechub_dist.data.given import like, windows
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 from rechub_dist.features import CrossFeature, DenseFeature, FeatureSchema, SparseFeature
-from rechub_dist.inference.bundle.manifest import GraphRecord, read_manifest, verify
+from rechub_dist.inference.bundle.manifest import SCHEMA, TABLES, GraphRecord, read_manifest, verify
 from rechub_dist.inference.bundle.tables import open_tables, padded, pooled
 from rechub_dist.schema import parse_schema
 
 Floats = NDArray[np.float32]
 BATCH: Final = 4096  # rows that are scored at once
 CHUNK: Final = 8192  # items that are ranked at once
-SCHEMA: Final = "dataset.yaml"
 
 
 class Bundle:
@@ -38,7 +37,7 @@ class Bundle:
     Args:
         folder: of the bundle.
         threads: of onnxruntime; default: as many as there are cores.
-        check: compare all files with their checksums first, which reads them whole.
+        check: compare the tables with their checksum too, which reads them whole.
 
     Raises:
         UserError: it is no bundle, is damaged or of a later format, or onnxruntime is missing.
@@ -47,12 +46,28 @@ class Bundle:
     def __init__(self, folder: str | Path, *, threads: int | None = None, check: bool = False) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        if check:
-            verify(self.folder, self.manifest)
+        verify(self.folder, self.manifest, [name for name in self.manifest.files if check or name != TABLES])
         self.schema: FeatureSchema = parse_schema(read_yaml(self.folder / SCHEMA), str(self.folder))
+        self._check_schema()
         self._tables = open_tables(self.folder, self.manifest.tables)
         self._sessions = {name: _session(self.folder / g.file, threads) for name, g in self.manifest.graphs.items()}
         self._lookups = {lookup.name: lookup for lookup in self.manifest.lookups}
+
+    def _check_schema(self) -> None:
+        """Refuse a schema that is not that of the manifest, or that names files from elsewhere."""
+        where = self.folder / SCHEMA
+        features = {feature.name: feature for feature in self.schema.features}
+        features |= {f.name: f for c in self.schema.features if isinstance(c, CrossFeature) for f in c.inputs}
+        for feature in features.values():
+            path = getattr(feature, "vocabulary", None)
+            known = {str(self.folder / name) for name in self.manifest.files}
+            if path is not None and path not in known:
+                raise UserError(f"{where}: vocabulary {path!r} is none of the bundle's files; export the bundle again")
+        tables = self.manifest.tables
+        for lookup in self.manifest.lookups:
+            found = features.get(lookup.feature)
+            if found is None or isinstance(found, DenseFeature) or found.table.rows > tables[lookup.table].rows:
+                raise UserError(f"{where}: feature {lookup.feature!r} does not fit its table; export the bundle again")
 
     def __repr__(self) -> str:
         return f"<Bundle of {self.manifest.model}, step {self.manifest.step}, in {self.folder}>"
