@@ -57,6 +57,8 @@ def imported(plan: Mapping[str, Any], log: list[Row], tables: Mapping[str, list[
         row[ROW] = number
     if plan.get("filter"):
         rows = [row for row in rows if sql[plan["filter"]](row)]
+    if plan.get("unique"):
+        rows = list({tuple(row[column] for column in plan["unique"]): row for row in reversed(rows)}.values())[::-1]
     rows = k_core(rows, plan.get("k_core", {}))
     for row in rows:
         row[FLAGS] = {

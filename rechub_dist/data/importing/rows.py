@@ -172,13 +172,19 @@ def make_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
         condition = "true" if history.where is None else f"coalesce(({history.where}\n), false)"
         parts.append(f"{condition} as {quoted(flag(name))}")
     where = "true" if plan.filter is None else f"({plan.filter}\n)"
+    if plan.unique:
+        where += f" qualify row_number() over (partition by {', '.join(map(quoted, plan.unique))} order by {ROW}) = 1"
     with _values_named(plan, engine):
         engine.run(
             f"create or replace table {ROWS} as select {', '.join(parts)}, false as {DRAWN}, 0::TINYINT as {SPLIT} "
             f"from {view} where {where}",
             "log",
         )
-    read: int = engine.value(f"select count(*) from ({source_query(plan.log, engine, 'log')})") if plan.filter else 0
+    read: int = (
+        engine.value(f"select count(*) from ({source_query(plan.log, engine, 'log')})")
+        if plan.filter or plan.unique
+        else 0
+    )
     read = read or engine.value(f"select count(*) from {ROWS}")
     if not engine.value(f"select count(*) from {ROWS}"):
         what = f"filter {shown(plan.filter)} leaves no row" if plan.filter and read else "there is no row"
