@@ -37,7 +37,7 @@ def export(
     """Write a run's best weights as a bundle, which scores rows without torch, torchrec, fbgemm or ray.
 
     A bundle is a folder: the model as ONNX, memory-mapped tables, and the schema with its vocabularies. In Python,
-    rechub_dist.inference.bundle.Bundle(folder).score(rows) scores rows as their caller has them.
+    rechub_dist.Bundle(folder).score(rows) scores rows as their caller has them.
 
     Example: rechub-dist export runs/deepfm --out bundles/deepfm --tables fp16
     """

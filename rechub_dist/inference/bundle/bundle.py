@@ -17,16 +17,15 @@ from rechub_dist.data.columns.vocabulary import Vocabulary, vocabulary_of
 from rechub_dist.data.columns.window import Window
 from rechub_dist.data.given import like, windows
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.errors import UserError
+from rechub_dist.errors import UserError, one_line
 from rechub_dist.features import CrossFeature, DenseFeature, FeatureSchema, SparseFeature
-from rechub_dist.inference.bundle.manifest import GraphRecord, read_manifest, verify
+from rechub_dist.inference.bundle.manifest import MANIFEST, SCHEMA, TABLES, GraphRecord, read_manifest, verify
 from rechub_dist.inference.bundle.tables import open_tables, padded, pooled
 from rechub_dist.schema import parse_schema
 
 Floats = NDArray[np.float32]
 BATCH: Final = 4096  # rows that are scored at once
 CHUNK: Final = 8192  # items that are ranked at once
-SCHEMA: Final = "dataset.yaml"
 
 
 class Bundle:
@@ -38,7 +37,7 @@ class Bundle:
     Args:
         folder: of the bundle.
         threads: of onnxruntime; default: as many as there are cores.
-        check: compare all files with their checksums first, which reads them whole.
+        check: compare the tables with their checksum too, which reads them whole.
 
     Raises:
         UserError: it is no bundle, is damaged or of a later format, or onnxruntime is missing.
@@ -47,12 +46,45 @@ class Bundle:
     def __init__(self, folder: str | Path, *, threads: int | None = None, check: bool = False) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        if check:
-            verify(self.folder, self.manifest)
+        verify(self.folder, self.manifest, [name for name in self.manifest.files if check or name != TABLES])
         self.schema: FeatureSchema = parse_schema(read_yaml(self.folder / SCHEMA), str(self.folder))
+        self._check_schema()
         self._tables = open_tables(self.folder, self.manifest.tables)
-        self._sessions = {name: _session(self.folder / g.file, threads) for name, g in self.manifest.graphs.items()}
         self._lookups = {lookup.name: lookup for lookup in self.manifest.lookups}
+        self._sessions = {name: _session(self.folder / g.file, threads) for name, g in self.manifest.graphs.items()}
+        for name, graph in self.manifest.graphs.items():
+            self._check_graph(graph, self._sessions[name])
+
+    def _check_schema(self) -> None:
+        """Refuse a schema that is not that of the manifest, or that names files from elsewhere."""
+        where = self.folder / SCHEMA
+        features = {feature.name: feature for feature in self.schema.features}
+        features |= {f.name: f for c in self.schema.features if isinstance(c, CrossFeature) for f in c.inputs}
+        for feature in features.values():
+            path = getattr(feature, "vocabulary", None)
+            known = {str(self.folder / name) for name in self.manifest.files}
+            if path is not None and path not in known:
+                raise UserError(f"{where}: vocabulary {path!r} is none of the bundle's files; export the bundle again")
+        tables = self.manifest.tables
+        for lookup in self.manifest.lookups:
+            found = features.get(lookup.feature)
+            if found is None or isinstance(found, DenseFeature) or found.table.rows > tables[lookup.table].rows:
+                raise UserError(f"{where}: feature {lookup.feature!r} does not fit its table; export the bundle again")
+
+    def _check_graph(self, graph: GraphRecord, session: Any) -> None:
+        """Refuse a graph that does not read what the manifest says it reads."""
+        where = self.folder / graph.file
+        dense = {f.name: f.dim for f in self.schema.features if isinstance(f, DenseFeature)}
+        dims: list[int | None] = [self.manifest.tables[self._lookups[name].table].dim for name in graph.pooled]
+        for name in graph.sequences:
+            dims += [self.manifest.tables[self._lookups[name].table].dim, None]
+        for name in graph.dense:
+            if name not in dense:
+                raise UserError(f"{self.folder / SCHEMA} has no dense feature {name!r}, which {where} reads")
+            dims.append(dense[name])
+        there = [entry.shape[-1] if len(entry.shape) > 1 else None for entry in session.get_inputs()]
+        if there != dims or len(session.get_outputs()) != len(graph.outputs):
+            raise UserError(f"{where} does not read and answer what {MANIFEST} says; export the bundle again")
 
     def __repr__(self) -> str:
         return f"<Bundle of {self.manifest.model}, step {self.manifest.step}, in {self.folder}>"
@@ -168,8 +200,7 @@ class Bundle:
             row += feature.dim
         session = self._sessions[part]  # type: ignore[index]
         names = [entry.name for entry in session.get_inputs()]
-        outputs: list[NDArray[Any]] = session.run(None, dict(zip(names, inputs, strict=True)))
-        return outputs
+        return _computed(session, dict(zip(names, inputs, strict=True)), self.folder / graph.file)
 
     def _seen(self, window: Window) -> tuple[NDArray[Any], NDArray[Any]] | None:
         if self.manifest.history is None or not self.manifest.exclude_seen:
@@ -193,7 +224,7 @@ class Bundle:
             inputs = [pooled(self._tables[lookup.table], ids, None, None, False) for lookup in lookups]
             session = self._sessions["item"]
             names = [entry.name for entry in session.get_inputs()]
-            found.append(session.run(None, dict(zip(names, inputs, strict=True)))[0])
+            found.append(_computed(session, dict(zip(names, inputs, strict=True)), self.folder / graph.file)[0])
         return np.concatenate(found)
 
     @property
@@ -226,7 +257,18 @@ def _session(path: Path, threads: int | None) -> Any:
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own have no common class
+        raise UserError(f"{path} cannot be read: {one_line(error)}; export the bundle again") from None
+
+
+def _computed(session: Any, inputs: dict[str, NDArray[Any]], path: Path) -> list[NDArray[Any]]:
+    try:
+        outputs: list[NDArray[Any]] = session.run(None, inputs)
+    except Exception as error:  # as above
+        raise UserError(f"{path} cannot be computed: {one_line(error)}; export the bundle again") from None
+    return outputs
 
 
 def _ids(window: Window, feature: str) -> tuple[NDArray[Any], NDArray[Any] | None, Floats | None]:

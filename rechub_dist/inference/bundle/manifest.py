@@ -15,10 +15,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import xxhash
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rechub_dist.config.section import Section
 from rechub_dist.errors import UserError
@@ -28,6 +28,7 @@ from rechub_dist.typed import validated
 FORMAT: Final = 1
 MANIFEST: Final = "bundle.json"
 TABLES: Final = "tables.safetensors"
+SCHEMA: Final = "dataset.yaml"
 GraphName = Literal["score", "user", "item"]
 Precision = Literal["fp32", "fp16", "int8"]
 _BLOCK: Final = 16 << 20
@@ -101,6 +102,7 @@ class BundleManifest(Section):
     versions: dict[str, str]
     metrics: dict[str, float] = Field(default_factory=dict)
     checked: dict[str, float] = Field(default_factory=dict, description="differences from the training's own scores")
+    seal: str = Field("", description="xxh3, 128 bits, of the rest, so that damage to the manifest shows")
 
     @field_validator("files")
     @classmethod
@@ -108,6 +110,29 @@ class BundleManifest(Section):
         for name in files:
             _inside(name)
         return files
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for name in (TABLES, SCHEMA, *(graph.file for graph in self.graphs.values())):
+            if name not in self.files:
+                raise ValueError(f"files: there is no checksum of {name}")
+        names = {lookup.name for lookup in self.lookups}
+        for graph in self.graphs.values():
+            for name in (*graph.pooled, *graph.sequences):
+                if name not in names:
+                    raise ValueError(f"graphs: {graph.file} reads a lookup {name!r}, which is not there")
+        for lookup in self.lookups:
+            if lookup.table not in self.tables:
+                raise ValueError(f"lookups: {lookup.name!r} reads a table {lookup.table!r}, which is not there")
+        if set(self.graphs) not in ({"score"}, {"user", "item"}):
+            raise ValueError(f"graphs: {', '.join(self.graphs)} are neither score nor user and item")
+        return self
+
+    @property
+    def sealed(self) -> Self:
+        """The manifest with its seal."""
+        rest = self.model_copy(update={"seal": ""}).model_dump_json()
+        return self.model_copy(update={"seal": xxhash.xxh3_128_hexdigest(rest.encode())})
 
 
 def record(path: Path) -> FileRecord:
@@ -121,7 +146,7 @@ def record(path: Path) -> FileRecord:
 
 def write_manifest(folder: Path, manifest: BundleManifest) -> None:
     """Write bundle.json."""
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest.sealed.model_dump_json(indent=1), encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> BundleManifest:
@@ -140,6 +165,8 @@ def read_manifest(folder: Path) -> BundleManifest:
     if isinstance(tree, dict) and isinstance(found := tree.get("format"), int) and found > FORMAT:
         raise UserError(f"{path}: format {found} is of a later release, this one reads {FORMAT}; upgrade rechub_dist")
     manifest = validated(str(path), BundleManifest, tree)
+    if manifest.sealed.seal != manifest.seal:
+        raise UserError(f"{path} is damaged: it does not match its seal; export the bundle again")
     for name, file in manifest.files.items():
         where = folder / name
         if not where.is_file() or where.is_symlink():
