@@ -102,7 +102,7 @@ def random_plan(draw: random.Random, time: str, rows: int) -> dict[str, Any]:
     plan: dict[str, Any] = {
         "name": "random",
         "log": {"columns": {"when": time}},
-        "tables": {"users": {"key": "user"}, "items": {"key": "id", "on": "item"}},
+        "tables": {"users": {"key": "user"}, "items": {"key": "id", "log_key": "item"}},
         "user": "user",
         "item": "item",
         "time": "when",

@@ -89,7 +89,7 @@ def joined(plan: Mapping[str, Any], log: list[Row], tables: Mapping[str, list[Ro
     for row in log:
         found = dict(row)
         for name, spec in plan.get("tables", {}).items():
-            key = row[spec.get("on", spec["key"])]
+            key = row[spec.get("log_key", spec["key"])]
             entry = next((e for e in tables[name] if key is not None and e[spec["key"]] == key), None)
             for column in spec.get("take") or [c for c in tables[name][0] if c != spec["key"]]:
                 found[column] = None if entry is None else entry[column]

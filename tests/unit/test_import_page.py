@@ -1,4 +1,4 @@
-"""docs/import.md: its commands run, its examples are plans, and every key of a plan is there as the code describes it."""
+"""docs/import.md: its commands run, its examples are plans, and it has every key as the code describes it."""
 
 from __future__ import annotations
 

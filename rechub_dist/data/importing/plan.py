@@ -95,7 +95,7 @@ class JoinedTable(Source):
     """A table that is joined to the log by a key; a log row without an entry gets nulls."""
 
     key: str = Field(description="the table's column with the key, unique")
-    on: str | None = Field(None, description="the log's column with the key; default: the same name")
+    log_key: str | None = Field(None, description="the log's column with the key; default: the same name")
     take: Names | None = Field(None, description="the columns to join; default: all")
 
 

@@ -69,8 +69,11 @@ def join_sources(plan: Plan, engine: Engine) -> Shape:
         where = f"tables.{name}"
         query = source_query(table, engine, where)
         columns = engine.columns(f"({query})")
-        on = table.on or table.key
-        for key, known, what in ((table.key, columns, f"{where}.key: the table"), (on, types, f"{where}.on: the log")):
+        on = table.log_key or table.key
+        for key, known, what in (
+            (table.key, columns, f"{where}.key: the table"),
+            (on, types, f"{where}.log_key: the log"),
+        ):
             if key not in known:
                 raise UserError(f"{what} has no column {key!r}; {nearest(key, known)}")
         if _family(columns[table.key]) != _family(types[on]):
