@@ -13,8 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from rechub_dist.data.importing.in_parts import Run
-from rechub_dist.data.importing.parts import Job
+from rechub_dist.data.importing.parts import Job, Run
 from rechub_dist.data.importing.write import Progress
 from rechub_dist.errors import UserError, one_line
 
@@ -45,7 +44,8 @@ def runner(retries: int, progress: Progress) -> Run:
         )
         shared = ray.put(job)
         number_of = {remote.remote(shared, number): number for number in range(count)}
-        waiting, found = list(number_of), {}
+        waiting = list(number_of)
+        found: dict[int, Any] = {}
         try:
             while waiting:
                 progress(what, len(found), count)
