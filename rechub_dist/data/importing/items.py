@@ -14,10 +14,10 @@ import pyarrow as pa
 from rechub_dist.data.columns.derive import derive
 from rechub_dist.data.importing.engine import Engine, quoted
 from rechub_dist.data.importing.fitted import Fitted, column_of, has_vocabulary, stored_columns, table_of
+from rechub_dist.data.importing.ids import encode
 from rechub_dist.data.importing.plan import Plan
 from rechub_dist.data.importing.rows import Shape
 from rechub_dist.data.importing.sources import source_query
-from rechub_dist.data.importing.write import encode
 from rechub_dist.data.parquet.pages import write_parquet
 from rechub_dist.errors import UserError
 
