@@ -12,9 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rechub_dist.features import CatalogueFeature, IdFeature, NegativeFeature, Pooling, Table
-
-LookupFeature = IdFeature | NegativeFeature | CatalogueFeature
+from rechub_dist.features import LookupFeature, Pooling, Table
 
 
 @dataclass(frozen=True)

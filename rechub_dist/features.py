@@ -303,6 +303,7 @@ class CatalogueFeature:
 
 StoredFeature = SparseFeature | SequenceFeature  # its ids are in a column
 IdFeature = StoredFeature | CrossFeature | TimeGapFeature
+LookupFeature = IdFeature | NegativeFeature | CatalogueFeature  # what a table is read by
 Feature = DenseFeature | IdFeature
 
 

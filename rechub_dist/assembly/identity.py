@@ -29,12 +29,12 @@ from rechub_dist.config.code import module_of, named_code, refuse_code
 from rechub_dist.data.columns.vocabulary import vocabulary_fingerprint
 from rechub_dist.data.order.epoch import ORDER_VERSION
 from rechub_dist.derived import Derived
-from rechub_dist.embedded import LookupFeature
 from rechub_dist.errors import UserError
 from rechub_dist.features import (
     CatalogueFeature,
     CrossFeature,
     DenseFeature,
+    LookupFeature,
     NegativeFeature,
     SequenceFeature,
     SparseFeature,

@@ -18,6 +18,7 @@ from rechub_dist.builds import require_builds, versions
 from rechub_dist.cli.checkpoint import checkpoint_app
 from rechub_dist.cli.data import data_app
 from rechub_dist.cli.entry import AllowCode, Overrides, is_main, run_app
+from rechub_dist.cli.export import export
 from rechub_dist.cli.init import init
 from rechub_dist.cli.kubernetes import k8s_app
 from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
@@ -212,6 +213,7 @@ def predict(
 
 
 app.command()(init)
+app.command()(export)
 
 
 @app.command()

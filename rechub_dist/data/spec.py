@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rechub_dist.derived import Derived
-from rechub_dist.embedded import LookupFeature
 from rechub_dist.features import (
     CatalogueFeature,
     CrossFeature,
     DenseFeature,
     Label,
+    LookupFeature,
     NegativeFeature,
     SequenceFeature,
     SparseFeature,

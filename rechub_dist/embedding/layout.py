@@ -9,10 +9,10 @@ from typing import Final
 
 from rechub_dist.config import EmbeddingConfig, Sharding, TableOptimizerConfig, TableRule
 from rechub_dist.data.spec import WEIGHTED
-from rechub_dist.embedded import Lookup, LookupFeature
+from rechub_dist.embedded import Lookup
 from rechub_dist.embedding.local import tables_of
 from rechub_dist.errors import UserError
-from rechub_dist.features import CrossFeature, NegativeFeature, SparseFeature, Table
+from rechub_dist.features import CrossFeature, LookupFeature, NegativeFeature, SparseFeature, Table
 
 REPLICATED: Final = "replicated"
 POOLED: Final = "pooled"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,8 @@ from rechub_dist.checkpoint import open_checkpoints
 from rechub_dist.checkpoint.state import local_weights_state
 from rechub_dist.checkpoint.trained import trained_config
 from rechub_dist.config import EmbeddingConfig, RunConfig, TableOptimizerConfig
-from rechub_dist.data.rows import RowEncoder, like
+from rechub_dist.data.given import like
+from rechub_dist.data.rows import RowEncoder
 from rechub_dist.data.stored import StoredRows
 from rechub_dist.distributed.runtime import Runtime, alone, device_type
 from rechub_dist.embedding.layout import REPLICATED
@@ -48,6 +49,8 @@ def load(
     output_dir: str | Path,
     device: Literal["auto", "cpu", "cuda"] = "cpu",
     overrides: Mapping[str, Any] | None = None,
+    *,
+    settings: Iterable[str] = (),
 ) -> Run:
     """The best weights of a trained run (its newest, where none are best), whole in this process.
 
@@ -58,12 +61,13 @@ def load(
         output_dir: of the run, or its folder of checkpoints; path or address.
         device: where the model computes, and its tables lie.
         overrides: dotted keys with other values than in training: `{"data.root": "/new/place"}`.
+        settings: the same as text, `data.root=/new/place`.
 
     Raises:
         UserError: there is no checkpoint, the newest one is damaged, or a vocabulary is not that of the training.
     """
     require_builds()
-    trained = trained_config(str(output_dir), as_settings(overrides))
+    trained = trained_config(str(output_dir), [*as_settings(overrides), *settings])
     kind = device_type(device)
     # Where tables lay in training is of no matter here: whole tables in plain torch need no groups.
     whole = EmbeddingConfig(dim=trained.embedding.dim, sharding=REPLICATED, optimizer=TableOptimizerConfig(name="sgd"))

@@ -34,6 +34,7 @@ class DynamicRouting(nn.Module):
     """
 
     start: Tensor
+    least: Tensor
 
     def __init__(self, width: int, num_interests: int, iterations: int, max_length: int) -> None:
         super().__init__()
@@ -42,6 +43,9 @@ class DynamicRouting(nn.Module):
         self.iterations = iterations
         self.bilinear = nn.Linear(width, width, bias=False)
         self.register_buffer("start", torch.randn(max_length, num_interests))
+        # The length from which on interest j is live: floor(log2 n) > j where n >= 2^(j + 1); the first always is.
+        least = [0, *(1 << min(j + 1, 62) for j in range(1, num_interests))]  # no length has more than 62 bits
+        self.register_buffer("least", torch.tensor(least), persistent=False)
 
     def forward(self, behaviors: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Capsules [B, K, D] and which of them are live, bool [B, K], from behaviours [B, L, D] and lengths [B]."""
@@ -53,7 +57,7 @@ class DynamicRouting(nn.Module):
         mask = torch.arange(length, device=lengths.device) < lengths[:, None]
         mapped = self.bilinear(zero_padding(behaviors, mask))  # [B, L, D]; zero where padded, which has no part in z
         live = self.live(lengths)
-        logits = self.start[:length].expand(len(behaviors), -1, -1)  # [B, L, K]
+        logits = self.start[:length].expand(behaviors.shape[0], -1, -1)  # [B, L, K]
         capsules = self._capsules(logits, mapped, live)
         for _ in range(self.iterations - 1):
             logits = logits + mapped @ capsules.transpose(1, 2)
@@ -62,9 +66,7 @@ class DynamicRouting(nn.Module):
 
     def live(self, lengths: Tensor) -> Tensor:
         """The live interests, bool [B, K], of histories of these lengths, int64 [B]."""
-        interest = torch.arange(self.start.shape[1], device=lengths.device)
-        # floor(log2 n) > j where n >= 2^(j + 1): shifts are exact, and no length has more than 62 bits.
-        return (interest == 0) | (lengths[:, None] >> (interest + 1).clamp(max=62) > 0)
+        return lengths[:, None] >= self.least
 
     def weights(self, logits: Tensor, live: Tensor) -> Tensor:
         """How each behaviour is shared out among the interests, which is 1 in all: [B, L, K] from logits [B, L, K]."""

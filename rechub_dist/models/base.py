@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output
-from rechub_dist.features import DenseFeature, SequenceFeature
+from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.features import DenseFeature, LookupFeature, SequenceFeature
 from rechub_dist.layers.arguments import MAX_LAYERS
 
 TASK_TYPES = ("classification", "regression")

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rechub_dist.config import RetrievalConfig, StorageConfig
 from rechub_dist.data.parquet.storage import read_bytes
-from rechub_dist.embedded import Lookup, LookupFeature
+from rechub_dist.embedded import Lookup
 from rechub_dist.errors import UserError, one_line
-from rechub_dist.features import CatalogueFeature, NegativeFeature
+from rechub_dist.features import CatalogueFeature, LookupFeature, NegativeFeature
 from rechub_dist.objectives.ranking import Ranking
 
 NEGATIVES: Final = "negatives"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rechub_dist.embedded import Embedded, Lookup, LookupFeature
-from rechub_dist.features import DenseFeature
+from rechub_dist.embedded import Embedded, Lookup
+from rechub_dist.features import DenseFeature, LookupFeature
 from rechub_dist.models.base import RecallModel
 
 

@@ -36,7 +36,7 @@ def random_case(seed: int, folder: Path) -> dict[str, Any]:
     draw = random.Random(seed)
     time = draw.choice(["integer", "float", "timestamp", "date"])
     log, tables = random_log(draw, draw.choice([30, 200]), time), random_tables(draw)
-    plan = random_plan(draw, time, len(log))
+    plan = {key: value for key, value in random_plan(draw, time, len(log)).items() if key != "unique"}
     types = TYPES | {"when": time, "id": "integer"}
     plan["log"] = write_rows(draw, log, folder, "log", types)
     for name, rows in tables.items():
@@ -50,6 +50,13 @@ def test_rows_and_descriptions_are_those_of_one_database(seed: int, tmp_path: Pa
     run_import(plan, tmp_path / "one")
     in_parts(plan, tmp_path / "many")
     assert_same(tmp_path / "one", tmp_path / "many")
+
+
+def test_equal_rows_of_different_parts_cannot_be_told(tmp_path: Path) -> None:
+    plan = random_case(0, tmp_path) | {"unique": ["user"]}
+    with pytest.raises(UserError, match="unique: equal rows may lie in different parts; leave it out, or import on"):
+        in_parts(plan, tmp_path / "many")
+    assert not (tmp_path / "many").exists()
 
 
 def negatives(by: str) -> dict[str, Any]:

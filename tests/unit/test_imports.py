@@ -18,8 +18,8 @@ ROOMS = (
     "checkpoint", "assembly", "evaluation", "training", "inference", "notebook", "launching", "cli",
 )  # fmt: skip
 ROOMS_OF_DATA = (
-    "parquet", "run_file", "places", "spec", "columns", "negatives", "order", "collate", "rows", "reader", "counts",
-    "stored", "passes", "prepare", "importing", "tools",
+    "parquet", "run_file", "places", "spec", "columns", "negatives", "order", "given", "collate", "rows", "reader",
+    "counts", "stored", "passes", "prepare", "importing", "tools",
 )  # fmt: skip
 NO_ROOMS = {"__init__", "__main__", "__version__", "launch", "configs"}
 ALLOWED = ("torch", "rechub_dist.embedded", "rechub_dist.features", "rechub_dist.layers")
@@ -118,9 +118,9 @@ def test_the_package_imports_nothing_until_it_is_used() -> None:
 
 
 def test_columns_become_ids_without_torch() -> None:
-    modules = ("values", "derive", "cross", "strings", "vocabulary", "hashing")
+    modules = ("values", "derive", "cross", "strings", "vocabulary", "hashing", "window", "fit")
     code = (
-        f"import sys, rechub_dist.data.columns.{', rechub_dist.data.columns.'.join(modules)}; "
+        f"import sys, rechub_dist.data.given, rechub_dist.data.columns.{', rechub_dist.data.columns.'.join(modules)}; "
         "print([name for name in ('torch', 'torchrec', 'fbgemm_gpu', 'ray') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

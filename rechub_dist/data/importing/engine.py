@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from rechub_dist.data.importing.expressions import why_not
+from rechub_dist.data.importing.expressions import columns_of, why_not
 from rechub_dist.data.importing.plan import RESERVED, TYPES
 from rechub_dist.errors import UserError, nearest, one_line, shown
 
@@ -166,6 +166,14 @@ class Engine:
             else:
                 reason = reason_of(error)
             raise UserError(f"{text}: {reason}") from None
+
+    def columns_in(self, expression: str, where: str) -> set[str]:
+        """The names of columns that an expression reads, as it writes them. Raises UserError if it is none."""
+        query = "select json_serialize_sql(?::varchar)"
+        parsed = self._connection.execute(query, [f"select (\n{expression}\n)"]).fetchall()[0][0]
+        if (reason := why_not(parsed, windows=True)) is not None:
+            raise UserError(f"{where}: {shown(expression)}: {one_line(reason)}")
+        return columns_of(parsed)
 
     def has_windows(self, expression: str) -> bool:
         """Whether an expression that may have window functions has one."""

@@ -132,7 +132,7 @@ def needed_columns(plan: Plan, shape: Shape, derived: tuple[Derived, ...]) -> li
                 raise UserError(f"{where}: there is a column {known!r} already; choose another name")
             made[name] = where
     late = {output for one in of_histories(plan, derived) for output in one.outputs}
-    for where, names in ((where, columns.values()) for where, columns in lists.items()):
+    for where, names in ((where, tuple(columns.values())) for where, columns in lists.items()):
         for name in names:
             if name in late or made.get(name, "").startswith("histories."):
                 raise UserError(

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from rechub_dist.config.strict_yaml import parse_yaml
+from rechub_dist.data.given import all_of
 from rechub_dist.data.importing.guess import guess_plan
 from rechub_dist.data.importing.plan import Plan, plan_of, read_plan
 from rechub_dist.data.importing.run import Imported, import_data
-from rechub_dist.data.rows import all_of
 from rechub_dist.distributed.host import host_memory
 from rechub_dist.errors import UserError
 

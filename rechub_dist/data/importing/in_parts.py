@@ -103,6 +103,8 @@ def import_in_parts(
     inputs = [Path(file) for file in logs]
     inputs += [Path(f) for name, table in plan.tables.items() for f in source_files(table, f"tables.{name}")]
     check_negatives(plan)
+    if plan.unique:
+        raise UserError("unique: equal rows may lie in different parts; leave it out, or import on one machine")
     if plan.items:
         item_table(plan)
     before = None if grow is None else earlier_import(grow)

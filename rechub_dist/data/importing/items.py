@@ -46,7 +46,7 @@ def write_items(plan: Plan, engine: Engine, shape: Shape, fitted: Fitted, folder
     vocabulary = fitted.vocabularies[item_table(plan)].select(["id", "value"])
     unknown = pa.table({"id": [0], "value": [None]}).cast(vocabulary.schema)
     engine.give(_VOCABULARY, pa.concat_tables([unknown, vocabulary]))
-    tables = {name: table for name, table in plan.tables.items() if (table.on or table.key) == plan.item}
+    tables = {name: table for name, table in plan.tables.items() if (table.log_key or table.key) == plan.item}
     parts, joins = ["v.id", "v.value as original", f"v.value as {quoted(plan.item or '')}"], []
     there = {plan.item}
     for name, table in tables.items():

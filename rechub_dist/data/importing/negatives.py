@@ -91,7 +91,7 @@ def add_negatives(plan: Plan, engine: Engine, shape: Shape, pool: str | None = N
 def _columns(plan: Plan, engine: Engine, shape: Shape, first: int) -> tuple[list[str], list[str]]:
     """What a drawn row has in each column, and the tables of the item's attributes."""
     assert plan.negatives is not None
-    of_item = {name for name, table in plan.tables.items() if (table.on or table.key) == plan.item}
+    of_item = {name for name, table in plan.tables.items() if (table.log_key or table.key) == plan.item}
     joins = []
     for name in sorted(of_item):
         query, alias = source_query(plan.tables[name], engine, f"tables.{name}"), quoted(f"t {name}")

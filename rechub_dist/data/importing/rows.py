@@ -69,8 +69,11 @@ def join_sources(plan: Plan, engine: Engine, *, empty: bool = False) -> Shape:
         where = f"tables.{name}"
         query = source_query(table, engine, where)
         columns = engine.columns(f"({query})")
-        on = table.on or table.key
-        for key, known, what in ((table.key, columns, f"{where}.key: the table"), (on, types, f"{where}.on: the log")):
+        on = table.log_key or table.key
+        for key, known, what in (
+            (table.key, columns, f"{where}.key: the table"),
+            (on, types, f"{where}.log_key: the log"),
+        ):
             if key not in known:
                 raise UserError(f"{what} has no column {key!r}; {nearest(key, known)}")
         if _family(columns[table.key]) != _family(types[on]):
@@ -85,9 +88,9 @@ def join_sources(plan: Plan, engine: Engine, *, empty: bool = False) -> Shape:
             if column not in columns:
                 raise UserError(f"{where}.take: the table has no column {column!r}; {nearest(column, columns)}")
         for column in added:
-            if (known := alike(column, types)) is not None:
+            if (same := alike(column, types)) is not None:
                 raise UserError(
-                    f"{where}: there is a column {known!r} in {origin.get(known, 'the log')} too; name the columns "
+                    f"{where}: there is a column {same!r} in {origin.get(same, 'the log')} too; name the columns "
                     f"to join in {where}.take"
                 )
             types[column], origin[column] = columns[column], name
@@ -184,13 +187,16 @@ def fill_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
         condition = "true" if history.where is None else f"coalesce(({history.where}\n), false)"
         parts.append(f"{condition} as {quoted(flag(name))}")
     where = "true" if plan.filter is None else f"({plan.filter}\n)"
+    if plan.unique:
+        where += f" qualify row_number() over (partition by {', '.join(map(quoted, plan.unique))} order by {ROW}) = 1"
     with values_named(plan, engine):
         engine.run(
             f"create or replace table {ROWS} as select {', '.join(parts)}, false as {DRAWN}, 0::TINYINT as {SPLIT} "
             f"from {view} where {where}",
             "log",
         )
-    read: int = engine.value(f"select count(*) from ({source_query(plan.log, engine, 'log')})") if plan.filter else 0
+    whole = plan.filter is None and not plan.unique
+    read: int = 0 if whole else engine.value(f"select count(*) from ({source_query(plan.log, engine, 'log')})")
     return read or _count(engine, "true")
 
 

@@ -32,7 +32,7 @@ _AS_TEXT: Final = ("string", "integer", "timestamp", "date")
 _NO_INTEGER: Final = ", not of type integer; give it the type float in the source's columns, or mend the file"
 _ZONED: Final = "TIMESTAMP WITH TIME ZONE"
 _HOURS: Final = "%[HIMSTXcfgnpr]"  # in a format of times: more than a date
-_ISO: Final = "%Y-%m-%d"
+ISO_DATE: Final = "%Y-%m-%d"
 _TABS: Final = {".tsv": "\t"}
 
 
@@ -340,7 +340,7 @@ def _csv(source: Source, files: list[str], sample: int | None, as_read: Mapping[
     if source.header is not None:
         options.append(f"header = {str(source.header).lower()}")
     times = source.times or ""
-    options.append(f"dateformat = {literal(times if times and not re.search(_HOURS, times) else _ISO)}")
+    options.append(f"dateformat = {literal(times if times and not re.search(_HOURS, times) else ISO_DATE)}")
     if times:
         options.append(f"timestampformat = {literal(times)}")
         types = {name: "TIMESTAMP" if kind == "TIMESTAMPTZ" else kind for name, kind in types.items()}

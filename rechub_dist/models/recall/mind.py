@@ -7,8 +7,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from rechub_dist.embedded import Embedded, Lookup, LookupFeature, Output
-from rechub_dist.features import DenseFeature, Feature, RowsOf, SequenceFeature, SparseFeature
+from rechub_dist.embedded import Embedded, Lookup, Output
+from rechub_dist.features import DenseFeature, Feature, LookupFeature, RowsOf, SequenceFeature, SparseFeature
 from rechub_dist.layers.arguments import check_positive
 from rechub_dist.layers.capsule import DynamicRouting
 from rechub_dist.layers.inputs import Fields, check_distinct, history_and_item

@@ -1,0 +1,309 @@
+"""`Bundle`: scores rows as their caller has them, with NumPy, Arrow and onnxruntime alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rechub_dist.config.strict_yaml import read_yaml
+from rechub_dist.data.columns.fit import column_names
+from rechub_dist.data.columns.vocabulary import Vocabulary, vocabulary_of
+from rechub_dist.data.columns.window import Window
+from rechub_dist.data.given import like, windows
+from rechub_dist.data.spec import BatchSpec
+from rechub_dist.errors import UserError, one_line
+from rechub_dist.features import CrossFeature, DenseFeature, FeatureSchema, SparseFeature
+from rechub_dist.inference.bundle.manifest import MANIFEST, SCHEMA, TABLES, GraphRecord, read_manifest, verify
+from rechub_dist.inference.bundle.tables import open_tables, padded, pooled
+from rechub_dist.schema import parse_schema
+
+Floats = NDArray[np.float32]
+BATCH: Final = 4096  # rows that are scored at once
+CHUNK: Final = 8192  # items that are ranked at once
+
+
+class Bundle:
+    """A trained model with all that turns a row into its scores.
+
+    Rows are a dict of columns, an Arrow table, a pandas or polars DataFrame. Their columns are those of the data that
+    training was prepared from: values, not ids. Scores come as what the rows are.
+
+    Args:
+        folder: of the bundle.
+        threads: of onnxruntime; default: as many as there are cores.
+        check: compare the tables with their checksum too, which reads them whole.
+
+    Raises:
+        UserError: it is no bundle, is damaged or of a later format, or onnxruntime is missing.
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int | None = None, check: bool = False) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        verify(self.folder, self.manifest, [name for name in self.manifest.files if check or name != TABLES])
+        self.schema: FeatureSchema = parse_schema(read_yaml(self.folder / SCHEMA), str(self.folder))
+        self._check_schema()
+        self._tables = open_tables(self.folder, self.manifest.tables)
+        self._lookups = {lookup.name: lookup for lookup in self.manifest.lookups}
+        self._sessions = {name: _session(self.folder / g.file, threads) for name, g in self.manifest.graphs.items()}
+        for name, graph in self.manifest.graphs.items():
+            self._check_graph(graph, self._sessions[name])
+
+    def _check_schema(self) -> None:
+        """Refuse a schema that is not that of the manifest, or that names files from elsewhere."""
+        where = self.folder / SCHEMA
+        features = {feature.name: feature for feature in self.schema.features}
+        features |= {f.name: f for c in self.schema.features if isinstance(c, CrossFeature) for f in c.inputs}
+        for feature in features.values():
+            path = getattr(feature, "vocabulary", None)
+            known = {str(self.folder / name) for name in self.manifest.files}
+            if path is not None and path not in known:
+                raise UserError(f"{where}: vocabulary {path!r} is none of the bundle's files; export the bundle again")
+        tables = self.manifest.tables
+        for lookup in self.manifest.lookups:
+            found = features.get(lookup.feature)
+            if found is None or isinstance(found, DenseFeature) or found.table.rows > tables[lookup.table].rows:
+                raise UserError(f"{where}: feature {lookup.feature!r} does not fit its table; export the bundle again")
+
+    def _check_graph(self, graph: GraphRecord, session: Any) -> None:
+        """Refuse a graph that does not read what the manifest says it reads."""
+        where = self.folder / graph.file
+        dense = {f.name: f.dim for f in self.schema.features if isinstance(f, DenseFeature)}
+        dims: list[int | None] = [self.manifest.tables[self._lookups[name].table].dim for name in graph.pooled]
+        for name in graph.sequences:
+            dims += [self.manifest.tables[self._lookups[name].table].dim, None]
+        for name in graph.dense:
+            if name not in dense:
+                raise UserError(f"{self.folder / SCHEMA} has no dense feature {name!r}, which {where} reads")
+            dims.append(dense[name])
+        there = [entry.shape[-1] if len(entry.shape) > 1 else None for entry in session.get_inputs()]
+        if there != dims or len(session.get_outputs()) != len(graph.outputs):
+            raise UserError(f"{where} does not read and answer what {MANIFEST} says; export the bundle again")
+
+    def __repr__(self) -> str:
+        return f"<Bundle of {self.manifest.model}, step {self.manifest.step}, in {self.folder}>"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that rows to score must have; of a recall model those of users."""
+        return self.columns_of("score" if "score" in self.manifest.graphs else "user")
+
+    def columns_of(self, part: str) -> tuple[str, ...]:
+        """The columns that a graph's rows must have; part is `score`, `user` or `item`."""
+        return tuple(column_names(self._specs[part]))
+
+    def score(self, rows: Any) -> Any:
+        """The probability (or value) of each label, float32: columns `predicted_<label>`.
+
+        Raises:
+            UserError: a row does not fit, or the model is a recall model.
+        """
+        if "score" not in self.manifest.graphs:
+            raise UserError(f"score: {self.manifest.model} is a recall model; use retrieve or vectors")
+        names = [f"predicted_{name}" for name in self.manifest.graphs["score"].outputs]
+        pieces = [dict(zip(names, outputs, strict=True)) for outputs in self._run("score", rows)]
+        return like(rows, pa.table({name: np.concatenate([piece[name] for piece in pieces]) for name in names}))
+
+    def vectors(self, side: str, rows: Any) -> Any:
+        """A recall model's vectors: `vectors`, several a row, of users; `vector` of items.
+
+        Raises:
+            UserError: a row does not fit, or the model is no recall model.
+        """
+        if side not in ("user", "item"):
+            raise UserError(f"vectors: the side is 'item' or 'user', not {side!r}")
+        if side not in self.manifest.graphs:
+            raise UserError(f"vectors: {self.manifest.model} is no recall model; use score")
+        found = self._run(side, rows)
+        if side == "item":
+            return like(rows, pa.table({"vector": _fixed(np.concatenate([vectors for (vectors,) in found]))}))
+        users = [_live(vectors, mask) for vectors, mask in found]
+        return like(rows, pa.table({"vectors": pa.concat_arrays(users)}))
+
+    def retrieve(self, users: Any, k: int = 10) -> Any:
+        """The `k` best items of the whole catalogue for each row: `predicted_items`, best first, `predicted_scores`.
+
+        Items of the row's history are left out, unless the run's `evaluation.exclude_seen` is false.
+
+        Raises:
+            UserError: a row does not fit, the model is no recall model, or its items need columns of their own.
+        """
+        if k < 1:
+            raise UserError(f"retrieve: k is {k}, must be at least 1")
+        if "user" not in self.manifest.graphs:
+            raise UserError(f"retrieve: {self.manifest.model} is no recall model; use score")
+        ids, scores, counts = [], [], []
+        for window, (vectors, mask) in self._windows("user", users):
+            best, worth = _best(vectors, mask, self._catalogue, self._seen(window), k)
+            live = worth > -np.inf
+            ids.append(best[live])
+            scores.append(worth[live])
+            counts.append(live.sum(axis=1))
+        offsets = np.zeros(sum(map(len, counts)) + 1, np.int32)
+        np.cumsum(np.concatenate(counts), out=offsets[1:])
+        items = self._words(np.concatenate(ids))
+        lists = {
+            "predicted_items": pa.ListArray.from_arrays(pa.array(offsets), items),
+            "predicted_scores": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(scores))),
+        }
+        return like(users, pa.table(lists))
+
+    def _spec(self, part: str) -> BatchSpec:
+        """What is read of a row for a graph."""
+        graph = self.manifest.graphs[part]  # type: ignore[index]
+        names = {self._lookups[name].feature for name in (*graph.pooled, *graph.sequences)}
+        if part == "user" and self.manifest.history is not None:
+            names.add(self.manifest.history)
+        features = [f for f in self.schema.features if f.name in names]
+        inputs = [f for cross in features if isinstance(cross, CrossFeature) for f in cross.inputs]
+        every = {f.name: f for f in (*inputs, *features)}
+        dense = {f.name: f for f in self.schema.features if isinstance(f, DenseFeature)}
+        return BatchSpec(
+            features=tuple(f for f in every.values() if not isinstance(f, DenseFeature)),
+            dense=tuple(dense[name] for name in graph.dense),
+            derived=self.schema.derived,
+        ).of_values()
+
+    def _windows(self, part: str, rows: Any) -> Any:
+        for window in windows(rows, self._specs[part], BATCH):
+            yield window, self._graph(part, window)
+
+    def _run(self, part: str, rows: Any) -> list[list[NDArray[Any]]]:
+        return [outputs for _, outputs in self._windows(part, rows)]
+
+    @cached_property
+    def _specs(self) -> dict[str, BatchSpec]:
+        return {part: self._spec(part) for part in self.manifest.graphs}
+
+    def _graph(self, part: str, window: Window) -> list[NDArray[Any]]:
+        """The outputs of a graph for the rows of a window."""
+        graph: GraphRecord = self.manifest.graphs[part]  # type: ignore[index]
+        inputs: list[NDArray[Any]] = []
+        for name in graph.pooled:
+            lookup = self._lookups[name]
+            ids, offsets, weights = _ids(window, lookup.feature)
+            inputs.append(pooled(self._tables[lookup.table], ids, offsets, weights, lookup.pooling == "mean"))
+        for name in graph.sequences:
+            lookup = self._lookups[name]
+            ids, offsets, _ = _ids(window, lookup.feature)
+            whole = np.arange(window.rows + 1) if offsets is None else offsets
+            inputs += padded(self._tables[lookup.table], ids, whole, graph.length)
+        row = 0
+        for feature in self._specs[part].dense:
+            inputs.append(np.stack([*window.floats[row : row + feature.dim]], axis=1).astype(np.float32, copy=False))
+            row += feature.dim
+        session = self._sessions[part]  # type: ignore[index]
+        names = [entry.name for entry in session.get_inputs()]
+        return _computed(session, dict(zip(names, inputs, strict=True)), self.folder / graph.file)
+
+    def _seen(self, window: Window) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        if self.manifest.history is None or not self.manifest.exclude_seen:
+            return None
+        ids, offsets, _ = _ids(window, self.manifest.history)
+        return ids, np.arange(window.rows + 1) if offsets is None else offsets
+
+    @cached_property
+    def _catalogue(self) -> Floats:
+        """The vectors of all items, float32 [rows of the item's table, D]."""
+        graph = self.manifest.graphs["item"]
+        lookups = [self._lookups[name] for name in graph.pooled]
+        item = self._item
+        if graph.dense or any(lookup.feature != item.name for lookup in lookups):
+            raise UserError(
+                "retrieve: the items of this model need columns of their own; make vectors of them, and an index"
+            )
+        found = []
+        for first in range(0, item.table.rows, CHUNK):
+            ids = np.arange(first, min(first + CHUNK, item.table.rows))
+            inputs = [pooled(self._tables[lookup.table], ids, None, None, False) for lookup in lookups]
+            session = self._sessions["item"]
+            names = [entry.name for entry in session.get_inputs()]
+            found.append(_computed(session, dict(zip(names, inputs, strict=True)), self.folder / graph.file)[0])
+        return np.concatenate(found)
+
+    @property
+    def _item(self) -> SparseFeature:
+        found = next(f for f in self.schema.features if f.name == self.manifest.item)
+        assert isinstance(found, SparseFeature)
+        return found
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary | None:
+        return vocabulary_of(replace(self._item, encoded=False))
+
+    def _words(self, ids: NDArray[Any]) -> pa.Array:
+        """Item ids as the values that the vocabulary gave them to; null for an id of no value."""
+        vocabulary = self._vocabulary
+        if vocabulary is None:
+            return pa.array(ids)
+        place = np.full(self._item.table.rows, -1)
+        place[vocabulary.ids] = np.arange(len(vocabulary.ids))
+        places = place[ids]
+        return vocabulary.values.take(pa.array(places, mask=places < 0))
+
+
+def _session(path: Path, threads: int | None) -> Any:
+    try:
+        import onnxruntime  # noqa: PLC0415
+    except ImportError:
+        raise UserError("a bundle needs onnxruntime: pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own have no common class
+        raise UserError(f"{path} cannot be read: {one_line(error)}; export the bundle again") from None
+
+
+def _computed(session: Any, inputs: dict[str, NDArray[Any]], path: Path) -> list[NDArray[Any]]:
+    try:
+        outputs: list[NDArray[Any]] = session.run(None, inputs)
+    except Exception as error:  # as above
+        raise UserError(f"{path} cannot be computed: {one_line(error)}; export the bundle again") from None
+    return outputs
+
+
+def _ids(window: Window, feature: str) -> tuple[NDArray[Any], NDArray[Any] | None, Floats | None]:
+    """A feature's ids, its offsets [B + 1] (None for one id in each row), and its ids' weights."""
+    if feature in window.flat:
+        return np.asarray(window.ids[window.flat.index(feature)]), None, None
+    ragged = window.ragged[feature]
+    return ragged.values, ragged.offsets, ragged.weights
+
+
+def _best(
+    users: Floats, mask: NDArray[np.bool_], items: Floats, seen: tuple[NDArray[Any], NDArray[Any]] | None, k: int
+) -> tuple[NDArray[np.int64], Floats]:
+    """The ids and scores [B, k] of the best items, by the largest product with a vector of the user; -inf for none."""
+    k = min(k, len(items))
+    ids, scores = np.zeros((len(users), k), np.int64), np.full((len(users), k), -np.inf, np.float32)
+    for row in range(len(users)):
+        live = users[row][mask[row]]
+        if not len(live):
+            continue
+        worth = (items @ live.T).max(axis=1)
+        if seen is not None:
+            worth[seen[0][seen[1][row] : seen[1][row + 1]]] = -np.inf
+        best = np.argpartition(-worth, k - 1)[:k]
+        best = best[np.argsort(-worth[best], kind="stable")]
+        ids[row], scores[row] = best, worth[best]
+    return ids, scores
+
+
+def _fixed(vectors: Floats) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def _live(vectors: Floats, mask: NDArray[np.bool_]) -> pa.Array:
+    """The live ones of [B, Q, D] as B lists of vectors."""
+    offsets = np.zeros(len(vectors) + 1, np.int32)
+    np.cumsum(mask.sum(axis=1), out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), _fixed(vectors[mask]))
