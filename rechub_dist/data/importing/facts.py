@@ -232,7 +232,7 @@ def _sum(engine: Engine, expression: str, rows: str, most: float) -> Fraction:
 
 def steady(number: float) -> float:
     """A number without the digits that depend on the order of a sum: the same rows give the same schema."""
-    return float(f"{number:.12g}")
+    return float(f"{number:.15g}")
 
 
 def longest(engine: Engine, column: str) -> int:
