@@ -94,9 +94,10 @@ def make_index(source: str, out: Path, wanted: Wanted, progress: Progress | None
         queries = _queries(vectors, wanted)
         built = build(vectors, wanted, say)
         tuning, measuring = queries[::2], queries[1::2] if len(queries) > 1 else queries
-        chosen = _tuned(built, vectors, wanted, tuning, say)
+        k = min(wanted.k, len(vectors))
+        chosen = tuned(built, wanted, tuning, nearest_exactly(tuning, vectors, k), say)
         say("measure", 0, 0)
-        measured = measure(chosen, vectors, measuring, min(wanted.k, len(vectors)), wanted.queries is not None)
+        measured = measure(chosen, vectors, measuring, k, wanted.queries is not None)
         faiss.write_index(built.faiss, str(work / FAISS))
         size, dim = vectors.shape
         del vectors
@@ -257,30 +258,38 @@ def _parameters(wanted: Wanted, count: int, dim: int) -> dict[str, int]:
     return chosen
 
 
-def _tuned(built: Index, vectors: Floats, wanted: Wanted, queries: Floats, say: Progress) -> Index:
-    """The index with parameters of search that reach the aim on these queries, the quickest of those tried."""
-    k = min(wanted.k, len(vectors))
-    truth = nearest_exactly(queries, vectors, k)
-    best: tuple[bool, float, Index] | None = None
-    for number, chosen in enumerate(_candidates(wanted, built.manifest.parameters, len(vectors))):
+def tuned(
+    built: Index, wanted: Wanted, queries: Floats, truth: NDArray[np.int64], progress: Progress | None = None
+) -> Index:
+    """The index with parameters of search that reach the aim on queries [Q, D], the quickest of those tried.
+
+    Args:
+        built: as `build` returns it.
+        wanted: the aim, and which parameters are given.
+        queries: float32.
+        truth: int64 [Q, k], the places to find.
+        progress: called with the number of those tried.
+    """
+    say, best = progress or _nobody, None
+    for number, chosen in enumerate(candidates(wanted, built.manifest.parameters, len(built.items))):
         say("choose parameters", number, 0)
         one = with_parameters(built, chosen)
-        began = time.thread_time()
         with _one_thread():
-            found, _ = one.search(queries, k)
-        spent = time.thread_time() - began
+            began = time.thread_time()
+            found, _ = one.search(queries, truth.shape[1])
+            spent = time.thread_time() - began
         recall = recall_of(found, truth)
         reached = recall >= wanted.aim
-        worth = (reached, -spent if reached else recall, one)
-        if best is None or worth[:2] > best[:2]:
-            best = worth
+        worth = (reached, -spent if reached else recall)
+        if best is None or worth > best[0]:
+            best = worth, one
         if reached and wanted.kind != "pq":  # what follows is slower
             break
     assert best is not None
-    return best[2]
+    return best[1]
 
 
-def _candidates(wanted: Wanted, chosen: dict[str, int], count: int) -> Iterator[dict[str, int]]:
+def candidates(wanted: Wanted, chosen: dict[str, int], count: int) -> Iterator[dict[str, int]]:
     """Parameters of search to try, quicker ones first."""
     given = wanted.parameters
     if wanted.kind == "hnsw" and "ef_search" not in given:

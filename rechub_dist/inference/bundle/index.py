@@ -11,6 +11,7 @@ index/
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -106,12 +107,13 @@ class Index:
             k: at least 1, at most N.
             among: the only places to find, ascending.
         """
-        selector = None
+        selector, share = None, 1.0
         if among is not None:
+            share = len(among) / len(self.renumber)
             wanted = np.zeros(len(self.renumber), np.bool_)
             wanted[among] = True
             selector = wanted[self.renumber]
-        scores, found = self.faiss.search(vectors, k, params=_search(self.manifest, k, selector))
+        scores, found = self.faiss.search(vectors, k, params=_search(self.manifest, k, selector, share))
         return np.where(found < 0, NONE, self.renumber[np.maximum(found, 0)]), scores
 
 
@@ -171,9 +173,16 @@ def faiss_module() -> Any:
     return faiss
 
 
-def _search(manifest: IndexManifest, k: int, wanted: NDArray[np.bool_] | None) -> Any:
-    """The parameters of a search; `wanted` [N]: which places may be found."""
+def _search(manifest: IndexManifest, k: int, wanted: NDArray[np.bool_] | None, share: float) -> Any:
+    """The parameters of a search; `wanted` [N]: which places may be found, and their share of all.
+
+    Among a share of the items the same number lies so much further away: a search goes so much further.
+    """
     faiss, chosen = faiss_module(), manifest.parameters
+
+    def stretched(parameter: int, most: int) -> int:
+        return min(most, math.ceil(parameter / max(share, 1 / most)))
+
     more = {}
     if wanted is not None:
         more["sel"] = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
@@ -181,11 +190,11 @@ def _search(manifest: IndexManifest, k: int, wanted: NDArray[np.bool_] | None) -
         case "flat":
             return faiss.SearchParameters(**more) if more else None
         case "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(chosen["ef_search"], k), **more)
+            return faiss.SearchParametersHNSW(efSearch=stretched(max(chosen["ef_search"], k), manifest.size), **more)
         case "ivf":
-            return faiss.SearchParametersIVF(nprobe=chosen["probes"], **more)
+            return faiss.SearchParametersIVF(nprobe=stretched(chosen["probes"], chosen["lists"]), **more)
         case "pq":
-            base = faiss.SearchParametersIVF(nprobe=chosen["probes"], **more)
+            base = faiss.SearchParametersIVF(nprobe=stretched(chosen["probes"], chosen["lists"]), **more)
             return faiss.IndexRefineSearchParameters(k_factor=float(chosen["refine"]), base_index_params=base)
 
 
