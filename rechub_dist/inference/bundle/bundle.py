@@ -64,9 +64,8 @@ class Bundle:
         self._sessions = {name: _session(self.folder / g.file, threads) for name, g in self.manifest.graphs.items()}
         for name, graph in self.manifest.graphs.items():
             self._check_graph(graph, self._sessions[name])
-        self._index = None if index is None else open_index(Path(index), threads)
-        if self._index is not None:
-            self.catalogue.use(self._index, self.fingerprint, str(index))
+        if index is not None:
+            self.catalogue.use(open_index(Path(index), threads), self.fingerprint, str(index))
 
     def _check_schema(self) -> None:
         """Refuse a schema that is not that of the manifest, or that names files from elsewhere."""
