@@ -21,6 +21,7 @@ from rechub_dist.cli.entry import AllowCode, Overrides, is_main, run_app
 from rechub_dist.cli.export import export
 from rechub_dist.cli.init import init
 from rechub_dist.cli.kubernetes import k8s_app
+from rechub_dist.cli.serve import serve
 from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
 from rechub_dist.launch.ray_train import main as ray_train
 from rechub_dist.launch.ray_tune import main as ray_tune
@@ -212,6 +213,7 @@ def predict(
 
 app.command()(init)
 app.command()(export)
+app.command()(serve)
 
 
 @app.command()

@@ -133,7 +133,8 @@ class Bundle:
             raise UserError(f"score: {self.manifest.model} is a recall model; use retrieve or vectors")
         names = [f"predicted_{name}" for name in self.manifest.graphs["score"].outputs]
         outputs = [
-            self._graph("score", pieces, rows) for rows, pieces in pieces_of(self.spec("score"), user, candidates, BATCH)
+            self._graph("score", pieces, rows)
+            for rows, pieces in pieces_of(self.spec("score"), user, candidates, BATCH)
         ]
         found = zip(names, map(np.concatenate, zip(*outputs, strict=True)), strict=True)
         return like(candidates, pa.table(dict(found)))

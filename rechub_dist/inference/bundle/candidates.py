@@ -79,9 +79,7 @@ def pieces_of(spec: BatchSpec, user: Any, candidates: Any, size: int) -> Iterato
         yield rows.num_rows, pieces
 
 
-def _divided(
-    spec: BatchSpec, user: set[str], each: set[str]
-) -> tuple[BatchSpec, BatchSpec, tuple[CrossFeature, ...]]:
+def _divided(spec: BatchSpec, user: set[str], each: set[str]) -> tuple[BatchSpec, BatchSpec, tuple[CrossFeature, ...]]:
     """What is of the user alone, what differs by candidate, and the crosses of both."""
     own = user - each
     for derived in spec.derived:
