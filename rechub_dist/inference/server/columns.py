@@ -10,7 +10,7 @@ from operator import or_
 from typing import Annotated, Any, Final, Literal
 
 import pyarrow as pa
-from pydantic import FailFast, Field
+from pydantic import Field
 
 from rechub_dist.data.columns.fit import column_names, reading
 from rechub_dist.data.columns.vocabulary import vocabulary_of
@@ -77,9 +77,9 @@ class Column:
     def hint(self) -> Any:
         """The values that fit, as an annotation."""
         one = reduce(or_, (_HINTS[kind] for kind in _HINTS if kind in self.kinds))
-        size = Field(min_length=self.length, max_length=self.length)
+        whole = Field(min_length=self.length, max_length=self.length, fail_fast=True)
         # nulls in lists go by the feature's policy, as values do, and are told by the reader
-        lists = Annotated[list[one | None], FailFast(), size]  # type: ignore[valid-type]
+        lists = Annotated[list[one | None], whole]  # type: ignore[valid-type]
         found = {"one": one, "list": lists, "either": one | lists}[self.shape]
         return found | None if self.null else found
 

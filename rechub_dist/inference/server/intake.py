@@ -35,7 +35,9 @@ class Intake:
         """
         most, held = self._settings.max_bytes, 0
         if self.requests >= self._settings.queue:
-            raise RequestError(f"{self.requests} requests wait already, which is all that may; try again in a second", 503)
+            raise RequestError(
+                f"{self.requests} requests wait already, which is all that may; try again in a second", 503
+            )
         if int(request.headers.get("content-length", 0)) > most:
             raise _too_large(most)
         self.requests += 1
@@ -44,7 +46,9 @@ class Intake:
             async with asyncio.timeout(BODY_SECONDS):
                 async for piece in request.stream():
                     if self._bytes + len(piece) > self._settings.memory:
-                        raise RequestError("the bodies of waiting requests take all memory that they may; try again", 503)
+                        raise RequestError(
+                            "the bodies of waiting requests take all memory that they may; try again", 503
+                        )
                     held += len(piece)
                     self._bytes += len(piece)
                     if held > most:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Final, NotRequired
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ConfigDict, FailFast, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from rechub_dist.data.spec import BatchSpec
@@ -19,6 +19,7 @@ from rechub_dist.inference.server.columns import Column, columns_of, example_row
 
 JSON: Final = "application/json"
 MOST_COMBINATIONS: Final = 1 << 22  # ids that the crosses of a request may have
+_FIRST: Final = Field(fail_fast=True)  # one mistake of a list is enough to tell
 _FORMS: Final = '{"rows": [...]} or {"columns": {...}}'
 
 
@@ -89,16 +90,16 @@ class Reader:
         lists = {
             c.name: many if c.needed else NotRequired[many]  # type: ignore[misc, valid-type]
             for c in self.columns.values()
-            for many in [Annotated[list[c.hint], FailFast()]]  # type: ignore[name-defined]
+            for many in [Annotated[list[c.hint], _FIRST]]  # type: ignore[name-defined]
         }
         forms: dict[str, Any] = {
-            "rows": NotRequired[Annotated[list[_typed("Row", row)], FailFast()]],  # type: ignore[misc]
+            "rows": NotRequired[Annotated[list[_typed("Row", row)], _FIRST]],  # type: ignore[misc]
             "columns": NotRequired[_typed("Columns", lists)],  # type: ignore[misc]
         }
         if self._candidates:
             some = _typed("Some", {c.name: NotRequired[c.hint] for c in self.columns.values()})  # type: ignore[misc]
             forms["user"] = NotRequired[some]  # type: ignore[valid-type]
-            forms["candidates"] = NotRequired[Annotated[list[some], FailFast()]]  # type: ignore[valid-type]
+            forms["candidates"] = NotRequired[Annotated[list[some], _FIRST]]  # type: ignore[valid-type]
         return _typed("Body", forms, extra="forbid")
 
     def _json(self, body: bytes) -> Parsed:
@@ -112,14 +113,16 @@ class Reader:
         if given == {"columns"}:
             return Parsed(self._of_columns(tree["columns"]))
         if given == {"user", "candidates"}:
-            return Parsed(self._table(tree["candidates"]), self._table([tree["user"]]))
+            return Parsed(self._table(tree["candidates"], tree["user"]), self._table([tree["user"]]))
         more = ', or {"user": {...}, "candidates": [...]}' if self._candidates else ""
         raise RequestError(f"the body has {', '.join(sorted(given)) or 'nothing'}; give {_FORMS}{more}")
 
-    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
-        """An Arrow table of rows that have been validated."""
+    def _table(self, rows: list[dict[str, Any]], others: Iterable[str] = ()) -> pa.Table:
+        """An Arrow table of validated rows; without rows, it has the columns that are not in `others`."""
         names = dict.fromkeys(name for row in rows[:1] for name in row)
         names |= dict.fromkeys(name for row in rows if row.keys() - names.keys() for name in row)
+        if not rows:
+            names = dict.fromkeys(c.name for c in self.columns.values() if c.needed and c.name not in set(others))
         firsts = {name: next((row[name] for row in rows if row.get(name) is not None), None) for name in names}
 
         def convert(types: dict[str, pa.DataType]) -> pa.Table:
@@ -147,7 +150,9 @@ class Reader:
                 return convert(types)
             except OverflowError as error:
                 if unsigned:
-                    raise RequestError(f"a column has negative integers and some from 2^63 on: {one_line(error)}") from None
+                    raise RequestError(
+                        f"a column has negative integers and some from 2^63 on: {one_line(error)}"
+                    ) from None
             except (pa.ArrowException, ValueError, TypeError) as error:
                 mixed = "the rows of a column must be alike, all lists or none, all strings or all numbers"
                 raise RequestError(f"{mixed}: {one_line(error)}") from None
@@ -167,8 +172,8 @@ class Reader:
             return RequestError(f"unknown key {where!r}; give {_FORMS}")
         column = self.columns.get(name or "")
         if column is None:
-            return RequestError(f"{where or 'the body'}: should be {_form_of(place)}, got {shown(found['input'])}")
-        return RequestError(f"{where}: should be {column.wanted}, got {shown(found['input'])}")
+            return RequestError(f"{where or 'the body'}: should be {_form_of(place)}, got {_shown(found['input'])}")
+        return RequestError(f"{where}: should be {column.wanted}, got {_shown(found['input'])}")
 
     def _cut(self, place: Sequence[Any]) -> list[Any]:
         """The place without the names of a union's branches, which come after the column."""
@@ -200,6 +205,10 @@ class Reader:
 def _most_pieces(name: str, found: Parsed) -> int:
     tables = [table for table in (found.rows, found.user) if table is not None and name in table.column_names]
     return max((table.select([name]).nbytes for table in tables), default=1)
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else shown(value)
 
 
 def _form_of(place: list[Any]) -> str:
