@@ -44,7 +44,7 @@ td { font-variant-numeric: tabular-nums; }
 <script>
 "use strict";
 const at = id => document.getElementById(id);
-const make = (tag, text) => { const e = document.createElement(tag); if (text !== undefined) e.textContent = text; return e; };
+function make(tag, text = "") { const e = document.createElement(tag); e.textContent = text; return e; }
 let bundles = {};
 
 function headers() {
@@ -78,7 +78,8 @@ function fields() {
   const one = bundles[at("bundle").value], example = one.examples[part()];
   at("fields").replaceChildren(...one.columns[part()].map(column => {
     const label = make("label"), input = make("input");
-    label.append(make("b", column.name), make("small", column.type + (column.needed ? "" : "; may be left empty")), input);
+    const type = column.type + (column.needed ? "" : "; may be left empty");
+    label.append(make("b", column.name), make("small", type), input);
     input.name = column.name;
     input.value = column.name in example ? JSON.stringify(example[column.name]) : "";
     return label;
