@@ -44,7 +44,7 @@ def write_worded(root: Path) -> Path:
     pq.write_table(pa.table({"value": [f"item {i}" for i in range(ITEMS)], "id": ids}), root / "_items.parquet")
     schema = {**SCHEMA, "features": {name: dict(feature) for name, feature in SCHEMA["features"].items()}}  # type: ignore[attr-defined]
     schema["features"]["item"] |= {"vocabulary": "_items.parquet"}
-    schema["features"]["history"] |= {"vocabulary": "_items.parquet", "out_of_range": "drop", "missing": "drop"}
+    schema["features"]["history"] |= {"vocabulary": "_items.parquet", "out_of_range": "unknown", "missing": "unknown"}
     schema["features"]["age"] |= {"missing": "fill", "fill": 0.5}
     schema["features"]["user"] |= {"missing": "unknown"}
     (root / "dataset.yaml").write_text(yaml.safe_dump(schema, sort_keys=False))

@@ -197,6 +197,7 @@ class Bundle:
             features=tuple(f for f in every.values() if not isinstance(f, DenseFeature)),
             dense=tuple(dense[name] for name in graph.dense),
             derived=self.schema.derived,
+            aligned=tuple(tuple(name for name in group if name in every) for group in self.manifest.aligned),
         ).of_values()
 
     def _windows(self, part: str, rows: Any) -> Any:

@@ -86,10 +86,17 @@ def _divided(spec: BatchSpec, user: set[str], each: set[str]) -> tuple[BatchSpec
         if not set(derived.outputs) & (user | each) and set(derived.inputs) <= own:
             own |= set(derived.outputs)
 
+    def of_user(feature: LookupFeature) -> bool:
+        return set(column_names(BatchSpec(features=(feature,)))) <= own
+
+    by_name = {feature.name: feature for feature in spec.features}
+    together = [group for group in spec.aligned if not all(of_user(by_name[name]) for name in group)]
+    beside = {name for group in together for name in group}  # read with what they are compared with
+
     def shared(feature: LookupFeature) -> bool:
         if isinstance(feature, CrossFeature):
             return all(map(shared, feature.inputs))
-        return set(column_names(BatchSpec(features=(feature,)))) <= own
+        return feature.name not in beside and of_user(feature)
 
     crosses = spec.crosses
     mixed = tuple(c for c in crosses if len({shared(feature) for feature in c.inputs}) > 1)

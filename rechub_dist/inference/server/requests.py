@@ -122,7 +122,7 @@ class Reader:
         names = dict.fromkeys(name for row in rows[:1] for name in row)
         names |= dict.fromkeys(name for row in rows if row.keys() - names.keys() for name in row)
         if not rows:
-            names = dict.fromkeys(name for name in self.columns if name not in set(others))
+            names = dict.fromkeys(name for name in self.example(derived=False) if name not in set(others))
         firsts = {name: next((row[name] for row in rows if row.get(name) is not None), None) for name in names}
 
         def convert(types: dict[str, pa.DataType]) -> pa.Table:
