@@ -69,14 +69,15 @@ def pieces_of(spec: BatchSpec, user: Any, candidates: Any, size: int) -> Iterato
     shared = [Piece(of_user, next(windows(one, of_user, 1)), True)] if of_user.features or of_user.dense else []
     wanted = set(reading(of_each, [*one.column_names, *each.column_names]).uses)
     for first in range(0, max(1, each.num_rows), size):
-        rows = each.slice(first, size)
+        count = min(size, each.num_rows - first)  # a slice of a table without columns does not know
         pieces = list(shared)
         if of_each.features or of_each.dense:
-            table = _beside(one.select([name for name in one.column_names if name in wanted]), rows)
-            pieces.append(Piece(of_each, next(windows(table, of_each, max(1, rows.num_rows)))))
+            own = one.select([name for name in one.column_names if name in wanted])
+            table = _beside(own, each.slice(first, count), count)
+            pieces.append(Piece(of_each, next(windows(table, of_each, max(1, count)))))
         if mixed:
-            pieces.append(Piece(replace(spec, features=mixed, dense=()), _crossed(mixed, pieces, rows.num_rows)))
-        yield rows.num_rows, pieces
+            pieces.append(Piece(replace(spec, features=mixed, dense=()), _crossed(mixed, pieces, count)))
+        yield count, pieces
 
 
 def _divided(spec: BatchSpec, user: set[str], each: set[str]) -> tuple[BatchSpec, BatchSpec, tuple[CrossFeature, ...]]:
@@ -113,22 +114,20 @@ def _divided(spec: BatchSpec, user: set[str], each: set[str]) -> tuple[BatchSpec
     return found[0], found[1], mixed
 
 
-def _beside(one: pa.Table, rows: pa.Table) -> pa.Table:
-    """The rows, each with the columns of `one`.
+def _beside(one: pa.Table, rows: pa.Table, count: int) -> pa.Table:
+    """The rows, `count` of them, each with the columns of `one`.
 
     Raises:
         UserError: that would take too much memory.
     """
-    if one.nbytes * rows.num_rows > MOST_REPEATED:
+    if one.nbytes * count > MOST_REPEATED:
         names = ", ".join(one.column_names)
         raise UserError(
-            f"{GIVEN}: {rows.num_rows} candidates, each with the user's {names} ({one.nbytes} bytes): give fewer at "
-            "once"
+            f"{GIVEN}: {count} candidates, each with the user's {names} ({one.nbytes} bytes): give fewer at once"
         )
-    index = pa.array(np.zeros(rows.num_rows, np.int64))
-    for name in one.column_names:
-        rows = rows.append_column(one.schema.field(name), one[name].take(index))
-    return rows
+    index = pa.array(np.zeros(count, np.int64))
+    columns = dict(zip(rows.column_names, rows.columns, strict=True))
+    return pa.table({**columns, **{name: one[name].take(index) for name in one.column_names}})
 
 
 def _crossed(crosses: tuple[CrossFeature, ...], pieces: list[Piece], rows: int) -> Window:
