@@ -90,7 +90,7 @@ def serve(
     cores = len(os.sched_getaffinity(0))
     defaults = Settings()
     settings = Settings(
-        address=address, port=port, token=token, trusted_hosts=defaults.trusted_hosts if loopback else (),
+        address=address, port=port, token=token, trusted_hosts=(*defaults.trusted_hosts, address, f"[{address}]") if loopback else (),
         threads=threads or cores, batch_rows=batch_rows, batch_wait=batch_wait_ms / 1000, queue=queue,
         memory=max(defaults.memory, 2 * max_mb * MIB), max_rows=max_rows, max_bytes=max_mb * MIB, watch=watch,
         grace=grace,

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 
 from rechub_dist.errors import LONGEST, UserError
 from rechub_dist.inference.bundle.bundle import Bundle
-from rechub_tests.mutations import BYTES, MUTATIONS, Cut, Mutation, cut, cuts, fuzz, mutated
+from rechub_tests.mutations import BYTES, MUTATIONS, Cut, Mutation, Place, cut, cuts, fuzz, mutated
 from rechub_tests.serving import ARROW, Server, make_bundles, rows_of, serving
+
+
+ROOTS: list[Place] = [("rows",), ("columns",), ("user",), ("candidates",)]
 
 
 class Target(NamedTuple):
@@ -28,6 +31,9 @@ class Target(NamedTuple):
     bundles: dict[str, Bundle]
     rows: dict[str, list[dict[str, Any]]]
     table: pa.Table
+
+    def __repr__(self) -> str:
+        return "..."
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +89,7 @@ def same(found: dict[str, Any], wanted: Any, rows: int) -> None:
 @fuzz(300)
 @given(st.sampled_from(["din", "wide"]), MUTATIONS)
 def test_rows(target: Target, name: str, mutations: list[Mutation]) -> None:
-    tree = mutated({"rows": target.rows[name]}, mutations)
+    tree = mutated({"rows": target.rows[name]}, mutations, ROOTS)
     found = asked(target, f"/bundles/{name}/score", tree)
     if found is not None and set(tree) == {"rows"}:
         same(found, scores(target.bundles[name], tree["rows"]), len(tree["rows"]))
@@ -93,7 +99,7 @@ def test_rows(target: Target, name: str, mutations: list[Mutation]) -> None:
 @given(st.sampled_from(["din", "wide"]), MUTATIONS)
 def test_columns(target: Target, name: str, mutations: list[Mutation]) -> None:
     rows = target.rows[name]
-    tree = mutated({"columns": {key: [row[key] for row in rows] for key in rows[0]}}, mutations)
+    tree = mutated({"columns": {key: [row[key] for row in rows] for key in rows[0]}}, mutations, ROOTS)
     found = asked(target, f"/bundles/{name}/score", tree)
     if found is not None and set(tree) == {"columns"}:
         columns = {key: tree["columns"][key] for key in target.bundles[name].columns}
@@ -110,7 +116,7 @@ def test_candidates(target: Target, name: str, split: int, mutations: list[Mutat
         "user": {key: rows[0][key] for key in of_user},
         "candidates": [{key: row[key] for key in row if key not in of_user} for row in rows],
     }
-    changed = mutated(tree, mutations)
+    changed = mutated(tree, mutations, ROOTS)
     for one in (tree, changed):
         found = asked(target, f"/bundles/{name}/score", one)
         if found is not None and set(one) == {"user", "candidates"}:
@@ -122,7 +128,7 @@ def test_candidates(target: Target, name: str, split: int, mutations: list[Mutat
 @given(st.sampled_from(["retrieve", "retrieve?k=70", "vectors", "vectors?side=item"]), MUTATIONS)
 def test_recall(target: Target, what: str, mutations: list[Mutation]) -> None:
     rows = [{"item": "item 1"}] * 3 if what.endswith("item") else target.rows["sas"]
-    tree = mutated({"rows": rows}, mutations)
+    tree = mutated({"rows": rows}, mutations, ROOTS)
     found = asked(target, f"/bundles/sas/{what}", tree)
     if found is not None and set(tree) == {"rows"}:
         assert all(len(values) == len(tree["rows"]) for values in found.values())

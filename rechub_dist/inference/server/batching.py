@@ -133,7 +133,7 @@ class Batcher:
             rows, job = 0, first
             while True:
                 try:
-                    if not job.answer.cancelled():  # who has gone away wants no answer
+                    if not job.answer.cancelled():  # the server is ending, and no longer waits
                         one = _Read(job, version.reader(job.asked).read(job.body, job.media))
                         rows += one.rows.rows.num_rows
                         read.append(one)
@@ -209,5 +209,5 @@ def _failed(error: Exception, version: Version) -> Answer:
 
 def _deliver(answers: list[tuple[Job, Answer]]) -> None:
     for job, answer in answers:
-        if not job.answer.done():  # who has gone away has cancelled it
+        if not job.answer.done():  # the server is ending, and no longer waits
             job.answer.set_result(answer)

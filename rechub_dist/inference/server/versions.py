@@ -21,6 +21,7 @@ from rechub_dist.inference.server.requests import JSON, Parsed, Reader, RequestE
 Operation = Literal["score", "retrieve", "vectors"]
 OPERATIONS: Final[tuple[Operation, ...]] = ("score", "retrieve", "vectors")
 MOST_ITEMS: Final = 10_000  # that `retrieve` finds for a row
+MOST_FOUND: Final = 1 << 20  # and for all rows of a request
 _TRIES: Final = 20  # to open a folder that is being replaced
 _PAUSE: Final = 0.1  # seconds between them
 
@@ -112,12 +113,17 @@ class Version:
         """
         try:
             if asked.operation == "retrieve":
+                if rows.rows.num_rows * asked.k > MOST_FOUND:
+                    text = f"k = {asked.k} of {rows.rows.num_rows} rows is more than {MOST_FOUND} items; ask for fewer"
+                    raise RequestError(text, 413)
                 return self.scorer.retrieve(rows.rows, asked.k)
             if asked.operation == "vectors":
                 return self.scorer.vectors(asked.side, rows.rows)
             if rows.user is not None:
                 return self.scorer.score_candidates(rows.user, rows.rows)
             return self.scorer.score(rows.rows)
+        except RequestError:
+            raise
         except UserError as error:
             raise RequestError(error) from None
         except (pa.ArrowException, OverflowError, MemoryError) as error:  # of values that no feature reads
