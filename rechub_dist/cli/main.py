@@ -22,6 +22,7 @@ from rechub_dist.cli.export import export
 from rechub_dist.cli.init import init
 from rechub_dist.cli.kubernetes import k8s_app
 from rechub_dist.cli.retrieval import index, retrieve, vectors
+from rechub_dist.cli.serve import serve
 from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
 from rechub_dist.launch.ray_import import main as ray_import
 from rechub_dist.launch.ray_train import main as ray_train
@@ -218,6 +219,7 @@ app.command()(export)
 app.command()(vectors)
 app.command()(index)
 app.command()(retrieve)
+app.command()(serve)
 
 
 @app.command()

@@ -102,6 +102,7 @@ def export_bundle(
             item=None if ranking is None else ranking.item.feature.name,
             history=None if ranking is None or ranking.history is None else ranking.history.name,
             exclude_seen=config.evaluation.exclude_seen,
+            aligned=found.spec.aligned,
             files={str(path.relative_to(work)): record(path) for path in _files(work)},
             versions=versions(),
         )

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -147,7 +148,7 @@ def vocabulary_of(feature: StoredFeature) -> Vocabulary | None:
     """
     if feature.vocabulary is None or feature.encoded:
         return None
-    found = read_vocabulary(feature.vocabulary)
+    found = _HELD.get(feature.vocabulary) or read_vocabulary(feature.vocabulary)
     low, high = found.limits
     rows = feature.table.rows
     if low < 0 or high >= rows:
@@ -174,6 +175,24 @@ def vocabulary_fingerprint(feature: StoredFeature) -> str | None:
     vocabulary = vocabulary_of(feature)
     assert vocabulary is not None
     return vocabulary.fingerprint()
+
+
+# Vocabularies of files that may be replaced while they are in use, by the names that features have for them.
+_HELD: WeakValueDictionary[str, Vocabulary] = WeakValueDictionary()
+
+
+def hold(path: str, name: str) -> Vocabulary:
+    """The vocabulary in a file, which features that name it `name` find as long as the result is kept.
+
+    Whatever then becomes of the file: `read_vocabulary` would give its first content for ever.
+
+    Raises:
+        UserError: as `read_vocabulary`.
+    """
+    found = _HELD.get(name)
+    if found is None:
+        _HELD[name] = found = read_vocabulary.__wrapped__(path)
+    return found
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 
 from rechub_dist.config.strict_yaml import read_yaml
 from rechub_dist.data.columns.fit import column_names
+from rechub_dist.data.columns.vocabulary import Vocabulary, hold
 from rechub_dist.data.columns.window import Window
 from rechub_dist.data.given import like, windows
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError, one_line
-from rechub_dist.features import CrossFeature, DenseFeature, FeatureSchema, SparseFeature
+from rechub_dist.features import CrossFeature, DenseFeature, Feature, FeatureSchema, SequenceFeature, SparseFeature
+from rechub_dist.inference.bundle.candidates import Piece, pieces_of
 from rechub_dist.inference.bundle.catalogue import ITEMS, Catalogue, fixed
 from rechub_dist.inference.bundle.index import open_index
 from rechub_dist.inference.bundle.manifest import MANIFEST, SCHEMA, TABLES, GraphRecord, read_manifest, verify
@@ -59,6 +62,8 @@ class Bundle:
         )
         self.schema: FeatureSchema = parse_schema(read_yaml(self.folder / SCHEMA), str(self.folder))
         self._check_schema()
+        self._vocabularies: list[Vocabulary] = []
+        self.schema = replace(self.schema, features=tuple(map(self._with_vocabulary, self.schema.features)))
         self._tables = open_tables(self.folder, self.manifest.tables)
         self._lookups = {lookup.name: lookup for lookup in self.manifest.lookups}
         self._sessions = {name: _session(self.folder / g.file, threads) for name, g in self.manifest.graphs.items()}
@@ -82,6 +87,16 @@ class Bundle:
             found = features.get(lookup.feature)
             if found is None or isinstance(found, DenseFeature) or found.table.rows > tables[lookup.table].rows:
                 raise UserError(f"{where}: feature {lookup.feature!r} does not fit its table; export the bundle again")
+
+    def _with_vocabulary(self, feature: Feature) -> Feature:
+        """The feature with its vocabulary as it is now: a later export may replace the folder."""
+        if isinstance(feature, CrossFeature):
+            return replace(feature, inputs=tuple(map(self._with_vocabulary, feature.inputs)))
+        if not isinstance(feature, SparseFeature | SequenceFeature) or feature.vocabulary is None:
+            return feature
+        name = f"{Path(feature.vocabulary).relative_to(self.folder)} of bundle {self.manifest.seal[:12]}"
+        self._vocabularies.append(hold(feature.vocabulary, name))
+        return replace(feature, vocabulary=name)
 
     def _check_graph(self, graph: GraphRecord, session: Any) -> None:
         """Refuse a graph that does not read what the manifest says it reads."""
@@ -121,6 +136,22 @@ class Bundle:
         names = [f"predicted_{name}" for name in self.manifest.graphs["score"].outputs]
         pieces = [dict(zip(names, outputs, strict=True)) for outputs in self._run("score", rows)]
         return like(rows, pa.table({name: np.concatenate([piece[name] for piece in pieces]) for name in names}))
+
+    def score_candidates(self, user: Any, candidates: Any) -> Any:
+        """`score` of the candidates, each with the columns of the one row `user`, which are converted once.
+
+        Raises:
+            UserError: as `score`; `user` is not one row, or a column is in both.
+        """
+        if "score" not in self.manifest.graphs:
+            raise UserError(f"score: {self.manifest.model} is a recall model; use retrieve or vectors")
+        names = [f"predicted_{name}" for name in self.manifest.graphs["score"].outputs]
+        outputs = [
+            self._graph("score", pieces, rows)
+            for rows, pieces in pieces_of(self.spec("score"), user, candidates, BATCH)
+        ]
+        found = zip(names, map(np.concatenate, zip(*outputs, strict=True)), strict=True)
+        return like(candidates, pa.table(dict(found)))
 
     def vectors(self, side: str, rows: Any) -> Any:
         """A recall model's vectors: `vectors`, several a row, of users; `vector` of items.
@@ -174,7 +205,7 @@ class Bundle:
 
     def user_vectors(self, window: Window) -> tuple[Floats, Flags]:
         """The vectors of a window of `user_spec()`, float32 [B, Q, D], and which are live, bool [B, Q]."""
-        vectors, live = self._graph("user", window)
+        vectors, live = self._of_window("user", window)
         return vectors, live
 
     @cached_property
@@ -193,7 +224,7 @@ class Bundle:
             self._specs["item"],
             ids_alone=not graph.dense and read <= {item.name},
             has_table=ITEMS in self.manifest.files,
-            vectors_of=lambda window: self._graph("item", window)[0],
+            vectors_of=lambda window: self._of_window("item", window)[0],
         )
 
     @property
@@ -223,10 +254,15 @@ class Bundle:
             features=tuple(f for f in every.values() if not isinstance(f, DenseFeature)),
             dense=tuple(dense[name] for name in graph.dense),
             derived=self.schema.derived,
+            aligned=tuple(tuple(name for name in group if name in every) for group in self.manifest.aligned),
         )
 
     def _run(self, part: str, rows: Any) -> list[list[NDArray[Any]]]:
-        return [self._graph(part, window) for window in windows(rows, self._specs[part], BATCH)]
+        return [self._of_window(part, window) for window in windows(rows, self._specs[part], BATCH)]
+
+    def _of_window(self, part: str, window: Window) -> list[NDArray[Any]]:
+        """The outputs of a graph for the rows of a window."""
+        return self._graph(part, [Piece(self._stored_specs[part], window)], window.rows)
 
     @cached_property
     def _stored_specs(self) -> dict[str, BatchSpec]:
@@ -236,23 +272,29 @@ class Bundle:
     def _specs(self) -> dict[str, BatchSpec]:
         return {part: spec.of_values() for part, spec in self._stored_specs.items()}
 
-    def _graph(self, part: str, window: Window) -> list[NDArray[Any]]:
-        """The outputs of a graph for the rows of a window."""
+    def spec(self, part: str) -> BatchSpec:
+        """What is read of a row for a graph; part is `score`, `user` or `item`."""
+        return self._specs[part]
+
+    def _graph(self, part: str, pieces: list[Piece], rows: int) -> list[NDArray[Any]]:
+        """The outputs of a graph for the rows that the pieces make."""
         graph: GraphRecord = self.manifest.graphs[part]  # type: ignore[index]
         inputs: list[NDArray[Any]] = []
         for name in graph.pooled:
             lookup = self._lookups[name]
-            ids, offsets, weights = _ids(window, lookup.feature)
-            inputs.append(pooled(self._tables[lookup.table], ids, offsets, weights, lookup.pooling == "mean"))
+            piece = _piece_with(lookup.feature, pieces)
+            ids, offsets, weights = _ids(piece.window, lookup.feature)
+            mean = lookup.pooling == "mean"
+            inputs.append(piece.spread(pooled(self._tables[lookup.table], ids, offsets, weights, mean), rows))
         for name in graph.sequences:
             lookup = self._lookups[name]
-            ids, offsets, _ = _ids(window, lookup.feature)
-            whole = np.arange(window.rows + 1) if offsets is None else offsets
-            inputs += padded(self._tables[lookup.table], ids, whole, graph.length)
-        row = 0
-        for feature in self._stored_specs[part].dense:
-            inputs.append(np.stack([*window.floats[row : row + feature.dim]], axis=1).astype(np.float32, copy=False))
-            row += feature.dim
+            piece = _piece_with(lookup.feature, pieces)
+            ids, offsets, _ = _ids(piece.window, lookup.feature)
+            whole = np.arange(piece.window.rows + 1) if offsets is None else offsets
+            found = padded(self._tables[lookup.table], ids, whole, graph.length)
+            inputs += [piece.spread(array, rows) for array in found]
+        dense = {name: array for piece in pieces for name, array in piece.dense(rows)}
+        inputs += [dense[name] for name in graph.dense]
         session = self._sessions[part]  # type: ignore[index]
         names = [entry.name for entry in session.get_inputs()]
         return _computed(session, dict(zip(names, inputs, strict=True)), self.folder / graph.file)
@@ -285,6 +327,10 @@ def _computed(session: Any, inputs: dict[str, NDArray[Any]], path: Path) -> list
     except Exception as error:  # as above
         raise UserError(f"{path} cannot be computed: {one_line(error)}; export the bundle again") from None
     return outputs
+
+
+def _piece_with(feature: str, pieces: list[Piece]) -> Piece:
+    return next(piece for piece in pieces if feature in piece.window.flat or feature in piece.window.ragged)
 
 
 def _ids(window: Window, feature: str) -> tuple[NDArray[Any], NDArray[Any] | None, Floats | None]:

@@ -98,6 +98,7 @@ class BundleManifest(Section):
     item: str | None = Field(None, description="of a recall model: the feature of the item's id")
     history: str | None = Field(None, description="of a recall model: the feature of the items that a user has seen")
     exclude_seen: bool = True
+    aligned: tuple[tuple[str, ...], ...] = Field((), description="features with equally many ids in each row")
     files: dict[str, FileRecord]
     versions: dict[str, str]
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -1,0 +1,260 @@
+"""What a served bundle takes for a request, beside the same model in plain torch behind the same server, in one run.
+
+    python benchmarks/serving.py
+    python benchmarks/serving.py --rounds 9 --requests 400
+
+The model is a DIN with ten sparse features, four dense ones, a target item and a history of at most 20, tables of
+100,000 rows of width 16 and layers of 200 and 80, briefly trained. Two servers run at once, of the same code, with the
+same settings and one thread a core: `bundle` is `rechub-dist serve`, and `torch` answers with the trained run in this
+package's own torch modules (`rechub_dist.load`), which gets its rows by the same conversion. A request is a user with
+1, 16 or 200 candidates, as JSON; the client, in a process of its own, keeps its connections.
+
+Reported are the median and the 99th percentile of the time of a request when one client asks at a time, and requests a
+second when eight do. Rounds are interleaved, and the order in a round turns, so that what else the machine does hits
+both alike; the figures are the medians of the rounds, the ratio is the median of the rounds' ratios. Before anything is
+measured, both must answer the same.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table as Screen
+
+CANDIDATES = (1, 16, 200)
+CLIENTS = 8
+PATH = "/bundles/ctr/score"
+MODEL = {
+    "name": "DIN", "features": [*(f"sparse_{i}" for i in range(10)), *(f"dense_{i}" for i in range(4))],
+    "behavior_features": ["history"], "target_features": ["item"], "attention_units": [64, 16],
+    "hidden_units": [200, 80], "embedding_dim": 16,
+}  # fmt: skip
+
+
+class TorchScorer:
+    """Answers with the trained run; the rest is the bundle's."""
+
+    def __init__(self, folder: Path, run: Any) -> None:
+        from rechub_dist.inference.bundle.bundle import Bundle  # noqa: PLC0415
+
+        bundle = Bundle(folder, threads=1)
+        self.folder, self.manifest, self.spec, self._run = folder, bundle.manifest, bundle.spec, run
+
+    def score(self, rows: pa.Table) -> pa.Table:
+        """The run's predictions."""
+        return self._run.predict(rows)
+
+    def score_candidates(self, user: pa.Table, candidates: pa.Table) -> pa.Table:
+        """The same, of the user's columns repeated."""
+        index = pa.array(np.zeros(candidates.num_rows, np.int64))
+        for name in user.column_names:
+            candidates = candidates.append_column(name, user[name].take(index))
+        return self._run.predict(candidates)
+
+    def retrieve(self, users: Any, k: int = 10) -> Any:
+        """Of recall models alone."""
+        raise NotImplementedError
+
+    def vectors(self, side: str, rows: Any) -> Any:
+        """Of recall models alone."""
+        raise NotImplementedError
+
+
+def serve_torch(output_dir: str, bundle: Path) -> None:
+    """Serve a run as `rechub-dist serve` serves its bundle."""
+    import torch  # noqa: PLC0415
+
+    import rechub_dist  # noqa: PLC0415
+    from rechub_dist.inference.server.run import serve  # noqa: PLC0415
+    from rechub_dist.inference.server.serving import Serving  # noqa: PLC0415
+    from rechub_dist.inference.server.settings import Settings  # noqa: PLC0415
+    from rechub_dist.inference.server.versions import Served  # noqa: PLC0415
+
+    torch.set_num_threads(1)  # as the bundle's: many requests at once, each by one thread
+    run = rechub_dist.load(output_dir)
+    settings = Settings(port=0, threads=len(os.sched_getaffinity(0)))
+    served = Served("ctr", bundle, lambda folder: TorchScorer(folder, run), settings.max_rows)
+    serve(Serving([served], {}, settings), lambda where: print(f"serving at {where}", file=sys.stderr, flush=True))
+
+
+def prepare(root: Path) -> None:
+    """Data, a briefly trained run, and its bundle."""
+
+    def command(*arguments: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "rechub_dist", *arguments], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr)
+
+    size = ("--rows", "40000", "--sequence", "--dense", "4", "--sparse", "10", "--vocabulary", "100000")
+    command("data", "synthesize", "--out", str(root / "data"), *size)
+    run = {
+        "output_dir": str(root / "run"), "data": {"root": str(root / "data"), "batch_size": 1024}, "model": MODEL,
+        "train": {"epochs": 1},
+    }  # fmt: skip
+    (root / "run.yaml").write_text(yaml.safe_dump(run))
+    command("train", str(root / "run.yaml"))
+    command("export", str(root / "run"), "--out", str(root / "bundle"))
+
+
+@contextmanager
+def server(log: Path, line: list[str]) -> Iterator[int]:
+    """A server's port."""
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, *line], stderr=file)
+    try:
+        while "serving at" not in log.read_text():
+            if process.poll() is not None:
+                raise SystemExit(log.read_text())
+            time.sleep(0.05)
+        yield int(log.read_text().strip().rpartition(":")[2])
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def bodies(rows: pa.Table, candidates: int) -> list[bytes]:
+    """Requests of different users."""
+    of_candidate = ["item", "sparse_0", "sparse_1"]
+    of_user = [name for name in rows.column_names if name not in of_candidate and not name.startswith("label")]
+    found = []
+    for user in range(50):
+        asked = rows.select(of_candidate).slice(50 + 200 * (user % 4), candidates).to_pylist()
+        found.append(
+            json.dumps({"user": rows.select(of_user).slice(user, 1).to_pylist()[0], "candidates": asked}).encode()
+        )
+    return found
+
+
+def ask(connection: http.client.HTTPConnection, body: bytes) -> bytes:
+    """One request."""
+    connection.request("POST", PATH, body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    found = answer.read()
+    if answer.status != 200:
+        raise SystemExit(f"{answer.status}: {found.decode()}")
+    return found
+
+
+@dataclass
+class Figures:
+    """Of one scorer and one number of candidates: milliseconds, and requests a second."""
+
+    p50: float
+    p99: float
+    rate: float
+
+
+def measure(port: int, requests: list[bytes], count: int) -> Figures:
+    """One round."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    times = []
+    for number in range(count):
+        began = time.perf_counter()
+        ask(connection, requests[number % len(requests)])
+        times.append(1000 * (time.perf_counter() - began))
+    connection.close()
+
+    def client(first: int) -> None:
+        own = http.client.HTTPConnection("127.0.0.1", port)
+        for number in range(first, count, CLIENTS):
+            ask(own, requests[number % len(requests)])
+        own.close()
+
+    threads = [threading.Thread(target=client, args=(first,)) for first in range(CLIENTS)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rate = count / (time.perf_counter() - began)
+    return Figures(statistics.median(times), float(np.percentile(times, 99)), rate)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Rounds.")] = 7,
+    requests: Annotated[int, typer.Option(help="Requests a measurement.")] = 200,
+    folder: Annotated[Path | None, typer.Option(help="To keep data, run and bundle in.")] = None,
+) -> None:
+    """Measure both, and print the table."""
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        root = folder or Path(scratch)
+        if not (root / "bundle").exists():
+            root.mkdir(parents=True, exist_ok=True)
+            prepare(root)
+        torch = [__file__, "serve-torch", str(root / "run"), str(root / "bundle")]
+        bundle = ["-m", "rechub_dist", "serve", f"ctr={root / 'bundle'}", "--port", "0"]
+        ports = {
+            n: stack.enter_context(server(root / f"{n}.log", line))
+            for n, line in (("bundle", bundle), ("torch", torch))
+        }
+        rows = pq.read_table(root / "data" / "test")
+        asked = {size: bodies(rows, size) for size in CANDIDATES}
+        for size, wanted in asked.items():
+            for body in wanted[:5]:
+                one, other = (
+                    json.loads(ask(http.client.HTTPConnection("127.0.0.1", port), body))["columns"]
+                    for port in ports.values()
+                )
+                for name, values in one.items():
+                    assert len(values) == size
+                    np.testing.assert_allclose(values, other[name], rtol=1e-4, atol=1e-5)
+        found: dict[tuple[int, str], list[Figures]] = {}
+        for number in range(rounds + 1):  # the first warms up
+            for size, wanted in asked.items():
+                names = list(ports) if number % 2 else list(ports)[::-1]
+                for name in names:
+                    figures = measure(ports[name], wanted, requests)
+                    if number:
+                        found.setdefault((size, name), []).append(figures)
+    show(found)
+
+
+def show(found: dict[tuple[int, str], list[Figures]]) -> None:
+    """Print the table."""
+    cores = len(os.sched_getaffinity(0))
+    model = next(
+        (x.partition(":")[2].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
+    )
+    screen = Screen(title=f"{cores} cores, {model or platform.processor()}, Python {platform.python_version()}")
+    for heading in ("candidates", "scorer", "p50 ms", "p99 ms", "requests/s", "p50 / bundle", "rate / bundle"):
+        screen.add_column(heading, justify="right")
+    for (size, name), rounds in found.items():
+        ours = found[size, "bundle"]
+        medians = [statistics.median(getattr(one, key) for one in rounds) for key in ("p50", "p99", "rate")]
+        ratios = [
+            statistics.median(getattr(a, key) / getattr(b, key) for a, b in zip(rounds, ours, strict=True))
+            for key in ("p50", "rate")
+        ]
+        screen.add_row(
+            str(size), name, *(f"{x:.2f}" for x in medians[:2]), f"{medians[2]:.0f}", *(f"{x:.2f}" for x in ratios)
+        )
+    Console(width=120).print(screen)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve-torch"]:
+        serve_torch(sys.argv[2], Path(sys.argv[3]))
+    else:
+        typer.run(main)
