@@ -91,7 +91,8 @@ class Bundle:
     def _with_vocabulary(self, feature: Feature) -> Feature:
         """The feature with its vocabulary as it is now: a later export may replace the folder."""
         if isinstance(feature, CrossFeature):
-            return replace(feature, inputs=tuple(map(self._with_vocabulary, feature.inputs)))
+            inputs = tuple(self._with_vocabulary(one) for one in feature.inputs)
+            return replace(feature, inputs=tuple(one for one in inputs if isinstance(one, SparseFeature)))
         if not isinstance(feature, SparseFeature | SequenceFeature) or feature.vocabulary is None:
             return feature
         name = f"{Path(feature.vocabulary).relative_to(self.folder)} of bundle {self.manifest.seal[:12]}"
