@@ -1,4 +1,4 @@
-"""The files of `rechub-dist examples`: run files, schemas, plans, search spaces, and the scripts and manifests of launch/."""
+"""The files of `rechub-dist examples`: run files, schemas, plans, spaces, and the scripts and manifests of launch/."""
 
 from __future__ import annotations
 

@@ -309,6 +309,7 @@ def test_an_import_replaces_its_predecessor(log: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "test").exists()
 
 
+@pytest.mark.slow
 def test_a_thousand_columns(tmp_path: Path) -> None:
     wide = pa.table({"click": [0, 1, 0, 1]} | {f"c {i}'\"": [1, 2, 1, i] for i in range(1000)})
     pq.write_table(wide, tmp_path / "log.parquet")
