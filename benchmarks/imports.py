@@ -142,7 +142,7 @@ def main(
                 )  # fmt: skip
             shutil.rmtree(source)
             shutil.rmtree(scratch)
-        Console(width=120).print(screen)
+            Console(width=120).print(screen)
 
 
 if __name__ == "__main__":

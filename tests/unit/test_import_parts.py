@@ -44,7 +44,7 @@ def random_case(seed: int, folder: Path) -> dict[str, Any]:
     return plan
 
 
-@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(n, marks=pytest.mark.slow) for n in range(8, 40))])
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 40))])
 def test_rows_and_descriptions_are_those_of_one_database(seed: int, tmp_path: Path) -> None:
     plan = random_case(seed, tmp_path)
     run_import(plan, tmp_path / "one")
