@@ -11,8 +11,8 @@ import pytest
 
 from rechub_tests.object_store import FaultyProxy
 
-# How long an example takes says how busy the machine is.
-hypothesis.settings.register_profile("rechub_dist", deadline=None)
+# How long an example takes says how busy the machine is. The same examples each time: `make fuzz` tries others.
+hypothesis.settings.register_profile("rechub_dist", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("rechub_dist")
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="rechub-dist-tests-")
