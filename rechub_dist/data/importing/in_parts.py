@@ -31,22 +31,20 @@ from rechub_dist.data.importing.parts import (
     read_piece,
     write_range,
 )
+from rechub_dist.data.importing.pieces import source_pieces
 from rechub_dist.data.importing.plan import Plan
 from rechub_dist.data.importing.rows import (
     ROW,
     ROWS,
-    check_present,
     check_rows,
-    check_train,
     drop_by_k_core,
     expression_of,
     fill_rows,
-    rows_begin,
-    split_rule,
     values_named,
 )
 from rechub_dist.data.importing.run import earlier_import
-from rechub_dist.data.importing.sources import source_files, source_pieces, source_query
+from rechub_dist.data.importing.sources import source_files, source_query
+from rechub_dist.data.importing.splits import check_present, check_train, rows_begin, split_rule
 from rechub_dist.data.importing.steps import (
     Imported,
     Tally,

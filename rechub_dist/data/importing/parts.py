@@ -31,9 +31,11 @@ from rechub_dist.data.importing.engine import BATCH_ROWS, Engine, literal, quote
 from rechub_dist.data.importing.facts import Asked, Facts, write_facts
 from rechub_dist.data.importing.histories import LAST, batch_rows
 from rechub_dist.data.importing.negatives import add_negatives, pool_query
+from rechub_dist.data.importing.pieces import Piece
 from rechub_dist.data.importing.plan import NOW, RESERVED, SPLITS, Plan
-from rechub_dist.data.importing.rows import ROW, ROWS, SPLIT, fill_rows, write_splits
-from rechub_dist.data.importing.sources import Piece, check_values
+from rechub_dist.data.importing.rows import ROW, ROWS, SPLIT, fill_rows
+from rechub_dist.data.importing.sources import check_values
+from rechub_dist.data.importing.splits import write_splits
 from rechub_dist.data.importing.steps import Recipe, Tally, complete_rows, recipe_of, tallies_of
 from rechub_dist.data.importing.write import Finishing, Output, encoded_lists, order_of
 from rechub_dist.data.parquet.pages import parquet_writer

@@ -7,14 +7,13 @@ it is a drawn negative; and for each history whether the row is an event of it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from rechub_dist.data.importing.engine import Engine, literal, quoted
-from rechub_dist.data.importing.plan import NUMBERS, RESERVED, SPLITS, LabelPlan, Plan, SplitPlan
+from rechub_dist.data.importing.engine import Engine, quoted
+from rechub_dist.data.importing.plan import NUMBERS, RESERVED, LabelPlan, Plan
 from rechub_dist.data.importing.sources import check_values, source_query
 from rechub_dist.errors import UserError, nearest, shown
 
@@ -28,9 +27,6 @@ WEIGHT: Final = "row_weight"
 
 LabelType = Literal["classification", "regression"]
 FRACTIONS: Final = ("FLOAT", "DOUBLE")
-COUNTS: Final = f"{SPLIT} is not null"  # of a row that is more than a part of histories
-_ID, _PLACE, _OF = (f"{RESERVED}{name}" for name in ("id", "place", "of"))
-_ALIASES: Final = {"validation": "valid", "val": "valid", "dev": "valid", "eval": "valid"}
 
 
 @dataclass(frozen=True)
@@ -155,7 +151,7 @@ def make_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
         UserError: an unreadable value, or nothing is left.
     """
     read = fill_rows(plan, engine, needed)
-    check_rows(plan, read, _count(engine, "true"))
+    check_rows(plan, read, count_rows(engine, "true"))
     drop_by_k_core(plan, engine)
     return read
 
@@ -197,7 +193,7 @@ def fill_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
         )
     whole = plan.filter is None and not plan.unique
     read: int = 0 if whole else engine.value(f"select count(*) from ({source_query(plan.log, engine, 'log')})")
-    return read or _count(engine, "true")
+    return read or count_rows(engine, "true")
 
 
 def check_rows(plan: Plan, read: int, left: int) -> None:
@@ -236,142 +232,6 @@ def drop_by_k_core(plan: Plan, engine: Engine) -> None:
         raise UserError(f"k_core: no row is left with {dict(plan.k_core)}; lower the numbers")
 
 
-def make_splits(plan: Plan, engine: Engine, shape: Shape) -> None:
-    """Write each row's split.
-
-    Raises:
-        UserError: times or users are missing, a time in the plan is none of the column's, or train would be empty.
-    """
-    check_present(plan, engine, shape)
-    begin = rows_begin(plan, engine, shape)
-    if begin is not None:
-        engine.run(f"update {ROWS} set {SPLIT} = null where {quoted(plan.time or '')} < {begin}")
-    write_splits(plan, engine, split_rule(plan, engine, shape))
-    check_train(plan, _count(engine, f"{SPLIT} = 0"))
-
-
-def check_train(plan: Plan, rows: int) -> None:
-    """Raise UserError if train has no rows."""
-    if not rows:
-        raise UserError(f"split: by {plan.split.by} leaves no row for train; change its shares, times or column")
-
-
-def rows_begin(plan: Plan, engine: Engine, shape: Shape) -> str | None:
-    """The time, in SQL, before which rows are only parts of histories. Raises UserError."""
-    begin = plan.split.rows_from
-    return None if begin is None else _time_literal(begin, "split.rows_from", plan, engine, shape)
-
-
-def split_rule(plan: Plan, engine: Engine, shape: Shape) -> str | None:
-    """An expression for a row's split, which needs to see all rows; None where it depends on the user's other rows.
-
-    Raises:
-        UserError: a time in the plan is none of the column's, or a split in the column is none.
-    """
-    split = plan.split
-    if split.by == "leave-last-out":
-        return None
-    if split.by == "position":
-        rows = _count(engine, COUNTS)
-        tested = rows - math.floor(rows * split.test + 1e-9)
-        valid, test = (_value_at(engine, ROW, at) for at in (tested - math.floor(rows * split.valid + 1e-9), tested))
-        return f"case when {ROW} >= {test} then 2 when {ROW} >= {valid} then 1 else 0 end"
-    return _by_column(engine, split) if split.by == "column" else _rule(plan, engine, shape)
-
-
-def write_splits(plan: Plan, engine: Engine, rule: str | None) -> None:
-    """Write the split of each row that is more than a part of histories; users' rows must be together in ROWS."""
-    if rule is not None:
-        engine.run(f"update {ROWS} set {SPLIT} = {rule} where {COUNTS}")
-        return
-    user, time = quoted(plan.user or ""), quoted(plan.time or "")
-    ranked = (
-        f"select {ROW} as {_ID}, row_number() over (partition by {user} order by {time} desc, {ROW} desc) as "
-        f"{_PLACE}, count(*) over (partition by {user}) as {_OF} from {ROWS}"
-    )
-    engine.run(
-        f"update {ROWS} set {SPLIT} = case {_PLACE} when 1 then 2 when 2 then 1 else 0 end "
-        f"from ({ranked}) as ranked where {ROW} = {_ID} and {_OF} >= 3 and {COUNTS}"
-    )
-
-
-def check_present(plan: Plan, engine: Engine, shape: Shape) -> None:
-    """Raise UserError if a user or time is missing where a row without one would have no place."""
-    by = plan.split.by
-    ordered = bool(plan.histories) or plan.now or by == "leave-last-out"
-    of_user = ordered or by == "user" or plan.negatives is not None
-    for key, why in (("time", ordered or by == "time" or plan.split.rows_from), ("user", of_user)):
-        name = getattr(plan, key)
-        if not why or name is None:
-            continue
-        column, kind = quoted(name), shape.types[name]
-        endless = f" or not isfinite({column})" if kind in FRACTIONS or kind.startswith(("TIMESTAMP", "DATE")) else ""
-        if nulls := _count(engine, f"{column} is null{endless}"):
-            raise UserError(f"{key}: {nulls:,} rows have no {name!r}; leave them out: filter: {name} is not null")
-
-
-def _rule(plan: Plan, engine: Engine, shape: Shape) -> str:
-    """An expression for a row's split."""
-    split = plan.split
-    if split.by == "time":
-        time = quoted(plan.time or "")
-        if split.valid_from is not None and split.test_from is not None:
-            valid, test = (
-                _time_literal(text, f"split.{key}", plan, engine, shape)
-                for key, text in (("valid_from", split.valid_from), ("test_from", split.test_from))
-            )
-        else:
-            valid, test = (_cut(engine, time, share) for share in (split.valid + split.test, split.test))
-        return f"case when {time} >= {test} then 2 when {time} >= {valid} then 1 else 0 end"
-    keys = [plan.user or ""] if split.by == "user" else [*split.key] or [ROW]
-    text = ", ".join(f"coalesce({quoted(key)}::VARCHAR, chr(30))" for key in keys)
-    drawn = f"md5_number_lower(concat_ws(chr(31), '{plan.seed}', {text}))::DOUBLE / 18446744073709551616.0"
-    parts = (1 - split.test, 1 - split.test - split.valid)
-    return f"case when {drawn} >= {parts[0]!r} then 2 when {drawn} >= {parts[1]!r} then 1 else 0 end"
-
-
-def _cut(engine: Engine, time: str, share: float) -> str:
-    """The time from which on the newest `share` of the rows are; rows of one time stay together."""
-    rows = _count(engine, COUNTS)
-    return _value_at(engine, time, rows - round(rows * share))
-
-
-def _value_at(engine: Engine, column: str, place: int) -> str:
-    """The value, in SQL, that so many rows come before when they are sorted by it; null if there are no more."""
-    found = engine.run(
-        f"select {column}::VARCHAR, typeof({column}) from {ROWS} where {COUNTS} order by {column} limit 1 "
-        f"offset {place}"
-    )
-    return f"{literal(found[0][0])}::{found[0][1]}" if found else "null"  # which no time reaches
-
-
-def _by_column(engine: Engine, split: SplitPlan) -> str:
-    column = f"lower({quoted(split.column or '')}::VARCHAR)"
-    known = {**{name: i for i, name in enumerate(SPLITS)}, **{k: SPLITS.index(v) for k, v in _ALIASES.items()}}
-    cases = " ".join(f"when {literal(name)} then {index}" for name, index in known.items())
-    names = ", ".join(literal(name) for name in known)
-    wrong = engine.run(
-        f"select {column}, count(*) from {ROWS} where coalesce({column} not in ({names}), true) "
-        "group by 1 order by 1 limit 1"
-    )
-    if wrong:
-        raise UserError(
-            f"split.column: {wrong[0][1]:,} rows have {shown(wrong[0][0])} in column {split.column!r}; it must be "
-            "train, valid or test"
-        )
-    return f"case {column} {cases} end"
-
-
-def _time_literal(text: str, where: str, plan: Plan, engine: Engine, shape: Shape) -> str:
-    kind = shape.types[plan.time or ""]
-    try:
-        engine.run(f"select {literal(text)}::{kind}")
-    except UserError:
-        how = "a number in the column's unit" if is_numeric(kind) else "such as 2024-05-01 or 2024-05-01 12:00:00"
-        raise UserError(f"{where}: {shown(text)} is no {kind}, which column {plan.time!r} is; write {how}") from None
-    return f"{literal(text)}::{kind}"
-
-
 def expression_of(label: str | LabelPlan) -> str:
     """The SQL of a label."""
     return label if isinstance(label, str) else label.expression
@@ -387,7 +247,8 @@ def is_numeric(kind: str) -> bool:
     return kind in NUMBERS or kind in FRACTIONS or kind.startswith("DECIMAL")
 
 
-def _count(engine: Engine, condition: str) -> int:
+def count_rows(engine: Engine, condition: str) -> int:
+    """The number of rows of ROWS for which a condition in SQL is true."""
     return int(engine.value(f"select count(*) from {ROWS} where {condition}"))
 
 

@@ -21,8 +21,9 @@ from rechub_dist.data.importing.histories import LAST
 from rechub_dist.data.importing.items import item_table, write_items
 from rechub_dist.data.importing.negatives import add_negatives, check_negatives
 from rechub_dist.data.importing.plan import NOW, SPLITS, Plan
-from rechub_dist.data.importing.rows import ROWS, SPLIT, make_rows, make_splits
+from rechub_dist.data.importing.rows import ROWS, SPLIT, make_rows
 from rechub_dist.data.importing.sources import source_files
+from rechub_dist.data.importing.splits import make_splits
 from rechub_dist.data.importing.steps import (
     FACTS_FILE,
     PLAN_FILE,
