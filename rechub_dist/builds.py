@@ -8,6 +8,7 @@ nothing heavy.
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
@@ -92,7 +93,7 @@ def requirements(pyproject: Path, release: str, extras: list[str]) -> list[str]:
     for extra in extras:
         if extra not in optional:
             raise UserError(f"{extra}: no such extra, {nearest(extra, optional)}")
-    chosen = [*project["dependencies"], *(need for extra in extras for need in optional[extra])]
+    chosen = [*project["dependencies"], *(need for extra in extras for need in _needs(extra, optional))]
     torchrec = [need for need in optional["cuda"] if need.startswith("torchrec==")]
     wanted = {"torch": release, **dict.fromkeys(("torchrec", *_FBGEMM), RELEASES[release])}
     found = []
@@ -100,6 +101,17 @@ def requirements(pyproject: Path, release: str, extras: list[str]) -> list[str]:
         name, _, pin = need.partition("==")
         other = name in wanted and _release(pin) != wanted[name]
         found.append(f"{name}=={wanted[name]}.*" if other else need)
+    return found
+
+
+def _needs(extra: str, optional: dict[str, list[str]]) -> list[str]:
+    """What an extra needs, other extras of the project that it names included."""
+    found = []
+    for need in optional[extra]:
+        if own := re.fullmatch(r"rechub-dist\[(.+)\]", need):
+            found += [inner for name in own[1].split(",") for inner in _needs(name.strip(), optional)]
+        else:
+            found.append(need)
     return found
 
 

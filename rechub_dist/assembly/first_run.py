@@ -73,7 +73,7 @@ def _one_vector(plan: Plan) -> list[str]:
 
 def _of_item(plan: Plan) -> list[str]:
     """Those of them that come from the tables of the item."""
-    columns = {c for t in plan.tables.values() if (t.on or t.key) == plan.item for c in t.take or t.columns or ()}
+    columns = {c for t in plan.tables.values() if (t.log_key or t.key) == plan.item for c in t.take or t.columns or ()}
     columns |= {name for name, spec in plan.derive.items() if spec.get("column") in columns}
     return [
         name for name in _one_vector(plan) if column_of(plan, name) in columns and column_of(plan, name) != plan.item

@@ -1,4 +1,4 @@
-"""The files of `rechub-dist examples`: run files, schemas, search spaces, and the scripts and manifests of launch/."""
+"""The files of `rechub-dist examples`: run files, schemas, plans, spaces, and the scripts and manifests of launch/."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rechub_dist.errors import UserError, nearest
 
 _PACKAGE = Path(__file__).parents[1]
 _CONFIGS = _PACKAGE / "configs"
-_KINDS = {"runs": "run files", "spaces": "search spaces", "datasets": "schemas"}
+_KINDS = {"runs": "run files", "spaces": "search spaces", "datasets": "schemas", "plans": "plans of imports"}
 
 
 def list_examples(console: Console) -> None:

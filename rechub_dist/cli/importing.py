@@ -88,7 +88,7 @@ def import_tables(
     from rechub_dist.data.importing.run import earlier_facts, import_data  # noqa: PLC0415
     from rechub_dist.distributed.host import host_memory  # noqa: PLC0415
 
-    bytes_ = host_memory() // 2 if memory is None else _bytes(memory)
+    bytes_ = host_memory() // 2 if memory is None else memory_bytes(memory)
     if guess:
         if out is not None:
             raise typer.BadParameter(
@@ -124,19 +124,19 @@ def import_tables(
             read, out, memory=bytes_, threads=threads, grow=grow,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None),
         )  # fmt: skip
-    _report(out, found, {} if grow is None else earlier_facts(grow))
+    report(out, found, {} if grow is None else earlier_facts(grow))
     if leaks:
         from rechub_dist.data.tools.leaks import check_leaks  # noqa: PLC0415
 
         with Console(stderr=True).status("looking for leaks"):
-            report = check_leaks(str(out), time=read.time, labels=tuple(read.labels))
-        for finding in report.findings:
+            checked = check_leaks(str(out), time=read.time, labels=tuple(read.labels))
+        for finding in checked.findings:
             print(f"leak? {finding.text}")
-        clean = len(report.clean)
+        clean = len(checked.clean)
         print(f"leaks: {clean} checks found nothing; all of them: rechub-dist data inspect {out} --leaks")
 
 
-def _report(out: Path, found: Imported, before: dict[str, Any]) -> None:
+def report(out: Path, found: Imported, before: dict[str, Any]) -> None:
     """Print what was imported; beside it, what the earlier import had: how labels and unknown values drift."""
     console = Console()
     shown_ = Table(str(out), *found.rows)
@@ -182,7 +182,8 @@ def named_tables(given: list[str] | None) -> dict[str, str]:
     return found
 
 
-def _bytes(text: str) -> int:
+def memory_bytes(text: str) -> int:
+    """The bytes that a text such as 4GB means. Raises UserError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not found or float(found[1]) <= 0:
         raise UserError(f"--memory is {shown(text)}; write bytes such as 4GB or 512MB")

@@ -21,8 +21,10 @@ from rechub_dist.cli.entry import AllowCode, Overrides, is_main, run_app
 from rechub_dist.cli.export import export
 from rechub_dist.cli.init import init
 from rechub_dist.cli.kubernetes import k8s_app
+from rechub_dist.cli.retrieval import index, retrieve, vectors
 from rechub_dist.cli.serve import serve
 from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
+from rechub_dist.launch.ray_import import main as ray_import
 from rechub_dist.launch.ray_train import main as ray_train
 from rechub_dist.launch.ray_tune import main as ray_tune
 from rechub_dist.launching.ports import RENDEZVOUS
@@ -36,7 +38,8 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(k8s_app, name="k8s")
-ray_app = typer.Typer(no_args_is_help=True, help="Train, and search hyperparameters, on a Ray cluster.")
+ray_app = typer.Typer(no_args_is_help=True, help="Import tables, train, and search hyperparameters, on a Ray cluster.")
+ray_app.command("import")(ray_import)
 ray_app.command("train")(ray_train)
 ray_app.command("tune")(ray_tune)
 app.add_typer(ray_app, name="ray")
@@ -213,6 +216,9 @@ def predict(
 
 app.command()(init)
 app.command()(export)
+app.command()(vectors)
+app.command()(index)
+app.command()(retrieve)
 app.command()(serve)
 
 

@@ -82,15 +82,16 @@ def serve(
             "--no-token"
         )
     from rechub_dist.inference.bundle.bundle import Bundle  # noqa: PLC0415 - --help is quick
-    from rechub_dist.inference.server.app import Serving  # noqa: PLC0415
     from rechub_dist.inference.server.run import serve as run  # noqa: PLC0415
+    from rechub_dist.inference.server.serving import Serving  # noqa: PLC0415
     from rechub_dist.inference.server.settings import MIB, Settings  # noqa: PLC0415
     from rechub_dist.inference.server.versions import Served  # noqa: PLC0415
 
     cores = len(os.sched_getaffinity(0))
     defaults = Settings()
     settings = Settings(
-        address=address, port=port, token=token, trusted_hosts=(*defaults.trusted_hosts, address, f"[{address}]") if loopback else (),
+        address=address, port=port, token=token,
+        trusted_hosts=(*defaults.trusted_hosts, address, f"[{address}]") if loopback else (),
         threads=threads or cores, batch_rows=batch_rows, batch_wait=batch_wait_ms / 1000, queue=queue,
         memory=max(defaults.memory, 2 * max_mb * MIB), max_rows=max_rows, max_bytes=max_mb * MIB, watch=watch,
         grace=grace,

@@ -18,7 +18,7 @@ from rechub_dist.errors import UserError, one_line
 GIVEN = "the rows given"
 
 
-def windows(rows: Any, spec: BatchSpec, size: int) -> Iterator[Window]:
+def windows(rows: Any, spec: BatchSpec, size: int, where: str = GIVEN) -> Iterator[Window]:
     """The rows in their order, `size` per window; one empty window if there are none.
 
     Vocabularies, hashes, crosses, transforms and derived columns are those of `spec`; the result is the same, value by
@@ -28,17 +28,18 @@ def windows(rows: Any, spec: BatchSpec, size: int) -> Iterator[Window]:
         rows: see `table_of`; columns that the spec does not read are ignored.
         spec: what to convert.
         size: at least 1.
+        where: begins the message of an error.
 
     Raises:
         UserError: a column is missing or has a wrong type, or a value is invalid.
     """
     sources = [name for one in reading(spec, ()).computed for name in one.inputs]
     table = table_of(rows, list(dict.fromkeys([*column_names(spec), *sources])))
-    check_schema(plain_schema(table.schema), spec, GIVEN)
+    check_schema(plain_schema(table.schema), spec, where)
     plan = reading(spec, table.column_names)
     table = plain_table(table.select(list(dict.fromkeys(plan.uses))))
     for first in range(0, max(1, table.num_rows), size):
-        yield open_window(derive(table.slice(first, size), plan.computed, GIVEN), spec, None, GIVEN)
+        yield open_window(derive(table.slice(first, size), plan.computed, where), spec, None, where)
 
 
 def table_of(rows: Any, columns: list[str]) -> pa.Table:

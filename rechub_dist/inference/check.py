@@ -96,9 +96,12 @@ def first_rows(data: str, rows: int) -> pa.Table:
 
 def as_values(table: pa.Table, schema: FeatureSchema) -> pa.Table:
     """The rows as a caller has them: of encoded features the values that the ids stand for, null for unknown ones."""
-    for feature in schema.features:
-        if not isinstance(feature, SparseFeature | SequenceFeature) or not feature.encoded:
-            continue
+    encoded = {
+        feature.source: feature
+        for feature in schema.features
+        if isinstance(feature, SparseFeature | SequenceFeature) and feature.encoded
+    }
+    for feature in encoded.values():
         if feature.source not in table.column_names:
             continue
         vocabulary = vocabulary_of(replace(feature, encoded=False))

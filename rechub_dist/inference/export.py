@@ -25,6 +25,7 @@ from rechub_dist.data.prepare.writer import SCHEMA_FILE, VOCABULARIES, schema_te
 from rechub_dist.embedded import Lookup
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import Feature, FeatureSchema, SequenceFeature, SparseFeature
+from rechub_dist.inference.bundle.catalogue import ITEMS
 from rechub_dist.inference.bundle.manifest import (
     TABLES,
     BundleManifest,
@@ -39,6 +40,7 @@ from rechub_dist.inference.bundle.manifest import (
 )
 from rechub_dist.inference.bundle.tables import LOW, SCALE, STORED, quantized
 from rechub_dist.inference.graphs import export_graph, parts_of
+from rechub_dist.inference.items import write_items
 
 KIND: Final = "bundle"
 Progress = Callable[[str, int, int], None]  # what is written, and how many bytes of how many
@@ -88,6 +90,7 @@ def export_bundle(
             say("graphs", done, len(parts))
         records = _write_tables(folder, manifest, read.values(), work / TABLES, tables, say)
         _write_schema(found, work)
+        write_items(found, work / ITEMS)
         ranking = found.objective.ranking
         bundle = BundleManifest(
             model=config.model.name,

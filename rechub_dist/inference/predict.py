@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -15,13 +14,10 @@ from rechub_dist.assembly.readers import prediction_reader
 from rechub_dist.batch import Batch
 from rechub_dist.config import RunConfig
 from rechub_dist.data.columns.values import one_array
-from rechub_dist.data.columns.vocabulary import vocabulary_of
+from rechub_dist.data.columns.vocabulary import Vocabulary, vocabulary_of
 from rechub_dist.data.parquet.files import DataFile, OpenFiles
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.parquet.outputs import claim, refuse_overlap
-from rechub_dist.data.parquet.pages import parquet_writer
-from rechub_dist.data.parquet.partitions import COMPLETE
-from rechub_dist.data.parquet.storage import locate
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.stored import Stored, StoredRows
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
@@ -31,12 +27,11 @@ from rechub_dist.evaluation.batches import agreed_batches, on_device
 from rechub_dist.evaluation.evaluate import load_best
 from rechub_dist.evaluation.ranking import catalogue_of, seen_items, with_missing, with_no_weights
 from rechub_dist.features import SparseFeature
+from rechub_dist.inference.written import PartFile, finish, part_name
 from rechub_dist.metrics.ranking import Catalogue, best_of_parts, top_items
 from rechub_dist.objectives import Ranking
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.skips import Tally
-
-_ROWS_A_GROUP = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,8 @@ def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Ru
     - `predicted_<name>`, float32, for each label (and what else the objective scores): a probability, or the value of
       a regression;
     - of a recall model `predicted_items` and `predicted_scores`, lists of at most `top_k`, the best first: the
-      catalogue's items without those in the row's history, if evaluation leaves them out as well. Items are in the
+      catalogue's items (but not the id that stands for unknown ones) without those in the row's history, if
+      evaluation leaves them out as well. Items are in the
       words of their vocabulary where they have one, else table ids; those of equal scores stand in any order. A user
       without a live vector has none.
 
@@ -107,9 +103,16 @@ def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Ru
 
 
 def catalogue_if_any(parts: Parts, runtime: Runtime) -> Catalogue | None:
-    """This rank's part of the items that a recall model ranks; None for other models. Collective."""
+    """This rank's part of the items that a recall model recommends; None for other models. Collective.
+
+    Of a feature with a vocabulary these are the ids that a value stands for: neither that of unknown items, nor those
+    that are reserved.
+    """
     ranking = parts.train_module.objective.ranking
-    return None if ranking is None else catalogue_of(parts, ranking, runtime)
+    if ranking is None:
+        return None
+    catalogue, vocabulary = catalogue_of(parts, ranking, runtime), _vocabulary(ranking)
+    return catalogue if vocabulary is None else catalogue.only(torch.from_numpy(np.unique(vocabulary.ids)))
 
 
 def predicted(
@@ -159,15 +162,19 @@ def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime
 
 def words(ids: Tensor, ranking: Ranking) -> pa.Array:
     """Item ids, or the values that a vocabulary gave them to, even where the files hold the ids."""
-    feature = ranking.item.feature
-    assert isinstance(feature, SparseFeature)
-    vocabulary = vocabulary_of(replace(feature, encoded=False))
+    vocabulary = _vocabulary(ranking)
     if vocabulary is None:
         return pa.array(ids.numpy())
-    place = np.full(feature.table.rows, -1)
+    place = np.full(ranking.item.table.rows, -1)
     place[vocabulary.ids] = np.arange(len(vocabulary.ids))
     places = place[ids.numpy()]
     return vocabulary.values.take(pa.array(places, mask=places < 0))
+
+
+def _vocabulary(ranking: Ranking) -> Vocabulary | None:
+    feature = ranking.item.feature
+    assert isinstance(feature, SparseFeature)
+    return vocabulary_of(replace(feature, encoded=False))
 
 
 class Origins:
@@ -235,15 +242,10 @@ class _Output:
     def __init__(self, wanted: Prediction, parts: Parts, manifest: Manifest, runtime: Runtime) -> None:
         self._origins = Origins(wanted.keep, parts, manifest)
         self._where = wanted.out
-        store, inside = locate(wanted.out, parts.config.storage)
-        self._filesystem, self._folder = store.filesystem, inside.rstrip("/")
-        self._path = f"{self._folder}/{_part(runtime.rank)}"
-        self._parts = [_part(rank) for rank in range(runtime.world_size)]
         self._storage = parts.config.storage
+        self._file = PartFile(wanted.out, runtime.rank, "predict", self._storage)
+        self._parts = [part_name(rank) for rank in range(runtime.world_size)]
         refuse_overlap(wanted.out, [wanted.data, *(file.path for file in manifest.files)])
-        self._waiting: list[pa.Table] = []
-        self._stream: pa.NativeFile | None = None
-        self._writer: pq.ParquetWriter | None = None
 
     def make_room(self) -> None:
         """Make the folder, or remove from it what a prediction that was cut off has left; before any rank writes."""
@@ -252,47 +254,17 @@ class _Output:
     def write(self, stored: list[Stored], columns: dict[str, pa.Array]) -> None:
         """The predictions of the rows that `stored` names, in its order."""
         table = self._origins.of(stored, columns)
-        if table is None:
-            return
-        self._waiting.append(table)
-        if sum(table.num_rows for table in self._waiting) >= _ROWS_A_GROUP:
-            self._flush()
+        if table is not None:
+            self._file.write(table)
 
     def close(self) -> None:
         """Write what is left."""
         self._origins.close()
-        self._flush()
-        if self._writer is not None and self._stream is not None:
-            try:
-                self._writer.close()
-                self._stream.close()
-            except OSError as error:
-                raise _failed(self._where, error) from error
+        self._file.close()
 
     def finish(self) -> None:
         """Mark the output as whole; after all ranks have closed theirs."""
-        try:
-            with self._filesystem.open_output_stream(f"{self._folder}/{COMPLETE}"):
-                pass
-        except OSError as error:
-            raise _failed(self._where, error) from error
-
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        table = pa.concat_tables(self._waiting).combine_chunks()
-        self._waiting = []
-        try:
-            if self._writer is None:
-                self._stream = self._filesystem.open_output_stream(self._path)
-                self._writer = parquet_writer(self._stream, table.schema)
-            self._writer.write_table(table, row_group_size=_ROWS_A_GROUP)
-        except OSError as error:
-            raise _failed(self._where, error) from error
-
-
-def _part(rank: int) -> str:
-    return f"part-{rank:05d}.parquet"
+        finish(self._where, "predict", self._storage)
 
 
 def _made(parts: Parts) -> set[str]:
@@ -300,7 +272,3 @@ def _made(parts: Parts) -> set[str]:
     objective = parts.train_module.objective
     names = ("items", "scores") if objective.tasks is None or objective.ranking else objective.tasks.scored
     return {"source_file", "source_row", *(f"predicted_{name}" for name in names)}
-
-
-def _failed(where: str, error: OSError) -> UserError:
-    return UserError(f"--out: {where} cannot be written: {error.strerror or error}; fix it and predict again")

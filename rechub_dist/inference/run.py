@@ -158,8 +158,8 @@ class Run:
             return self._of_rows(rows, lambda batch: self._items(batch, ranking), encoder)
         catalogue = self._catalogue
         assert catalogue is not None
-        ids = torch.arange(len(catalogue.place))
-        vectors = catalogue.vectors[catalogue.place]
+        ids = (catalogue.place >= 0).nonzero()[:, 0].cpu()
+        vectors = catalogue.vectors[catalogue.place[catalogue.place >= 0]]
         return pa.table({"item": words(ids, ranking), "vector": _fixed(vectors)})
 
     def evaluate(self, data: str | Path) -> dict[str, float]:

@@ -30,6 +30,17 @@ class Catalogue:
         """All items, by id."""
         return Catalogue(vectors, torch.arange(len(vectors), device=vectors.device))
 
+    def only(self, ids: Tensor) -> Catalogue:
+        """The same without all other items; their ids stay those of the table."""
+        wanted = torch.zeros_like(self.place, dtype=torch.bool)
+        wanted[ids.to(wanted.device)] = True
+        if bool(wanted.all()):
+            return self
+        held = (wanted & (self.place >= 0)).nonzero()[:, 0]
+        place = torch.full_like(self.place, -1)
+        place[held] = torch.arange(len(held), device=place.device)
+        return Catalogue(self.vectors[self.place[held]], place)
+
 
 def target_ranks(
     user: Tensor,

@@ -78,6 +78,7 @@ def test_a_bundle_needs_nothing_that_trains(pool: RankPool, data: Path, tmp_path
     assert json.loads(done.stdout) == [70, []]
 
 
+@pytest.mark.slow
 def test_the_command(pool: RankPool, data: Path, tmp_path: Path) -> None:
     pool.run(1, train, run_file(tmp_path, data, "DCNv2"))
     line = [sys.executable, "-m", "rechub_dist", "export", str(tmp_path / "out"), "--out", str(tmp_path / "bundle")]

@@ -165,6 +165,7 @@ def test_a_run_by_a_grouped_auc(pool: RankPool, tmp_path: Path, kind: str) -> No
         assert pool.run(ranks, evaluated, path, [])[0][0] == pytest.approx(metrics, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_asks_for_more(tmp_path: Path) -> None:
     root = with_sessions(tmp_path / "data", "number")
     path = run_file(tmp_path / "run", root, "DeepFM", train={"max_steps": 2})

@@ -69,11 +69,13 @@ def mine(files: Path) -> Path:
     return files / "mine"
 
 
+@pytest.mark.slow
 def test_the_commands_that_init_prints_end_in_a_trained_model(mine: Path) -> None:
     assert yaml.safe_load((mine / "run.yaml").read_text())["model"]["name"] == "DIN"
     assert (mine / "out" / "checkpoints").is_dir()
 
 
+@pytest.mark.slow
 def test_nothing_is_replaced(mine: Path) -> None:
     before = (mine / "plan.yaml").read_text()
     done = run(mine.parent, "init", "log.csv", "--dir", "mine")
@@ -82,6 +84,7 @@ def test_nothing_is_replaced(mine: Path) -> None:
     assert (mine / "plan.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_from_python_the_same_tables_make_the_same_data(
     mine: Path, tables: dict[str, pd.DataFrame], tmp_path: Path
 ) -> None:
@@ -95,6 +98,7 @@ def test_from_python_the_same_tables_make_the_same_data(
         assert pq.read_table(tmp_path / "data" / split).equals(pq.read_table(mine / "data" / split))
 
 
+@pytest.mark.slow
 def test_a_plan_and_paths_from_python(files: Path, mine: Path, tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     plan = read_plan(mine / "plan.yaml")
     rechub_dist.prepare(

@@ -63,6 +63,7 @@ print("well")
 """
 
 
+@pytest.mark.slow
 def test_fused_adam_is_built_and_saved_whole(data_root: Path, tmp_path: Path) -> None:
     table = {"sharding": "table_wise", "optimizer": {"name": "lazy_adam", "lr": 0.01, "betas": [0.8, 0.99]}}
     path = run_file(tmp_path, data_root, "DIN", embedding=table, train={"epochs": 1})

@@ -78,6 +78,7 @@ def cli(folder: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_they_are_verified_inspected_consolidated_and_evaluated(golden: Path) -> None:
     found = cli(golden, "checkpoint", "list", "deepfm/out")["checkpoints"]
     assert [(line["step"], line["best"], line["world_size"]) for line in found] == [(9, True, 1), (14, False, 1)]

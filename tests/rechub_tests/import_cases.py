@@ -102,7 +102,7 @@ def random_plan(draw: random.Random, time: str, rows: int) -> dict[str, Any]:
     plan: dict[str, Any] = {
         "name": "random",
         "log": {"columns": {"when": time}},
-        "tables": {"users": {"key": "user"}, "items": {"key": "id", "on": "item"}},
+        "tables": {"users": {"key": "user"}, "items": {"key": "id", "log_key": "item"}},
         "user": "user",
         "item": "item",
         "time": "when",
@@ -144,6 +144,8 @@ def random_plan(draw: random.Random, time: str, rows: int) -> dict[str, Any]:
         plan["filter"] = draw.choice(["tag is distinct from 'it''s' -- of all", "rating >= 4"])
     if maybe(0.3):
         plan["k_core"] = {"user": 2, "item": 2}
+    if maybe(0.2):
+        plan["unique"] = ["user", "when"]
     if maybe(0.4):
         plan["weight"] = "1 + item % 3"
     if maybe(0.4):

@@ -57,6 +57,11 @@ def imported(plan: Mapping[str, Any], log: list[Row], tables: Mapping[str, list[
         row[ROW] = number
     if plan.get("filter"):
         rows = [row for row in rows if sql[plan["filter"]](row)]
+    if plan.get("unique"):
+        first: dict[Any, Row] = {}
+        for row in rows:
+            first.setdefault(tuple(row[column] for column in plan["unique"]), row)
+        rows = list(first.values())
     rows = k_core(rows, plan.get("k_core", {}))
     for row in rows:
         row[FLAGS] = {
@@ -87,7 +92,7 @@ def joined(plan: Mapping[str, Any], log: list[Row], tables: Mapping[str, list[Ro
     for row in log:
         found = dict(row)
         for name, spec in plan.get("tables", {}).items():
-            key = row[spec.get("on", spec["key"])]
+            key = row[spec.get("log_key", spec["key"])]
             entry = next((e for e in tables[name] if key is not None and e[spec["key"]] == key), None)
             for column in spec.get("take") or [c for c in tables[name][0] if c != spec["key"]]:
                 found[column] = None if entry is None else entry[column]
@@ -135,9 +140,8 @@ def split_rows(plan: Mapping[str, Any], rows: list[Row]) -> list[str | None]:
             found.append("train" if len(of_user) < 3 else {1: "test", 2: "valid"}.get(place, "train"))
     elif split["by"] == "position":
         numbers = [row[ROW] for row in counted]
-        edges = [
-            len(counted) - round(len(counted) * share) for share in (split["test"], split["valid"] + split["test"])
-        ]
+        sizes = [int(len(counted) * split[key] + 1e-9) for key in ("test", "valid")]
+        edges = [len(counted) - sizes[0], len(counted) - sum(sizes)]
         for row in rows:
             at = numbers.index(row[ROW]) if row[ROW] in numbers else 0
             found.append("test" if at >= edges[0] else "valid" if at >= edges[1] else "train")

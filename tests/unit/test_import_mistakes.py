@@ -251,13 +251,19 @@ def test_keys_of_tables(log: Path, tmp_path: Path) -> None:
     for change, said in (
         ({}, r"tables\.users\.key: 2 rows have the user 'u1', which would multiply the log's"),
         ({"key": "usr"}, r"tables\.users\.key: the table has no column 'usr'; did you mean 'user'"),
-        ({"on": "usr"}, r"tables\.users\.on: the log has no column 'usr'"),
-        ({"key": "age", "take": ["Item"]}, r"tables\.users\.on: the log has no column 'age'|there is a column 'item'"),
-        ({"key": "age", "on": "user"}, r"tables\.users\.key: 'age' is BIGINT, but 'user' of the log is VARCHAR"),
-        ({"key": "age", "on": "item", "take": None}, r"tables\.users: there is a column 'user' in the log too"),
-        ({"key": "age", "on": "item", "take": ["Item"]}, r"tables\.users: there is a column 'item' in the log too"),
+        ({"log_key": "usr"}, r"tables\.users\.log_key: the log has no column 'usr'"),
         (
-            {"key": "age", "on": "item", "take": ["usr"]},
+            {"key": "age", "take": ["Item"]},
+            r"tables\.users\.log_key: the log has no column 'age'|there is a column 'item'",
+        ),
+        ({"key": "age", "log_key": "user"}, r"tables\.users\.key: 'age' is BIGINT, but 'user' of the log is VARCHAR"),
+        ({"key": "age", "log_key": "item", "take": None}, r"tables\.users: there is a column 'user' in the log too"),
+        (
+            {"key": "age", "log_key": "item", "take": ["Item"]},
+            r"tables\.users: there is a column 'item' in the log too",
+        ),
+        (
+            {"key": "age", "log_key": "item", "take": ["usr"]},
             r"tables\.users\.take: the table has no column 'usr'; did you mean 'user'",
         ),
     ):
@@ -303,6 +309,7 @@ def test_an_import_replaces_its_predecessor(log: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "test").exists()
 
 
+@pytest.mark.slow
 def test_a_thousand_columns(tmp_path: Path) -> None:
     wide = pa.table({"click": [0, 1, 0, 1]} | {f"c {i}'\"": [1, 2, 1, i] for i in range(1000)})
     pq.write_table(wide, tmp_path / "log.parquet")

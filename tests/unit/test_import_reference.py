@@ -24,7 +24,7 @@ from rechub_tests.import_cases import (
 from rechub_tests.importing import NothingLeftError, Reference, imported
 
 
-@pytest.mark.parametrize("seed", [*range(40), 51, 55, 116, 125, 129])
+@pytest.mark.parametrize("seed", [*range(70), 51, 55, 116, 125, 129])
 def test_every_row_is_as_in_plain_python(seed: int, tmp_path: Path) -> None:
     draw = random.Random(seed)
     time = draw.choice(["integer", "float", "timestamp", "date"])

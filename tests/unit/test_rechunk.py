@@ -112,6 +112,7 @@ def test_a_shuffle_is_one_of_all_orders_and_the_seed_says_which(
     assert ((quarters - 250) ** 2 / 250).sum() < 36  # chi-squared, 9 degrees of freedom, p below 0.0001
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_whatever_the_size_of_row_groups(tmp_path: Path) -> None:
     columns = {f"x{i}": np.random.default_rng(i).random(1_500_000) for i in range(20)}  # 240 MB
     pq.write_table(pa.table(columns), tmp_path / "one.parquet", row_group_size=1_500_000, use_dictionary=False)

@@ -21,6 +21,7 @@ from rechub_dist.features import StoredFeature
 
 Ids = NDArray[np.int64]
 UNKNOWN = -1
+_FEW = 4096  # values; fewer are searched for, since making a table would take longer
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,38 @@ class Vocabulary:
             there[there] = pc.equal(candidates, strings.filter(pa.array(there))).to_numpy(zero_copy_only=False)
             return spread(np.where(there, self._id_at(places), UNKNOWN), codes, UNKNOWN)
         numbers = (pc.fill_null(array, 0) if array.null_count else array).to_numpy(zero_copy_only=False)
-        places, there = self._places(_bits(numbers))
-        # NumPy compares int64 with uint64 exactly: 2^64 - 1 has the bits of -1, but differs
-        there[there] = self.values.to_numpy()[places[there]] == numbers[there]
-        found = np.where(there, self._id_at(places), UNKNOWN)
+        found = self._by_table(numbers)
+        if found is None:
+            places, there = self._places(_bits(numbers))
+            # NumPy compares int64 with uint64 exactly: 2^64 - 1 has the bits of -1, but differs
+            there[there] = self.values.to_numpy()[places[there]] == numbers[there]
+            found = np.where(there, self._id_at(places), UNKNOWN)
         return np.where(array.is_valid().to_numpy(zero_copy_only=False), found, UNKNOWN) if array.null_count else found
+
+    @cached_property
+    def _table(self) -> Ids | None:
+        """The ids of integers from the smallest on, in a table; None if they are far between.
+
+        It takes no more memory than the sorted values and ids, or 8 MB, and finds a value in one step, not in twenty.
+        """
+        if self.strings or not len(self.words):
+            return None
+        values = self.values.to_numpy()
+        least, span = int(values.min()), int(values.max()) - int(values.min()) + 1
+        if span > max(2 * len(self.words), 1 << 20) or int(values.max()) >= 1 << 63:
+            return None
+        table = np.full(span, UNKNOWN, np.int64)
+        table[self.words - least] = self.ids
+        return table
+
+    def _by_table(self, numbers: NDArray[np.integer]) -> Ids | None:
+        """The ids of integers by the table; None if there is none, or too few are asked for to make it."""
+        if len(numbers) < _FEW or numbers.dtype == np.uint64 or self._table is None:
+            return None
+        least = int(self.words[0])
+        places = numbers.astype(np.int64, copy=False) - least
+        inside = (numbers >= least) & (numbers < least + len(self._table))
+        return np.where(inside, self._table[np.where(inside, places, 0)], UNKNOWN)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify which value has which id."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from rechub_dist.data.importing.expressions import why_not
+from rechub_dist.data.importing.expressions import columns_of, why_not
 from rechub_dist.data.importing.plan import RESERVED, TYPES
 from rechub_dist.errors import UserError, nearest, one_line, shown
 
@@ -31,11 +31,13 @@ class Engine:
 
     def __init__(self, folder: Path, memory: int, threads: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
         # a name of its own: DuckDB would share a database of this name that is still open, with its settings
         self._connection = duckdb.connect(str(folder / f"import-{secrets.token_hex(4)}.duckdb"))
         self._cursors: list[duckdb.DuckDBPyConnection] = []
         self._readers = 0
         self._given: dict[str, str] = {}
+        self._standing_in: dict[str, str] = {}
         for setting in (
             f"memory_limit = '{max(memory, 64 << 20)}B'",
             f"temp_directory = {literal(str(folder / 'spilled'))}",
@@ -49,10 +51,11 @@ class Engine:
             self._connection.execute(f"set global {setting}")  # for all cursors
         self._connection.execute("set enable_progress_bar = false")
 
-    def confine(self, files: Iterable[str]) -> None:
-        """From now on read these files alone, write none, and change no setting."""
+    def confine(self, files: Iterable[str], folders: Iterable[Path] = ()) -> None:
+        """From now on read these files alone, write none but those below the folders, and change no setting."""
         names = [name for file in files for name in (file, as_path(file))]
         self._connection.execute(f"set global allowed_paths = {literals(names)}")
+        self._connection.execute(f"set global allowed_directories = {literals(f'{folder}/' for folder in folders)}")
         self._connection.execute("set global enable_external_access = false")
         self._connection.execute("set global lock_configuration = true")
 
@@ -93,6 +96,23 @@ class Engine:
             self._connection.execute(f"create or replace table {table} as select * from {name}")
             self._connection.unregister(name)
 
+    def save(self, query: str, file: Path, group_rows: int = BATCH_ROWS) -> None:
+        """Write a query's rows as Parquet, which is whole or not there; types that Parquet lacks become texts."""
+        wide = [c for c, kind in self.columns(f"({query})").items() if "HUGEINT" in kind]
+        texts = ", ".join(f"{quoted(c)}::VARCHAR as {quoted(c)}" for c in wide)
+        with whole(file) as path:
+            self.run(
+                f"copy (select *{f' replace ({texts})' if wide else ''} from ({query})) to {literal(str(path))} "
+                f"(format parquet, compression zstd, row_group_size {group_rows})"
+            )
+
+    def saved(self, files: Sequence[Path], kinds: Mapping[str, str] | None = None) -> str:
+        """A query for the rows that were saved to files, with their former types if these are given."""
+        columns = (
+            "*" if kinds is None else ", ".join(f"{quoted(c)}::{kind} as {quoted(c)}" for c, kind in kinds.items())
+        )
+        return f"select {columns} from read_parquet({literals(as_path(str(file)) for file in files)})"
+
     def give(self, where: str, rows: pa.Table) -> None:
         """Let the source at this key of the plan be a table in memory rather than files."""
         self._given[where] = f"{RESERVED}given_{len(self._given)}"
@@ -101,6 +121,15 @@ class Engine:
     def given(self, where: str) -> str | None:
         """The name of the table in memory that stands for a source; None for one of files."""
         return self._given.get(where)
+
+    def stand_in(self, where: str, query: str) -> None:
+        """Let the source at this key of the plan be the rows of a query, which have the types of the plan."""
+        self._standing_in[where] = f"{RESERVED}source_{len(self._standing_in)}"
+        self.run(f"create or replace view {self._standing_in[where]} as {query}")
+
+    def standing_in(self, where: str) -> str | None:
+        """The name of the view that stands for a source; None where there is none."""
+        return self._standing_in.get(where)
 
     def columns(self, table: str) -> dict[str, str]:
         """The columns of a table or of a query in parentheses, with their types."""
@@ -138,6 +167,19 @@ class Engine:
                 reason = reason_of(error)
             raise UserError(f"{text}: {reason}") from None
 
+    def columns_in(self, expression: str, where: str) -> set[str]:
+        """The names of columns that an expression reads, as it writes them. Raises UserError if it is none."""
+        query = "select json_serialize_sql(?::varchar)"
+        parsed = self._connection.execute(query, [f"select (\n{expression}\n)"]).fetchall()[0][0]
+        if (reason := why_not(parsed, windows=True)) is not None:
+            raise UserError(f"{where}: {shown(expression)}: {one_line(reason)}")
+        return columns_of(parsed)
+
+    def has_windows(self, expression: str) -> bool:
+        """Whether an expression that may have window functions has one."""
+        parsed = self._connection.execute("select json_serialize_sql(?::varchar)", [f"select (\n{expression}\n)"])
+        return why_not(parsed.fetchall()[0][0], windows=False) is not None
+
     def _own_columns(self, table: str) -> list[str]:
         return [name for name in self.columns(table) if not name.startswith(RESERVED)]
 
@@ -146,6 +188,18 @@ class Engine:
         for cursor in self._cursors:
             cursor.close()
         self._connection.close()
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A path beside a file, to write what becomes that file when the block succeeds: again and again, if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    path = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    try:
+        yield path
+        path.replace(file)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

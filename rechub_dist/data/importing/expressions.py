@@ -41,7 +41,8 @@ def why_not(parsed: str, *, windows: bool) -> str | None:
         or any(node.get(key) != value for key, value in _WHOLE.items())
     ):
         return "that is not one expression; check its parentheses"
-    for kind, name in _parts(node["select_list"]):
+    for part in _parts(node["select_list"]):
+        kind, name = part["class"], str(part.get("function_name", "")).lower()
         if kind in _REFUSED and not (kind == "WINDOW" and windows):
             return _REFUSED[kind]
         if name in _MANY:
@@ -49,11 +50,17 @@ def why_not(parsed: str, *, windows: bool) -> str | None:
     return None
 
 
-def _parts(tree: Any) -> Iterator[tuple[str, str]]:
-    """The class of each part of a parsed expression, and a function's name."""
+def columns_of(parsed: str) -> set[str]:
+    """The names of the columns that an expression reads; `parsed` as in `why_not`."""
+    columns = (part for part in _parts(json.loads(parsed)) if part["class"] == "COLUMN_REF")
+    return {str(column["column_names"][-1]) for column in columns}
+
+
+def _parts(tree: Any) -> Iterator[dict[str, Any]]:
+    """The parts of a parsed expression."""
     if isinstance(tree, dict):
         if isinstance(tree.get("class"), str):
-            yield tree["class"], str(tree.get("function_name", "")).lower()
+            yield tree
         for value in tree.values():
             yield from _parts(value)
     elif isinstance(tree, list):

@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from rechub_dist.data.columns.frequencies import frequent, vocabulary_name
 from rechub_dist.data.columns.vocabulary import Vocabulary
-from rechub_dist.data.importing.engine import Engine, quoted
-from rechub_dist.data.importing.facts import TRAIN, count_values, moments, quantiles, steady
+from rechub_dist.data.importing.facts import Facts, steady
 from rechub_dist.data.importing.histories import list_columns
 from rechub_dist.data.importing.plan import DensePlan, OtherPlan, Plan, SequencePlan, SparsePlan, TablePlan
-from rechub_dist.data.importing.rows import FRACTIONS, ROWS, Shape, alike, is_numeric
+from rechub_dist.data.importing.rows import Shape, alike
 from rechub_dist.data.prepare.writer import VOCABULARIES
 from rechub_dist.derived import Bucket, Derived
 from rechub_dist.errors import UserError, nearest
@@ -161,20 +160,20 @@ def _read_by(plan: Plan, name: str, feature: Any) -> tuple[str, ...]:
     return (column_of(plan, name), *([weights] if weights else []))
 
 
-def fit(plan: Plan, engine: Engine, before: Earlier | None = None) -> Fitted:
-    """Learn from train what the features need, and make the schema of it.
+def fit(plan: Plan, kinds: Mapping[str, str], facts: Facts, before: Earlier | None = None) -> Fitted:
+    """The schema that the facts make of the plan.
 
     Args:
         plan: the plan.
-        engine: with the table ROWS.
+        kinds: the types of the columns of ROWS and of the histories.
+        facts: what is known of train.
         before: an earlier import, whose values keep their ids, and whose means and bins stay; new values follow.
 
     Raises:
-        UserError: a column's type does not fit its feature, or a table would have no value.
+        UserError: a table would have no value, or all numbers of a feature's bins are equal.
     """
-    kinds = engine.columns(ROWS)
     tree: dict[str, Any] = {"tables": {}, "derive": dict(plan.derive), "features": {}}
-    vocabularies = _vocabularies(plan, engine, kinds, {} if before is None else before.vocabularies)
+    vocabularies = _vocabularies(plan, facts, {} if before is None else before.vocabularies)
     for name, table in vocabularies.items():
         settings = plan.embeddings.get(name, TablePlan())
         rows = int(np.max(table["id"].to_numpy(), initial=0)) + 1
@@ -183,15 +182,15 @@ def fit(plan: Plan, engine: Engine, before: Earlier | None = None) -> Fitted:
     for name, feature in plan.features.items():
         column = column_of(plan, name)
         if isinstance(feature, DensePlan):
-            tree["features"][name] = _dense(engine, kinds, name, column, feature, before)
+            tree["features"][name] = _dense(facts, name, column, feature, before)
         elif isinstance(feature, OtherPlan):
             tree["features"][name] = feature.model_dump(mode="json", exclude_none=True)
         elif isinstance(feature, SparsePlan) and not has_vocabulary(feature):
-            tree["features"][name] = _without_vocabulary(plan, engine, kinds, tree, name, before)
+            tree["features"][name] = _without_vocabulary(plan, facts, kinds, tree, name, before)
         else:
             entry: dict[str, Any] = {"kind": feature.kind, "table": table_of(plan, name)}
             if isinstance(feature, SequencePlan):
-                entry |= {"max_length": _length(plan, engine, kinds, name, column, feature), "keep": feature.keep}
+                entry |= {"max_length": _length(plan, facts, column, feature), "keep": feature.keep}
             else:
                 entry |= {"pooling": feature.pooling, "weights": feature.weights}
             entry |= {
@@ -224,27 +223,10 @@ def _encoded(plan: Plan) -> dict[str, str]:
     return {column: table for column, table in found.items() if table is not None}
 
 
-def _vocabularies(
-    plan: Plan, engine: Engine, kinds: dict[str, str], grown_from: Mapping[str, pa.Table]
-) -> dict[str, pa.Table]:
-    columns: dict[str, list[str]] = {}
-    for name, feature in plan.features.items():
-        if has_vocabulary(feature):
-            columns.setdefault(table_of(plan, name), []).append(column_of(plan, name))
-    made_of = {out for key, h in plan.histories.items() for out in list_columns(key, h)}
+def _vocabularies(plan: Plan, facts: Facts, grown_from: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     found = {}
-    for table, read in columns.items():
-        for column in read:
-            _check_ids(kinds, column, table)
-        if len({"VARCHAR" in kinds[column] for column in read}) > 1:
-            listed = ", ".join(f"{column!r} is {kinds[column]}" for column in read)
-            raise UserError(
-                f"embeddings.{table}: its features read columns of unlike types: {listed}; give all one type"
-            )
-        # A history repeats what its source has once; it counts only where nothing else does.
-        counted = [column for column in dict.fromkeys(read) if column not in made_of] or list(dict.fromkeys(read))
+    for table, counts in facts.counts.items():
         settings = plan.embeddings.get(table, TablePlan())
-        counts = count_values(engine, counted)
         least = settings.min_count or plan.min_count
         kept = _grown(table, grown_from[table], counts, least) if table in grown_from else frequent(
             counts, least, settings.max_size
@@ -253,7 +235,12 @@ def _vocabularies(
             what = (
                 f"no value occurs {least} times in train; lower min_count" if counts.num_rows else "there is no value"
             )
-            raise UserError(f"features: column {counted[0]!r}: {what}, or leave the feature out")
+            column = next(
+                column_of(plan, name)
+                for name, feature in plan.features.items()
+                if has_vocabulary(feature) and table_of(plan, name) == table
+            )
+            raise UserError(f"features: column {column!r}: {what}, or leave the feature out")
         found[table] = kept
     return found
 
@@ -277,37 +264,13 @@ def _grown(table: str, before: pa.Table, counts: pa.Table, least: int) -> pa.Tab
     return pa.concat_tables([head.cast(fresh.schema), fresh])
 
 
-def _check_ids(kinds: dict[str, str], column: str, table: str) -> None:
-    kind = kinds[column].removesuffix("[]")
-    if kind in FRACTIONS or kind.startswith("DECIMAL"):
-        fix = "give it bins or quantiles, make it dense, or type integer in the source's columns"
-    elif kind == "HUGEINT":
-        fix = "an id has 64 bits at most; cast it, such as ::BIGINT"
-    elif kind == "BOOLEAN":
-        fix = "make it dense, or add it to columns as ::int"
-    elif kind == "VARCHAR" or is_numeric(kind):
-        return
-    else:
-        fix = "derive hour, weekday or age of a time; other types cannot be ids"
-    raise UserError(f"features: column {column!r} is {kind}, which cannot be ids of table {table!r}: {fix}")
-
-
-def _dense(
-    engine: Engine, kinds: dict[str, str], name: str, column: str, feature: DensePlan, before: Earlier | None
-) -> dict[str, Any]:
-    kind = kinds[column]
-    wanted = kind.endswith("[]") == (feature.dim > 1)
-    if not wanted or not (is_numeric(kind.removesuffix("[]")) or kind == "BOOLEAN"):
-        what = "a list of numbers" if feature.dim > 1 else "a number"
-        raise UserError(
-            f"features.{name}: column {column!r} is {kind}, but a dense feature of dim {feature.dim} needs {what}"
-        )
+def _dense(facts: Facts, name: str, column: str, feature: DensePlan, before: Earlier | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"kind": "dense", "column": column, "transform": feature.transform, "dim": feature.dim}
     known = None if before is None else before.dense(name)
     if known is not None:
         entry |= {"mean": known.mean, "std": known.std, "missing": known.missing, "fill": known.fill}
     elif feature.dim == 1:
-        found = moments(engine, column, feature.transform)
+        found = facts.moments[column, feature.transform]
         if feature.standardize:
             entry |= {"mean": steady(found.mean), "std": steady(found.deviation)}
         if feature.fill == "mean":
@@ -323,8 +286,8 @@ def _dense(
 
 def _without_vocabulary(
     plan: Plan,
-    engine: Engine,
-    kinds: dict[str, str],
+    facts: Facts,
+    kinds: Mapping[str, str],
     tree: dict[str, Any],
     name: str,
     before: Earlier | None,
@@ -337,7 +300,7 @@ def _without_vocabulary(
         rows, source = feature.hash, column
         entry = {"hash": True, "missing": "drop", "pooling": feature.pooling, "weights": feature.weights}
     else:
-        source, rows = _bucket(plan, engine, kinds, tree, name, before)
+        source, rows = _bucket(plan, facts, kinds, tree, name, before)
         entry = {"missing": "unknown", "unknown_id": rows - 1}
     tree["tables"][name] = {"rows": rows, **settings.model_dump(include={"dim", "init_std"}, exclude_none=True)}
     entry |= {"kind": "sparse", "table": name, "column": None if source == name else source}
@@ -346,8 +309,8 @@ def _without_vocabulary(
 
 def _bucket(
     plan: Plan,
-    engine: Engine,
-    kinds: dict[str, str],
+    facts: Facts,
+    kinds: Mapping[str, str],
     tree: dict[str, Any],
     name: str,
     before: Earlier | None,
@@ -355,11 +318,9 @@ def _bucket(
     """Derive the bins of a number; returns the column that they are written to, and the rows of their table."""
     feature, column = plan.features[name], column_of(plan, name)
     assert isinstance(feature, SparsePlan)
-    if not is_numeric(kinds[column]):
-        raise UserError(f"features.{name}: column {column!r} is {kinds[column]}; bins and quantiles are of numbers")
     output = f"{name}_bin" if column == name else name
     known = None if before is None else before.boundaries(output)
-    boundaries = feature.bins or known or quantiles(engine, column, feature.quantiles or 2)
+    boundaries = feature.bins or known or facts.quantiles[column, feature.quantiles or 2]
     if not boundaries:
         raise UserError(
             f"features.{name}: the least value of column {column!r} fills all bins but the last in train; give bins "
@@ -371,18 +332,16 @@ def _bucket(
     return output, len(boundaries) + 2  # the last is for missing values
 
 
-def _length(plan: Plan, engine: Engine, kinds: dict[str, str], name: str, column: str, feature: SequencePlan) -> int:
-    if not kinds[column].endswith("[]"):
-        raise UserError(
-            f"features.{name}: column {column!r} is {kinds[column]}; a sequence needs a list (derive: split)"
-        )
+def known_length(plan: Plan, column: str, feature: SequencePlan) -> int | None:
+    """The length of a sequence, where the plan says it."""
     if feature.max_length is not None:
         return feature.max_length
-    for key, history in plan.histories.items():
-        if column in list_columns(key, history):
-            return history.max_length
-    longest = engine.value(f"select max(len({quoted(column)})) from {ROWS} where {TRAIN}") or 1
-    return max(1, min(int(longest), MAX_GUESSED_LENGTH))
+    return next((h.max_length for key, h in plan.histories.items() if column in list_columns(key, h)), None)
+
+
+def _length(plan: Plan, facts: Facts, column: str, feature: SequencePlan) -> int:
+    known = known_length(plan, column, feature)
+    return max(1, min(facts.longest[column], MAX_GUESSED_LENGTH)) if known is None else known
 
 
 def stored_columns(schema: FeatureSchema) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,13 +24,16 @@ from rechub_dist.data.importing.look import (
     unit_of,
 )
 from rechub_dist.data.importing.plan import Source
-from rechub_dist.data.importing.rows import FRACTIONS, is_numeric
+from rechub_dist.data.importing.rows import FRACTIONS, alike, is_numeric
 from rechub_dist.data.importing.sources import source_files, source_query
-from rechub_dist.errors import UserError, nearest
+from rechub_dist.errors import UserError, nearest, printable, shown
 
-_USER = re.compile(r"(user|uid|member|customer|visitor|session|reviewer|account|client)s?(_?(id|no|num|key))?", re.I)
+_USER = re.compile(
+    r"(user|uid|member|customer|visitor|session|reviewer|account|client)s?([ _-]?(id|no|num|key))?", re.I
+)
 _ITEM = re.compile(
-    r"(item|movie|video|product|article|asin|sku|ad|song|track|book|news|goods|game|business|photo|note)s?(_?(id|no|key))?",
+    r"(item|movie|video|product|article|asin|sku|ad|song|track|book|news|goods|game|business|photo|note)s?"
+    r"([ _-]?(id|no|key))?",
     re.I,
 )
 _TIME = re.compile(r"(.*_)?(time|timestamp|ts|date|datetime|created(_at)?|time_?ms|event_?time|dt)", re.I)
@@ -123,7 +126,7 @@ def _guess(
         added = look_at(engine, source_query(source, engine, where), name)
         key = _key(name, path, columns, added)
         entry = {"path": path, "key": key, **format_of(engine, source, added, where)}
-        fresh = {k: c for k, c in added.items() if k != key and k not in columns}
+        fresh = {k: c for k, c in added.items() if k != key and alike(k, columns) is None}
         if len(fresh) < len(added) - 1:
             entry["take"] = list(fresh)  # the log has columns of the other names
         draft.tree.setdefault("tables", {})[name] = entry
@@ -133,7 +136,7 @@ def _guess(
     used = _labels(draft, columns, roles, labels, engine, query)
     for column in columns.values():
         if column.name not in used and column.name != roles["time"]:
-            _feature(draft, column, roles)
+            _feature(draft, column, roles, columns)
     _split_and_histories(draft, columns, roles)
     if not draft.features:
         raise UserError(
@@ -181,15 +184,16 @@ def _labels(
     found: dict[str, str] = {}
     used: set[str] = set()
     for text in given:
-        name = text if text in columns else "label" if len(given) == 1 else f"label_{len(found)}"
+        name = text if text in columns else _free("label" if len(given) == 1 else f"label_{len(found)}", columns)
         found[name] = _plain(text) if text in columns else text
-        used |= {column for column in columns if re.search(rf"\b{re.escape(column)}\b", text)}
+        read = {column.casefold() for column in engine.columns_in(found[name], "--label")}
+        used |= {column for column in columns if column.casefold() in read}
     for column in columns.values() if not given else ():
         if column.name in roles.values() or column.is_list or column.table is not None:
             continue
         two = column.distinct == 2 and not column.nulls
         if _RATING.fullmatch(column.name) and is_numeric(column.kind) and column.distinct > 2:
-            found[f"{column.name}_high"] = f"{_plain(column.name)} >= {math.ceil(column.mean or 0)}"
+            found[_free(f"{column.name}_high", columns)] = f"{_plain(column.name)} >= {math.ceil(column.mean or 0)}"
             used.add(column.name)
         elif (
             _OUTCOME.fullmatch(column.name) and two and is_numeric(column.kind) and (column.low, column.high) == (0, 1)
@@ -204,7 +208,7 @@ def _labels(
     return used
 
 
-def _feature(draft: Draft, column: Column, roles: Mapping[str, str | None]) -> None:
+def _feature(draft: Draft, column: Column, roles: Mapping[str, str | None], columns: Mapping[str, Column]) -> None:
     name = column.name
     draft.notes[name] = column.note
     why = _why_not(column, roles)
@@ -216,13 +220,13 @@ def _feature(draft: Draft, column: Column, roles: Mapping[str, str | None]) -> N
         else:
             draft.features[name] = {"kind": "sparse", "pooling": "mean"}
     elif column.kind == "VARCHAR" and column.pairs:
-        draft.tree.setdefault("derive", {})[f"{name}_keys"] = {
-            "kind": "key_values", "column": name, "weights": f"{name}_weights"
-        }  # fmt: skip
-        draft.features[f"{name}_keys"] = {"kind": "sparse", "weights": f"{name}_weights"}
+        keys, weights = _free(f"{name}_keys", columns), _free(f"{name}_weights", columns)
+        draft.tree.setdefault("derive", {})[keys] = {"kind": "key_values", "column": name, "weights": weights}
+        draft.features[keys] = {"kind": "sparse", "weights": weights}
     elif column.kind == "VARCHAR" and column.separator:
-        draft.tree.setdefault("derive", {})[f"{name}_list"] = {"kind": "split", "column": name, "by": column.separator}
-        draft.features[f"{name}_list"] = {"kind": "sparse", "pooling": "mean"}
+        pieces = _free(f"{name}_list", columns)
+        draft.tree.setdefault("derive", {})[pieces] = {"kind": "split", "column": name, "by": column.separator}
+        draft.features[pieces] = {"kind": "sparse", "pooling": "mean"}
     elif column.kind == "VARCHAR" or name in (roles["user"], roles["item"]):
         draft.features[name] = {"kind": "sparse"}
     elif column.kind == "BOOLEAN":
@@ -251,8 +255,12 @@ def _why_not(column: Column, roles: Mapping[str, str | None]) -> str | None:
     why = None
     if not readable and not column.kind.startswith(("TIMESTAMP", "DATE")):
         why = f"{column.kind}, which no feature can be made of"
+    elif column.base == "HUGEINT":
+        why = "integers of more than 64 bits"
     elif column.nulls == column.rows:
         why = "it has no value"
+    elif column.is_list and column.base in FRACTIONS and column.length is None:
+        why = "lists of different lengths"
     elif column.is_list or column.name in (roles["user"], roles["item"]):
         pass
     elif column.distinct <= 1 and not column.nulls:
@@ -272,30 +280,52 @@ def _split_and_histories(draft: Draft, columns: Mapping[str, Column], roles: Map
         draft.tree["split"] = {"by": "time", "valid": 0.1, "test": 0.1}
         unit = unit_of(columns[time])
         of = {"column": time} | ({} if unit in ("timestamp", None) else {"unit": unit})
-        draft.tree.setdefault("derive", {}).update(
-            {f"{time}_hour": {"kind": "hour", **of}, f"{time}_weekday": {"kind": "weekday", **of}}
-        )
-        if columns[time].kind != "DATE":
-            draft.features[f"{time}_hour"] = {"kind": "sparse"}
-        else:
-            del draft.tree["derive"][f"{time}_hour"]
-        draft.features[f"{time}_weekday"] = {"kind": "sparse"}
+        for kind in ("weekday",) if columns[time].kind == "DATE" else ("hour", "weekday"):
+            name = _free(f"{time}_{kind}", columns)
+            draft.tree.setdefault("derive", {})[name] = {"kind": kind, **of}
+            draft.features[name] = {"kind": "sparse"}
     else:
         draft.tree["split"] = {"by": "random", "valid": 0.1, "test": 0.1}
     if item and any(table["key"] == item for table in draft.tree.get("tables", {}).values()):
         draft.tree["items"] = True
     if user and item and time:
-        draft.tree["histories"] = {"history": {"column": item, "max_length": 50}}
-        draft.features["history"] = {"kind": "sequence"}
-        draft.notes["history"] = f"the user's {item}s strictly before the row, the newest 50"
+        name = _free("history", [*columns, *draft.tree["labels"]])
+        draft.tree["histories"] = {name: {"column": item, "max_length": 50}}
+        draft.features[name] = {"kind": "sequence"}
+        draft.notes[name] = f"the user's {item}s strictly before the row, the newest 50"
+
+    placed = [name for name in ((time, user) if user and item and time else (time,)) if name and columns[name].nulls]
+    if placed:
+        draft.tree["filter"] = " and ".join(f"{_plain(name)} is not null" for name in placed)
+
+
+def _free(name: str, columns: Iterable[str]) -> str:
+    """The name, or with underscores after it one that no column has."""
+    columns = list(columns)
+    while alike(name, columns) is not None:
+        name += "_"
+    return name
 
 
 def _text(draft: Draft, sources: Sequence[str]) -> str:
     lines = [
-        f"# Guessed from {', '.join(sources)}. Look through it: what is a label, what may a model know beforehand?",
+        f"# Guessed from {printable(', '.join(sources))}. Look through it: what is a label? what may a model know?",
         "# docs/import.md says what else can stand here.",
     ]
-    order = ("name", "log", "tables", "user", "item", "time", "split", "labels", "histories", "items", "derive")
+    order = (
+        "name",
+        "log",
+        "tables",
+        "filter",
+        "user",
+        "item",
+        "time",
+        "split",
+        "labels",
+        "histories",
+        "items",
+        "derive",
+    )
     for key in order:
         if draft.tree.get(key):
             if key == "split" and draft.tree["split"]["by"] == "time":
@@ -304,19 +334,31 @@ def _text(draft: Draft, sources: Sequence[str]) -> str:
     if not draft.tree.get("labels"):
         two = [name for name, note in draft.notes.items() if note.startswith("2 distinct")]
         lines.append("# No column is called like a label. Write one, such as labels: {liked: rating >= 4}")
-        lines += [f"# two values: {', '.join(two)}"] if two else []
+        lines += [f"# two values: {', '.join(map(shown, two))}"] if two else []
     lines.append("features:")
     for name, entry in draft.features.items():
         note = draft.notes.get(name)
-        lines.append(f"  {_dump({name: entry}, flow=True)[0]}{f'  # {note}' if note else ''}")
+        lines.append(f"  {_key_text(name)}: {_flow(entry)}{f'  # {printable(note)}' if note else ''}")
     lines += [f"# not used: {name!r}: {why} ({draft.notes[name]})" for name, why in draft.unused.items()]
     return "\n".join(lines) + "\n"
 
 
-def _dump(tree: dict[str, Any], *, flow: bool = False) -> list[str]:
+def _dump(tree: dict[str, Any]) -> list[str]:
     plain = all(not isinstance(value, dict | list) for value in tree.values())
-    style, width = False if plain else None, 10_000 if flow else 110
-    return yaml.safe_dump(tree, default_flow_style=style, sort_keys=False, width=width, allow_unicode=True).splitlines()
+    style = False if plain else None
+    return yaml.safe_dump(tree, default_flow_style=style, sort_keys=False, width=110, allow_unicode=True).splitlines()
+
+
+def _flow(tree: dict[str, Any]) -> str:
+    """A mapping in one line."""
+    text: str = yaml.safe_dump(tree, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True)
+    return text.strip()
+
+
+def _key_text(name: str) -> str:
+    """A name as a key, in one line whatever it holds."""
+    text: str = yaml.safe_dump(name, width=math.inf, allow_unicode=True).removesuffix("\n...\n").removesuffix("\n")
+    return text if "\n" not in text else yaml.safe_dump(name, default_style='"', width=math.inf).strip()
 
 
 def _plain(name: str) -> str:

@@ -14,10 +14,10 @@ import pyarrow as pa
 from rechub_dist.data.columns.derive import derive
 from rechub_dist.data.importing.engine import Engine, quoted
 from rechub_dist.data.importing.fitted import Fitted, column_of, has_vocabulary, stored_columns, table_of
+from rechub_dist.data.importing.ids import encode
 from rechub_dist.data.importing.plan import Plan
 from rechub_dist.data.importing.rows import Shape
 from rechub_dist.data.importing.sources import source_query
-from rechub_dist.data.importing.write import encode
 from rechub_dist.data.parquet.pages import write_parquet
 from rechub_dist.errors import UserError
 
@@ -46,7 +46,7 @@ def write_items(plan: Plan, engine: Engine, shape: Shape, fitted: Fitted, folder
     vocabulary = fitted.vocabularies[item_table(plan)].select(["id", "value"])
     unknown = pa.table({"id": [0], "value": [None]}).cast(vocabulary.schema)
     engine.give(_VOCABULARY, pa.concat_tables([unknown, vocabulary]))
-    tables = {name: table for name, table in plan.tables.items() if (table.on or table.key) == plan.item}
+    tables = {name: table for name, table in plan.tables.items() if (table.log_key or table.key) == plan.item}
     parts, joins = ["v.id", "v.value as original", f"v.value as {quoted(plan.item or '')}"], []
     there = {plan.item}
     for name, table in tables.items():

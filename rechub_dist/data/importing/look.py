@@ -12,7 +12,7 @@ import pyarrow as pa
 from rechub_dist.data.importing.engine import Engine, as_path, literal, quoted
 from rechub_dist.data.importing.plan import TYPES, Source
 from rechub_dist.data.importing.rows import FRACTIONS, is_numeric
-from rechub_dist.data.importing.sources import source_files, source_query
+from rechub_dist.data.importing.sources import ISO_DATE, source_files, source_query
 from rechub_dist.errors import UserError
 
 SAMPLE: Final = 1_000_000  # rows that are looked at
@@ -83,7 +83,11 @@ def look_at(engine: Engine, query: str, table: str | None) -> dict[str, Column]:
             "null" if flat else f"min({column})",
             "null" if flat else f"max({column})",
             f"avg({column}::DOUBLE)" if number else "null",
-            f"avg(length({column}))" if kind == "VARCHAR" else f"max(len({column}))" if kind.endswith("[]") else "null",
+            f"avg(length({column}))"
+            if kind == "VARCHAR"
+            else f"case when min(len({column})) = max(len({column})) then max(len({column})) end"
+            if kind.endswith("[]")
+            else "null",
         ]
     row = engine.run(f"select {', '.join(parts)} from {sample}")[0]
     rows, found = int(row[0]), {}
@@ -98,17 +102,20 @@ def look_at(engine: Engine, query: str, table: str | None) -> dict[str, Column]:
 
 
 def _look_into_strings(engine: Engine, query: str, columns: list[Column]) -> None:
-    """Find out which strings are lists: `a|b|c`, or keys with weights, `a:0.5,b:1`."""
+    """Find out which strings are lists: `a|b|c`, or keys with weights, `a:0.5,b:1`; and which are times."""
     if not columns:
         return
     tests = [f"contains({{}}, {literal(by)})" for by in _SEPARATORS] + [f"regexp_full_match({{}}, {literal(_PAIRS)})"]
-    parts = [f"coalesce(avg(({test.format(quoted(c.name))})::INT), 0)" for c in columns for test in tests]
+    tests.append("{} is null or try_cast({} as TIMESTAMPTZ) is not null")
+    parts = [f"coalesce(avg(({test.replace('{}', quoted(c.name))})::INT), 0)" for c in columns for test in tests]
     shares = engine.run(f"select {', '.join(parts)} from (select * from ({query}) limit {_STRINGS})")[0]
     for i, column in enumerate(columns):
-        *often, pairs = shares[i * len(tests) : (i + 1) * len(tests)]
+        *often, pairs, times = shares[i * len(tests) : (i + 1) * len(tests)]
         most, by = max(zip(often, _SEPARATORS, strict=True))
         column.separator = by if most > _OFTEN else None
         column.pairs = pairs > _NEARLY_ALL
+        if times == 1 and column.nulls < column.rows:
+            column.kind = "TIMESTAMP"
 
 
 def guess_source(engine: Engine, paths: tuple[str, ...], names: Sequence[str], where: str) -> Source:
@@ -133,6 +140,9 @@ def guess_source(engine: Engine, paths: tuple[str, ...], names: Sequence[str], w
                     break
             except UserError:
                 continue
+    dates = sniffed(engine, source)[3]
+    if dates is not None:
+        source = source.model_copy(update={"times": dates})
     if not names:
         return source
     kinds = engine.columns(f"({source_query(source, engine, where)})")
@@ -145,9 +155,8 @@ def guess_source(engine: Engine, paths: tuple[str, ...], names: Sequence[str], w
 
 
 def _is_unicode(file: str) -> bool:
-    """Whether a text file is UTF-8, by its first megabytes, decompressed."""
-    with pa.input_stream(file) as stream:
-        head = stream.read(4 << 20)
+    """Whether a text file is UTF-8, by its first megabytes."""
+    head = _head(file)
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
@@ -155,18 +164,31 @@ def _is_unicode(file: str) -> bool:
     return True
 
 
-def sniffed(engine: Engine, source: Source) -> tuple[str, str, bool]:
-    """Delimiter, quote and whether there is a header."""
+def _head(file: str) -> bytes:
+    """The first megabytes of a file, decompressed."""
+    with pa.input_stream(file) as stream:
+        head: bytes = stream.read(4 << 20)
+    return head
+
+
+def sniffed(engine: Engine, source: Source) -> tuple[str, str, bool, str | None]:
+    """Delimiter, quote, whether there is a header, and how dates are written, if they are, and not as 2024-05-31."""
     options = "" if source.delimiter is None else f", delim = {literal(source.delimiter)}"
-    options += f", encoding = {literal(source.encoding)}"
+    options += f", encoding = {literal(source.encoding)}, skip = 0, comment = ''"
     file = source_files(source, "SOURCE")[0]
-    found = engine.run(f"select delimiter, quote, hasheader from sniff_csv({literal(as_path(file))}{options})")[0]
-    return found[0], "" if found[1] in ("", "\0", "(empty)") else found[1], bool(found[2])
+    delimiter, quote, header, dates = engine.run(
+        f"select delimiter, quote, hasheader, dateformat from sniff_csv({literal(as_path(file))}{options})"
+    )[0]
+    if quote in ("", "\0", "(empty)"):  # nothing is quoted in the sample
+        quote = "" if b'"' in _head(file) else '"'
+    return delimiter, quote, bool(header), None if dates == ISO_DATE else dates
 
 
 def _type_name(kind: str) -> str | None:
     """A plan's name for a type of DuckDB; None where it has none."""
     base, tail = kind.removesuffix("[]"), kind[len(kind.removesuffix("[]")) :]
+    if base in ("UBIGINT", "HUGEINT"):
+        return None  # integer has 64 bits, one of them for the sign
     if is_numeric(base):
         base = "DOUBLE" if base in FRACTIONS or base.startswith("DECIMAL") else "BIGINT"
     elif base.startswith("TIMESTAMP"):
@@ -179,11 +201,12 @@ def format_of(engine: Engine, source: Source, columns: Mapping[str, Column], whe
     types = {name: kind for name, column in columns.items() if (kind := _type_name(column.kind)) is not None}
     if not is_text(source_query(source, engine, where)):
         return {"columns": types}
-    delimiter, quote, header = sniffed(engine, source)
+    delimiter, quote, header, _ = sniffed(engine, source)
     found: dict[str, Any] = {"format": "csv", "delimiter": delimiter, "header": header and source.header is not False}
     if source.encoding != "utf-8":
         found["encoding"] = source.encoding
-    return found | ({} if quote else {"quote": ""}) | {"columns": types}
+    found |= {} if source.times is None else {"times": source.times}
+    return found | ({} if quote == '"' else {"quote": quote}) | {"columns": types}
 
 
 def is_text(query: str) -> bool:

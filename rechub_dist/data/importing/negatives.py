@@ -28,8 +28,25 @@ def needed_for_negatives(plan: Plan) -> tuple[str, ...]:
     return tuple(name for name in (plan.user, plan.item, plan.time, *plan.negatives.copied) if name is not None)
 
 
-def add_negatives(plan: Plan, engine: Engine, shape: Shape) -> int:
+def pool_query(plan: Plan) -> str:
+    """A query for train's items, `value`, and how much room each has among the draws, `count`."""
+    assert plan.negatives is not None
+    count = "1" if plan.negatives.by == "uniform" else "count(*)"
+    item = quoted(plan.item or "")
+    return (
+        f"select {item} as value, {count} as count from {ROWS} where {SPLIT} = 0 and {item} is not null group by value"
+    )
+
+
+def add_negatives(plan: Plan, engine: Engine, shape: Shape, pool: str | None = None, first: int | None = None) -> int:
     """Add the drawn rows to ROWS, with 0 for every label; returns how many there are.
+
+    Args:
+        plan: the plan.
+        engine: with the table ROWS, which holds all rows of its users.
+        shape: what the plan's columns are.
+        pool: a query for the items of all databases, each once, as `pool_query` gives; default: those of this one.
+        first: the number of the first drawn row; default: the one after the last.
 
     Raises:
         UserError: `where` is no condition over the columns of a row, or a label is not 0 or 1.
@@ -38,24 +55,22 @@ def add_negatives(plan: Plan, engine: Engine, shape: Shape) -> int:
     if drawn is None:
         return 0
     user, item = quoted(plan.user or ""), quoted(plan.item or "")
-    of_items = f"from {ROWS} where {SPLIT} = 0 and {item} is not null"
-    chosen = f"distinct {item} as value" if drawn.by == "uniform" else f"{item} as value, {ROW} as row"
-    order = "value" if drawn.by == "uniform" else "row"
     engine.run(
-        f"create or replace table {_ITEMS} as "
-        f"select value, row_number() over (order by {order}) - 1 as place from (select {chosen} {of_items})"
+        f"create or replace table {_ITEMS} as select value, (sum(count) over (order by value) - count)::BIGINT as "
+        f"place, (sum(count) over ())::BIGINT as draws from ({pool or pool_query(plan)})"
     )
-    items = engine.value(f"select count(*) from {_ITEMS}")
+    draws = engine.value(f"select coalesce(max(draws), 0) from {_ITEMS}")
+    first = engine.value(f"select max({ROW}) + 1 from {ROWS}") if first is None else first
     engine.run(f"create or replace table {_PAIRS} as select distinct {user} as u, {item} as i from {ROWS}")
     condition = "true" if drawn.where is None else f"({drawn.where}\n)"
     if drawn.where is not None:
         engine.expression_type(drawn.where, ROWS, "negatives.where")
     splits = ", ".join(str(SPLITS.index(name)) for name in drawn.splits)
-    place = f"md5_number_lower(concat_ws(chr(31), 'negatives', '{plan.seed}', r.row::VARCHAR, r.n::VARCHAR)) % {items}"
+    place = f"md5_number_lower(concat_ws(chr(31), 'negatives', '{plan.seed}', r.row::VARCHAR, r.n::VARCHAR)) % {draws}"
     candidates = (
         f"select r.row, r.u, v.value as i, min(r.n) as n from (select {ROW} as row, {user} as u, "
         f"unnest(range({drawn.per_row * _TRIES})) as n from {ROWS} where {condition} and {SPLIT} in ({splits})) as r "
-        f"join {_ITEMS} as v on v.place = {place} group by all"
+        f"asof join {_ITEMS} as v on {place} >= v.place group by all"
     )
     fresh = f"select c.* from ({candidates}) as c anti join {_PAIRS} as p on p.u = c.u and p.i = c.i"
     engine.run(
@@ -63,7 +78,7 @@ def add_negatives(plan: Plan, engine: Engine, shape: Shape) -> int:
         f"row_number() over (partition by row order by n) as k from ({fresh}) qualify k <= {drawn.per_row}"
     )
     count: int = engine.value(f"select count(*) from {_DRAWN_ITEMS}")
-    parts, joins = _columns(plan, engine, shape)
+    parts, joins = _columns(plan, engine, shape, first)
     engine.run(
         f"insert into {ROWS} by name select {', '.join(parts)} from {_DRAWN_ITEMS} as d "
         f"join {ROWS} as r on r.{ROW} = d.row {' '.join(joins)}"
@@ -73,10 +88,10 @@ def add_negatives(plan: Plan, engine: Engine, shape: Shape) -> int:
     return count
 
 
-def _columns(plan: Plan, engine: Engine, shape: Shape) -> tuple[list[str], list[str]]:
+def _columns(plan: Plan, engine: Engine, shape: Shape, first: int) -> tuple[list[str], list[str]]:
     """What a drawn row has in each column, and the tables of the item's attributes."""
     assert plan.negatives is not None
-    of_item = {name for name, table in plan.tables.items() if (table.on or table.key) == plan.item}
+    of_item = {name for name, table in plan.tables.items() if (table.log_key or table.key) == plan.item}
     joins = []
     for name in sorted(of_item):
         query, alias = source_query(plan.tables[name], engine, f"tables.{name}"), quoted(f"t {name}")
@@ -88,7 +103,7 @@ def _columns(plan: Plan, engine: Engine, shape: Shape) -> tuple[list[str], list[
         if name == plan.item:
             value = "d.i"
         elif name == ROW:
-            value = f"(select max({ROW}) + 1 from {ROWS}) + d.row * {plan.negatives.per_row} + d.k - 1"
+            value = f"{first} + d.row * {plan.negatives.per_row} + d.k - 1"
         elif name == SPLIT:
             value = f"r.{SPLIT}"
         elif name == DRAWN:

@@ -71,7 +71,7 @@ class Source(Section):
     delimiter: str | None = Field(None, min_length=1, max_length=4, description="csv; default: as the file looks")
     header: bool | None = Field(None, description="csv: the first line names the columns; default: as it looks")
     quote: str = Field('"', max_length=1, description="csv; empty for none")
-    encoding: Literal["utf-8", "utf-16", "latin-1"] = "utf-8"
+    encoding: Literal["utf-8", "utf-16", "latin-1"] = Field("utf-8", description="csv")
     columns: dict[str, TypeName] | None = Field(
         None, description="the columns' types; without a header also their names, in order"
     )
@@ -95,7 +95,7 @@ class JoinedTable(Source):
     """A table that is joined to the log by a key; a log row without an entry gets nulls."""
 
     key: str = Field(description="the table's column with the key, unique")
-    on: str | None = Field(None, description="the log's column with the key; default: the same name")
+    log_key: str | None = Field(None, description="the log's column with the key; default: the same name")
     take: Names | None = Field(None, description="the columns to join; default: all")
 
 
@@ -145,17 +145,19 @@ class NegativesPlan(Section):
     """Rows that are drawn: the same user and time with an item that the user has no row with."""
 
     per_row: int = Field(ge=1, le=1000, description="of each row for which `where` is true")
-    where: Expression | None = None
+    where: Expression | None = Field(
+        None, description="default: of every row; it may read labels, and columns that the plan reads elsewhere too"
+    )
     by: Literal["uniform", "frequency"] = Field("uniform", description="how train's items are drawn")
     copied: tuple[str, ...] = Field((), description="further log columns with the row's values; others are null")
-    splits: tuple[Literal["train", "valid", "test"], ...] = SPLITS
+    splits: tuple[Literal["train", "valid", "test"], ...] = Field(SPLITS, description="those that get drawn rows")
 
 
 class TablePlan(Section):
     """A table of embeddings."""
 
-    dim: int | None = Field(None, ge=1, le=MAX_DIM)
-    init_std: float | None = Field(None, ge=0)
+    dim: int | None = Field(None, ge=1, le=MAX_DIM, description="width of the vectors; default: the model's")
+    init_std: float | None = Field(None, ge=0, description="deviation of the initial weights; default: 0.01")
     min_count: int | None = Field(None, ge=1, le=MAX_COUNT, description="rarer values are unknown: id 0")
     max_size: int | None = Field(None, ge=1, le=MAX_ROWS, description="only so many values, the most frequent")
 
@@ -163,13 +165,13 @@ class TablePlan(Section):
 class SparsePlan(Section):
     """One id, or a list of ids that are pooled."""
 
-    kind: Literal["sparse"]
-    column: str | None = None
+    kind: Literal["sparse"] = Field(description="sparse")
+    column: str | None = Field(None, description="the column that is read; default: the feature's name")
     table: str | None = Field(None, description="features that mean the same share a table; default: one of its own")
     hash: int | None = Field(None, ge=1, le=MAX_ROWS, description="hash into so many rows, without a vocabulary")
     bins: tuple[float, ...] | None = Field(None, description="of a number: ascending boundaries")
     quantiles: int | None = Field(None, ge=2, le=10_000, description="of a number: so many bins of equal counts")
-    pooling: Literal["sum", "mean"] = "sum"
+    pooling: Literal["sum", "mean"] = Field("sum", description="how the vectors of a list's ids become one")
     weights: str | None = Field(None, description="a column of lists, with a weight for each id")
 
     @model_validator(mode="after")
@@ -185,37 +187,45 @@ class SparsePlan(Section):
 class DensePlan(Section):
     """A number, or a list of `dim` numbers."""
 
-    kind: Literal["dense"]
-    column: str | None = None
-    dim: int = Field(1, ge=1, le=MAX_DIM)
-    transform: Literal["none", "log"] = "none"
-    standardize: bool = Field(True, description="to mean 0 and deviation 1 over train, after the transform")
-    fill: float | Literal["mean", "error"] = Field("mean", description="what stands for a missing value")
+    kind: Literal["dense"] = Field(description="dense")
+    column: str | None = Field(None, description="the column that is read; default: the feature's name")
+    dim: int = Field(1, ge=1, le=MAX_DIM, description="how many numbers; above 1 the column holds lists of so many")
+    transform: Literal["none", "log"] = Field("none", description="log: sign(x) * log(1 + |x|)")
+    standardize: bool = Field(
+        True, description="to mean 0 and deviation 1 over train, after the transform; not of lists"
+    )
+    fill: float | Literal["mean", "error"] = Field(
+        "mean", description="stands for a missing value, in the column's unit; error: none may miss"
+    )
 
 
 class SequencePlan(Section):
     """A list of ids in order: a history, or a column of lists."""
 
-    kind: Literal["sequence"]
-    column: str | None = None
-    table: str | None = None
-    max_length: int | None = Field(None, ge=1, le=MAX_LENGTH, description="default: the history's, else the longest")
-    keep: Literal["first", "last"] = "last"
+    kind: Literal["sequence"] = Field(description="sequence")
+    column: str | None = Field(None, description="the column that is read; default: the feature's name")
+    table: str | None = Field(None, description="default: of a history, that of the feature it is made of")
+    max_length: int | None = Field(
+        None, ge=1, le=MAX_LENGTH, description="default: the history's, else the longest of train, 50 at most"
+    )
+    keep: Literal["first", "last"] = Field("last", description="which ids of a longer list are kept")
 
 
 class OtherPlan(Section):
     """A cross or a time gap, with the keys that it has in dataset.yaml."""
 
-    kind: Literal["cross", "time_gap"]
-    inputs: Names | None = None
-    buckets: int | None = None
-    times: str | None = None
-    now: str | None = None
-    boundaries: tuple[float, ...] | None = None
-    max_length: int | None = None
-    keep: Literal["first", "last"] | None = None
-    dim: int | None = None
-    pooling: Literal["sum", "mean"] | None = None
+    kind: Literal["cross", "time_gap"] = Field(description="cross or time_gap")
+    inputs: Names | None = Field(None, description="cross: the sparse features whose combinations are hashed")
+    buckets: int | None = Field(None, description="cross: rows of its table")
+    times: str | None = Field(None, description="time_gap: the column of lists of times, such as a history's")
+    now: str | None = Field(None, description="time_gap: the column of the row's time")
+    boundaries: tuple[float, ...] | None = Field(
+        None, description="time_gap: ascending, in the unit of the times; in seconds for timestamps"
+    )
+    max_length: int | None = Field(None, description="time_gap: that of the history")
+    keep: Literal["first", "last"] | None = Field(None, description="time_gap: that of the history")
+    dim: int | None = Field(None, description="width of its vectors")
+    pooling: Literal["sum", "mean"] | None = Field(None, description="cross: how several vectors become one")
 
 
 FeaturePlan = Annotated[SparsePlan | DensePlan | SequencePlan | OtherPlan, Field(discriminator="kind")]
@@ -224,7 +234,7 @@ FeaturePlan = Annotated[SparsePlan | DensePlan | SequencePlan | OtherPlan, Field
 class LabelPlan(Section):
     """A label by an expression."""
 
-    expression: Expression
+    expression: Expression = Field(description="SQL over the columns of a row")
     type: Literal["classification", "regression"] | None = Field(
         None, description="default: classification for true and false, regression for numbers"
     )
@@ -233,35 +243,44 @@ class LabelPlan(Section):
 class Plan(Section):
     """The whole plan."""
 
-    name: str = "data"
-    log: Source = Field(default_factory=Source)
+    name: str = Field("data", description="of the data set; an import is replaced by one of its name alone")
+    log: Source = Field(default_factory=Source, description="the rows")
     tables: dict[str, JoinedTable] = Field(default_factory=dict, description="joined to the log")
     columns: dict[str, Expression] = Field(
         default_factory=dict, description="columns to add, by SQL; a caller of a trained model must bring these"
     )
     filter: Expression | None = Field(None, description="only rows for which this SQL expression is true")
-    user: str | None = None
-    item: str | None = None
-    time: str | None = None
+    unique: tuple[str, ...] = Field(
+        (), description="of rows that are equal in these columns, the first in the files is kept, after the filter"
+    )
+    user: str | None = Field(None, description="the column of users")
+    item: str | None = Field(None, description="the column of items")
+    time: str | None = Field(None, description="the column of times: numbers, dates or timestamps")
     k_core: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default_factory=dict, description="column -> how many rows a value needs; dropped repeatedly until all have"
     )
-    split: SplitPlan = Field(default_factory=SplitPlan)
-    labels: dict[str, Expression | LabelPlan] = Field(default_factory=dict)
-    weight: Expression | None = Field(None, description="a row's weight")
-    histories: dict[str, HistoryPlan] = Field(default_factory=dict)
-    negatives: NegativesPlan | None = None
+    split: SplitPlan = Field(default_factory=SplitPlan, description="which rows are train, valid and test")
+    labels: dict[str, Expression | LabelPlan] = Field(
+        default_factory=dict, description="by name, SQL, or expression and type; window functions may occur"
+    )
+    weight: Expression | None = Field(None, description="a row's weight; window functions may occur")
+    histories: dict[str, HistoryPlan] = Field(
+        default_factory=dict, description="by name, columns of lists: what the user did strictly before the row"
+    )
+    negatives: NegativesPlan | None = Field(None, description="rows that are drawn")
     derive: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="columns computed alike here and for a caller's row, as in dataset.yaml"
     )
     min_count: int = Field(1, ge=1, le=MAX_COUNT, description="of values in vocabularies; rarer ones are unknown: id 0")
     embeddings: dict[str, TablePlan] = Field(default_factory=dict, description="tables of embeddings, by name")
-    features: dict[str, FeaturePlan] = Field(min_length=1)
+    features: dict[str, FeaturePlan] = Field(min_length=1, description="by name: what a model may read")
     keep: tuple[str, ...] = Field((), description="columns to write that are no features, such as a group's key")
     items: bool = Field(False, description="write items/: each item with its id and the item's columns")
     now: bool = Field(False, description="write now/: a row for each user, with the history up to the last event")
-    order: Literal["random", "stored", "time"] = Field("random", description="of the rows of a split")
-    seed: int = Field(0, ge=0, le=MAX_COUNT)
+    order: Literal["random", "stored", "time"] = Field(
+        "random", description="of the rows of a split; stored: as in the files"
+    )
+    seed: int = Field(0, ge=0, le=MAX_COUNT, description="of what is drawn: splits, order, negatives")
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

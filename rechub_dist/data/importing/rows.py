@@ -53,7 +53,7 @@ def flag(history: str) -> str:
     return f"{RESERVED}of_{history}"
 
 
-def join_sources(plan: Plan, engine: Engine) -> Shape:
+def join_sources(plan: Plan, engine: Engine, *, empty: bool = False) -> Shape:
     """Make the view JOINED of the log and its tables, with the plan's columns; check all expressions against it.
 
     Raises:
@@ -61,7 +61,7 @@ def join_sources(plan: Plan, engine: Engine) -> Shape:
     """
     log = source_query(plan.log, engine, "log")
     types = engine.columns(f"({log})")
-    if not types or not engine.run(f"select 1 from ({log}) limit 1", "log"):
+    if not types or not (empty or engine.run(f"select 1 from ({log}) limit 1", "log")):
         raise UserError(f"{', '.join(plan.log.path or ['log'])}: there is no row")
     origin: dict[str, str] = {}
     parts, joins = ["l.*"], []
@@ -69,8 +69,11 @@ def join_sources(plan: Plan, engine: Engine) -> Shape:
         where = f"tables.{name}"
         query = source_query(table, engine, where)
         columns = engine.columns(f"({query})")
-        on = table.on or table.key
-        for key, known, what in ((table.key, columns, f"{where}.key: the table"), (on, types, f"{where}.on: the log")):
+        on = table.log_key or table.key
+        for key, known, what in (
+            (table.key, columns, f"{where}.key: the table"),
+            (on, types, f"{where}.log_key: the log"),
+        ):
             if key not in known:
                 raise UserError(f"{what} has no column {key!r}; {nearest(key, known)}")
         if _family(columns[table.key]) != _family(types[on]):
@@ -78,7 +81,7 @@ def join_sources(plan: Plan, engine: Engine) -> Shape:
                 f"{where}.key: {table.key!r} is {columns[table.key]}, but {on!r} of the log is {types[on]}; give both "
                 "the same type in columns"
             )
-        with _values_named(plan, engine):
+        with values_named(plan, engine):
             _check_unique(engine, query, table.key, where)
         added = list(table.take or (column for column in columns if column != table.key))
         for column in added:
@@ -151,6 +154,18 @@ def make_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
     Raises:
         UserError: an unreadable value, or nothing is left.
     """
+    read = fill_rows(plan, engine, needed)
+    check_rows(plan, read, _count(engine, "true"))
+    drop_by_k_core(plan, engine)
+    return read
+
+
+def fill_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
+    """Fill the table ROWS with the columns `needed` of the rows that pass the filter; returns the rows of the log.
+
+    Raises:
+        UserError: an unreadable value, or a name that occurs twice.
+    """
     view = f"{JOINED}_2" if plan.columns else JOINED
     chosen = dict.fromkeys(needed)
     for place, name in enumerate(plan.labels):
@@ -172,23 +187,28 @@ def make_rows(plan: Plan, engine: Engine, needed: Iterable[str]) -> int:
         condition = "true" if history.where is None else f"coalesce(({history.where}\n), false)"
         parts.append(f"{condition} as {quoted(flag(name))}")
     where = "true" if plan.filter is None else f"({plan.filter}\n)"
-    with _values_named(plan, engine):
+    if plan.unique:
+        where += f" qualify row_number() over (partition by {', '.join(map(quoted, plan.unique))} order by {ROW}) = 1"
+    with values_named(plan, engine):
         engine.run(
             f"create or replace table {ROWS} as select {', '.join(parts)}, false as {DRAWN}, 0::TINYINT as {SPLIT} "
             f"from {view} where {where}",
             "log",
         )
-    read: int = engine.value(f"select count(*) from ({source_query(plan.log, engine, 'log')})") if plan.filter else 0
-    read = read or engine.value(f"select count(*) from {ROWS}")
-    if not engine.value(f"select count(*) from {ROWS}"):
+    whole = plan.filter is None and not plan.unique
+    read: int = 0 if whole else engine.value(f"select count(*) from ({source_query(plan.log, engine, 'log')})")
+    return read or _count(engine, "true")
+
+
+def check_rows(plan: Plan, read: int, left: int) -> None:
+    """Raise UserError if the filter has left none of the rows that were read."""
+    if not left:
         what = f"filter {shown(plan.filter)} leaves no row" if plan.filter and read else "there is no row"
-        raise UserError(f"{', '.join(plan.log.path or ())}: {what}")
-    _k_core(plan, engine)
-    return read
+        raise UserError(f"{', '.join(plan.log.path or ['log'])}: {what}")
 
 
 @contextmanager
-def _values_named(plan: Plan, engine: Engine) -> Iterator[None]:
+def values_named(plan: Plan, engine: Engine) -> Iterator[None]:
     """Where a value of the files is not of its type, the error names its line."""
     try:
         yield
@@ -201,7 +221,8 @@ def _values_named(plan: Plan, engine: Engine) -> Iterator[None]:
         raise
 
 
-def _k_core(plan: Plan, engine: Engine) -> None:
+def drop_by_k_core(plan: Plan, engine: Engine) -> None:
+    """Drop rows of ROWS until each value has the rows that k_core asks for. Raises UserError: none is left."""
     before = -1
     while plan.k_core and (left := engine.value(f"select count(*) from {ROWS}")) != before:
         before = left
@@ -221,38 +242,60 @@ def make_splits(plan: Plan, engine: Engine, shape: Shape) -> None:
     Raises:
         UserError: times or users are missing, a time in the plan is none of the column's, or train would be empty.
     """
+    check_present(plan, engine, shape)
+    begin = rows_begin(plan, engine, shape)
+    if begin is not None:
+        engine.run(f"update {ROWS} set {SPLIT} = null where {quoted(plan.time or '')} < {begin}")
+    write_splits(plan, engine, split_rule(plan, engine, shape))
+    check_train(plan, _count(engine, f"{SPLIT} = 0"))
+
+
+def check_train(plan: Plan, rows: int) -> None:
+    """Raise UserError if train has no rows."""
+    if not rows:
+        raise UserError(f"split: by {plan.split.by} leaves no row for train; change its shares, times or column")
+
+
+def rows_begin(plan: Plan, engine: Engine, shape: Shape) -> str | None:
+    """The time, in SQL, before which rows are only parts of histories. Raises UserError."""
+    begin = plan.split.rows_from
+    return None if begin is None else _time_literal(begin, "split.rows_from", plan, engine, shape)
+
+
+def split_rule(plan: Plan, engine: Engine, shape: Shape) -> str | None:
+    """An expression for a row's split, which needs to see all rows; None where it depends on the user's other rows.
+
+    Raises:
+        UserError: a time in the plan is none of the column's, or a split in the column is none.
+    """
     split = plan.split
-    _check_present(plan, engine, shape)
-    user, time = quoted(plan.user or ""), quoted(plan.time or "")
     if split.by == "leave-last-out":
-        ranked = (
-            f"select {ROW} as {_ID}, row_number() over (partition by {user} order by {time} desc, {ROW} desc) as "
-            f"{_PLACE}, count(*) over (partition by {user}) as {_OF} from {ROWS}"
-        )
-        engine.run(
-            f"update {ROWS} set {SPLIT} = case {_PLACE} when 1 then 2 when 2 then 1 else 0 end "
-            f"from ({ranked}) as ranked where {ROW} = {_ID} and {_OF} >= 3"
-        )
-    if split.rows_from is not None:
-        begin = _time_literal(split.rows_from, "split.rows_from", plan, engine, shape)
-        engine.run(f"update {ROWS} set {SPLIT} = null where {time} < {begin}")
+        return None
     if split.by == "position":
         rows = _count(engine, COUNTS)
-        test = rows - math.floor(rows * split.test + 1e-9)
-        valid = test - math.floor(rows * split.valid + 1e-9)
-        ranked = f"select {ROW} as {_ID}, row_number() over (order by {ROW}) - 1 as {_PLACE} from {ROWS} where {COUNTS}"
-        engine.run(
-            f"update {ROWS} set {SPLIT} = case when {_PLACE} >= {test} then 2 when {_PLACE} >= {valid} then 1 else 0 "
-            f"end from ({ranked}) as ranked where {ROW} = {_ID}"
-        )
-    elif split.by != "leave-last-out":
-        rule = _by_column(engine, split) if split.by == "column" else _rule(plan, engine, shape)
+        tested = rows - math.floor(rows * split.test + 1e-9)
+        valid, test = (_value_at(engine, ROW, at) for at in (tested - math.floor(rows * split.valid + 1e-9), tested))
+        return f"case when {ROW} >= {test} then 2 when {ROW} >= {valid} then 1 else 0 end"
+    return _by_column(engine, split) if split.by == "column" else _rule(plan, engine, shape)
+
+
+def write_splits(plan: Plan, engine: Engine, rule: str | None) -> None:
+    """Write the split of each row that is more than a part of histories; users' rows must be together in ROWS."""
+    if rule is not None:
         engine.run(f"update {ROWS} set {SPLIT} = {rule} where {COUNTS}")
-    if not _count(engine, f"{SPLIT} = 0"):
-        raise UserError(f"split: by {split.by} leaves no row for train; change its shares, times or column")
+        return
+    user, time = quoted(plan.user or ""), quoted(plan.time or "")
+    ranked = (
+        f"select {ROW} as {_ID}, row_number() over (partition by {user} order by {time} desc, {ROW} desc) as "
+        f"{_PLACE}, count(*) over (partition by {user}) as {_OF} from {ROWS}"
+    )
+    engine.run(
+        f"update {ROWS} set {SPLIT} = case {_PLACE} when 1 then 2 when 2 then 1 else 0 end "
+        f"from ({ranked}) as ranked where {ROW} = {_ID} and {_OF} >= 3 and {COUNTS}"
+    )
 
 
-def _check_present(plan: Plan, engine: Engine, shape: Shape) -> None:
+def check_present(plan: Plan, engine: Engine, shape: Shape) -> None:
     """Raise UserError if a user or time is missing where a row without one would have no place."""
     by = plan.split.by
     ordered = bool(plan.histories) or plan.now or by == "leave-last-out"
@@ -290,9 +333,14 @@ def _rule(plan: Plan, engine: Engine, shape: Shape) -> str:
 def _cut(engine: Engine, time: str, share: float) -> str:
     """The time from which on the newest `share` of the rows are; rows of one time stay together."""
     rows = _count(engine, COUNTS)
-    at = rows - round(rows * share)
+    return _value_at(engine, time, rows - round(rows * share))
+
+
+def _value_at(engine: Engine, column: str, place: int) -> str:
+    """The value, in SQL, that so many rows come before when they are sorted by it; null if there are no more."""
     found = engine.run(
-        f"select {time}::VARCHAR, typeof({time}) from {ROWS} where {COUNTS} order by {time} limit 1 offset {at}"
+        f"select {column}::VARCHAR, typeof({column}) from {ROWS} where {COUNTS} order by {column} limit 1 "
+        f"offset {place}"
     )
     return f"{literal(found[0][0])}::{found[0][1]}" if found else "null"  # which no time reaches
 

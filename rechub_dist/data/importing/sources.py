@@ -6,7 +6,9 @@ import csv
 import glob
 import io
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,7 @@ import pyarrow as pa
 from rechub_dist.data.importing.engine import Engine, as_path, literal, literals, quoted
 from rechub_dist.data.importing.plan import NUMBERS, RESERVED, TYPES, ExplodePlan, Source
 from rechub_dist.data.parquet.lookalikes import HEAD, looks_like
+from rechub_dist.data.parquet.pages import open_parquet
 from rechub_dist.errors import UserError, nearest, one_line, shown
 
 _FORMATS: Final = {
@@ -29,7 +32,7 @@ _AS_TEXT: Final = ("string", "integer", "timestamp", "date")
 _NO_INTEGER: Final = ", not of type integer; give it the type float in the source's columns, or mend the file"
 _ZONED: Final = "TIMESTAMP WITH TIME ZONE"
 _HOURS: Final = "%[HIMSTXcfgnpr]"  # in a format of times: more than a date
-_ISO: Final = "%Y-%m-%d"
+ISO_DATE: Final = "%Y-%m-%d"
 _TABS: Final = {".tsv": "\t"}
 
 
@@ -72,9 +75,94 @@ def source_query(source: Source, engine: Engine, where: str, sample: int | None 
     Raises:
         UserError: a file is missing or unreadable, or a column that the plan names is not there.
     """
+    if (view := engine.standing_in(where)) is not None:
+        return f"select * from {view}"
     if (given := engine.given(where)) is not None:
         return _typed(source, engine, where, "the rows given", f"select * from {given}")
     files = source_files(source, where)
+    query = _as_written(source, engine, where, files, sample)
+    return _typed(source, engine, where, files[0], query)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a source.
+
+    Attributes:
+        file: the file that it is of.
+        query: for its rows.
+        whole_rows: for its rows before lists are exploded.
+    """
+
+    file: str
+    query: str
+    whole_rows: str
+
+
+def source_pieces(
+    source: Source, engine: Engine, where: str, most_bytes: int, firsts: Sequence[int] | None = None
+) -> list[Piece]:
+    """The rows of a source in pieces, which after each other give what `source_query` gives.
+
+    A piece is a file, or of a large Parquet file some row groups. It is found by its name among all files, so that
+    their types are guessed alike for each piece.
+
+    Args:
+        source: the source.
+        engine: to look at the files with.
+        where: the plan's key.
+        most_bytes: of a piece of a Parquet file; a row group stays whole.
+        firsts: by piece, the number of its first row before lists are exploded.
+
+    Raises:
+        UserError: as `source_query`; or a file is named twice.
+    """
+    files = source_files(source, where)
+    if (twice := next((file for file, count in Counter(files).items() if count > 1), None)) is not None:
+        raise UserError(f"{where}.path: {twice} is named twice; name each file once")
+    name = source.file_column or f"{RESERVED}file"
+    named = source.model_copy(update={"file_column": name})
+    query = _as_written(named, engine, where, files, None)
+    added = [] if source.file_column else [name]
+    pieces = [(file, f"{quoted(name)} = {literal(file)}") for file in files]
+    if query.startswith("select * from read_parquet("):
+        query = f"{query.removesuffix(')')}, file_row_number = true)"
+        added.append("file_row_number")
+        pieces = [
+            (file, f"{condition} and file_row_number between {first} and {last}")
+            for file, condition in pieces
+            for first, last in _ranges(file, most_bytes)
+        ]
+    without = f" exclude ({', '.join(map(quoted, added))})" if added else ""
+    parts = [(file, f"select *{without} from ({query}) where {condition}") for file, condition in pieces]
+    casts = _casts(source, engine, where, files[0], parts[0][1])  # the columns are those of all pieces
+    found = []
+    for i, (file, part) in enumerate(parts):
+        rows = _changed(part, casts)
+        exploded = rows
+        if source.explode is not None:
+            first = 0 if firsts is None else firsts[i]
+            exploded = _exploded(source.explode, engine.columns(f"({rows})"), where, rows, first)
+        found.append(Piece(file, exploded, rows))
+    return found
+
+
+def _ranges(file: str, most_bytes: int) -> list[tuple[int, int]]:
+    """The first and the last rows of pieces of a Parquet file."""
+    with open_parquet(file) as parquet:
+        groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+        sizes = [(group.num_rows, group.total_byte_size) for group in groups]
+    found, first, rows, held = [], 0, 0, 0
+    for count, size in sizes:
+        if rows > first and held + size > most_bytes:
+            found.append((first, rows - 1))
+            first, held = rows, 0
+        rows, held = rows + count, held + size
+    return [*found, (first, rows - 1)]
+
+
+def _as_written(source: Source, engine: Engine, where: str, files: list[str], sample: int | None) -> str:
+    """A query for the rows of files, with the types that they are read as."""
     kinds = {source.format or _format(file, where) for file in files}
     if len(kinds) > 1:
         raise UserError(f"{where}.path: the files are {' and '.join(sorted(kinds))}; name files of one format")
@@ -83,12 +171,10 @@ def source_query(source: Source, engine: Engine, where: str, sample: int | None 
         _check_text(file, where)
     if kind == "csv":
         _check_columns(source, engine, where, files, sample)
-        query = _csv(source, files, sample, _AS_READ)
-    elif kind == "json":
-        query = _json(source, engine, files, sample)
-    else:
-        query = _reading("read_parquet", source, files, [], None)
-    return _typed(source, engine, where, files[0], query)
+        return _csv(source, files, sample, _AS_READ)
+    if kind == "json":
+        return _json(source, engine, files, sample)
+    return _reading("read_parquet", source, files, [], None)
 
 
 def check_values(source: Source, engine: Engine, where: str) -> None:
@@ -97,7 +183,8 @@ def check_values(source: Source, engine: Engine, where: str) -> None:
     Raises:
         UserError: the first such value, with its file, line and column; nothing if there is none.
     """
-    if engine.given(where) is None and source_query(source, engine, where).count("read_csv("):
+    in_files = engine.given(where) is None and engine.standing_in(where) is None
+    if in_files and source_query(source, engine, where).count("read_csv("):
         query = _csv(source, source_files(source, where), None, TYPES)
         counted = ", ".join(f"count({quoted(name)})" for name in source.columns or {})
         if counted:
@@ -105,7 +192,19 @@ def check_values(source: Source, engine: Engine, where: str) -> None:
 
 
 def _typed(source: Source, engine: Engine, where: str, what: str, query: str) -> str:
-    """The query with its columns cast to the plan's types; `what` is read, for messages."""
+    """The query with its columns cast to the plan's types, and lists exploded; `what` is read, for messages."""
+    query = _changed(query, _casts(source, engine, where, what, query))
+    return query if source.explode is None else _exploded(source.explode, engine.columns(f"({query})"), where, query)
+
+
+def _changed(query: str, casts: Mapping[str, str]) -> str:
+    """The query with some columns replaced by expressions."""
+    changed = ", ".join(f"{expression} as {quoted(name)}" for name, expression in casts.items())
+    return f"select * replace ({changed}) from ({query})" if casts else query
+
+
+def _casts(source: Source, engine: Engine, where: str, what: str, query: str) -> dict[str, str]:
+    """Casts of the columns that have other types than the plan says, or that need another one."""
     columns = engine.columns(f"({query})")
     if len(folded := {name.casefold() for name in columns}) < len(columns):
         twice = next(name for name in folded if sum(c.casefold() == name for c in columns) > 1)
@@ -119,13 +218,11 @@ def _typed(source: Source, engine: Engine, where: str, what: str, query: str) ->
             raise UserError(f"{where}.columns: {what} has no column {name!r}; {nearest(name, columns)}")
         if columns[name] != TYPES[kind]:
             cast[name] = _cast(name, columns[name], kind)
-    changed = ", ".join(f"{expression} as {quoted(name)}" for name, expression in cast.items())
-    query = f"select * replace ({changed}) from ({query})" if cast else query
-    return query if source.explode is None else _exploded(source.explode, engine.columns(f"({query})"), where, query)
+    return cast
 
 
-def _exploded(explode: ExplodePlan, columns: Mapping[str, str], where: str, query: str) -> str:
-    """The query with a row for each element of a column of lists."""
+def _exploded(explode: ExplodePlan, columns: Mapping[str, str], where: str, query: str, first: int = 0) -> str:
+    """The query with a row for each element of a column of lists; `first` is the number of its first row."""
     name = explode.column
     if name not in columns:
         raise UserError(f"{where}.explode: there is no column {name!r}; {nearest(name, columns)}")
@@ -135,7 +232,7 @@ def _exploded(explode: ExplodePlan, columns: Mapping[str, str], where: str, quer
     if len(set(folded)) < len(folded):
         raise UserError(f"{where}.explode: row and place need names that no other column has")
     added = f"generate_subscripts({quoted(name)}, 1) - 1 as {quoted(explode.place)}"
-    numbered = f"select row_number() over () - 1 as {quoted(explode.row)}, * from ({query})"
+    numbered = f"select row_number() over () - 1 + {first} as {quoted(explode.row)}, * from ({query})"
     return f"select * replace (unnest({quoted(name)}) as {quoted(name)}), {added} from ({numbered})"
 
 
@@ -243,7 +340,7 @@ def _csv(source: Source, files: list[str], sample: int | None, as_read: Mapping[
     if source.header is not None:
         options.append(f"header = {str(source.header).lower()}")
     times = source.times or ""
-    options.append(f"dateformat = {literal(times if times and not re.search(_HOURS, times) else _ISO)}")
+    options.append(f"dateformat = {literal(times if times and not re.search(_HOURS, times) else ISO_DATE)}")
     if times:
         options.append(f"timestampformat = {literal(times)}")
         types = {name: "TIMESTAMP" if kind == "TIMESTAMPTZ" else kind for name, kind in types.items()}

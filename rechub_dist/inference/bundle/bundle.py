@@ -13,20 +13,21 @@ from numpy.typing import NDArray
 
 from rechub_dist.config.strict_yaml import read_yaml
 from rechub_dist.data.columns.fit import column_names
-from rechub_dist.data.columns.vocabulary import Vocabulary, hold, vocabulary_of
+from rechub_dist.data.columns.vocabulary import Vocabulary, hold
 from rechub_dist.data.columns.window import Window
 from rechub_dist.data.given import like, windows
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError, one_line
 from rechub_dist.features import CrossFeature, DenseFeature, Feature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.inference.bundle.candidates import Piece, pieces_of
+from rechub_dist.inference.bundle.catalogue import ITEMS, Catalogue, fixed
+from rechub_dist.inference.bundle.index import open_index
 from rechub_dist.inference.bundle.manifest import MANIFEST, SCHEMA, TABLES, GraphRecord, read_manifest, verify
+from rechub_dist.inference.bundle.search import Flags, Floats, Pairs
 from rechub_dist.inference.bundle.tables import open_tables, padded, pooled
 from rechub_dist.schema import parse_schema
 
-Floats = NDArray[np.float32]
 BATCH: Final = 4096  # rows that are scored at once
-CHUNK: Final = 8192  # items that are ranked at once
 
 
 class Bundle:
@@ -38,16 +39,27 @@ class Bundle:
     Args:
         folder: of the bundle.
         threads: of onnxruntime; default: as many as there are cores.
-        check: compare the tables with their checksum too, which reads them whole.
+        check: compare the tables, of items too, with their checksums, which reads them whole.
+        index: a folder that `rechub-dist index` has written of this bundle's items, for `retrieve` to search.
 
     Raises:
-        UserError: it is no bundle, is damaged or of a later format, or onnxruntime is missing.
+        UserError: it is no bundle, is damaged or of a later format, onnxruntime is missing, or the index is of other
+            items.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None, check: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        threads: int | None = None,
+        check: bool = False,
+        index: str | Path | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        verify(self.folder, self.manifest, [name for name in self.manifest.files if check or name != TABLES])
+        verify(
+            self.folder, self.manifest, [name for name in self.manifest.files if check or name not in (TABLES, ITEMS)]
+        )
         self.schema: FeatureSchema = parse_schema(read_yaml(self.folder / SCHEMA), str(self.folder))
         self._check_schema()
         self._vocabularies: list[Vocabulary] = []
@@ -57,6 +69,8 @@ class Bundle:
         self._sessions = {name: _session(self.folder / g.file, threads) for name, g in self.manifest.graphs.items()}
         for name, graph in self.manifest.graphs.items():
             self._check_graph(graph, self._sessions[name])
+        if index is not None:
+            self.catalogue.use(open_index(Path(index), threads), self.fingerprint, str(index))
 
     def _check_schema(self) -> None:
         """Refuse a schema that is not that of the manifest, or that names files from elsewhere."""
@@ -77,7 +91,8 @@ class Bundle:
     def _with_vocabulary(self, feature: Feature) -> Feature:
         """The feature with its vocabulary as it is now: a later export may replace the folder."""
         if isinstance(feature, CrossFeature):
-            return replace(feature, inputs=tuple(map(self._with_vocabulary, feature.inputs)))
+            inputs = tuple(self._with_vocabulary(one) for one in feature.inputs)
+            return replace(feature, inputs=tuple(one for one in inputs if isinstance(one, SparseFeature)))
         if not isinstance(feature, SparseFeature | SequenceFeature) or feature.vocabulary is None:
             return feature
         name = f"{Path(feature.vocabulary).relative_to(self.folder)} of bundle {self.manifest.seal[:12]}"
@@ -151,37 +166,78 @@ class Bundle:
             raise UserError(f"vectors: {self.manifest.model} is no recall model; use score")
         found = self._run(side, rows)
         if side == "item":
-            return like(rows, pa.table({"vector": _fixed(np.concatenate([vectors for (vectors,) in found]))}))
-        users = [_live(vectors, mask) for vectors, mask in found]
+            return like(rows, pa.table({"vector": fixed(np.concatenate([vectors for (vectors,) in found]))}))
+        users = [lists_of_vectors(vectors, mask) for vectors, mask in found]
         return like(rows, pa.table({"vectors": pa.concat_arrays(users)}))
 
-    def retrieve(self, users: Any, k: int = 10) -> Any:
+    def retrieve(self, users: Any, k: int = 10, *, where: str | None = None) -> Any:
         """The `k` best items of the whole catalogue for each row: `predicted_items`, best first, `predicted_scores`.
 
-        Items of the row's history are left out, unless the run's `evaluation.exclude_seen` is false.
+        Items of the row's history are left out, unless the run's `evaluation.exclude_seen` is false; so is the id that
+        stands for unknown items.
+
+        Args:
+            users: the rows.
+            k: at least 1.
+            where: an SQL expression that must be true of an item, over the columns of the bundle's table of items:
+                `category = 'x'`.
 
         Raises:
-            UserError: a row does not fit, the model is no recall model, or its items need columns of their own.
+            UserError: a row does not fit, the model is no recall model, or there is no such column.
         """
         if k < 1:
             raise UserError(f"retrieve: k is {k}, must be at least 1")
-        if "user" not in self.manifest.graphs:
+        pieces = [self.best(window, k, where) for window in windows(users, self.user_spec(), BATCH)]
+        return like(users, pa.concat_tables(pieces).combine_chunks())
+
+    def best(self, window: Window, k: int, where: str | None = None) -> pa.Table:
+        """`retrieve` for a window of `user_spec()`."""
+        vectors, live = self.user_vectors(window)
+        ids, scores = self.catalogue.best(vectors, live, k, self._seen(window), where)
+        there = ids >= 0
+        offsets = np.zeros(window.rows + 1, np.int32)
+        np.cumsum(there.sum(axis=1), out=offsets[1:])
+        return pa.table(
+            {
+                "predicted_items": pa.ListArray.from_arrays(pa.array(offsets), self.catalogue.values_of(ids[there])),
+                "predicted_scores": pa.ListArray.from_arrays(pa.array(offsets), pa.array(scores[there])),
+            }
+        )
+
+    def user_vectors(self, window: Window) -> tuple[Floats, Flags]:
+        """The vectors of a window of `user_spec()`, float32 [B, Q, D], and which are live, bool [B, Q]."""
+        vectors, live = self._of_window("user", window)
+        return vectors, live
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The items of a recall model. Raises UserError for another model."""
+        if "item" not in self.manifest.graphs:
             raise UserError(f"retrieve: {self.manifest.model} is no recall model; use score")
-        ids, scores, counts = [], [], []
-        for window, (vectors, mask) in self._windows("user", users):
-            best, worth = _best(vectors, mask, self._catalogue, self._seen(window), k)
-            live = worth > -np.inf
-            ids.append(best[live])
-            scores.append(worth[live])
-            counts.append(live.sum(axis=1))
-        offsets = np.zeros(sum(map(len, counts)) + 1, np.int32)
-        np.cumsum(np.concatenate(counts), out=offsets[1:])
-        items = self._words(np.concatenate(ids))
-        lists = {
-            "predicted_items": pa.ListArray.from_arrays(pa.array(offsets), items),
-            "predicted_scores": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(scores))),
-        }
-        return like(users, pa.table(lists))
+        item = next((f for f in self.schema.features if f.name == self.manifest.item), None)
+        if not isinstance(item, SparseFeature):
+            raise UserError(f"{self.folder / SCHEMA} has no feature {self.manifest.item!r}; export the bundle again")
+        graph = self.manifest.graphs["item"]
+        read = {self._lookups[name].feature for name in (*graph.pooled, *graph.sequences)}
+        return Catalogue(
+            self.folder,
+            item,
+            self._specs["item"],
+            ids_alone=not graph.dense and read <= {item.name},
+            has_table=ITEMS in self.manifest.files,
+            vectors_of=lambda window: self._of_window("item", window)[0],
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the items' vectors: the checksums of all that they are made of."""
+        names = sorted({TABLES, SCHEMA, self.manifest.graphs["item"].file, ITEMS} & self.manifest.files.keys())
+        return "-".join(self.manifest.files[name].checksum for name in names)
+
+    def user_spec(self, *, encoded: bool = False) -> BatchSpec:
+        """What is read of a user's row; `encoded`: of one that holds ids, as the data set's own files do."""
+        _ = self.catalogue  # refuses other models
+        return self._stored_specs["user"] if encoded else self._specs["user"]
 
     def _spec(self, part: str) -> BatchSpec:
         """What is read of a row for a graph."""
@@ -189,6 +245,8 @@ class Bundle:
         names = {self._lookups[name].feature for name in (*graph.pooled, *graph.sequences)}
         if part == "user" and self.manifest.history is not None:
             names.add(self.manifest.history)
+        if part == "item" and self.manifest.item is not None:
+            names.add(self.manifest.item)
         features = [f for f in self.schema.features if f.name in names]
         inputs = [f for cross in features if isinstance(cross, CrossFeature) for f in cross.inputs]
         every = {f.name: f for f in (*inputs, *features)}
@@ -198,19 +256,22 @@ class Bundle:
             dense=tuple(dense[name] for name in graph.dense),
             derived=self.schema.derived,
             aligned=tuple(tuple(name for name in group if name in every) for group in self.manifest.aligned),
-        ).of_values()
-
-    def _windows(self, part: str, rows: Any) -> Any:
-        spec = self._specs[part]
-        for window in windows(rows, spec, BATCH):
-            yield window, self._graph(part, [Piece(spec, window)], window.rows)
+        )
 
     def _run(self, part: str, rows: Any) -> list[list[NDArray[Any]]]:
-        return [outputs for _, outputs in self._windows(part, rows)]
+        return [self._of_window(part, window) for window in windows(rows, self._specs[part], BATCH)]
+
+    def _of_window(self, part: str, window: Window) -> list[NDArray[Any]]:
+        """The outputs of a graph for the rows of a window."""
+        return self._graph(part, [Piece(self._stored_specs[part], window)], window.rows)
+
+    @cached_property
+    def _stored_specs(self) -> dict[str, BatchSpec]:
+        return {part: self._spec(part) for part in self.manifest.graphs}
 
     @cached_property
     def _specs(self) -> dict[str, BatchSpec]:
-        return {part: self._spec(part) for part in self.manifest.graphs}
+        return {part: spec.of_values() for part, spec in self._stored_specs.items()}
 
     def spec(self, part: str) -> BatchSpec:
         """What is read of a row for a graph; part is `score`, `user` or `item`."""
@@ -239,50 +300,11 @@ class Bundle:
         names = [entry.name for entry in session.get_inputs()]
         return _computed(session, dict(zip(names, inputs, strict=True)), self.folder / graph.file)
 
-    def _seen(self, window: Window) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    def _seen(self, window: Window) -> Pairs | None:
         if self.manifest.history is None or not self.manifest.exclude_seen:
             return None
         ids, offsets, _ = _ids(window, self.manifest.history)
-        return ids, np.arange(window.rows + 1) if offsets is None else offsets
-
-    @cached_property
-    def _catalogue(self) -> Floats:
-        """The vectors of all items, float32 [rows of the item's table, D]."""
-        graph = self.manifest.graphs["item"]
-        lookups = [self._lookups[name] for name in graph.pooled]
-        item = self._item
-        if graph.dense or any(lookup.feature != item.name for lookup in lookups):
-            raise UserError(
-                "retrieve: the items of this model need columns of their own; make vectors of them, and an index"
-            )
-        found = []
-        for first in range(0, item.table.rows, CHUNK):
-            ids = np.arange(first, min(first + CHUNK, item.table.rows))
-            inputs = [pooled(self._tables[lookup.table], ids, None, None, False) for lookup in lookups]
-            session = self._sessions["item"]
-            names = [entry.name for entry in session.get_inputs()]
-            found.append(_computed(session, dict(zip(names, inputs, strict=True)), self.folder / graph.file)[0])
-        return np.concatenate(found)
-
-    @property
-    def _item(self) -> SparseFeature:
-        found = next(f for f in self.schema.features if f.name == self.manifest.item)
-        assert isinstance(found, SparseFeature)
-        return found
-
-    @cached_property
-    def _vocabulary(self) -> Vocabulary | None:
-        return vocabulary_of(replace(self._item, encoded=False))
-
-    def _words(self, ids: NDArray[Any]) -> pa.Array:
-        """Item ids as the values that the vocabulary gave them to; null for an id of no value."""
-        vocabulary = self._vocabulary
-        if vocabulary is None:
-            return pa.array(ids)
-        place = np.full(self._item.table.rows, -1)
-        place[vocabulary.ids] = np.arange(len(vocabulary.ids))
-        places = place[ids]
-        return vocabulary.values.take(pa.array(places, mask=places < 0))
+        return Pairs.of(ids, np.arange(window.rows + 1) if offsets is None else offsets)
 
 
 def _session(path: Path, threads: int | None) -> Any:
@@ -320,31 +342,8 @@ def _ids(window: Window, feature: str) -> tuple[NDArray[Any], NDArray[Any] | Non
     return ragged.values, ragged.offsets, ragged.weights
 
 
-def _best(
-    users: Floats, mask: NDArray[np.bool_], items: Floats, seen: tuple[NDArray[Any], NDArray[Any]] | None, k: int
-) -> tuple[NDArray[np.int64], Floats]:
-    """The ids and scores [B, k] of the best items, by the largest product with a vector of the user; -inf for none."""
-    k = min(k, len(items))
-    ids, scores = np.zeros((len(users), k), np.int64), np.full((len(users), k), -np.inf, np.float32)
-    for row in range(len(users)):
-        live = users[row][mask[row]]
-        if not len(live):
-            continue
-        worth = (items @ live.T).max(axis=1)
-        if seen is not None:
-            worth[seen[0][seen[1][row] : seen[1][row + 1]]] = -np.inf
-        best = np.argpartition(-worth, k - 1)[:k]
-        best = best[np.argsort(-worth[best], kind="stable")]
-        ids[row], scores[row] = best, worth[best]
-    return ids, scores
-
-
-def _fixed(vectors: Floats) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-
-
-def _live(vectors: Floats, mask: NDArray[np.bool_]) -> pa.Array:
+def lists_of_vectors(vectors: Floats, mask: Flags) -> pa.Array:
     """The live ones of [B, Q, D] as B lists of vectors."""
     offsets = np.zeros(len(vectors) + 1, np.int32)
     np.cumsum(mask.sum(axis=1), out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), _fixed(vectors[mask]))
+    return pa.ListArray.from_arrays(pa.array(offsets), fixed(vectors[mask]))

@@ -86,19 +86,19 @@ class Reader:
         return self._body.json_schema(ref_template="{model}")
 
     def _forms(self) -> Any:
-        row = {c.name: c.hint if c.needed else NotRequired[c.hint] for c in self.columns.values()}  # type: ignore[misc]
+        row = {c.name: c.hint if c.needed else NotRequired[c.hint] for c in self.columns.values()}
         lists = {
-            c.name: many if c.needed else NotRequired[many]  # type: ignore[misc, valid-type]
+            c.name: many if c.needed else NotRequired[many]
             for c in self.columns.values()
             for many in [Annotated[list[c.hint], _FIRST]]  # type: ignore[name-defined]
         }
         forms: dict[str, Any] = {
             "rows": NotRequired[Annotated[list[_typed("Row", row)], _FIRST]],  # type: ignore[misc]
-            "columns": NotRequired[_typed("Columns", lists)],  # type: ignore[misc]
+            "columns": NotRequired[_typed("Columns", lists)],
         }
         if self._candidates:
-            some = _typed("Some", {c.name: NotRequired[c.hint] for c in self.columns.values()})  # type: ignore[misc]
-            forms["user"] = NotRequired[some]  # type: ignore[valid-type]
+            some = _typed("Some", {c.name: NotRequired[c.hint] for c in self.columns.values()})
+            forms["user"] = NotRequired[some]
             forms["candidates"] = NotRequired[Annotated[list[some], _FIRST]]  # type: ignore[valid-type]
         return _typed("Body", forms, extra="forbid")
 
@@ -220,7 +220,8 @@ def _form_of(place: list[Any]) -> str:
 
 
 def _typed(name: str, fields: dict[str, Any], extra: Any = "ignore") -> Any:
-    found = TypedDict(name, fields)  # type: ignore[operator]
+    make: Any = TypedDict
+    found = make(name, fields)
     found.__pydantic_config__ = ConfigDict(extra=extra)
     return found
 

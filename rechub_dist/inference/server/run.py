@@ -12,7 +12,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rechub_dist.errors import UserError
-from rechub_dist.inference.server.app import Serving, make_app
+from rechub_dist.inference.server.app import make_app
+from rechub_dist.inference.server.serving import Serving
 
 MOST_HEADERS: Final = 64 << 10  # bytes, of one request
 _KEEP_ALIVE: Final = 75  # seconds: longer than the pools of clients and balancers keep idle connections

@@ -19,7 +19,6 @@ from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_tests.mutations import BYTES, MUTATIONS, Cut, Mutation, Place, cut, cuts, fuzz, mutated
 from rechub_tests.serving import ARROW, Server, make_bundles, rows_of, serving
 
-
 ROOTS: list[Place] = [("rows",), ("columns",), ("user",), ("candidates",)]
 
 
