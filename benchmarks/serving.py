@@ -47,7 +47,7 @@ PATH = "/bundles/ctr/score"
 MODEL = {
     "name": "DIN", "features": [*(f"sparse_{i}" for i in range(10)), *(f"dense_{i}" for i in range(4))],
     "behavior_features": ["history"], "target_features": ["item"], "attention_units": [64, 16],
-    "hidden_units": [200, 80], "embedding_dim": 16,
+    "hidden_units": [200, 80],
 }  # fmt: skip
 
 
@@ -110,7 +110,8 @@ def prepare(root: Path) -> None:
     size = ("--rows", "40000", "--sequence", "--dense", "4", "--sparse", "10", "--vocabulary", "100000")
     command("data", "synthesize", "--out", str(root / "data"), *size)
     run = {
-        "output_dir": str(root / "run"), "data": {"root": str(root / "data"), "batch_size": 1024}, "model": MODEL,
+        "output_dir": str(root / "run"), "data": {"root": str(root / "data"), "batch_size": 1024},
+        "model": MODEL, "embedding": {"dim": 16},
         "train": {"epochs": 1},
     }  # fmt: skip
     (root / "run.yaml").write_text(yaml.safe_dump(run))
@@ -119,8 +120,8 @@ def prepare(root: Path) -> None:
 
 
 @contextmanager
-def server(log: Path, line: list[str]) -> Iterator[int]:
-    """A server's port."""
+def server(log: Path, line: list[str]) -> Iterator[tuple[int, int]]:
+    """A server's port and process."""
     with log.open("wb") as file:
         process = subprocess.Popen([sys.executable, *line], stderr=file)
     try:
@@ -128,7 +129,7 @@ def server(log: Path, line: list[str]) -> Iterator[int]:
             if process.poll() is not None:
                 raise SystemExit(log.read_text())
             time.sleep(0.05)
-        yield int(log.read_text().strip().rpartition(":")[2])
+        yield int(log.read_text().strip().rpartition(":")[2]), process.pid
     finally:
         process.terminate()
         process.wait()
@@ -159,17 +160,17 @@ def ask(connection: http.client.HTTPConnection, body: bytes) -> bytes:
 
 @dataclass
 class Figures:
-    """Of one scorer and one number of candidates: milliseconds, and requests a second."""
+    """Of one scorer and one number of candidates: milliseconds, requests a second, and the server's CPU per request."""
 
     p50: float
     p99: float
     rate: float
+    cpu: float
 
 
-def measure(port: int, requests: list[bytes], count: int) -> Figures:
+def measure(port: int, pid: int, requests: list[bytes], count: int) -> Figures:
     """One round."""
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    times = []
+    connection, times, before = http.client.HTTPConnection("127.0.0.1", port), [], cpu_seconds(pid)
     for number in range(count):
         began = time.perf_counter()
         ask(connection, requests[number % len(requests)])
@@ -189,7 +190,14 @@ def measure(port: int, requests: list[bytes], count: int) -> Figures:
     for thread in threads:
         thread.join()
     rate = count / (time.perf_counter() - began)
-    return Figures(statistics.median(times), float(np.percentile(times, 99)), rate)
+    cpu = 1000 * (cpu_seconds(pid) - before) / (2 * count)
+    return Figures(statistics.median(times), float(np.percentile(times, 99)), rate, cpu)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has computed so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main(
@@ -215,7 +223,7 @@ def main(
             for body in wanted[:5]:
                 one, other = (
                     json.loads(ask(http.client.HTTPConnection("127.0.0.1", port), body))["columns"]
-                    for port in ports.values()
+                    for port, _ in ports.values()
                 )
                 for name, values in one.items():
                     assert len(values) == size
@@ -225,7 +233,7 @@ def main(
             for size, wanted in asked.items():
                 names = list(ports) if number % 2 else list(ports)[::-1]
                 for name in names:
-                    figures = measure(ports[name], wanted, requests)
+                    figures = measure(*ports[name], wanted, requests)
                     if number:
                         found.setdefault((size, name), []).append(figures)
     show(found)
@@ -238,17 +246,32 @@ def show(found: dict[tuple[int, str], list[Figures]]) -> None:
         (x.partition(":")[2].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
     )
     screen = Screen(title=f"{cores} cores, {model or platform.processor()}, Python {platform.python_version()}")
-    for heading in ("candidates", "scorer", "p50 ms", "p99 ms", "requests/s", "p50 / bundle", "rate / bundle"):
+    for heading in (
+        "candidates",
+        "scorer",
+        "p50 ms",
+        "p99 ms",
+        "requests/s",
+        "cpu ms",
+        "p50 ratio",
+        "rate ratio",
+        "cpu ratio",
+    ):
         screen.add_column(heading, justify="right")
     for (size, name), rounds in found.items():
         ours = found[size, "bundle"]
-        medians = [statistics.median(getattr(one, key) for one in rounds) for key in ("p50", "p99", "rate")]
+        medians = [statistics.median(getattr(one, key) for one in rounds) for key in ("p50", "p99", "rate", "cpu")]
         ratios = [
             statistics.median(getattr(a, key) / getattr(b, key) for a, b in zip(rounds, ours, strict=True))
-            for key in ("p50", "rate")
+            for key in ("p50", "rate", "cpu")
         ]
         screen.add_row(
-            str(size), name, *(f"{x:.2f}" for x in medians[:2]), f"{medians[2]:.0f}", *(f"{x:.2f}" for x in ratios)
+            str(size),
+            name,
+            *(f"{x:.2f}" for x in medians[:2]),
+            f"{medians[2]:.0f}",
+            f"{medians[3]:.2f}",
+            *(f"{x:.2f}" for x in ratios),
         )
     Console(width=120).print(screen)
 
