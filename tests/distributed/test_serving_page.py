@@ -26,7 +26,8 @@ def blocks(language: str) -> list[str]:
 def curls() -> list[str]:
     """The commands, those of several lines as one."""
     text = "\n".join(blocks("sh")).replace("\\\n", " ")
-    return [line for line in text.splitlines() if line.startswith("curl ")]
+    # a line that begins with blanks goes on with the one before
+    return [line for line in text.replace("\n  ", " ").splitlines() if line.startswith("curl ")]
 
 
 def test_the_commands(tmp_path: Path) -> None:

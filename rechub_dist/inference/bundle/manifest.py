@@ -131,8 +131,8 @@ class BundleManifest(Section):
 
     @property
     def sealed(self) -> Self:
-        """The manifest with its seal."""
-        rest = self.model_copy(update={"seal": ""}).model_dump_json()
+        """The manifest with its seal, which keys that a later release adds, with a default, leave as it is."""
+        rest = self.model_copy(update={"seal": ""}).model_dump_json(exclude_defaults=True)
         return self.model_copy(update={"seal": xxhash.xxh3_128_hexdigest(rest.encode())})
 
 
