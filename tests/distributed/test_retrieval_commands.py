@@ -218,7 +218,8 @@ def test_vectors_of_users_and_items(shop: Shop, tmp_path: Path) -> None:
             found = rows_of(out)
             assert len(found) == rows == 30
             assert pq.read_table(out).schema.field("vectors").type.value_type == pa.list_(pa.float32(), 8)
-            users = as_values(pq.read_table(shop.root / "now"), Bundle(bundle).schema)
+            opened = Bundle(bundle)  # which keeps the vocabularies that its schema names
+            users = as_values(pq.read_table(shop.root / "now"), opened.schema)
             theirs = run.vectors("user", users)["vectors"].to_pylist()
             for one, other in zip(found, theirs, strict=True):
                 np.testing.assert_allclose(one["vectors"], other, rtol=1e-4, atol=1e-5)
