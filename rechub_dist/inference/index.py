@@ -293,7 +293,7 @@ def candidates(wanted: Wanted, chosen: dict[str, int], count: int) -> Iterator[d
     """Parameters of search to try, quicker ones first."""
     given = wanted.parameters
     if wanted.kind == "hnsw" and "ef_search" not in given:
-        yield from (chosen | {"ef_search": ef} for ef in _steps(16, min(count, 4096)))
+        yield from (chosen | {"ef_search": ef} for ef in _steps(min(count, max(16, wanted.k)), min(count, 4096)))
     elif wanted.kind == "ivf" and "probes" not in given:
         yield from (chosen | {"probes": probes} for probes in _steps(1, chosen["lists"]))
     elif wanted.kind == "pq":
