@@ -43,11 +43,11 @@ def run(wheel: Path) -> Run:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
-    # Not from the checkout: what an editable install has left there would count as installed.
-    subprocess.run([*pip, str(wheel)], check=True, cwd=folder)
+    # Neither from the checkout nor with it on the path: what an editable install has left there counts as installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*pip, str(wheel)], check=True, cwd=folder, env=environment)
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "others.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
 
     def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
