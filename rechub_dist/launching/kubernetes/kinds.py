@@ -210,6 +210,11 @@ def render(kind: str, settings: Settings, config: RunConfig) -> str:
         objects += tensorboard(settings, config)
     if settings.network_policy:
         objects += policies(kind, settings, config)
+    return as_text(objects)
+
+
+def as_text(objects: list[Manifest]) -> str:
+    """Objects as YAML documents."""
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
 
 

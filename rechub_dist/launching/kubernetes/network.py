@@ -17,7 +17,7 @@ from rechub_dist.launching.kubernetes.view import RAY_DASHBOARD, TENSORBOARD_POR
 _DNS: Final = [{"protocol": kind, "port": port} for port in (53, 5353) for kind in ("UDP", "TCP")]
 _HTTP: Final = (443, 80)
 # Any pod of any namespace, and nothing from outside the cluster.
-_CLUSTER: Final[list[Manifest]] = [{"namespaceSelector": {}}]
+CLUSTER: Final[list[Manifest]] = [{"namespaceSelector": {}}]
 # It asks the head of a RayJob how the job is doing.
 _KUBERAY: Final[list[Manifest]] = [
     {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
@@ -43,17 +43,17 @@ def policies(kind: str, settings: Settings, config: RunConfig) -> list[Manifest]
             {"ports": [{"protocol": "TCP", "port": port} for port in storage_ports(settings, config)]},
         ],
     }
-    found = [_policy(settings, "network", settings.name, spec)]
+    found = [policy(settings, "network", settings.name, spec)]
     metrics = metrics_ports(config, settings.nproc_per_node)
     if metrics:
         ports = {"protocol": "TCP", "port": metrics[0], "endPort": metrics[-1]}
-        found.append(_opening(settings, "trainer", "metrics", _CLUSTER, ports))
+        found.append(opening(settings, "trainer", "metrics", CLUSTER, ports))
     if settings.tensorboard:
         ports = {"protocol": "TCP", "port": TENSORBOARD_PORT}
-        found.append(_opening(settings, "tensorboard", "tensorboard", _CLUSTER, ports))
+        found.append(opening(settings, "tensorboard", "tensorboard", CLUSTER, ports))
     if kind == "rayjob":
         ports = {"protocol": "TCP", "port": RAY_DASHBOARD}
-        found.append(_opening(settings, "head", "dashboard", _KUBERAY, ports))
+        found.append(opening(settings, "head", "dashboard", _KUBERAY, ports))
     return found
 
 
@@ -74,17 +74,18 @@ def _named_ports(config: RunConfig) -> Iterator[int]:
                 yield port
 
 
-def _opening(settings: Settings, component: str, name: str, source: list[Manifest], ports: dict[str, Any]) -> Manifest:
+def opening(settings: Settings, component: str, name: str, source: list[Manifest], ports: dict[str, Any]) -> Manifest:
     """A policy that lets others in to the pods of one component. Policies add up."""
     spec = {
         "podSelector": {"matchLabels": selector(settings, component)},
         "policyTypes": ["Ingress"],
         "ingress": [{"from": source, "ports": [ports]}],
     }
-    return _policy(settings, component, f"{settings.name}-{name}", spec)
+    return policy(settings, component, f"{settings.name}-{name}", spec)
 
 
-def _policy(settings: Settings, component: str, name: str, spec: Manifest) -> Manifest:
+def policy(settings: Settings, component: str, name: str, spec: Manifest) -> Manifest:
+    """A NetworkPolicy."""
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

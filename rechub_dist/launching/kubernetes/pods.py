@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,7 @@ from rechub_dist.launching.kubernetes.view import (
     RUNS,
     TENSORBOARD_PORT,
     USER,
+    Mount,
     mounts,
 )
 
@@ -25,6 +27,7 @@ Manifest = dict[str, Any]
 
 _JOIN_SECONDS = 1800  # nodes may have to start and pull images
 _JOB_UID = "metadata.labels['batch.kubernetes.io/controller-uid']"
+_SPREAD = ("trainer", "server")  # components whose pods are many, and choose their nodes
 _HARDENED: Manifest = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -72,7 +75,7 @@ def train(settings: Settings, rendezvous: str) -> list[str]:
 def trainer(settings: Settings, config: RunConfig, name: str, arguments: list[str]) -> Manifest:
     """The training container, running the agent directly, since a shell would not forward signals."""
     found = {
-        **_container(settings, name, _of_ranks(settings), output_read_only=False),
+        **container(settings, name, of_pod(settings), mounts(settings)),
         "command": ["rechub-dist"],
         "args": arguments,
     }
@@ -106,8 +109,8 @@ def metrics(settings: Settings, config: RunConfig) -> Manifest:
 
 def ray_node(settings: Settings, name: str, *, head: bool) -> Manifest:
     """The container of a Ray node; KubeRay adds the command. KubeRay's default probes need wget in the image."""
-    resources = _resources(settings.head) if head else _of_ranks(settings)
-    found = _container(settings, name, resources, output_read_only=False)
+    resources = _resources(settings.head) if head else of_pod(settings)
+    found = container(settings, name, resources, mounts(settings))
     health = ["/api/gcs_healthz", RAY_DASHBOARD] if head else ["/api/local_raylet_healthz", RAY_AGENT]
     probe = {"httpGet": {"path": health[0], "port": health[1]}, "periodSeconds": 10, "timeoutSeconds": 5}
     found["readinessProbe"] = {**probe, "failureThreshold": 6}
@@ -118,11 +121,21 @@ def ray_node(settings: Settings, name: str, *, head: bool) -> Manifest:
 
 def ray_submitter(settings: Settings) -> Manifest:
     """The container that submits the job; KubeRay adds the command."""
-    return _container(settings, "ray-job-submitter", _resources(settings.submitter), output_read_only=True)
+    return container(settings, "ray-job-submitter", _resources(settings.submitter), _runs_read_only(settings))
 
 
-def pod(settings: Settings, container: Manifest, *, component: str = "trainer", restart: str = "Never") -> Manifest:
-    """A pod template: non-root, spread over nodes, with a grace period long enough for a checkpoint."""
+def pod(
+    settings: Settings,
+    container: Manifest,
+    *,
+    component: str = "trainer",
+    restart: str = "Never",
+    volumes: tuple[Mount, ...] | None = None,
+) -> Manifest:
+    """A pod template: non-root, spread over nodes, with a grace period long enough for a checkpoint.
+
+    `volumes` are those of the container; default: all of a run's.
+    """
     spec: Manifest = {
         "restartPolicy": restart,
         "terminationGracePeriodSeconds": settings.pod_grace_seconds,
@@ -140,11 +153,11 @@ def pod(settings: Settings, container: Manifest, *, component: str = "trainer", 
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
-        "volumes": [{"name": mount.name, **mount.volume} for mount in mounts(settings)],
+        "volumes": [{"name": mount.name, **mount.volume} for mount in volumes or mounts(settings)],
     }
     if settings.service_account is not None:
         spec["serviceAccountName"] = settings.service_account
-    if component == "trainer":
+    if component in _SPREAD:
         spec["topologySpreadConstraints"] = [
             {
                 "maxSkew": 1,
@@ -163,14 +176,14 @@ def pod(settings: Settings, container: Manifest, *, component: str = "trainer", 
 def tensorboard(settings: Settings, config: RunConfig) -> list[Manifest]:
     """A Deployment of TensorBoard for the run, and its Service."""
     name = f"{settings.name}-tensorboard"
-    container = {
-        **_container(settings, "tensorboard", _resources(settings.board), output_read_only=True),
+    board = {
+        **container(settings, "tensorboard", _resources(settings.board), _runs_read_only(settings)),
         "command": ["tensorboard"],
         "args": [f"--logdir={config.output_dir / 'tensorboard'}", "--bind_all", f"--port={TENSORBOARD_PORT}"],
         "ports": [{"name": "http", "containerPort": TENSORBOARD_PORT}],
         "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 10},
     }
-    template = pod(settings, container, component="tensorboard", restart="Always")
+    template = pod(settings, board, component="tensorboard", restart="Always")
     template["spec"]["terminationGracePeriodSeconds"] = 5
     chosen = selector(settings, "tensorboard")
     return [
@@ -194,15 +207,8 @@ def tensorboard(settings: Settings, config: RunConfig) -> list[Manifest]:
     ]
 
 
-def _container(settings: Settings, name: str, resources: Manifest, *, output_read_only: bool) -> Manifest:
-    seen = [
-        {
-            "name": mount.name,
-            "mountPath": str(mount.path),
-            **({} if mount.writable and not (output_read_only and mount.path == RUNS) else {"readOnly": True}),
-        }
-        for mount in mounts(settings)
-    ]
+def container(settings: Settings, name: str, resources: Manifest, seen: tuple[Mount, ...]) -> Manifest:
+    """A container, and what it has mounted."""
     found: Manifest = {
         "name": name,
         "image": settings.image,
@@ -210,14 +216,21 @@ def _container(settings: Settings, name: str, resources: Manifest, *, output_rea
         "env": [{"name": "HOME", "value": HOME}],
         "resources": resources,
         "securityContext": _HARDENED,
-        "volumeMounts": seen,
+        "volumeMounts": [
+            {"name": m.name, "mountPath": str(m.path), **({} if m.writable else {"readOnly": True})} for m in seen
+        ],
     }
     if settings.env_secret is not None:
         found["envFrom"] = [{"secretRef": {"name": settings.env_secret}}]
     return found
 
 
-def _of_ranks(settings: Settings) -> Manifest:
+def _runs_read_only(settings: Settings) -> tuple[Mount, ...]:
+    return tuple(replace(mount, writable=mount.writable and mount.path != RUNS) for mount in mounts(settings))
+
+
+def of_pod(settings: Settings) -> Manifest:
+    """The resources of the container that has the pod to itself."""
     devices = {"nvidia.com/gpu": str(settings.gpus)} if settings.gpus else {}
     return _resources(Size(settings.cpu, settings.memory), devices)
 
