@@ -20,11 +20,12 @@ compile() { # name [option]...
 compile cpu --no-deps --find-links "$work/local"
 compile cuda --no-deps
 compile tools
+compile serve --no-deps
 for file in "$work"/local/*.whl; do
     hash=$(sha256sum "$file" | cut -d ' ' -f 1)
     sed -i "s|^\(torch==[^ ]*+cpu\)\$|\1 \\\\\n    --hash=sha256:$hash|" "$work/cpu.lock"
 done
-for name in cpu cuda tools; do
+for name in cpu cuda serve tools; do
     {
         echo "# Written by docker/lock.sh from requirements-$name.txt."
         grep -v '^--find-links' "$work/$name.lock"

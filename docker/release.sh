@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Build both images on the base that its name stands for now, held by its digest, and write down what they are made of.
+# Build the images on the base that its name stands for now, held by its digest, and write down what they are made of.
 #
 #   RECHUB_ENGINE=podman docker/release.sh IMAGE
 #
-# tags IMAGE:cpu and IMAGE:cuda, and writes to dist/ for each: its list of packages (sbom-*.cdx.json), and its base and own
+# tags IMAGE:cpu, IMAGE:cuda and IMAGE:serve, and writes to dist/ for each: its list of packages (sbom-*.cdx.json), and its base and own
 # id (image-*.txt). Pushes nothing.
 #
 #   RECHUB_ENGINE         docker (default) or podman
@@ -19,7 +19,7 @@ read -ra options <<<"${RECHUB_BUILD_OPTIONS:-}"
 digest=$("$engine" image inspect --format '{{index .RepoDigests 0}}' "$base")
 [[ $digest == *@sha256:* ]] || { echo "$base has no digest: it comes from no registry" >&2; exit 1; }
 mkdir -p dist
-for target in cpu cuda; do
+for target in cpu cuda serve; do
     "$engine" build --file docker/Dockerfile --target "$target" --tag "$image:$target" \
         --build-arg "BASE=$digest" --label "org.opencontainers.image.base.name=$base" \
         --label "org.opencontainers.image.base.digest=${digest#*@}" "${options[@]}" .

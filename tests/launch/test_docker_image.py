@@ -23,7 +23,15 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 
 def pins(accelerator: str) -> dict[str, str]:
     """The version of each package in an image."""
-    text = (DOCKER / "requirements.txt").read_text() + (DOCKER / f"requirements-{accelerator}.txt").read_text()
+    return pinned((DOCKER / "requirements.txt").read_text() + (DOCKER / f"requirements-{accelerator}.txt").read_text())
+
+
+def server_pins() -> dict[str, str]:
+    """The same of the image that serves."""
+    return pinned((DOCKER / "requirements-serve.txt").read_text())
+
+
+def pinned(text: str) -> dict[str, str]:
     lines = [line for line in text.splitlines() if line and not line.startswith(("#", "-r "))]
     found = dict(line.split("==") for line in lines)
     assert len(found) == len(lines), "a package stands twice"
@@ -43,7 +51,23 @@ def test_the_pins_are_what_the_project_asks_for(accelerator: str) -> None:
     assert found["ray"] == RAY_VERSION
 
 
-@pytest.mark.parametrize("accelerator", ["cpu", "cuda", "tools"])
+def test_the_server_has_what_it_needs_and_no_torch() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    found = server_pins()
+    lean = {Requirement(need).name for need in project["dependencies"]} & found.keys()
+    assert {"numpy", "pyarrow", "pydantic", "duckdb", "typer"} <= lean
+    named = [need for need in project["dependencies"] if Requirement(need).name in lean]
+    for requirement in map(Requirement, [*named, *extras["serve"], *extras["index"]]):
+        assert requirement.specifier.contains(found[requirement.name], prereleases=True), requirement
+    assert not {"torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "ray", "tensorboard"} & found.keys()
+    trained = pins("cpu")
+    assert {name: trained[name] for name in found.keys() & trained.keys()} == {
+        name: found[name] for name in found.keys() & trained.keys()
+    }
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda", "serve", "tools"])
 def test_what_is_installed_has_hashes(accelerator: str) -> None:
     text = (DOCKER / f"requirements-{accelerator}.lock").read_text()
     assert "//" not in text  # where it came from is nobody's business
@@ -51,7 +75,8 @@ def test_what_is_installed_has_hashes(accelerator: str) -> None:
     lines = [line for line in text.splitlines() if line and not line.startswith(("#", " "))]
     assert len(blocks) == len(lines), "each with a hash"
     if accelerator != "tools":
-        assert {name: version for name, version, _ in blocks} == pins(accelerator), "run docker/lock.sh"
+        wanted = server_pins() if accelerator == "serve" else pins(accelerator)
+        assert {name: version for name, version, _ in blocks} == wanted, "run docker/lock.sh"
     installs = [line for line in DOCKERFILE.splitlines() if "pip install" in line and " . " not in line]
     assert all("--require-hashes" in line for line in installs), installs
 
