@@ -118,6 +118,10 @@ class RunConfig(Section):
         """As `dump`, without keys that were not set."""
         return dump_yaml(_public(self.model_dump(mode="json", by_alias=True, exclude_unset=True)), width=110)
 
+    def dump_changed(self) -> str:
+        """As `dump`, without keys that have their defaults."""
+        return dump_yaml(_public(self.model_dump(mode="json", by_alias=True, exclude_defaults=True)), width=110)
+
 
 def _public(tree: dict[str, Any]) -> dict[str, Any]:
     """A dumped run without the secrets of its storages: those of runs that were begun before they were refused."""

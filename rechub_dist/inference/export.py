@@ -39,6 +39,7 @@ from rechub_dist.inference.bundle.manifest import (
     write_manifest,
 )
 from rechub_dist.inference.bundle.tables import LOW, SCALE, STORED, quantized
+from rechub_dist.inference.card import CARD, card, metrics_of
 from rechub_dist.inference.graphs import export_graph, parts_of
 from rechub_dist.inference.items import write_items
 
@@ -105,11 +106,14 @@ def export_bundle(
             aligned=found.spec.aligned,
             files={str(path.relative_to(work)): record(path) for path in _files(work)},
             versions=versions(),
+            metrics=metrics_of(config, manifest),
         )
-        write_manifest(work, bundle)
         if check is not None:
-            bundle = bundle.model_copy(update={"checked": check(work)})
             write_manifest(work, bundle)
+            bundle = bundle.model_copy(update={"checked": check(work)})
+        (work / CARD).write_text(card(bundle, found.schema, config), encoding="utf-8")
+        bundle = bundle.model_copy(update={"files": bundle.files | {CARD: record(work / CARD)}})
+        write_manifest(work, bundle)
     return bundle
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from rechub_dist.config import RunConfig, Section, changed, read_yaml
 from rechub_dist.config.secrets import refuse_secret_value
 from rechub_dist.errors import UserError, nearest, shown
 from rechub_dist.metrics.direction import Direction, goodness, watched_metric
+from rechub_dist.reporting.records import read_records
 from rechub_dist.typed import validated
 
 _OWN = ("output_dir", "checkpoint.folder", "train.best_metric", "train.best_mode")  # set by the search itself
@@ -116,16 +117,8 @@ def note_trial(output: Path, values: Mapping[str, Any], state: str) -> None:
 
 
 def evaluations(output: Path, step: int = 2**62) -> list[dict[str, Any]]:
-    """The `valid` records in the metrics.jsonl of an output folder, up to `step`."""
-    path = output / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [record for record in _records(lines) if record["split"] == "valid" and record["step"] <= step]
-
-
-def _records(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if line.endswith("}"):  # otherwise truncated by a kill
-            yield json.loads(line)
+    """The `valid` records of an output folder, up to `step`."""
+    return [record for record in read_records(output) if record["split"] == "valid" and record["step"] <= step]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rechub_dist.reporting.logs import LOGGER
 from rechub_dist.reporting.metrics import Metrics
+from rechub_dist.reporting.records import RECORDS
 from rechub_dist.reporting.saves import Save
 from rechub_dist.reporting.strict_json import finite
 from rechub_dist.skips import Skipped
@@ -67,17 +68,17 @@ class Reporter:
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
         if not quiet and folder is not None:
-            _forget_after(folder / "metrics.jsonl", start_step)
+            _forget_after(folder / RECORDS, start_step)
             self._open(folder, purge=start_step + 1 if start_step else None)
 
     def _open(self, folder: Path, purge: int | None = None) -> None:
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._file = (folder / RECORDS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def _open_anew(self, folder: Path, file: TextIO) -> None:
         """Recreate the files if somebody deleted them, since writing to a deleted file raises no error."""
         with suppress(OSError):
-            if os.path.samestat(os.stat(folder / "metrics.jsonl"), os.fstat(file.fileno())):
+            if os.path.samestat(os.stat(folder / RECORDS), os.fstat(file.fileno())):
                 return
         self.say(f"warning: {folder / 'metrics.jsonl'} was deleted: it is created again, the records so far are lost")
         file.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from rechub_dist.errors import UserError
 from rechub_dist.inference.bundle.bundle import Bundle
@@ -17,6 +18,7 @@ from rechub_dist.inference.check import check_bundle
 from rechub_dist.inference.export import export_bundle
 from rechub_dist.inference.run import load
 from rechub_dist.models import catalogue, family
+from rechub_dist.reporting.records import read_records
 from rechub_tests.ranks import RankPool
 from rechub_tests.representatives import each_model
 from rechub_tests.runs import run_file, train, write_data
@@ -91,7 +93,16 @@ def test_the_command(pool: RankPool, data: Path, tmp_path: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "largest differences from the run's own on 90 rows: predicted_click " in done.stdout
-    assert Bundle(tmp_path / "bundle").manifest.checked["rows"] == 90
+    manifest = Bundle(tmp_path / "bundle").manifest
+    assert manifest.checked["rows"] == 90
+    records = {one["split"]: one for one in read_records(tmp_path / "out") if one["step"] == manifest.step}
+    assert manifest.metrics["valid.auc"] == records["valid"]["auc"]
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert f"# DCNv2, step {manifest.step}\n" in card
+    assert f"| auc | {records['valid']['auc']:.5g} |" in card
+    run = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
+    assert run["model"]["name"] == "DCNv2"
+    assert "dataset" not in run["data"]
 
 
 def test_damage_is_told(pool: RankPool, data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 ```
 bundle/
   bundle.json             this manifest; written last, so that a folder without it is no bundle
+  README.md               the model card
   dataset.yaml            features, derived columns, labels: how a caller's row becomes ids and numbers
   _vocabularies/          the values of ids
   tables.safetensors      embedding tables, memory-mapped when they are read
@@ -101,7 +102,7 @@ class BundleManifest(Section):
     aligned: tuple[tuple[str, ...], ...] = Field((), description="features with equally many ids in each row")
     files: dict[str, FileRecord]
     versions: dict[str, str]
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict, description="of the weights: `valid.auc`, `test.auc`, ...")
     checked: dict[str, float] = Field(default_factory=dict, description="differences from the training's own scores")
     seal: str = Field("", description="xxh3, 128 bits, of the rest, so that damage to the manifest shows")
 
