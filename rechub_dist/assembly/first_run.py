@@ -1,17 +1,58 @@
-"""A first run file for a user's own data set: what `rechub-dist init` writes."""
+"""A first run file for a user's own data set: what `rechub-dist init` and `models NAME --run-file --data` write."""
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from rechub_dist.assembly.examples import example_parameters
+from rechub_dist.config import VERSION
 from rechub_dist.data.importing.fitted import column_of, table_of
 from rechub_dist.data.importing.plan import DensePlan, Plan, SequencePlan, SparsePlan
 from rechub_dist.errors import UserError, nearest
+from rechub_dist.features import DenseFeature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.models import catalogue, family
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a model may make of the features of a data set.
+
+    Attributes:
+        plain: features that give one vector or numbers.
+        histories, targets: sequences of items, and the features whose tables they read.
+        of_item: those of `plain` that belong to the item.
+        labels: names of the labels.
+        items: whether there is a row of each item.
+    """
+
+    plain: list[str]
+    histories: list[str]
+    targets: list[str]
+    of_item: list[str]
+    labels: list[str]
+    items: bool
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> Roles:
+        """Those of the data set that a plan makes."""
+        return cls(_one_vector(plan), _histories(plan), _targets(plan), _of_item(plan), list(plan.labels), plan.items)
+
+    @classmethod
+    def of_schema(cls, schema: FeatureSchema) -> Roles:
+        """Those of a data set that is there: the first sequence that reads a feature's table is its history."""
+        sequences = [feature for feature in schema.features if isinstance(feature, SequenceFeature)]
+        pairs: dict[str, str] = {}
+        for feature in schema.features:
+            same = [one.name for one in sequences if isinstance(feature, SparseFeature) and one.table == feature.table]
+            if same:
+                pairs[feature.name] = same[0]
+        plain = [feature.name for feature in schema.features if isinstance(feature, DenseFeature | SparseFeature)]
+        labels = [label.name for label in schema.labels]
+        return cls(plain, list(pairs.values()), list(pairs), [], labels, items=False)
 
 
 def suggested_model(plan: Plan) -> str:
@@ -25,45 +66,55 @@ def first_run(plan: Plan, model: str, root: str, output_dir: str) -> str:
     Raises:
         UserError: there is no such model, or it needs a history or labels that the plan does not have.
     """
+    return _run(plan.name, "the plan", Roles.of_plan(plan), model, root, output_dir, _how(plan))
+
+
+def run_on(schema: FeatureSchema, model: str, root: str, output_dir: str) -> str:
+    """The text of a run file for a model on a data set that is there.
+
+    Raises:
+        UserError: as `first_run`.
+    """
+    how = "a sequence in the schema that reads the table of a sparse feature"
+    return _run(root, root, Roles.of_schema(schema), model, root, output_dir, how)
+
+
+def _run(name: str, where: str, roles: Roles, model: str, root: str, output_dir: str, how: str) -> str:
     models = catalogue()
     if model not in models:
         raise UserError(f"--model: there is no model {model!r}: {nearest(model, models)}")
     cls = models[model]
     wanted, kind = inspect.signature(cls.__init__).parameters, family(cls)
-    histories, targets = _histories(plan), _targets(plan)
-    if (kind == "recall" or "behavior_features" in wanted) and not histories:
-        raise UserError(f"--model {model} needs a history of items: {_how(plan)}")
-    tasks = {"recall": 0, "ranking": 1, "multitask": max(2, len(plan.labels))}[kind]
-    if tasks > len(plan.labels):
+    if (kind == "recall" or "behavior_features" in wanted) and not roles.histories:
+        raise UserError(f"--model {model} needs a history of items: {how}")
+    tasks = {"recall": 0, "ranking": 1, "multitask": max(2, len(roles.labels))}[kind]
+    if tasks > len(roles.labels):
         raise UserError(
-            f"--model {model} needs {tasks} label(s), and the plan has {len(plan.labels)}: write its labels"
+            f"--model {model} needs {tasks} label(s), and {where} has {len(roles.labels)}: write its labels"
         )
-    of_item = _of_item(plan)
-    plain = [name for name in _one_vector(plan) if name not in (targets if "target_features" in wanted else ())]
+    plain = [one for one in roles.plain if one not in (roles.targets if "target_features" in wanted else ())]
     if kind == "recall":
-        plain = [name for name in plain if name not in of_item and name not in targets]
-    parameters = example_parameters(cls, plain, histories, targets)
-    if "item_features" in parameters and plan.items:
-        parameters["item_features"] = [*targets[:1], *of_item]
-    larger: dict[str, Any] = {name: [128, 64] for name, value in parameters.items() if value == [32, 16]}
+        plain = [one for one in plain if one not in roles.of_item and one not in roles.targets]
+    parameters = example_parameters(cls, plain, roles.histories, roles.targets)
+    if "item_features" in parameters and roles.items:
+        parameters["item_features"] = [*roles.targets[:1], *roles.of_item]
+    larger: dict[str, Any] = {
+        key: [128, 64] for key, value in parameters.items() if value == [32, 16] and key != "attention_units"
+    }
     if kind == "multitask":
         per_task = {"num_tasks": tasks, "task_types": ["classification"] * tasks}
-        larger |= {name: value for name, value in per_task.items() if name in parameters}
+        larger |= {key: value for key, value in per_task.items() if key in parameters}
     tree = {
+        "version": VERSION,
         "output_dir": output_dir,
-        "data": {
-            "root": root,
-            "batch_size": 1024,
-            **({"labels": list(plan.labels)[:tasks]} if tasks else {}),
-        },
+        "data": {"root": root, **({"labels": roles.labels[:tasks]} if tasks else {})},
         "model": {"name": model, **parameters, **larger},
-        "train": {"epochs": 3},
     }
     body: str = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
     note = (
         "# Every row of the log counts as a positive: leave others out with the plan's filter.\n" if not tasks else ""
     )
-    return f"# {model} on {plan.name}; its parameters: rechub-dist models {model}\n{note}{body}"
+    return f"# {model} on {name}; its parameters: rechub-dist models {model}\n{note}{body}"
 
 
 def _one_vector(plan: Plan) -> list[str]:

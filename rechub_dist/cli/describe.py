@@ -54,15 +54,21 @@ def describe_model(console: Console, name: str) -> None:
     print(example_run(cls))
 
 
-def print_run_file(name: str) -> None:
-    """Print only the run file.
+def print_run_file(name: str, data: str | None = None) -> None:
+    """Print only the run file: on the example's data, or on a data set that is there.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model or data set, or the data set lacks what the model needs.
     """
     from rechub_dist.assembly.examples import example_run  # noqa: PLC0415
+    from rechub_dist.assembly.first_run import run_on  # noqa: PLC0415
+    from rechub_dist.data.run_file import schema_of  # noqa: PLC0415
 
-    print(example_run(_find(name)), end="")
+    cls = _find(name)
+    if data is None:
+        print(example_run(cls), end="")
+    else:
+        print(run_on(schema_of(data), name, data, f"runs/{name.lower()}"), end="")
 
 
 def _find(name: str) -> type[Model]:

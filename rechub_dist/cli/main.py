@@ -24,6 +24,7 @@ from rechub_dist.cli.kubernetes import k8s_app
 from rechub_dist.cli.retrieval import index, retrieve, vectors
 from rechub_dist.cli.serve import serve
 from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
+from rechub_dist.errors import UserError
 from rechub_dist.launch.ray_import import main as ray_import
 from rechub_dist.launch.ray_train import main as ray_train
 from rechub_dist.launch.ray_tune import main as ray_tune
@@ -226,18 +227,23 @@ app.command()(serve)
 def models(
     name: Annotated[str | None, typer.Argument(help="A model's class name.")] = None,
     run_file: Annotated[bool, typer.Option("--run-file", help="Print only a complete run file.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="With --run-file: the prepared data set to train on; default: the example's.")
+    ] = None,
 ) -> None:
     """List the models by family, or describe one: parameters, lookups, outputs, paper and a complete run file.
 
-    Example: rechub-dist models DIEN --run-file > dien.yaml
+    Example: rechub-dist models DCNv2 --run-file --data data/mine > dcnv2.yaml
     """
     from rechub_dist.cli.describe import describe_model, list_models, print_run_file  # noqa: PLC0415
 
+    if data is not None and not (run_file and name):
+        raise UserError("--data: is for a run file: rechub-dist models NAME --run-file --data FOLDER")
     console = Console()
     if name is None:
         list_models(console)
     elif run_file:
-        print_run_file(name)
+        print_run_file(name, data)
     else:
         describe_model(console, name)
 

@@ -31,9 +31,11 @@ from rechub_dist.config.run import (
 from rechub_dist.config.section import Section
 from rechub_dist.config.strict_yaml import parse_yaml, read_yaml
 from rechub_dist.config.training import CheckpointConfig, DistributedConfig, MonitorConfig, TrainConfig
+from rechub_dist.config.versions import VERSION
 from rechub_dist.config.warm_start import PretrainedConfig, WarmStartConfig
 
 __all__ = [
+    "VERSION",
     "CheckpointConfig",
     "DataConfig",
     "DistributedConfig",

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rechub_dist.config import RunConfig, parse_yaml, read_run
+from rechub_dist.config import DataConfig, ModelConfig, RunConfig, StorageConfig, parse_yaml, read_run
 from rechub_dist.config.code import named_code
 from rechub_dist.config.secrets import refuse_secrets
 from rechub_dist.config.versions import with_former_defaults
 from rechub_dist.errors import UserError
+from rechub_dist.features import FeatureSchema
+from rechub_dist.schema import parse_schema
 
 
 def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -42,6 +44,20 @@ def resolve_dataset(config: RunConfig, base: Path) -> RunConfig:
     filled = with_former_defaults({"version": config.version, "data": {"dataset": dataset}})["data"]["dataset"]
     data = config.data.model_copy(update={"dataset": filled, "features": {}})
     return config.model_copy(update={"data": data})
+
+
+def schema_of(root: str, storage: StorageConfig | None = None) -> FeatureSchema:
+    """The schema of a prepared data set, by its folder or address.
+
+    Raises:
+        UserError: the schema's file is missing or unreadable.
+    """
+    config = RunConfig(
+        output_dir=Path(),
+        data=DataConfig(root=root, storage=storage or StorageConfig()),
+        model=ModelConfig(name="none"),
+    )
+    return parse_schema(_schema(config, Path()), root)
 
 
 def _schema(config: RunConfig, base: Path) -> dict[str, Any]:

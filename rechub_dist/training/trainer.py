@@ -34,9 +34,11 @@ from rechub_dist.metrics.direction import watched_metric
 from rechub_dist.reporting.health import Health
 from rechub_dist.reporting.logs import log_to
 from rechub_dist.reporting.metrics import Metrics
+from rechub_dist.reporting.records import read_records
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.reporting.step_times import StepTimes
 from rechub_dist.reporting.summary import Summary
+from rechub_dist.training.advice import Course, advice, too_short
 from rechub_dist.training.loop import Loop
 from rechub_dist.training.non_finite import NonFiniteGuard
 from rechub_dist.training.output import make_output, refuse_foreign, written
@@ -179,7 +181,18 @@ class Trainer:
             self.report.say(f"preempted at step {end.step}, resume with the same command")
             return Summary(end.step, end.best_step, True, {}, {}, rate)
         self.report.say(f"finished at step {end.step} after {time.monotonic() - began:.1f} s")
+        self._advise()
         return Summary(end.step, end.best_step, False, end.best_metrics, test, rate)
+
+    def _advise(self) -> None:
+        """Say what the run's records say about its settings."""
+        end = self.position
+        if self.rt.is_main and self.config.data.order == "epochs" and not self.config.data.follow:
+            found = [one for one in read_records(self.config.output_dir) if one["split"] == "valid"]
+            epoch_steps = self.passes.current(0).end
+            course = Course(end.step, epoch_steps, end.best_step, end.stopped_early, found, self._best_by[0])
+            for line in advice(course):
+                self.report.say(line)
 
     def _all_listen(self) -> bool:
         """Whether all ranks handle signals from here on, and none has been asked to stop already."""
@@ -285,3 +298,8 @@ class Trainer:
             warning = warning_of(self.config, self.passes.current(self.position.step).reader)
             if warning is not None:
                 self.report.say(f"warning: {warning}")
+        steps = self.loop.schedule.steps
+        if steps and not self.config.data.follow and not self.config.train.max_steps:
+            short = too_short(steps, self.config.data.batch_size, self.passes.rows)
+            if short is not None:
+                self.report.say(short)
