@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,7 +35,7 @@ class MetricConfig(BaseModel):
 
 
 class EvaluationConfig(Section):
-    """What is measured. All keys but `metrics` are for recall models, which rank the whole catalogue for each row."""
+    """What is measured. `top_k`, `exclude_seen` and `sampled_items` are for recall models, which rank the catalogue."""
 
     metrics: tuple[str | MetricConfig, ...] = Field(
         (DEFAULT,),
@@ -54,6 +54,11 @@ class EvaluationConfig(Section):
         gt=0,
         le=MAX_ROWS,
         description="also rank among so many sampled items, as older papers do; reported as sampled_...",
+    )
+    calibration: Literal["temperature", "isotonic"] | None = Field(
+        None,
+        description="calibrate predicted probabilities by a curve that is fitted on the valid split with the best "
+        "weights; the final test, evaluate, predict and export apply it, evaluations while training do not",
     )
 
     @property

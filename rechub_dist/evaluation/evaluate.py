@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 import torch
+from torch import nn
 
 from rechub_dist.assembly.identity import vocabularies_of
 from rechub_dist.assembly.parts import Parts, build
-from rechub_dist.assembly.readers import evaluation_reader
+from rechub_dist.assembly.readers import evaluation_reader, optional_reader
 from rechub_dist.assembly.sharded import shard_train_module
 from rechub_dist.checkpoint import open_checkpoints
 from rechub_dist.checkpoint.state import weights_state
 from rechub_dist.config import RunConfig
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime
+from rechub_dist.errors import UserError
 from rechub_dist.evaluation.batches import agreed_batches, on_device
 from rechub_dist.evaluation.measured import Evaluation, Measured
 from rechub_dist.evaluation.ranking import rank_items
+from rechub_dist.metrics.calibrate import fit
+from rechub_dist.objectives.calibrated import Calibrator
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.skips import Skipped, Tally
+
+CALIBRATION: Final = "evaluation.calibration"
 
 
 def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
@@ -45,14 +52,17 @@ def evaluate_run(config: RunConfig, data: str) -> tuple[int, Evaluation]:
 def load_best(config: RunConfig, parts: Parts, rt: Runtime) -> int:
     """Shard the parts and give them the weights of the run's best checkpoint (else its newest); returns its step.
 
-    Called on every rank, when it is known that the data fits.
+    What the configuration says is to be calibrated is. Called on every rank, when it is known that the data fits.
 
     Raises:
-        UserError: the run has no checkpoint, or was trained with other vocabularies.
+        UserError: the run has no checkpoint, was trained with other vocabularies, or cannot be calibrated.
     """
     checkpoints = open_checkpoints(config, rt)
     module = shard_train_module(parts, rt, trains=False)
-    return checkpoints.load_best(weights_state(module, parts.layout), rt.together(lambda: vocabularies_of(parts)))
+    vocabularies = rt.together(lambda: vocabularies_of(parts))
+    step = checkpoints.load_best(weights_state(module, parts.layout), vocabularies)
+    calibrate(parts, rt)
+    return step
 
 
 def evaluate(
@@ -88,3 +98,39 @@ def evaluate(
             return replace(found, skipped=tally.skipped, skips=tuple(skips))
     finally:
         train_module.train(training)
+
+
+def calibrate(parts: Parts, runtime: Runtime, reader: ParquetReader | None = None) -> None:
+    """Have the objective calibrate its probabilities, where the configuration asks for that. Collective.
+
+    The same rows give the same calibration on any number of ranks: each has all predictions.
+
+    Args:
+        parts: with the weights to calibrate.
+        reader: of the valid split; default: that of the configuration.
+
+    Raises:
+        UserError: no label is a probability, there is no valid split, or it has one class only.
+    """
+    method = parts.config.evaluation.calibration
+    if method is None:
+        return
+    objective = parts.train_module.objective
+    kinds = {} if objective.tasks is None else objective.tasks.scored
+    names = [name for name, kind in kinds.items() if kind == "classification"]
+    if not names:
+        raise UserError(f"{CALIBRATION}: {parts.config.model.name} predicts no probability to calibrate; leave it out")
+    reader = reader or optional_reader(parts.config, parts, runtime, "valid")
+    if reader is None:
+        raise UserError(
+            f"{CALIBRATION}: is fitted on the valid split, which {parts.config.data.root} has not; leave it out"
+        )
+    objective.set_calibrators({})
+    found = evaluate(parts, reader, runtime)
+    calibrators: dict[str, nn.Module] = {}
+    for name in names:
+        try:
+            calibrators[name] = Calibrator(fit(method, *found.scored[name])).to(runtime.device)
+        except ValueError as error:
+            raise UserError(f"{CALIBRATION}: {name} cannot be calibrated on {reader.manifest.path}: {error}") from None
+    objective.set_calibrators(calibrators)

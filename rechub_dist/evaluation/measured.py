@@ -26,7 +26,7 @@ _FETCHED = 16 << 20  # numbers that are fetched from the device at once
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics by name, and the predictions by label.
+    """Metrics by name, and by label the predictions, targets and weights of all rows, [3, N].
 
     With several labels a metric's name is `click/auc`, and `mean/auc` is the labels' mean. `skipped` rows of bad files
     are in none of them; `skips` says which.
@@ -34,9 +34,14 @@ class Evaluation:
 
     metrics: dict[str, float]
     rows: int
-    predictions: dict[str, np.ndarray]
+    scored: dict[str, np.ndarray]
     skipped: int = 0
     skips: tuple[Skipped, ...] = ()
+
+    @property
+    def predictions(self) -> dict[str, np.ndarray]:
+        """The predictions by label, [N]."""
+        return {name: rows[0] for name, rows in self.scored.items()}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -90,8 +95,8 @@ class Measured:
         if self._means:
             aucs = [values[self._objective.metric(label.name, "auc")] for label in self._objective.labels]
             values[MEAN_AUC] = float(np.mean(aucs))
-        predictions = {name: rows.whole[0] for name, rows in self._rows.items()}
-        return Evaluation(values, len(next(iter(predictions.values()))), predictions)
+        scored = {name: rows.whole for name, rows in self._rows.items()}
+        return Evaluation(values, next(iter(scored.values())).shape[1], scored)
 
     def _fetch(self) -> None:
         if not self._there or self._fault is not None:

@@ -74,7 +74,7 @@ def rank_items(
     if config.sampled_items is not None:
         values |= {f"{SAMPLED}{name}": _final(metric, runtime) for name, metric in sampled.items()}
     of_tasks = Evaluation({}, 0, {}) if tasks is None else tasks.finish(runtime)
-    return Evaluation(values | of_tasks.metrics, ranked, of_tasks.predictions)
+    return Evaluation(values | of_tasks.metrics, ranked, of_tasks.scored)
 
 
 def _final(metric: RankingMetric, runtime: Runtime) -> float:

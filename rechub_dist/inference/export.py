@@ -42,6 +42,7 @@ from rechub_dist.inference.bundle.tables import LOW, SCALE, STORED, quantized
 from rechub_dist.inference.card import CARD, card, metrics_of
 from rechub_dist.inference.graphs import export_graph, parts_of
 from rechub_dist.inference.items import write_items
+from rechub_dist.inference.run import load
 
 KIND: Final = "bundle"
 Progress = Callable[[str, int, int], None]  # what is written, and how many bytes of how many
@@ -81,6 +82,8 @@ def export_bundle(
     for _ in verify(folder, manifest, blocks_of(manifest)):
         pass
     _load_dense(found, folder, manifest)
+    if config.evaluation.calibration is not None:
+        found.objective.set_calibrators(load(output_dir, settings=overrides).calibrators)
     parts = parts_of(found)
     read = {lookup.name: lookup for part in parts for lookup in (*part.pooled, *part.sequences)}
     with whole_folder(out, KIND, replace=True) as work:

@@ -83,7 +83,7 @@ def _scored(found: Plan) -> list[str]:
 
 
 def _scores(found: Plan, embedded: Embedded) -> tuple[Tensor, ...]:
-    predictions = found.objective.predictions(found.model(embedded))
+    predictions = found.objective.calibrated(found.model(embedded))
     return tuple(predictions[name] for name in _scored(found))
 
 

@@ -136,7 +136,7 @@ def user_vectors(parts: Parts, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def _scores(parts: Parts, batch: Batch) -> dict[str, pa.Array]:
     train_module = parts.train_module
-    found = train_module.objective.predictions(train_module.model(train_module.stage(batch)))
+    found = train_module.objective.calibrated(train_module.model(train_module.stage(batch)))
     return {f"predicted_{name}": pa.array(values.float().cpu().numpy()) for name, values in found.items()}
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rechub_dist.assembly.identity import vocabularies_of
 from rechub_dist.assembly.parts import Parts, build
@@ -36,7 +36,7 @@ from rechub_dist.distributed.runtime import Runtime, alone, device_type
 from rechub_dist.embedding.layout import REPLICATED
 from rechub_dist.errors import UserError
 from rechub_dist.evaluation.batches import agreed_batches
-from rechub_dist.evaluation.evaluate import evaluate
+from rechub_dist.evaluation.evaluate import calibrate, evaluate
 from rechub_dist.evaluation.ranking import batch_of_items
 from rechub_dist.inference.predict import Origins, catalogue_if_any, predicted, user_vectors, words
 from rechub_dist.metrics.ranking import Catalogue
@@ -78,6 +78,7 @@ def load(
     parts.train_module.to(rt.device).eval()
     checkpoints = open_checkpoints(config, rt)
     step = checkpoints.load_best(local_weights_state(parts.train_module, parts.layout), vocabularies_of(parts))
+    calibrate(parts, rt)
     return Run(config, parts, rt, step)
 
 
@@ -102,6 +103,11 @@ class Run:
         self.step = step
         self._parts = parts
         self._rt = rt
+
+    @property
+    def calibrators(self) -> dict[str, nn.Module]:
+        """What calibrates its probabilities, by name: modules of [B], where `evaluation.calibration` is set."""
+        return self._parts.train_module.objective.calibrators
 
     def __repr__(self) -> str:
         return f"<{self.config.model.name} of {self.config.output_dir}, step {self.step}, on {self._rt.device}>"

@@ -37,6 +37,7 @@ class Objective(nn.Module):
 
     Attributes:
         known_metrics: what the names under `evaluation.metrics` stand for.
+        calibrators: of predictions, by name; no part of the state.
     """
 
     terms: ClassVar[int] = 1  # K, the number of normalisers
@@ -44,12 +45,24 @@ class Objective(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.known_metrics = KnownMetrics()
+        self.calibrators: dict[str, nn.Module] = {}
 
     def set_metrics(self, known: KnownMetrics) -> None:
         """Have the names of metrics mean what `known` says."""
         self.known_metrics = known
         if self.tasks is not None and self.tasks is not self:
             self.tasks.set_metrics(known)
+
+    def set_calibrators(self, calibrators: dict[str, nn.Module]) -> None:
+        """Calibrate predictions by name from now on: modules of probabilities [B]."""
+        self.calibrators = calibrators
+        if self.tasks is not None and self.tasks is not self:
+            self.tasks.set_calibrators(calibrators)
+
+    def calibrated(self, output: Output) -> dict[str, Tensor]:
+        """`predictions`, calibrated where that is set."""
+        found = self.predictions(output)
+        return {name: self.calibrators.get(name, nn.Identity())(values) for name, values in found.items()}
 
     @property
     def tasks(self) -> TaskObjective | None:
@@ -183,7 +196,7 @@ class TaskObjective(Objective):
 
     def scores(self, output: Output, batch: Batch) -> dict[str, Scores]:
         """Predictions beside what they are to be, by the names of `scored`."""
-        predictions, targets = self.predictions(output), self.targets(batch)
+        predictions, targets = self.calibrated(output), self.targets(batch)
         if predictions.keys() != self.scored.keys():
             raise UserError(f"objective.name: predicts {', '.join(predictions)}, but scores {', '.join(self.scored)}")
         for name, found in predictions.items():

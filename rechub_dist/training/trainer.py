@@ -30,6 +30,7 @@ from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, envir
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.optim import Optimizers
 from rechub_dist.embedding.sharding import draw_tables
+from rechub_dist.evaluation.evaluate import calibrate
 from rechub_dist.metrics.direction import watched_metric
 from rechub_dist.reporting.health import Health
 from rechub_dist.reporting.logs import log_to
@@ -217,6 +218,7 @@ class Trainer:
                 step = best
             else:
                 self.report.say(f"warning: the best weights, of step {best}, could not be saved; testing the last ones")
+        calibrate(self.parts, self.rt, self.valid_reader)
         try:
             return self.loop.validation.evaluate(self.test_reader, "test", step).metrics
         except Stopped:
