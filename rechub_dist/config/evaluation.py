@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rechub_dist.config.section import MAX_BATCH, MAX_ROWS, Section
+from rechub_dist.config.section import MAX_BATCH, MAX_FLOAT, MAX_ROWS, Section
 
 DEFAULT: Final = "default"  # stands for the metrics that are reported by default
 
@@ -54,6 +54,12 @@ class EvaluationConfig(Section):
         gt=0,
         le=MAX_ROWS,
         description="also rank among so many sampled items, as older papers do; reported as sampled_...",
+    )
+    combined: dict[str, Annotated[float, Field(ge=-MAX_FLOAT, le=MAX_FLOAT)]] | None = Field(
+        None,
+        min_length=1,
+        description="report a weighted sum of metrics as `combined`, higher being better, by which the best checkpoint "
+        "is then chosen: {click/auc: 1, like/auc: 0.5}; give losses and errors negative weights",
     )
     calibration: Literal["temperature", "isotonic"] | None = Field(
         None,

@@ -23,6 +23,7 @@ from rechub_dist.evaluation.batches import agreed_batches, on_device
 from rechub_dist.evaluation.measured import Evaluation, Measured
 from rechub_dist.evaluation.ranking import rank_items
 from rechub_dist.metrics.calibrate import fit
+from rechub_dist.objectives.base import COMBINED
 from rechub_dist.objectives.calibrated import Calibrator
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.skips import Skipped, Tally
@@ -95,6 +96,9 @@ def evaluate(
                 for batch in batches:
                     tasks.add(train_module.model(train_module.stage(batch)), batch)
                 found = tasks.finish(runtime)
+            if (combined := wanted.combined) is not None:
+                value = sum(weight * found.metrics[name] for name, weight in combined.items())
+                found = replace(found, metrics={COMBINED: value, **found.metrics})
             return replace(found, skipped=tally.skipped, skips=tuple(skips))
     finally:
         train_module.train(training)

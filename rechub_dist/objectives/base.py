@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rechub_dist.objectives.ranking import Ranking
 
 MEAN_AUC = "mean/auc"
+COMBINED = "combined"  # the weighted sum of `evaluation.combined`
 SAMPLED = "sampled_"  # before the names of metrics among drawn items
 
 
@@ -105,7 +106,8 @@ class Objective(nn.Module):
     def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
         """The metrics that an evaluation reports, by name in its order, each with what makes a value the better one.
 
-        First those of the ranking, among drawn items as well where that is asked for, then those of the labels.
+        First `evaluation.combined` where it is set, then those of the ranking, among drawn items as well where that is
+        asked for, then those of the labels.
 
         Raises:
             UserError: metrics that there are not, or that these predictions cannot be measured by.
@@ -118,7 +120,10 @@ class Objective(nn.Module):
             found |= {f"{SAMPLED}{name}": metric.direction for name, metric in rankings.items() if not metric.depth}
         if self.tasks is not None:
             found |= self.tasks.task_metrics(self.wanted_of_tasks(evaluation))
-        return found
+        for name in evaluation.combined or ():
+            if name not in found:
+                raise UserError(f"evaluation.combined: no metric {name!r}: {nearest(name, found)}")
+        return found if evaluation.combined is None else {COMBINED: "max", **found}
 
     def group_keys(self, evaluation: EvaluationConfig) -> tuple[str, ...]:
         """The columns of the data that these metrics group rows by; raises as `metrics`."""

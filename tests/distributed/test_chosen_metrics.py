@@ -244,3 +244,18 @@ def test_names_of_ones_own(data_root: Path, tmp_path: Path) -> None:
         "click/mae": "min",
         "stay/mae": "min",
     }
+
+
+def test_a_combination_chooses_the_best(pool: RankPool, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_data(data)
+    path = run_file(tmp_path, data, "SharedBottom")
+    weights = {"click/auc": 1.0, "click/log_loss": -0.5}
+    summary = pool.run(1, train, path, [f"evaluation.combined={weights}", "train.epochs=3"])[0]
+    found = records(path, "valid")
+    for record in found:
+        assert record["combined"] == pytest.approx(record["click/auc"] - 0.5 * record["click/log_loss"])
+    assert summary.best_step == max(found, key=lambda record: record["combined"])["step"]
+    assert next(iter(summary.valid)) == "combined"
+    with pytest.raises(UserError, match=r"evaluation.combined: no metric 'click/aux': did you mean 'click/auc'\?"):
+        pool.run(1, train, run_file(tmp_path / "other", data, "SharedBottom"), ["evaluation.combined={click/aux: 1}"])
