@@ -16,10 +16,14 @@ import pytest
 import yaml
 
 import rechub_dist
-from rechub_dist.assembly.first_run import first_run
+from rechub_dist.assembly.examples import example_schema
+from rechub_dist.assembly.first_run import first_run, run_on
+from rechub_dist.assembly.parts import build_model
+from rechub_dist.config import VERSION, run_from
 from rechub_dist.data.importing.plan import Plan, plan_of, read_plan
 from rechub_dist.errors import UserError
 from rechub_dist.models import catalogue
+from rechub_tests.runs import write_data
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "rechub_dist"]
@@ -174,3 +178,35 @@ def test_what_a_model_needs_is_told(plan: Plan) -> None:
         with pytest.raises(UserError) as error:
             first_run(plan.model_copy(update=change), model, "data", "out")
         assert text in str(error.value)
+
+
+@pytest.mark.parametrize("name", catalogue())
+def test_a_run_file_for_data_that_are_there(name: str) -> None:
+    schema = example_schema()
+    config = run_from(yaml.safe_load(run_on(schema, name, "data/mine", "runs/mine")))
+    assert config.version == VERSION
+    model = build_model(config, schema)
+    assert type(model).__name__ == name
+    if name == "DIN":
+        assert (config.model.parameters["target_features"], config.model.parameters["behavior_features"]) == (
+            ["item"], ["history"],
+        )  # fmt: skip
+        assert "item" not in config.model.parameters["features"]
+
+
+def test_run_files_for_data_by_command(tmp_path: Path) -> None:
+    def models(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "rechub_dist", "models", *arguments]
+        return subprocess.run(line, capture_output=True, text=True, check=False)
+
+    write_data(tmp_path / "data")
+    done = models("DCNv2", "--run-file", "--data", str(tmp_path / "data"))
+    assert yaml.safe_load(done.stdout)["data"]["root"] == str(tmp_path / "data")
+    for arguments, message in (
+        (("DCNv2", "--run-file", "--data", str(tmp_path / "none")), "holds no dataset.yaml"),
+        (("DCNv2", "--data", str(tmp_path / "data")), "--data: is for a run file"),
+    ):
+        refused = models(*arguments)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+        assert refused.stderr.count("\n") == 1
