@@ -241,7 +241,8 @@ def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, leaf = RENAMED.get(key, key).split(".")
     node = tree
     for parent in parents:
-        child = node.setdefault(parent, {})
+        if (child := node.get(parent)) is None:  # not given, or given as null: `objective: null`
+            child = node[parent] = {}
         if not isinstance(child, dict):
             raise UserError(f"{where}: {parent!r} is a value, not a section; leave out what follows it")
         node = child
