@@ -21,6 +21,7 @@ from rechub_dist.cli.entry import AllowCode, Overrides, is_main, run_app
 from rechub_dist.cli.export import export
 from rechub_dist.cli.init import init
 from rechub_dist.cli.kubernetes import k8s_app
+from rechub_dist.cli.plan import plan
 from rechub_dist.cli.retrieval import index, retrieve, vectors
 from rechub_dist.cli.serve import serve
 from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
@@ -216,6 +217,7 @@ def predict(
 
 
 app.command()(init)
+app.command()(plan)
 app.command()(export)
 app.command()(vectors)
 app.command()(index)

@@ -114,6 +114,7 @@ class Planned:
 
     sharding: ShardingPlan
     note: str
+    options: tuple[ShardingOption, ...] = ()  # what was chosen of each table, with its shards' memory and cost
 
 
 def make_plan(train_module: nn.Module, layout: Layout, cluster: Cluster, batch_size: int, kind: Kind) -> Planned | None:
@@ -168,7 +169,7 @@ def make_plan(train_module: nn.Module, layout: Layout, cluster: Cluster, batch_s
         if error.error_type not in _SHORTAGES:
             raise
         raise UserError(_shortage(enumerator.enumerate(train_module, sharders()), cluster, placed)) from error
-    return Planned(plan, _note(chosen, cluster) if cuda else "")
+    return Planned(plan, _note(chosen, cluster) if cuda else "", tuple(chosen))
 
 
 def sharded_tables(layout: Layout) -> dict[str, PlacedTable]:

@@ -127,19 +127,10 @@ def metrics_ports(config: RunConfig, ranks: int) -> range:
 
 def _check_parts(config: RunConfig, pod: PodView) -> None:
     """Build the model and plan the sharding, as a rank does before any communication."""
-    from rechub_dist.assembly.code import dense_optimizer  # noqa: PLC0415 - torch takes seconds to import
-    from rechub_dist.assembly.parts import build  # noqa: PLC0415
-    from rechub_dist.embedding.planning import (  # noqa: PLC0415
-        Cluster,
-        kind_of,
-        make_plan,
-        memory_for_tables,
-    )
-    from rechub_dist.embedding.sharding import mark_optimizers  # noqa: PLC0415
+    from rechub_dist.assembly.estimate import estimate  # noqa: PLC0415 - torch takes seconds to import
+    from rechub_dist.embedding.planning import Cluster, memory_for_tables  # noqa: PLC0415
 
     world = pod.pods * pod.ranks
-    parts = build(config, device=pod.device, world_size=world)
-    dense_optimizer(config)
     given = config.embedding.memory_per_rank_gb
     share = memory_for_tables(pod.memory, pod.ranks)
     if given is None:
@@ -151,8 +142,4 @@ def _check_parts(config: RunConfig, pod: PodView) -> None:
                 f"embedding.memory_per_rank_gb: {given:g} GiB for each of {pod.ranks} rank(s) is more than the pod has "
                 f"({pod.memory / 1024**3:.3g} GiB); raise --memory"
             )
-    mark_optimizers(parts.train_module, parts.layout)
-    skips = config.train.on_non_finite == "skip"
-    kind = kind_of(config.distributed.pipeline, parts.layout, pod.device, skips=skips)
-    cluster = Cluster(world, pod.ranks, pod.device, memory, host_memory=share)
-    make_plan(parts.train_module, parts.layout, cluster, config.data.batch_size, kind)
+    estimate(config, Cluster(world, pod.ranks, pod.device, memory, host_memory=share))

@@ -1,0 +1,122 @@
+"""Where a run's tables would lie on ranks that need not be there: memory and load of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torchrec.distributed.planner.types import Shard
+
+from rechub_dist.assembly.code import dense_optimizer
+from rechub_dist.assembly.parts import build
+from rechub_dist.config import RunConfig
+from rechub_dist.embedding.layout import REPLICATED
+from rechub_dist.embedding.planning import Cluster, kind_of, make_plan, sharded_tables
+from rechub_dist.embedding.sharding import mark_optimizers
+
+
+@dataclass(frozen=True)
+class ShardEstimate:
+    """A shard: its rank, rows and columns, bytes of device and host memory, and the planner's cost of a step in ms."""
+
+    rank: int
+    rows: int
+    columns: int
+    device_bytes: int
+    host_bytes: int
+    cost: float
+
+
+@dataclass(frozen=True)
+class TableEstimate:
+    """A table and where it lies.
+
+    Attributes:
+        sharding, kernel: as resolved; a replicated table has no kernel.
+        weight_bytes: of all rows, at their stored width, once.
+        shards: of a sharded table with its optimizer's state and buffers; a replicated one has one on each rank.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    sharding: str
+    kernel: str
+    weight_bytes: int
+    shards: tuple[ShardEstimate, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The tables of a run on `cluster`."""
+
+    cluster: Cluster
+    tables: tuple[TableEstimate, ...]
+
+    def of_ranks(self, what: Literal["device_bytes", "host_bytes", "cost"]) -> list[float]:
+        """The sum over the shards of each rank."""
+        found = [0.0] * self.cluster.world_size
+        for table in self.tables:
+            for shard in table.shards:
+                found[shard.rank] += getattr(shard, what)
+        return found
+
+    def as_tree(self) -> dict[str, Any]:
+        """In JSON types, to be saved and compared."""
+        return {
+            "world_size": self.cluster.world_size,
+            "local_world_size": self.cluster.local_world_size,
+            "device": self.cluster.device,
+            "tables": {
+                table.name: {
+                    "rows": table.rows,
+                    "dim": table.dim,
+                    "sharding": table.sharding,
+                    "kernel": table.kernel,
+                    "shards": [[s.rank, s.rows, s.columns, s.device_bytes, s.host_bytes] for s in table.shards],
+                }
+                for table in self.tables
+            },
+        }
+
+
+def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
+    """Plan a run's tables as its ranks would do it on `cluster`. Local; no such hardware is needed.
+
+    Raises:
+        UserError: the run file is wrong, or the tables do not fit, with how much is missing.
+    """
+    parts = build(config, device=cluster.device, world_size=cluster.world_size)
+    dense_optimizer(config)
+    mark_optimizers(parts.train_module, parts.layout)
+    skips = config.train.on_non_finite == "skip"
+    kind = kind_of(config.distributed.pipeline, parts.layout, cluster.device, skips=skips)
+    plan = make_plan(parts.train_module, parts.layout, cluster, config.data.batch_size, kind)
+    chosen = {option.name: option for option in (() if plan is None else plan.options)}
+    names = {placed.table.name: key for key, placed in sharded_tables(parts.layout).items()}
+    tables = []
+    for name, placed in parts.layout.tables.items():
+        size = placed.table.rows * placed.table.stored_dim * 4
+        if placed.collection == REPLICATED:
+            rows, width = placed.table.rows, placed.table.stored_dim
+            states = {"sgd": 0, "adam": 2, "adagrad": 1}.get(placed.optimizer.name, 0)
+            total = size * (2 + states)  # weights, gradients, states
+            device, host = (total, 0) if cluster.device == "cuda" else (0, total)
+            shards = tuple(ShardEstimate(r, rows, width, device, host, 0.0) for r in range(cluster.world_size))
+            kernel = ""
+        else:
+            option = chosen[names[name]]
+            shards = tuple(_shard(s) for s in option.shards)
+            kernel = placed.kernel
+        tables.append(
+            TableEstimate(name, placed.table.rows, placed.table.dim or 0, placed.sharding, kernel, size, shards)
+        )
+    return Estimate(cluster, tuple(tables))
+
+
+def _shard(shard: Shard) -> ShardEstimate:
+    assert shard.rank is not None
+    assert shard.storage is not None
+    rows, columns = shard.size
+    cost = 0.0 if shard.perf is None else shard.perf.total
+    return ShardEstimate(shard.rank, rows, columns, shard.storage.hbm, shard.storage.ddr, cost)
