@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rechub_dist.assembly.estimate import estimate
+from rechub_dist.data.run_file import load_run
 from rechub_dist.embedding.planning import Cluster
 
 GB = 1 << 30
