@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from rechub_dist.assembly.examples import example_parameters
+from rechub_dist.assembly.examples import BATCH_SIZE, TRAINING, example_parameters
 from rechub_dist.config import VERSION
 from rechub_dist.data.importing.fitted import column_of, table_of
 from rechub_dist.data.importing.plan import DensePlan, Plan, SequencePlan, SparsePlan
@@ -104,11 +104,14 @@ def _run(name: str, where: str, roles: Roles, model: str, root: str, output_dir:
     if kind == "multitask":
         per_task = {"num_tasks": tasks, "task_types": ["classification"] * tasks}
         larger |= {key: value for key, value in per_task.items() if key in parameters}
+    if "dropout_rates" in wanted and "dropout_rates" not in parameters:
+        larger["dropout_rates"] = 0.1
     tree = {
         "version": VERSION,
         "output_dir": output_dir,
-        "data": {"root": root, **({"labels": roles.labels[:tasks]} if tasks else {})},
+        "data": {"root": root, "batch_size": BATCH_SIZE, **({"labels": roles.labels[:tasks]} if tasks else {})},
         "model": {"name": model, **parameters, **larger},
+        **TRAINING,
     }
     body: str = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
     note = (

@@ -66,8 +66,8 @@ def test_the_printed_run_file_works(pool: RankPool, example_data: Path, tmp_path
     assert ROOT in text
     path = tmp_path / "run.yaml"
     path.write_text(text.replace(ROOT, str(example_data)))
-    [summary] = pool.run(1, train, path, [f"output_dir={tmp_path}/out"])
-    assert summary.step == 2 * 1  # 1600 rows in batches of 4096
+    [summary] = pool.run(1, train, path, [f"output_dir={tmp_path}/out", "train.epochs=1"])
+    assert summary.step == 4  # 1600 rows in batches of 512
     reported = reported_by(load_run(path))
     assert list(summary.test) == list(reported)
     shown = console.export_text()
