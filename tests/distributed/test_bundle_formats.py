@@ -58,7 +58,7 @@ def outputs(bundle: Bundle, part: str, rows: Any) -> dict[str, np.ndarray]:
     if part == "score":
         return {name: column.to_numpy() for name, column in zip(*columns(bundle.score(rows)), strict=True)}
     flat = bundle.vectors(part, rows).column(0).combine_chunks()
-    while not str(flat.type) == "float":
+    while str(flat.type) != "float":
         flat = flat.flatten()
     return {"vectors": flat.to_numpy()}
 
