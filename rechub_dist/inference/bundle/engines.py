@@ -116,11 +116,14 @@ class TorchGraph:
         if threads is not None:
             torch.set_num_threads(threads)
         program = read_program(path)
-        given = set(program.graph_signature.user_inputs)
-        shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in given]
-        self.widths: list[int | None] = [int(shape[-1]) if len(shape) > 1 else None for shape in shapes]
-        self.outputs = len(program.graph_signature.user_outputs)
-        self._module = program.module()
+        try:
+            given = set(program.graph_signature.user_inputs)
+            shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in given]
+            self.widths: list[int | None] = [int(shape[-1]) if len(shape) > 1 else None for shape in shapes]
+            self.outputs = len(program.graph_signature.user_outputs)
+            self._module = program.module()
+        except Exception as error:  # whatever torch says of a program that is none
+            raise UserError(f"{path} cannot be read: {one_line(error)}; export the bundle again") from None
 
     def __call__(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         torch = self._torch
