@@ -86,6 +86,8 @@ def test_every_form_answers_alike(pool: RankPool, data: Path, tmp_path: Path, mo
     for part in made.graphs:
         wanted, got, whole = outputs(onnx, part, rows), outputs(torch, part, rows), of_whole(onnx, part, rows)
         alone = outputs(torch, part, rows.slice(3, 1))  # another shape
+        assert not any(len(found) for found in outputs(torch, part, rows.slice(0, 0)).values())
+        assert not any(len(found) for found in outputs(onnx, part, rows.slice(0, 0)).values())
         for name, values in wanted.items():
             most = 1e-6 * max(1.0, float(np.abs(values).max()))
             np.testing.assert_allclose(got[name], values, rtol=0, atol=most)
@@ -207,6 +209,21 @@ def test_a_large_model_is_not_made_whole(din: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"whole\.onnx would have 0 MB, and 0 MB are allowed: --whole-mb allows more"):
         export_bundle(str(din / "out"), tmp_path / "bundle", formats=("onnx", "whole"), whole=Whole(limit=1000))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_beyond_a_list_is_of_no_matter(din: Path, data: Path) -> None:
+    bundle = Bundle(din / "bundle")
+    record, inputs = bundle.manifest.whole["score"], bundle.whole_inputs(pq.read_table(data / "test"))
+    session = onnxruntime.InferenceSession(str(bundle.folder / record.file))
+    (wanted,) = session.run(None, inputs)
+    for name in record.lists:
+        beyond = np.arange(inputs[name].shape[1]) >= inputs[f"{name}.lengths"][:, None]
+        assert beyond.any()
+        inputs[name][beyond] = -(10**9)
+        if name in record.weighted:
+            inputs[f"{name}.weights"][beyond] = np.nan
+    (got,) = session.run(None, inputs)
+    np.testing.assert_array_equal(got, wanted)
 
 
 def test_whole_graphs_have_the_numbers_of_the_tables(din: Path, data: Path, tmp_path: Path) -> None:

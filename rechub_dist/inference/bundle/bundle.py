@@ -314,7 +314,10 @@ class Bundle:
             inputs += [piece.spread(array, rows) for array in found]
         dense = {name: array for piece in pieces for name, array in piece.dense(rows)}
         inputs += [dense[name] for name in graph.dense]
-        return self._computations[part](inputs)  # type: ignore[index]
+        compute = self._computations[part]  # type: ignore[index]
+        if not rows:  # for which onnxruntime's GRU would end the process
+            return [found[:0] for found in compute([np.zeros((1, *one.shape[1:]), one.dtype) for one in inputs])]
+        return compute(inputs)
 
     def _seen(self, window: Window) -> Pairs | None:
         if self.manifest.history is None or not self.manifest.exclude_seen:
