@@ -23,7 +23,7 @@ import torch
 
 from rechub_dist.assembly.arguments import arguments_as_written
 from rechub_dist.assembly.code import model_class
-from rechub_dist.assembly.parts import Parts, Plan, plan
+from rechub_dist.assembly.parts import Plan, plan
 from rechub_dist.config import EvaluationConfig, RetrievalConfig, RunConfig, stored_run
 from rechub_dist.config.code import module_of, named_code, refuse_code
 from rechub_dist.data.columns.vocabulary import vocabulary_fingerprint
@@ -45,13 +45,13 @@ _SINCE = {"mean": 0.0, "std": 1.0}  # fields that features have got, with what t
 _FACTS = ("train", "order_version", "vocabularies", "sampling_weights", "derived")
 
 
-def vocabularies_of(parts: Parts) -> dict[str, str]:
+def vocabularies_of(parts: Plan) -> dict[str, str]:
     """What identifies the vocabulary of each feature that has one: which value has which id."""
     found = {feature.name: vocabulary_fingerprint(feature) for feature in parts.spec.stored}
     return {name: fingerprint for name, fingerprint in found.items() if fingerprint is not None}
 
 
-def identity(parts: Parts, train: Any, computed: Iterable[Derived] = ()) -> dict[str, Any]:
+def identity(parts: Plan, train: Any, computed: Iterable[Derived] = ()) -> dict[str, Any]:
     """A run's identity, in the types of JSON.
 
     Args:

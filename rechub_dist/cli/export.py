@@ -21,6 +21,15 @@ def export(
     tables: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="How the numbers of tables are stored; int8: scaled by row.")
     ] = "fp32",
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAMES",
+            help="Of onnx, torch, whole, triton, separated by commas: for what it is written (docs/export.md).",
+        ),
+    ] = "onnx",
+    whole_mb: Annotated[int, typer.Option(min=1, help="Most that one file of --format whole may have.")] = 256,
     set_: Overrides = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare its scores with the run's before it becomes visible.")
@@ -37,22 +46,30 @@ def export(
     """Write a run's best weights as a bundle, which scores rows without torch, torchrec, fbgemm or ray.
 
     A bundle is a folder: the model as ONNX, memory-mapped tables, and the schema with its vocabularies. In Python,
-    rechub_dist.Bundle(folder).score(rows) scores rows as their caller has them.
+    rechub_dist.Bundle(folder).score(rows) scores rows as their caller has them. With --format torch it has programs of
+    torch.export, with whole also the model and its tables in one ONNX file, with triton a repository for that server.
 
     Example: rechub-dist export runs/deepfm --out bundles/deepfm --tables fp16
     """
+    from rechub_dist.inference.formats import parse_formats  # noqa: PLC0415
+
+    formats = parse_formats(format_)
     from rechub_dist.inference.export import export_bundle  # noqa: PLC0415 - torch is slow to import
+    from rechub_dist.inference.whole import Whole  # noqa: PLC0415
 
     quiet_libraries()
     overrides = set_ or []
 
     def compare(folder: Path) -> dict[str, float]:
         from rechub_dist.inference.bundle.bundle import Bundle  # noqa: PLC0415
+        from rechub_dist.inference.bundle.engines import PACKAGES  # noqa: PLC0415
         from rechub_dist.inference.check import TOLERANCES, check_bundle, rows_to_check  # noqa: PLC0415
         from rechub_dist.inference.run import load  # noqa: PLC0415
 
-        run = load(output_dir, settings=overrides)
-        found = check_bundle(run, Bundle(folder), check_data or rows_to_check(run.config))
+        run = load(output_dir, settings=overrides, allowed_code=allow_code or [])
+        data = check_data or rows_to_check(run.config)
+        each = [check_bundle(run, Bundle(folder, engine=one), data) for one in PACKAGES if one in formats]
+        found = {name: max(one[name] for one in each) for name in each[0]}
         most = TOLERANCES[tables] if tolerance is None else tolerance
         for name, apart in found.items():
             if name != "rows" and not apart <= most:
@@ -65,12 +82,14 @@ def export(
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("look at the run", total=None)
         made = export_bundle(
-            output_dir, out, tables=tables, overrides=overrides, allowed_code=allow_code or [],
+            output_dir, out, tables=tables, formats=formats, whole=Whole(whole_mb * 10**6, check_data),
+            overrides=overrides, allowed_code=allow_code or [],
             check=compare if check else None,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None),
         )  # fmt: skip
     size = sum(file.size for file in made.files.values())
-    print(f"{out}: {made.model}, step {made.step}, {size / 1e6:,.1f} MB, tables in {tables}")
+    told = "" if formats == ("onnx",) else f", for {', '.join(formats)}"
+    print(f"{out}: {made.model}, step {made.step}, {size / 1e6:,.1f} MB, tables in {tables}{told}")
     if made.checked:
         apart = ", ".join(f"{name} {value:.2g}" for name, value in made.checked.items() if name != "rows")
         print(f"largest differences from the run's own on {made.checked['rows']:,.0f} rows: {apart}")

@@ -16,6 +16,7 @@ from rich.console import Console
 from rechub_dist import __version__
 from rechub_dist.builds import require_builds, versions
 from rechub_dist.cli.checkpoint import checkpoint_app
+from rechub_dist.cli.convert import convert_app
 from rechub_dist.cli.data import data_app
 from rechub_dist.cli.entry import AllowCode, Overrides, is_main, run_app
 from rechub_dist.cli.export import export
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(convert_app, name="convert")
 app.add_typer(k8s_app, name="k8s")
 ray_app = typer.Typer(no_args_is_help=True, help="Import tables, train, and search hyperparameters, on a Ray cluster.")
 ray_app.command("import")(ray_import)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from rechub_dist.embedded import Lookup
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import Feature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.inference.bundle.catalogue import ITEMS
+from rechub_dist.inference.bundle.engines import PACKAGES
 from rechub_dist.inference.bundle.manifest import (
     TABLES,
     BundleManifest,
@@ -35,14 +36,18 @@ from rechub_dist.inference.bundle.manifest import (
     Precision,
     TableRecord,
     record,
+    records_of,
     versions,
     write_manifest,
 )
 from rechub_dist.inference.bundle.tables import LOW, SCALE, STORED, quantized
 from rechub_dist.inference.card import CARD, card, metrics_of
+from rechub_dist.inference.formats import DEFAULT, Format, check_formats
 from rechub_dist.inference.graphs import export_graph, parts_of
 from rechub_dist.inference.items import write_items
 from rechub_dist.inference.run import load
+from rechub_dist.inference.triton import add_repository
+from rechub_dist.inference.whole import Whole, add_whole, check_sizes
 
 KIND: Final = "bundle"
 Progress = Callable[[str, int, int], None]  # what is written, and how many bytes of how many
@@ -53,6 +58,8 @@ def export_bundle(
     out: Path,
     *,
     tables: Precision = "fp32",
+    formats: Collection[Format] = DEFAULT,
+    whole: Whole | None = None,
     overrides: Iterable[str] = (),
     allowed_code: Iterable[str] = (),
     check: Callable[[Path], dict[str, float]] | None = None,
@@ -66,6 +73,8 @@ def export_bundle(
         output_dir: of the run, or its folder of checkpoints; path or address.
         out: the folder; an earlier, unchanged bundle is replaced.
         tables: how their numbers are stored; int8 has a scale for each row.
+        formats: what it is written for; `onnx`, `torch` or both are the bundle's own graphs.
+        whole: of `whole` and `triton`, how large and compared on what.
         overrides: `section.key=value`, where data has moved.
         allowed_code: modules of the run's own classes.
         check: called with the bundle before it becomes visible; what it returns is kept in the manifest.
@@ -74,6 +83,7 @@ def export_bundle(
     Raises:
         UserError: there is no checkpoint, a vocabulary has changed since, or the model cannot be exported.
     """
+    check_formats(formats)
     config = trained_config(output_dir, overrides, allowed_code=allowed_code)
     folder, manifest = find_checkpoint(str(config.checkpoint.folder or config.output_dir), config.storage)
     found = plan(config, device="cpu", world_size=1)
@@ -85,12 +95,15 @@ def export_bundle(
     if config.evaluation.calibration is not None:
         found.objective.set_calibrators(load(output_dir, settings=overrides).calibrators)
     parts = parts_of(found)
+    whole = whole or Whole()
+    if "whole" in formats:
+        check_sizes(parts, found.model, whole.limit)
     read = {lookup.name: lookup for part in parts for lookup in (*part.pooled, *part.sequences)}
     with whole_folder(out, KIND, replace=True) as work:
         say("graphs", 0, len(parts))
         graphs: dict[GraphName, GraphRecord] = {}
         for done, part in enumerate(parts, 1):
-            graphs[part.name] = export_graph(part, found.model, work)
+            graphs[part.name] = export_graph(part, found.model, work, [name for name in PACKAGES if name in formats])
             say("graphs", done, len(parts))
         records = _write_tables(folder, manifest, read.values(), work / TABLES, tables, say)
         _write_schema(found, work)
@@ -107,12 +120,19 @@ def export_bundle(
             history=None if ranking is None or ranking.history is None else ranking.history.name,
             exclude_seen=config.evaluation.exclude_seen,
             aligned=found.spec.aligned,
-            files={str(path.relative_to(work)): record(path) for path in _files(work)},
+            files=records_of(work),
             versions=versions(),
             metrics=metrics_of(config, manifest),
         )
-        if check is not None:
+        write_manifest(work, bundle)
+        if "whole" in formats:
+            say("whole", 0, 1)
+            bundle = add_whole(work, found, parts, bundle, whole)
             write_manifest(work, bundle)
+        if "triton" in formats:
+            bundle = add_repository(work, bundle)
+            write_manifest(work, bundle)
+        if check is not None:
             bundle = bundle.model_copy(update={"checked": check(work)})
         (work / CARD).write_text(card(bundle, found.schema, config), encoding="utf-8")
         bundle = bundle.model_copy(update={"files": bundle.files | {CARD: record(work / CARD)}})
@@ -217,7 +237,3 @@ def _write_schema(found: Plan, work: Path) -> None:
             features.append(feature)
     schema = FeatureSchema(tuple(features), found.labels, None, found.schema.derived)
     (work / SCHEMA_FILE).write_text(schema_text(str(found.config.model.name), schema), encoding="utf-8")
-
-
-def _files(work: Path) -> list[Path]:
-    return sorted(path for path in work.rglob("*") if path.is_file() and not path.name.startswith("_rechub"))

@@ -1,10 +1,10 @@
-"""A model without its tables as ONNX graphs: what a bundle computes between what it looks up and what it answers."""
+"""A model without its tables as graphs: what a bundle computes between what it looks up and what it answers."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,9 +20,13 @@ from rechub_dist.embedded import Embedded, Lookup
 from rechub_dist.embedded import Sequence as Padded
 from rechub_dist.errors import UserError, one_line
 from rechub_dist.features import CatalogueFeature, DenseFeature, NegativeFeature, SequenceFeature, TimeGapFeature
+from rechub_dist.inference.bundle.engines import ONNX, Computation, Engine, open_graph
 from rechub_dist.inference.bundle.manifest import GraphName, GraphRecord
+from rechub_dist.inference.bundle.program import save_program
 
 OPSET: Final = 20
+MAX_ROWS: Final = 1 << 20  # of a batch
+SUFFIXES: Final[dict[Engine, str]] = {"onnx": "onnx", "torch": "pt2"}
 _ROWS, _LENGTH = 3, 4  # of the batch that a graph is traced with
 
 
@@ -87,7 +91,7 @@ def _scores(found: Plan, embedded: Embedded) -> tuple[Tensor, ...]:
     return tuple(predictions[name] for name in _scored(found))
 
 
-class _Graph(nn.Module):
+class Graph(nn.Module):
     """A part, from its inputs in a list."""
 
     def __init__(self, part: Part, model: nn.Module) -> None:
@@ -123,42 +127,57 @@ def _example(part: Part, rows: int, length: int) -> list[Tensor]:
     return inputs + [torch.randn(rows, feature.dim) for feature in part.dense]
 
 
-def export_graph(part: Part, model: nn.Module, folder: Path) -> GraphRecord:
-    """Write a part as `NAME.onnx`, for any number of rows and, where the model can be traced so, any length.
+def export_graph(part: Part, model: nn.Module, folder: Path, engines: Collection[Engine] = ONNX) -> GraphRecord:
+    """Write a part as `NAME.onnx` and `NAME.pt2`, for any number of rows and, where the model can be traced so, any
+    length.
 
     A model that steps through a sequence is traced for the features' longest: it masks what is beyond a row's own.
+
+    Args:
+        part: of the model.
+        model: it.
+        folder: to write into.
+        engines: for which to write it.
 
     Raises:
         UserError: the model cannot be exported.
     """
-    _require_exporter()
-    graph = _Graph(part, model.eval()).eval()
+    require_exporter(engines)
+    graph = Graph(part, model.eval()).eval()
     longest = max((_longest(lookup) for lookup in part.sequences), default=1)
     errors = []
     for length in [None, longest] if part.sequences else [None]:
         try:
-            with _quiet(), torch.no_grad():
-                _write(part, graph, folder / f"{part.name}.onnx", length)
-                _same(part, graph, folder / f"{part.name}.onnx", length, longest)
+            with quiet(), torch.no_grad():
+                program = _traced(part, graph, length, longest)
+                for engine in engines:
+                    file = folder / f"{part.name}.{SUFFIXES[engine]}"
+                    if engine == "onnx":
+                        write_onnx(program, file, _input_names(part))
+                    else:
+                        save_program(program, file)
+                    _same(part, graph, open_graph(engine, file), length, longest)
         except _UnlikeError as error:
             errors.append(str(error))
         except Exception as error:
             errors.append(f"{type(error).__name__}: {one_line(error)}")
         else:
             return GraphRecord(
-                file=f"{part.name}.onnx",
+                file=f"{part.name}.onnx" if "onnx" in engines else None,
+                program=f"{part.name}.pt2" if "torch" in engines else None,
                 pooled=tuple(lookup.name for lookup in part.pooled),
                 sequences=tuple(lookup.name for lookup in part.sequences),
                 dense=tuple(feature.name for feature in part.dense),
                 outputs=part.outputs,
                 length=length,
             )
-    raise UserError(f"the model cannot be exported as ONNX ({part.name}): {errors[-1]}")
+    raise UserError(f"the model cannot be exported ({part.name}): {errors[-1]}")
 
 
-def _require_exporter() -> None:
+def require_exporter(engines: Collection[Engine]) -> None:
+    """Raise UserError for want of the packages that write ONNX."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
+    if missing and "onnx" in engines:
         raise UserError(f"export needs {', '.join(missing)}: pip install 'rechub-dist[export]', or {' '.join(missing)}")
 
 
@@ -166,37 +185,45 @@ class _UnlikeError(Exception):
     """A graph that does not compute what the model does."""
 
 
-def _write(part: Part, graph: nn.Module, path: Path, length: int | None) -> None:
-    inputs = _example(part, _ROWS, length or _LENGTH)
-    rows, steps = Dim("rows", min=1, max=1 << 20), Dim("steps", min=1, max=1 << 16)
+def _traced(part: Part, graph: nn.Module, length: int | None, longest: int) -> torch.export.ExportedProgram:
+    inputs = _example(part, _ROWS, length or min(_LENGTH, max(2, longest)))
+    rows, steps = Dim("rows", min=1, max=MAX_ROWS), Dim("steps", min=1, max=max(2, longest))
     shapes: list[dict[int, Any]] = [{0: rows} for _ in part.pooled]
     for _ in part.sequences:
         shapes += [{0: rows} if length else {0: rows, 1: steps}, {0: rows}]
     shapes += [{0: rows} for _ in part.dense]
-    names = [f"{lookup.name}" for lookup in part.pooled]
+    return torch.export.export(graph, (inputs,), dynamic_shapes=(shapes,), strict=False)
+
+
+def _input_names(part: Part) -> list[str]:
+    names = [f"in/{lookup.name}" for lookup in part.pooled]
     for lookup in part.sequences:
-        names += [lookup.name, f"{lookup.name}.lengths"]
-    names += [feature.name for feature in part.dense]
-    program = torch.export.export(graph, (inputs,), dynamic_shapes=(shapes,), strict=False)
+        names += [f"in/{lookup.name}", f"in/{lookup.name}.lengths"]
+    return [*names, *(f"in/{feature.name}" for feature in part.dense)]
+
+
+def write_onnx(
+    program: torch.export.ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str] | None = None
+) -> None:
+    """Write a program as ONNX, with names for its inputs, and for its outputs."""
     made = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
     assert made is not None
-    for value, name in zip(made.model.graph.inputs, names, strict=True):
-        value.name = f"in/{name}"
+    graph = made.model.graph
+    if outputs is not None:  # names of features stand for nothing else
+        for number, value in enumerate([*graph.initializers.values(), *(v for node in graph for v in node.outputs)]):
+            value.name = f"_{number}"
+        for value, name in zip(graph.outputs, outputs, strict=True):
+            value.name = name
+    for value, name in zip(graph.inputs, inputs, strict=True):
+        value.name = name
     made.save(str(path))
 
 
-def _same(part: Part, graph: nn.Module, path: Path, length: int | None, longest: int) -> None:
-    """Compare the graph with the model on batches of other shapes than it was traced with. Raises _UnlikeError."""
-    import onnxruntime  # noqa: PLC0415
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
+def _same(part: Part, graph: nn.Module, written: Computation, length: int | None, longest: int) -> None:
+    """Compare what was written with the model on batches of other shapes than it was traced with."""
     for rows, steps in ((1, 1), (7, longest), (64, max(1, longest // 2))):
         inputs = _example(part, rows, steps)
-        fed = _padded(part, inputs, length) if length else inputs
-        got = session.run(None, dict(zip(names, (tensor.numpy() for tensor in fed), strict=True)))
+        got = written([tensor.numpy() for tensor in (_padded(part, inputs, length) if length else inputs)])
         for name, one, other in zip(part.outputs, graph(inputs), got, strict=True):
             if one.shape != other.shape or not torch.allclose(one.float(), torch.from_numpy(other).float(), 1e-4, 1e-5):
                 raise _UnlikeError(f"output {name!r} differs from the model's for {rows} rows of {steps} steps")
@@ -218,7 +245,7 @@ def _longest(lookup: Lookup) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what the exporter says to its own developers."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -51,6 +51,7 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     *,
     settings: Iterable[str] = (),
+    allowed_code: Iterable[str] = (),
 ) -> Run:
     """The best weights of a trained run (its newest, where none are best), whole in this process.
 
@@ -62,12 +63,13 @@ def load(
         device: where the model computes, and its tables lie.
         overrides: dotted keys with other values than in training: `{"data.root": "/new/place"}`.
         settings: the same as text, `data.root=/new/place`.
+        allowed_code: modules of the run's own classes, which may be imported.
 
     Raises:
         UserError: there is no checkpoint, the newest one is damaged, or a vocabulary is not that of the training.
     """
     require_builds()
-    trained = trained_config(str(output_dir), [*as_settings(overrides), *settings])
+    trained = trained_config(str(output_dir), [*as_settings(overrides), *settings], allowed_code=allowed_code)
     kind = device_type(device)
     # Where tables lay in training is of no matter here: whole tables in plain torch need no groups.
     whole = EmbeddingConfig(dim=trained.embedding.dim, sharding=REPLICATED, optimizer=TableOptimizerConfig(name="sgd"))

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from rechub_dist.errors import UserError
+from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import last_checkpoint, losses, output, records, run_file, train
 
@@ -163,3 +164,24 @@ def test_the_example(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "--allow-code model --allow-code loss --allow-code metric --set code=examples/own_model" in refused.stderr
+
+
+def test_a_model_of_ones_own_is_exported(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    path = own_run(tmp_path, data_root, "own_exported_code")
+    pool.run(1, train, path, ["model.name=own_exported_code:Net"])
+    out = ["--out", str(tmp_path / "bundle"), "--format", "onnx,torch,whole,triton"]
+    command = [sys.executable, "-m", "rechub_dist", "export", str(output(path)), *out]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--allow-code own_exported_code" in refused.stderr
+    allowed = [*command, "--allow-code", "own_exported_code", "--set", f"code={tmp_path}"]
+    done = subprocess.run(allowed, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "own_exported_code:Net, step" in done.stdout
+    assert "largest differences from the run's own on 90 rows: predicted_click " in done.stdout
+    assert (tmp_path / "bundle" / "model_repository" / "Net" / "config.pbtxt").exists()
+    sys.modules.pop("own_exported_code", None)
+    for engine in ("onnx", "torch"):
+        scores = Bundle(tmp_path / "bundle", engine=engine).score(pq.read_table(data_root / "test"))  # type: ignore[arg-type]
+        assert scores.num_rows == 70
+    assert "own_exported_code" not in sys.modules  # whoever scores needs none of it

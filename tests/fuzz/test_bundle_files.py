@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rechub_dist.inference.bundle.bundle import Bundle
-from rechub_dist.inference.bundle.manifest import MANIFEST, BundleManifest, write_manifest
+from rechub_dist.inference.bundle.engines import Engine
+from rechub_dist.inference.bundle.manifest import MANIFEST, BundleManifest, records_of, write_manifest
 from rechub_dist.inference.export import export_bundle
 from rechub_dist.typed import validated
 from rechub_tests.mutations import BYTES, MUTATIONS, Cut, Mutation, cut, cuts, fuzz, mutated, outcome
@@ -29,13 +30,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Scored:
     folder = tmp_path_factory.mktemp("bundle")
     write_data(folder / "data")
     train(run_file(folder, folder / "data", "DIN", train={"epochs": 1, "max_steps": 2}))
-    export_bundle(str(folder / "out"), folder / "bundle")
+    export_bundle(str(folder / "out"), folder / "bundle", formats=("onnx", "torch"))
     rows = pq.read_table(folder / "data" / "test").slice(0, 5)
     return folder / "bundle", rows, scores(folder / "bundle", rows)
 
 
-def scores(folder: Path, rows: pa.Table) -> np.ndarray:
-    found: np.ndarray = Bundle(folder, threads=1, check=True).score(rows)["predicted_click"].to_numpy()
+def scores(folder: Path, rows: pa.Table, engine: Engine = "onnx") -> np.ndarray:
+    found: np.ndarray = Bundle(folder, threads=1, check=True, engine=engine).score(rows)["predicted_click"].to_numpy()
     return found
 
 
@@ -58,6 +59,19 @@ def test_bytes_of_any_file(bundle: Scored, name: str, changes: list[Cut]) -> Non
     (target / name).write_bytes(cut(before, changes))
     found = outcome(lambda: scores(target, rows))
     assert found is None or np.array_equal(found, wanted)
+
+
+@fuzz(60)
+@given(cuts(BYTES))
+def test_a_program_that_somebody_has_sealed_again(bundle: Scored, changes: list[Cut]) -> None:
+    """Whatever it is: scores, of other weights perhaps, or one line."""
+    folder, rows, wanted = bundle
+    target = copied(folder)
+    (target / "score.pt2").write_bytes(cut((folder / "score.pt2").read_bytes(), changes))
+    manifest = BundleManifest.model_validate_json((folder / MANIFEST).read_bytes())
+    write_manifest(target, manifest.model_copy(update={"files": records_of(target)}))
+    found = outcome(lambda: scores(target, rows, "torch"))
+    assert found is None or found.shape == wanted.shape
 
 
 @fuzz(60)

@@ -1,4 +1,4 @@
-"""`Bundle`: scores rows as their caller has them, with NumPy, Arrow and onnxruntime alone."""
+"""`Bundle`: scores rows as their caller has them, with NumPy, Arrow and onnxruntime (or torch) alone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from rechub_dist.data.columns.vocabulary import Vocabulary, hold
 from rechub_dist.data.columns.window import Window
 from rechub_dist.data.given import like, windows
 from rechub_dist.data.spec import BatchSpec
-from rechub_dist.errors import UserError, one_line
+from rechub_dist.errors import UserError
 from rechub_dist.features import CrossFeature, DenseFeature, Feature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.inference.bundle.candidates import Piece, pieces_of
 from rechub_dist.inference.bundle.catalogue import ITEMS, Catalogue, fixed
+from rechub_dist.inference.bundle.engines import Computation, Engine, engine_of, open_graph
 from rechub_dist.inference.bundle.index import open_index
 from rechub_dist.inference.bundle.manifest import MANIFEST, SCHEMA, TABLES, GraphRecord, read_manifest, verify
 from rechub_dist.inference.bundle.search import Flags, Floats, Pairs
 from rechub_dist.inference.bundle.tables import open_tables, padded, pooled
+from rechub_dist.inference.bundle.whole import ids_of, whole_inputs
 from rechub_dist.schema import parse_schema
 
 BATCH: Final = 4096  # rows that are scored at once
@@ -38,13 +40,15 @@ class Bundle:
 
     Args:
         folder: of the bundle.
-        threads: of onnxruntime; default: as many as there are cores.
+        threads: that compute one call; default: as many as there are cores. Torch has one such number for the process.
         check: compare the tables, of items too, with their checksums, which reads them whole.
         index: a folder that `rechub-dist index` has written of this bundle's items, for `retrieve` to search.
+        engine: what computes the graphs: `onnx` (onnxruntime) or `torch`; default: the first of them that the bundle
+            has graphs for and that is installed.
 
     Raises:
-        UserError: it is no bundle, is damaged or of a later format, onnxruntime is missing, or the index is of other
-            items.
+        UserError: it is no bundle, is damaged or of a later format, what computes its graphs is missing, or the index
+            is of other items.
     """
 
     def __init__(
@@ -54,21 +58,24 @@ class Bundle:
         threads: int | None = None,
         check: bool = False,
         index: str | Path | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        verify(
-            self.folder, self.manifest, [name for name in self.manifest.files if check or name not in (TABLES, ITEMS)]
-        )
+        graphs = self.manifest.graphs
+        self.engine: Engine = engine_of(self.folder, graphs, engine)
+        files = {name: self.folder / str(graph.file_for(self.engine)) for name, graph in graphs.items()}
+        apart = self.manifest.apart(self.engine) | (set() if check else {TABLES, ITEMS})
+        verify(self.folder, self.manifest, [name for name in self.manifest.files if name not in apart])
         self.schema: FeatureSchema = parse_schema(read_yaml(self.folder / SCHEMA), str(self.folder))
         self._check_schema()
         self._vocabularies: list[Vocabulary] = []
         self.schema = replace(self.schema, features=tuple(map(self._with_vocabulary, self.schema.features)))
         self._tables = open_tables(self.folder, self.manifest.tables)
         self._lookups = {lookup.name: lookup for lookup in self.manifest.lookups}
-        self._sessions = {name: _session(self.folder / g.file, threads) for name, g in self.manifest.graphs.items()}
-        for name, graph in self.manifest.graphs.items():
-            self._check_graph(graph, self._sessions[name])
+        self._computations = {name: open_graph(self.engine, file, threads) for name, file in files.items()}
+        for name, graph in graphs.items():
+            self._check_graph(graph, self._computations[name], files[name])
         if index is not None:
             self.catalogue.use(open_index(Path(index), threads), self.fingerprint, str(index))
 
@@ -99,9 +106,8 @@ class Bundle:
         self._vocabularies.append(hold(feature.vocabulary, name))
         return replace(feature, vocabulary=name)
 
-    def _check_graph(self, graph: GraphRecord, session: Any) -> None:
+    def _check_graph(self, graph: GraphRecord, computation: Computation, where: Path) -> None:
         """Refuse a graph that does not read what the manifest says it reads."""
-        where = self.folder / graph.file
         dense = {f.name: f.dim for f in self.schema.features if isinstance(f, DenseFeature)}
         dims: list[int | None] = [self.manifest.tables[self._lookups[name].table].dim for name in graph.pooled]
         for name in graph.sequences:
@@ -110,8 +116,7 @@ class Bundle:
             if name not in dense:
                 raise UserError(f"{self.folder / SCHEMA} has no dense feature {name!r}, which {where} reads")
             dims.append(dense[name])
-        there = [entry.shape[-1] if len(entry.shape) > 1 else None for entry in session.get_inputs()]
-        if there != dims or len(session.get_outputs()) != len(graph.outputs):
+        if computation.widths != dims or computation.outputs != len(graph.outputs):
             raise UserError(f"{where} does not read and answer what {MANIFEST} says; export the bundle again")
 
     def __repr__(self) -> str:
@@ -206,7 +211,7 @@ class Bundle:
 
     def user_vectors(self, window: Window) -> tuple[Floats, Flags]:
         """The vectors of a window of `user_spec()`, float32 [B, Q, D], and which are live, bool [B, Q]."""
-        vectors, live = self._of_window("user", window)
+        vectors, live = self.of_window("user", window)
         return vectors, live
 
     @cached_property
@@ -225,13 +230,14 @@ class Bundle:
             self._specs["item"],
             ids_alone=not graph.dense and read <= {item.name},
             has_table=ITEMS in self.manifest.files,
-            vectors_of=lambda window: self._of_window("item", window)[0],
+            vectors_of=lambda window: self.of_window("item", window)[0],
         )
 
     @property
     def fingerprint(self) -> str:
         """What identifies the items' vectors: the checksums of all that they are made of."""
-        names = sorted({TABLES, SCHEMA, self.manifest.graphs["item"].file, ITEMS} & self.manifest.files.keys())
+        item = self.manifest.graphs["item"].files[0]
+        names = sorted({TABLES, SCHEMA, item, ITEMS} & self.manifest.files.keys())
         return "-".join(self.manifest.files[name].checksum for name in names)
 
     def user_spec(self, *, encoded: bool = False) -> BatchSpec:
@@ -259,9 +265,9 @@ class Bundle:
         )
 
     def _run(self, part: str, rows: Any) -> list[list[NDArray[Any]]]:
-        return [self._of_window(part, window) for window in windows(rows, self._specs[part], BATCH)]
+        return [self.of_window(part, window) for window in windows(rows, self._specs[part], BATCH)]
 
-    def _of_window(self, part: str, window: Window) -> list[NDArray[Any]]:
+    def of_window(self, part: str, window: Window) -> list[NDArray[Any]]:
         """The outputs of a graph for the rows of a window."""
         return self._graph(part, [Piece(self._stored_specs[part], window)], window.rows)
 
@@ -277,6 +283,19 @@ class Bundle:
         """What is read of a row for a graph; part is `score`, `user` or `item`."""
         return self._specs[part]
 
+    def whole_inputs(self, rows: Any, part: str = "score") -> dict[str, NDArray[Any]]:
+        """What the bundle's whole graph of a part, `score`, `user` or `item`, takes: its inputs by name, in order.
+
+        Raises:
+            UserError: a row does not fit, or the bundle has no such graph.
+        """
+        record = self.manifest.whole.get(part)  # type: ignore[call-overload]
+        if record is None:
+            raise UserError(f"{self.folder} has no whole graph of {part!r}; export it with --format onnx,whole")
+        spec = self._specs[part]
+        [window] = windows(rows, spec, 1 << 40)  # all at once
+        return whole_inputs(record, spec, window)
+
     def _graph(self, part: str, pieces: list[Piece], rows: int) -> list[NDArray[Any]]:
         """The outputs of a graph for the rows that the pieces make."""
         graph: GraphRecord = self.manifest.graphs[part]  # type: ignore[index]
@@ -284,62 +303,36 @@ class Bundle:
         for name in graph.pooled:
             lookup = self._lookups[name]
             piece = _piece_with(lookup.feature, pieces)
-            ids, offsets, weights = _ids(piece.window, lookup.feature)
+            ids, offsets, weights = ids_of(piece.window, lookup.feature)
             mean = lookup.pooling == "mean"
             inputs.append(piece.spread(pooled(self._tables[lookup.table], ids, offsets, weights, mean), rows))
-        for name in graph.sequences:
-            lookup = self._lookups[name]
-            piece = _piece_with(lookup.feature, pieces)
-            ids, offsets, _ = _ids(piece.window, lookup.feature)
-            whole = np.arange(piece.window.rows + 1) if offsets is None else offsets
-            found = padded(self._tables[lookup.table], ids, whole, graph.length)
+        several = [(self._lookups[name], _piece_with(self._lookups[name].feature, pieces)) for name in graph.sequences]
+        ragged = [_several(piece.window, lookup.feature) for lookup, piece in several]
+        longest = max([1, *(int(np.diff(offsets).max(initial=0)) for _, offsets in ragged)])
+        for (lookup, piece), (ids, offsets) in zip(several, ragged, strict=True):
+            found = padded(self._tables[lookup.table], ids, offsets, graph.length or longest)
             inputs += [piece.spread(array, rows) for array in found]
         dense = {name: array for piece in pieces for name, array in piece.dense(rows)}
         inputs += [dense[name] for name in graph.dense]
-        session = self._sessions[part]  # type: ignore[index]
-        names = [entry.name for entry in session.get_inputs()]
-        return _computed(session, dict(zip(names, inputs, strict=True)), self.folder / graph.file)
+        compute = self._computations[part]  # type: ignore[index]
+        if not rows:  # for which onnxruntime's GRU would end the process
+            return [found[:0] for found in compute([np.zeros((1, *one.shape[1:]), one.dtype) for one in inputs])]
+        return compute(inputs)
 
     def _seen(self, window: Window) -> Pairs | None:
         if self.manifest.history is None or not self.manifest.exclude_seen:
             return None
-        ids, offsets, _ = _ids(window, self.manifest.history)
-        return Pairs.of(ids, np.arange(window.rows + 1) if offsets is None else offsets)
-
-
-def _session(path: Path, threads: int | None) -> Any:
-    try:
-        import onnxruntime  # noqa: PLC0415
-    except ImportError:
-        raise UserError("a bundle needs onnxruntime: pip install onnxruntime") from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own have no common class
-        raise UserError(f"{path} cannot be read: {one_line(error)}; export the bundle again") from None
-
-
-def _computed(session: Any, inputs: dict[str, NDArray[Any]], path: Path) -> list[NDArray[Any]]:
-    try:
-        outputs: list[NDArray[Any]] = session.run(None, inputs)
-    except Exception as error:  # as above
-        raise UserError(f"{path} cannot be computed: {one_line(error)}; export the bundle again") from None
-    return outputs
+        return Pairs.of(*_several(window, self.manifest.history))
 
 
 def _piece_with(feature: str, pieces: list[Piece]) -> Piece:
     return next(piece for piece in pieces if feature in piece.window.flat or feature in piece.window.ragged)
 
 
-def _ids(window: Window, feature: str) -> tuple[NDArray[Any], NDArray[Any] | None, Floats | None]:
-    """A feature's ids, its offsets [B + 1] (None for one id in each row), and its ids' weights."""
-    if feature in window.flat:
-        return np.asarray(window.ids[window.flat.index(feature)]), None, None
-    ragged = window.ragged[feature]
-    return ragged.values, ragged.offsets, ragged.weights
+def _several(window: Window, feature: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A feature's ids, and its offsets [B + 1]."""
+    ids, offsets, _ = ids_of(window, feature)
+    return ids, np.arange(window.rows + 1) if offsets is None else offsets
 
 
 def lists_of_vectors(vectors: Floats, mask: Flags) -> pa.Array:

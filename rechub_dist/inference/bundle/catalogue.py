@@ -191,6 +191,15 @@ class Catalogue:
         within = (ids >= 0) & (ids < self.item.table.rows)
         return np.where(within, self.places[np.where(within, ids, 0)], -1)
 
+    def first_windows(self, count: int) -> list[Window]:
+        """The first items, at least `count` of them, if there are as many. Raises UserError as `batches`."""
+        found: list[Window] = []
+        for window, _ in self._windows((), 0, 1):
+            found.append(window)
+            if sum(one.rows for one in found) >= count:
+                break
+        return found
+
     @property
     def columns(self) -> list[str]:
         """The columns of the table of items; none where the bundle has no such table."""

@@ -7,7 +7,9 @@ bundle/
   dataset.yaml            features, derived columns, labels: how a caller's row becomes ids and numbers
   _vocabularies/          the values of ids
   tables.safetensors      embedding tables, memory-mapped when they are read
-  score.onnx              the model without its tables; of a recall model user.onnx and item.onnx
+  score.onnx, score.pt2   the model without its tables, for onnxruntime or torch; of a recall model user.*, item.*
+  whole.onnx              the model with its tables; of a recall model whole-user.onnx and whole-item.onnx
+  model_repository/       one of them for Triton
 ```
 """
 
@@ -30,6 +32,7 @@ FORMAT: Final = 1
 MANIFEST: Final = "bundle.json"
 TABLES: Final = "tables.safetensors"
 SCHEMA: Final = "dataset.yaml"
+REPOSITORY: Final = "model_repository"
 GraphName = Literal["score", "user", "item"]
 Precision = Literal["fp32", "fp16", "int8"]
 _BLOCK: Final = 16 << 20
@@ -67,23 +70,70 @@ class LookupRecord(Section):
 
 
 class GraphRecord(Section):
-    """A part of the model as an ONNX graph.
+    """A part of the model as an ONNX graph, a program of torch.export, or both.
 
     Its inputs are, in this order: the pooled lookups [B, D]; of each sequence the vectors [B, L, D] and the lengths,
     int64 [B]; the dense features [B, dim].
     """
 
-    file: str
+    file: str | None = Field(None, description="the ONNX graph")
+    program: str | None = Field(None, description="of torch.export")
     pooled: tuple[str, ...] = Field(description="names of lookups")
     sequences: tuple[str, ...]
     dense: tuple[str, ...] = Field(description="names of features")
     outputs: tuple[str, ...]
     length: int | None = Field(None, ge=1, description="L, where the graph has it fixed; else that of the longest row")
 
+    @field_validator("file", "program")
+    @classmethod
+    def _file(cls, name: str | None) -> str | None:
+        return None if name is None else _inside(name)
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> Self:
+        if not self.files:
+            raise ValueError("there is neither file nor program")
+        return self
+
+    @property
+    def files(self) -> list[str]:
+        """The files of the graph."""
+        return [name for name in (self.file, self.program) if name is not None]
+
+    def file_for(self, engine: str) -> str | None:
+        """The file that `onnx` or `torch` computes; None if there is none."""
+        return self.file if engine == "onnx" else self.program
+
+
+class WholeRecord(Section):
+    """A part of the model as an ONNX graph with its tables inside.
+
+    Its inputs are, in this order and under these names: of features with one id a row the ids, int64 [B]; of features
+    with lists NAME, int64 [B, L], NAME.lengths, int64 [B], and, where ids are weighted, NAME.weights, float32 [B, L];
+    the dense features, float32 [B, dim]. L may differ from list to list, but is one for all of `sequences`.
+    """
+
+    file: str
+    ids: tuple[str, ...]
+    lists: tuple[str, ...]
+    weighted: tuple[str, ...] = Field((), description="those of `lists` with weights")
+    sequences: tuple[str, ...] = Field((), description="those of `lists` that are not pooled")
+    dense: tuple[str, ...]
+    outputs: tuple[str, ...]
+    length: int | None = Field(None, ge=1, description="L of `sequences`, where the graph has it fixed")
+
     @field_validator("file")
     @classmethod
     def _file(cls, name: str) -> str:
         return _inside(name)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Their names, in their order."""
+        found = list(self.ids)
+        for name in self.lists:
+            found += [name, f"{name}.lengths", *([f"{name}.weights"] if name in self.weighted else [])]
+        return [*found, *self.dense]
 
 
 class BundleManifest(Section):
@@ -99,6 +149,7 @@ class BundleManifest(Section):
     item: str | None = Field(None, description="of a recall model: the feature of the item's id")
     history: str | None = Field(None, description="of a recall model: the feature of the items that a user has seen")
     exclude_seen: bool = True
+    whole: dict[GraphName, WholeRecord] = Field(default_factory=dict, description="graphs with their tables inside")
     aligned: tuple[tuple[str, ...], ...] = Field((), description="features with equally many ids in each row")
     files: dict[str, FileRecord]
     versions: dict[str, str]
@@ -115,20 +166,26 @@ class BundleManifest(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        for name in (TABLES, SCHEMA, *(graph.file for graph in self.graphs.values())):
+        for name in (TABLES, SCHEMA, *(name for graph in self.graphs.values() for name in graph.files)):
             if name not in self.files:
                 raise ValueError(f"files: there is no checksum of {name}")
         names = {lookup.name for lookup in self.lookups}
         for graph in self.graphs.values():
             for name in (*graph.pooled, *graph.sequences):
                 if name not in names:
-                    raise ValueError(f"graphs: {graph.file} reads a lookup {name!r}, which is not there")
+                    raise ValueError(f"graphs: {graph.files[0]} reads a lookup {name!r}, which is not there")
         for lookup in self.lookups:
             if lookup.table not in self.tables:
                 raise ValueError(f"lookups: {lookup.name!r} reads a table {lookup.table!r}, which is not there")
         if set(self.graphs) not in ({"score"}, {"user", "item"}):
             raise ValueError(f"graphs: {', '.join(self.graphs)} are neither score nor user and item")
         return self
+
+    def apart(self, engine: str) -> set[str]:
+        """The files that nobody reads who computes with `onnx` or `torch`: what the bundle has for others."""
+        graphs = {name for graph in self.graphs.values() for name in graph.files if name != graph.file_for(engine)}
+        repository = {name for name in self.files if name.startswith(f"{REPOSITORY}/")}
+        return graphs | repository | {whole.file for whole in self.whole.values()}
 
     @property
     def sealed(self) -> Self:
@@ -144,6 +201,12 @@ def record(path: Path) -> FileRecord:
         while block := file.read(_BLOCK):
             digest.update(block)
     return FileRecord(size=path.stat().st_size, checksum=digest.hexdigest())
+
+
+def records_of(folder: Path) -> dict[str, FileRecord]:
+    """The files of a bundle that is being written, but for its manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("_rechub"))
+    return {str(path.relative_to(folder)): record(path) for path in files if path.name != MANIFEST}
 
 
 def write_manifest(folder: Path, manifest: BundleManifest) -> None:
