@@ -19,7 +19,8 @@ def export(
     output_dir: Annotated[str, typer.Argument(metavar="OUTPUT_DIR", help="The run: its output or checkpoint folder.")],
     out: Annotated[Path, typer.Option(help="The bundle to write; an earlier, unchanged one is replaced.")],
     tables: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="How the numbers of tables are stored; int8: scaled by row.")
+        Literal["fp32", "fp16", "int8", "int4"],
+        typer.Option(help="How the numbers of tables are stored; int8, int4: in steps, scaled by row."),
     ] = "fp32",
     set_: Overrides = None,
     check: Annotated[

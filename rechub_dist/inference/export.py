@@ -38,7 +38,7 @@ from rechub_dist.inference.bundle.manifest import (
     versions,
     write_manifest,
 )
-from rechub_dist.inference.bundle.tables import LOW, SCALE, STORED, quantized
+from rechub_dist.inference.bundle.tables import DTYPES, precision_of, stored, tensors_of
 from rechub_dist.inference.graphs import export_graph, parts_of
 from rechub_dist.inference.items import write_items
 
@@ -63,7 +63,7 @@ def export_bundle(
     Args:
         output_dir: of the run, or its folder of checkpoints; path or address.
         out: the folder; an earlier, unchanged bundle is replaced.
-        tables: how their numbers are stored; int8 has a scale for each row.
+        tables: how their numbers are stored; int8 and int4 in steps, with a scale for each row.
         overrides: `section.key=value`, where data has moved.
         allowed_code: modules of the run's own classes.
         check: called with the bundle before it becomes visible; what it returns is kept in the manifest.
@@ -154,20 +154,19 @@ def _write_tables(
 ) -> dict[str, TableRecord]:
     """Write the tables that are read as one safetensors file; returns what each is."""
     specs = {lookup.table.name: lookup.table for lookup in lookups}
-    records = {n: TableRecord(rows=t.rows, dim=t.dim or 1, precision=precision) for n, t in specs.items()}
-    size = {"F32": 4, "F16": 2, "U8": 1}
+    records = {
+        n: TableRecord(rows=t.rows, dim=t.dim or 1, precision=precision_of(precision, t.dim or 1))
+        for n, t in specs.items()
+    }
+    tensors = {name: kind for n, record in records.items() for name, kind in tensors_of(n, record).items()}
     header: dict[str, Any] = {}
     end = 0
-    # Numbers of four bytes first, so that each tensor is aligned.
-    extra = [
-        (f"{n}{part}", "F32", (r.rows,)) for n, r in records.items() if precision == "int8" for part in (SCALE, LOW)
-    ]
-    main = [(n, STORED[precision], (r.rows, r.dim)) for n, r in records.items()]
-    for name, kind, shape in [*extra, *main]:
-        begin, end = end, end + int(np.prod(shape)) * size[kind]
+    # The largest elements first, so that each tensor is aligned.
+    for name, (kind, shape) in sorted(tensors.items(), key=lambda entry: -DTYPES[entry[1][0]].itemsize):
+        begin, end = end, end + int(np.prod(shape)) * DTYPES[kind].itemsize
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
     frame = framed(header)
-    total, done = end, 0
+    total, done = sum(record.rows * record.dim * 4 for record in records.values()), 0
     with path.open("wb") as file:
         file.write(frame)
         file.truncate(len(frame) + end)
@@ -178,14 +177,15 @@ def _write_tables(
             file.seek(len(frame) + header[name]["data_offsets"][0] + first * width)
             file.write(np.ascontiguousarray(values).data)
 
-        for name in records:
+        for table, record in records.items():
             first = 0
-            for block in _vectors(folder, manifest, name):
-                if precision == "int8":
-                    for part, values in zip(("", SCALE, LOW), quantized(block), strict=True):
-                        put(name + part, first, values)
-                else:
-                    put(name, first, block.astype("<f4" if precision == "fp32" else "<f2"))
+            for block in _vectors(folder, manifest, table):
+                try:
+                    arrays = stored(block, record.precision)
+                except OverflowError as error:
+                    raise UserError(f"table {table!r}: {error}; export with --tables fp32") from None
+                for name, values in zip(tensors_of(table, record), arrays, strict=True):
+                    put(name, first, values)
                 first += len(block)
                 done += block.nbytes
                 say("tables", done, total)

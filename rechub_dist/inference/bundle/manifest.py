@@ -30,7 +30,7 @@ MANIFEST: Final = "bundle.json"
 TABLES: Final = "tables.safetensors"
 SCHEMA: Final = "dataset.yaml"
 GraphName = Literal["score", "user", "item"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 _BLOCK: Final = 16 << 20
 
 
@@ -49,7 +49,10 @@ class FileRecord(Section):
 
 
 class TableRecord(Section):
-    """A table in tables.safetensors: `NAME`, and with int8 also `NAME.scale` and `NAME.low`, one number a row."""
+    """A table in tables.safetensors: `NAME`, with int8 and int4 also `NAME.scale` and `NAME.low`, one number a row.
+
+    A table may have another precision than was asked for: where that takes no less room, it is fp16.
+    """
 
     rows: int = Field(ge=1, le=MAX_ROWS)
     dim: int = Field(ge=1, le=MAX_DIM)
