@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from rechub_dist.assembly.parts import Plan, plan
 from rechub_dist.checkpoint.find import find_checkpoint
@@ -23,7 +22,7 @@ from rechub_dist.data.columns.vocabulary import vocabulary_fingerprint
 from rechub_dist.data.parquet.outputs import whole_folder
 from rechub_dist.data.prepare.writer import SCHEMA_FILE, VOCABULARIES, schema_text
 from rechub_dist.embedded import Lookup
-from rechub_dist.errors import UserError, nearest
+from rechub_dist.errors import UserError
 from rechub_dist.features import Feature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.inference.bundle.catalogue import ITEMS
 from rechub_dist.inference.bundle.manifest import (
@@ -39,6 +38,8 @@ from rechub_dist.inference.bundle.manifest import (
     write_manifest,
 )
 from rechub_dist.inference.bundle.tables import DTYPES, precision_of, stored, tensors_of
+from rechub_dist.inference.comparison import Comparison
+from rechub_dist.inference.from_checkpoint import load_dense
 from rechub_dist.inference.graphs import export_graph, parts_of
 from rechub_dist.inference.items import write_items
 
@@ -53,7 +54,7 @@ def export_bundle(
     tables: Precision = "fp32",
     overrides: Iterable[str] = (),
     allowed_code: Iterable[str] = (),
-    check: Callable[[Path], dict[str, float]] | None = None,
+    check: Callable[[Path], Comparison] | None = None,
     progress: Progress | None = None,
 ) -> BundleManifest:
     """Write the bundle of a run's best checkpoint (its newest, where none is marked best).
@@ -66,7 +67,7 @@ def export_bundle(
         tables: how their numbers are stored; int8 and int4 in steps, with a scale for each row.
         overrides: `section.key=value`, where data has moved.
         allowed_code: modules of the run's own classes.
-        check: called with the bundle before it becomes visible; what it returns is kept in the manifest.
+        check: called with the bundle before it becomes visible; what it finds is kept in the manifest.
         progress: called with what is being done.
 
     Raises:
@@ -79,7 +80,7 @@ def export_bundle(
     say = progress or _nobody
     for _ in verify(folder, manifest, blocks_of(manifest)):
         pass
-    _load_dense(found, folder, manifest)
+    load_dense(found, folder, manifest)
     parts = parts_of(found)
     read = {lookup.name: lookup for part in parts for lookup in (*part.pooled, *part.sequences)}
     with whole_folder(out, KIND, replace=True) as work:
@@ -108,7 +109,8 @@ def export_bundle(
         )
         write_manifest(work, bundle)
         if check is not None:
-            bundle = bundle.model_copy(update={"checked": check(work)})
+            found_out = check(work)
+            bundle = bundle.model_copy(update={"checked": found_out.checked, "metrics": found_out.finite})
             write_manifest(work, bundle)
     return bundle
 
@@ -130,18 +132,6 @@ def _check_vocabularies(found: Plan, folder: Folder, manifest: CheckpointManifes
                 f"{folder.address}: the vocabulary of feature {feature.name!r} is not the one that the run was "
                 "trained with, so its ids have other meanings; restore that file, or train again"
             )
-
-
-def _load_dense(found: Plan, folder: Folder, manifest: CheckpointManifest) -> None:
-    """Fill the model's parameters and buffers from the checkpoint."""
-    state: dict[str, Any] = {}
-    for name, value in found.model.state_dict().items():
-        key = next((k for k in (f"dense/model.{name}", f"dense/{name}") if k in manifest.tensors), None)
-        if key is None:
-            raise UserError(f"{folder.address}: the checkpoint has no {name}: {nearest(name, manifest.tensors)}")
-        rows = torch.cat([block.view(-1) for block in read_rows(folder, manifest, key)] or [value.new_zeros(0)])
-        state[name] = rows.view(value.shape)
-    found.model.load_state_dict(state)
 
 
 def _write_tables(

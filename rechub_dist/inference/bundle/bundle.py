@@ -193,7 +193,7 @@ class Bundle:
     def best(self, window: Window, k: int, where: str | None = None) -> pa.Table:
         """`retrieve` for a window of `user_spec()`."""
         vectors, live = self.user_vectors(window)
-        ids, scores = self.catalogue.best(vectors, live, k, self._seen(window), where)
+        ids, scores = self.catalogue.best(vectors, live, k, self.seen(window), where)
         there = ids >= 0
         offsets = np.zeros(window.rows + 1, np.int32)
         np.cumsum(there.sum(axis=1), out=offsets[1:])
@@ -300,7 +300,8 @@ class Bundle:
         names = [entry.name for entry in session.get_inputs()]
         return _computed(session, dict(zip(names, inputs, strict=True)), self.folder / graph.file)
 
-    def _seen(self, window: Window) -> Pairs | None:
+    def seen(self, window: Window) -> Pairs | None:
+        """The ids of the items that `retrieve` leaves out for a window of `user_spec()`; None for none."""
         if self.manifest.history is None or not self.manifest.exclude_seen:
             return None
         ids, offsets, _ = _ids(window, self.manifest.history)

@@ -128,8 +128,13 @@ class Catalogue:
         Raises:
             UserError: as `batches`.
         """
-        found = [self.vectors_of(window) for window, _ in self._windows((), 0, 1)]
+        found = list(self.blocks())
         return np.concatenate(found) if found else np.empty((0, 1), np.float32)
+
+    def blocks(self) -> Iterator[Floats]:
+        """The same vectors block by block, in the order of the items' places: float32 [n, D] each."""
+        for window, _ in self._windows((), 0, 1):
+            yield self.vectors_of(window)
 
     def best(
         self, users: Floats, live: Flags, k: int, seen: Pairs | None = None, where: str | None = None

@@ -104,8 +104,10 @@ class BundleManifest(Section):
     aligned: tuple[tuple[str, ...], ...] = Field((), description="features with equally many ids in each row")
     files: dict[str, FileRecord]
     versions: dict[str, str]
-    metrics: dict[str, float] = Field(default_factory=dict)
     checked: dict[str, float] = Field(default_factory=dict, description="differences from the training's own scores")
+    metrics: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="on the checked rows: those of the training's scores, and of the bundle's"
+    )
     seal: str = Field("", description="xxh3, 128 bits, of the rest, so that damage to the manifest shows")
 
     @field_validator("files")
