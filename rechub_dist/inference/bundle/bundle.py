@@ -19,7 +19,7 @@ from rechub_dist.data.given import like, windows
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError, one_line
 from rechub_dist.features import CrossFeature, DenseFeature, Feature, FeatureSchema, SequenceFeature, SparseFeature
-from rechub_dist.inference.bundle.candidates import Piece, pieces_of
+from rechub_dist.inference.bundle.candidates import Candidates, Piece
 from rechub_dist.inference.bundle.catalogue import ITEMS, Catalogue, fixed
 from rechub_dist.inference.bundle.index import open_index
 from rechub_dist.inference.bundle.manifest import MANIFEST, SCHEMA, TABLES, GraphRecord, read_manifest, verify
@@ -148,8 +148,7 @@ class Bundle:
             raise UserError(f"score: {self.manifest.model} is a recall model; use retrieve or vectors")
         names = [f"predicted_{name}" for name in self.manifest.graphs["score"].outputs]
         outputs = [
-            self._graph("score", pieces, rows)
-            for rows, pieces in pieces_of(self.spec("score"), user, candidates, BATCH)
+            self._graph("score", pieces, rows) for rows, pieces in self._candidates.pieces(user, candidates, BATCH)
         ]
         found = zip(names, map(np.concatenate, zip(*outputs, strict=True)), strict=True)
         return like(candidates, pa.table(dict(found)))
@@ -272,6 +271,10 @@ class Bundle:
     @cached_property
     def _specs(self) -> dict[str, BatchSpec]:
         return {part: spec.of_values() for part, spec in self._stored_specs.items()}
+
+    @cached_property
+    def _candidates(self) -> Candidates:
+        return Candidates(self.spec("score"))
 
     def spec(self, part: str) -> BatchSpec:
         """What is read of a row for a graph; part is `score`, `user` or `item`."""
