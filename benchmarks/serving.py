@@ -71,11 +71,15 @@ class TorchScorer:
             candidates = candidates.append_column(name, user[name].take(index))
         return self._run.predict(candidates)
 
-    def retrieve(self, users: Any, k: int = 10) -> Any:
+    def retrieve(self, users: Any, k: int = 10, *, where: str | None = None) -> Any:
         """Of recall models alone."""
         raise NotImplementedError
 
     def vectors(self, side: str, rows: Any) -> Any:
+        """Of recall models alone."""
+        raise NotImplementedError
+
+    def use_index(self, index: Path) -> Any:
         """Of recall models alone."""
         raise NotImplementedError
 

@@ -21,7 +21,7 @@ from rechub_dist.errors import UserError, one_line
 from rechub_dist.features import CrossFeature, DenseFeature, Feature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.inference.bundle.candidates import Candidates, Piece
 from rechub_dist.inference.bundle.catalogue import ITEMS, Catalogue, fixed
-from rechub_dist.inference.bundle.index import open_index
+from rechub_dist.inference.bundle.index import IndexManifest, open_index
 from rechub_dist.inference.bundle.manifest import MANIFEST, SCHEMA, TABLES, GraphRecord, read_manifest, verify
 from rechub_dist.inference.bundle.search import Flags, Floats, Pairs
 from rechub_dist.inference.bundle.tables import open_tables, padded, pooled
@@ -69,8 +69,9 @@ class Bundle:
         self._sessions = {name: _session(self.folder / g.file, threads) for name, g in self.manifest.graphs.items()}
         for name, graph in self.manifest.graphs.items():
             self._check_graph(graph, self._sessions[name])
+        self._threads = threads
         if index is not None:
-            self.catalogue.use(open_index(Path(index), threads), self.fingerprint, str(index))
+            self.use_index(index)
 
     def _check_schema(self) -> None:
         """Refuse a schema that is not that of the manifest, or that names files from elsewhere."""
@@ -226,6 +227,16 @@ class Bundle:
             has_table=ITEMS in self.manifest.files,
             vectors_of=lambda window: self._of_window("item", window)[0],
         )
+
+    def use_index(self, index: str | Path) -> IndexManifest:
+        """Have `retrieve` search the index in a folder from now on; returns what it is.
+
+        Raises:
+            UserError: as the constructor; `retrieve` does what it did.
+        """
+        opened = open_index(Path(index), self._threads)
+        self.catalogue.use(opened, self.fingerprint, str(index))
+        return opened.manifest
 
     @property
     def fingerprint(self) -> str:

@@ -61,6 +61,8 @@ class Catalogue:
 
     def __post_init__(self) -> None:
         self._filters: dict[str, Ints] = {}
+        # held open: a later export may replace the folder
+        self._held = (self.folder / ITEMS).open("rb") if self.has_table else None
         self._index: Index | None = None
 
     def __len__(self) -> int:
@@ -173,9 +175,9 @@ class Catalogue:
             UserError: it is no such expression, or the bundle has no table of items.
         """
         if expression not in self._filters:
-            if not self.has_table:
-                raise UserError(f"where: {self.folder} has no table of items to filter by: the data had none in items/")
-            found = rows_where(self.folder / ITEMS, expression)
+            if self._held is None:
+                raise UserError("where: the bundle has no table of items to filter by: the data had none in items/")
+            found = rows_where(Path(f"/dev/fd/{self._held.fileno()}"), expression)
             while len(self._filters) >= _FILTERS:
                 self._filters.pop(next(iter(self._filters)), None)
             self._filters[expression] = found
