@@ -31,6 +31,7 @@ def export(
     check_data: Annotated[
         str | None, typer.Option(help="Rows to compare on; default: the run's valid split, else its train split.")
     ] = None,
+    check_rows: Annotated[int, typer.Option(min=1, help="Rows to compare, at most.")] = 10_000,
     tolerance: Annotated[
         float | None,
         typer.Option(min=0, help="Largest difference allowed; default: 1e-5, fp16 2e-3, int8 3e-2, int4 0.3."),
@@ -60,7 +61,7 @@ def export(
         from rechub_dist.inference.from_checkpoint import open_run  # noqa: PLC0415
 
         run = open_run(output_dir, overrides, allow_code or [])
-        found = check_bundle(run, Bundle(folder), check_data or rows_to_check(run.config))
+        found = check_bundle(run, Bundle(folder), check_data or rows_to_check(run.config), check_rows)
         refuse(found, tables, tolerance, max_cost)
         return found
 
