@@ -1,18 +1,24 @@
-"""What a served bundle takes for a request, beside the same model in plain torch behind the same server, in one run.
+"""What a served bundle takes for a request, beside other scorers of such a model behind the same server, in one run.
 
     python benchmarks/serving.py
-    python benchmarks/serving.py --rounds 9 --requests 400
+    python benchmarks/serving.py --rounds 9 --requests 400 --rechub PYTHON_THAT_HAS_TORCH_RECHUB
 
 The model is a DIN with ten sparse features, four dense ones, a target item and a history of at most 20, tables of
-100,000 rows of width 16 and layers of 200 and 80, briefly trained. Two servers run at once, of the same code, with the
-same settings and one thread a core: `bundle` is `rechub-dist serve`, and `torch` answers with the trained run in this
-package's own torch modules (`rechub_dist.load`), which gets its rows by the same conversion. A request is a user with
-1, 16 or 200 candidates, as JSON; the client, in a process of its own, keeps its connections.
+100,000 rows of width 16 and layers of 200 and 80, briefly trained. The servers run at once, of the same code, with the
+same settings and one thread a core: `bundle` is `rechub-dist serve`; `torch` answers with the trained run in this
+package's own torch modules (`rechub_dist.load`), which gets its rows by the same conversion; `torch-rechub`, with
+`--rechub`, is a DIN of torch-rechub of the same sizes, exported by its own exporter, with its tables, to ONNX, and run
+by onnxruntime. A request is a user with 1, 16 or 200 candidates, as JSON; the client, in a process of its own, keeps
+its connections.
+
+Not counted for `torch-rechub`, whose inputs are ids: that values become ids (here they are the same numbers), that
+missing ones are told from others, and the four dense features, for which its DIN has no room. Histories are padded,
+and the user's columns repeated for each candidate, since its graph takes whole rows.
 
 Reported are the median and the 99th percentile of the time of a request when one client asks at a time, and requests a
 second when eight do. Rounds are interleaved, and the order in a round turns, so that what else the machine does hits
 both alike; the figures are the medians of the rounds, the ratio is the median of the rounds' ratios. Before anything is
-measured, both must answer the same.
+measured, `bundle` and `torch` must answer the same; `torch-rechub` has weights of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,31 +57,35 @@ MODEL = {
 }  # fmt: skip
 
 
-class TorchScorer:
-    """Answers with the trained run; the rest is the bundle's."""
+class OtherScorer:
+    """Answers with something else; the rest is the bundle's."""
 
-    def __init__(self, folder: Path, run: Any) -> None:
+    def __init__(self, folder: Path, predict: Callable[[pa.Table], pa.Table]) -> None:
         from rechub_dist.inference.bundle.bundle import Bundle  # noqa: PLC0415
 
         bundle = Bundle(folder, threads=1)
-        self.folder, self.manifest, self.spec, self._run = folder, bundle.manifest, bundle.spec, run
+        self.folder, self.manifest, self.spec, self._predict = folder, bundle.manifest, bundle.spec, predict
 
     def score(self, rows: pa.Table) -> pa.Table:
-        """The run's predictions."""
-        return self._run.predict(rows)
+        """The predictions."""
+        return self._predict(rows)
 
     def score_candidates(self, user: pa.Table, candidates: pa.Table) -> pa.Table:
         """The same, of the user's columns repeated."""
         index = pa.array(np.zeros(candidates.num_rows, np.int64))
         for name in user.column_names:
             candidates = candidates.append_column(name, user[name].take(index))
-        return self._run.predict(candidates)
+        return self._predict(candidates)
 
-    def retrieve(self, users: Any, k: int = 10) -> Any:
+    def retrieve(self, users: Any, k: int = 10, *, where: str | None = None) -> Any:
         """Of recall models alone."""
         raise NotImplementedError
 
     def vectors(self, side: str, rows: Any) -> Any:
+        """Of recall models alone."""
+        raise NotImplementedError
+
+    def use_index(self, index: Path) -> Any:
         """Of recall models alone."""
         raise NotImplementedError
 
@@ -85,15 +95,48 @@ def serve_torch(output_dir: str, bundle: Path) -> None:
     import torch  # noqa: PLC0415
 
     import rechub_dist  # noqa: PLC0415
+
+    torch.set_num_threads(1)  # as the bundle's: many requests at once, each by one thread
+    serve_other(bundle, rechub_dist.load(output_dir).predict)
+
+
+def serve_rechub(graph: str, bundle: Path) -> None:
+    """Serve a graph that torch-rechub has exported."""
+    import onnxruntime  # noqa: PLC0415
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def predict(rows: pa.Table) -> pa.Table:
+        columns = {name: rows[name].combine_chunks() for name in names}
+        inputs = {n: padded(c) if pa.types.is_list(c.type) else c.to_numpy() for n, c in columns.items()}
+        return pa.table({"predicted_label_0": session.run(None, inputs)[0]})
+
+    serve_other(bundle, predict)
+
+
+def padded(lists: pa.ListArray, length: int = 20) -> np.ndarray:
+    """The last ids of each row, padded with zeros, int64 [B, length]."""
+    counts = np.diff(lists.offsets.to_numpy())
+    ids = np.zeros((len(lists), length), np.int64)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    skipped = np.repeat(np.maximum(counts - length, 0), counts)
+    kept = place >= skipped
+    ids[np.repeat(np.arange(len(lists)), counts)[kept], (place - skipped)[kept]] = lists.flatten().to_numpy()[kept]
+    return ids
+
+
+def serve_other(bundle: Path, predict: Callable[[pa.Table], pa.Table]) -> None:
+    """Serve something else as `rechub-dist serve` serves a bundle."""
     from rechub_dist.inference.server.run import serve  # noqa: PLC0415
     from rechub_dist.inference.server.serving import Serving  # noqa: PLC0415
     from rechub_dist.inference.server.settings import Settings  # noqa: PLC0415
     from rechub_dist.inference.server.versions import Served  # noqa: PLC0415
 
-    torch.set_num_threads(1)  # as the bundle's: many requests at once, each by one thread
-    run = rechub_dist.load(output_dir)
     settings = Settings(port=0, threads=len(os.sched_getaffinity(0)))
-    served = Served("ctr", bundle, lambda folder: TorchScorer(folder, run), settings.max_rows)
+    served = Served("ctr", bundle, lambda folder: OtherScorer(folder, predict), settings.max_rows)
     serve(Serving([served], {}, settings), lambda where: print(f"serving at {where}", file=sys.stderr, flush=True))
 
 
@@ -204,8 +247,11 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds.")] = 7,
     requests: Annotated[int, typer.Option(help="Requests a measurement.")] = 200,
     folder: Annotated[Path | None, typer.Option(help="To keep data, run and bundle in.")] = None,
+    rechub: Annotated[
+        Path | None, typer.Option(help="Python that has torch-rechub and onnx: measures its own export, too.")
+    ] = None,
 ) -> None:
-    """Measure both, and print the table."""
+    """Measure them, and print the table."""
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         root = folder or Path(scratch)
         if not (root / "bundle").exists():
@@ -213,17 +259,21 @@ def main(
             prepare(root)
         torch = [__file__, "serve-torch", str(root / "run"), str(root / "bundle")]
         bundle = ["-m", "rechub_dist", "serve", f"ctr={root / 'bundle'}", "--port", "0"]
-        ports = {
-            n: stack.enter_context(server(root / f"{n}.log", line))
-            for n, line in (("bundle", bundle), ("torch", torch))
-        }
+        lines = {"bundle": bundle, "torch": torch}
+        if rechub is not None:
+            graph = root / "rechub.onnx"
+            if not graph.exists():
+                script = Path(__file__).with_name("serving_rechub.py")
+                subprocess.run([rechub, script, graph], check=True, capture_output=True)
+            lines["torch-rechub"] = [__file__, "serve-rechub", str(graph), str(root / "bundle")]
+        ports = {n: stack.enter_context(server(root / f"{n}.log", line)) for n, line in lines.items()}
         rows = pq.read_table(root / "data" / "test")
         asked = {size: bodies(rows, size) for size in CANDIDATES}
         for size, wanted in asked.items():
             for body in wanted[:5]:
                 one, other = (
                     json.loads(ask(http.client.HTTPConnection("127.0.0.1", port), body))["columns"]
-                    for port, _ in ports.values()
+                    for port, _ in (ports["bundle"], ports["torch"])
                 )
                 for name, values in one.items():
                     assert len(values) == size
@@ -231,7 +281,7 @@ def main(
         found: dict[tuple[int, str], list[Figures]] = {}
         for number in range(rounds + 1):  # the first warms up
             for size, wanted in asked.items():
-                names = list(ports) if number % 2 else list(ports)[::-1]
+                names = [*ports][number % len(ports) :] + [*ports][: number % len(ports)]
                 for name in names:
                     figures = measure(*ports[name], wanted, requests)
                     if number:
@@ -245,7 +295,9 @@ def show(found: dict[tuple[int, str], list[Figures]]) -> None:
     model = next(
         (x.partition(":")[2].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
     )
-    screen = Screen(title=f"{cores} cores, {model or platform.processor()}, Python {platform.python_version()}")
+    load = " ".join(f"{x:.1f}" for x in os.getloadavg())
+    title = f"{cores} cores, {model or platform.processor()}, Python {platform.python_version()}, load average {load}"
+    screen = Screen(title=title)
     for heading in (
         "candidates",
         "scorer",
@@ -279,5 +331,7 @@ def show(found: dict[tuple[int, str], list[Figures]]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve-torch"]:
         serve_torch(sys.argv[2], Path(sys.argv[3]))
+    elif sys.argv[1:2] == ["serve-rechub"]:
+        serve_rechub(sys.argv[2], Path(sys.argv[3]))
     else:
         typer.run(main)

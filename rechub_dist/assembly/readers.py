@@ -227,6 +227,11 @@ def evaluation_reader(config: RunConfig, parts: Parts, rt: Runtime, path: str) -
     return rt.together(lambda: _reader(config, read, rt, manifest, training=False))
 
 
+def evaluation_spec(parts: Parts, rt: Runtime) -> BatchSpec:
+    """What is read to evaluate: labels, the columns that metrics group by, and nothing that only training draws."""
+    return _undrawn(_with_keys(parts, rt).spec, parts)
+
+
 def _with_keys(parts: Parts, rt: Runtime) -> Parts:
     """The parts, with the columns that metrics group by among what is read."""
     objective, evaluation = parts.train_module.objective, parts.config.evaluation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from rechub_dist.checkpoint.tensors import DTYPES, Entry, Piece, matrix_shape
 from rechub_dist.errors import shown
 
 READ = 64 << 20  # bytes read at once, unless a single row is longer
+_NEAR = 1 << 20
 _GAP = 64 << 10  # read up to so many unneeded bytes rather than send another request
 
 
@@ -157,6 +159,35 @@ def read_rows(folder: Folder, manifest: CheckpointManifest, key: str) -> Iterato
         block = torch.empty(min(step, rows - start), columns, dtype=dtype)
         read_tensors(folder, manifest, [(key, Entry(saved.shape, dtype, (Piece(start, 0, block),), replicated=False))])
         yield block
+
+
+def read_some(folder: Folder, manifest: CheckpointManifest, key: str, rows: Tensor) -> Tensor:
+    """Some rows of a tensor, viewed as a matrix: [n, columns].
+
+    What lies between two rows is read with them where it is at most 1 MiB, so that rows which lie close together, or
+    in a store, do not take a request each.
+
+    Args:
+        folder: the checkpoint folder.
+        manifest: of the checkpoint.
+        key: of the tensor.
+        rows: int64 [n], ascending, no two alike.
+
+    Raises:
+        DamagedError: as `read_tensors`.
+    """
+    saved = manifest.tensors[key]
+    columns, dtype = matrix_shape(saved.shape)[1], DTYPES[saved.dtype]
+    width = max(1, columns * dtype.itemsize)
+    found = torch.empty(len(rows), columns, dtype=dtype)
+    apart = (rows.diff() * width > _NEAR) | (rows * width // READ).diff().bool()
+    starts = [0, *(apart.nonzero()[:, 0] + 1).tolist(), len(rows)]
+    for start, end in pairwise(starts if len(rows) else []):
+        first, last = int(rows[start]), int(rows[end - 1])
+        block = torch.empty(last - first + 1, columns, dtype=dtype)
+        read_tensors(folder, manifest, [(key, Entry(saved.shape, dtype, (Piece(first, 0, block),), replicated=False))])
+        found[start:end] = block[rows[start:end] - first]
+    return found
 
 
 def _reads(folder: Folder, manifest: CheckpointManifest, key: str, entry: Entry) -> Iterator[_Read]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -12,14 +12,17 @@ from rich.progress import Progress
 
 from rechub_dist.cli.entry import AllowCode, Overrides
 from rechub_dist.distributed.process import quiet_libraries
-from rechub_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from rechub_dist.inference.comparison import Comparison
 
 
 def export(
     output_dir: Annotated[str, typer.Argument(metavar="OUTPUT_DIR", help="The run: its output or checkpoint folder.")],
     out: Annotated[Path, typer.Option(help="The bundle to write; an earlier, unchanged one is replaced.")],
     tables: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="How the numbers of tables are stored; int8: scaled by row.")
+        Literal["fp32", "fp16", "int8", "int4"],
+        typer.Option(help="How the numbers of tables are stored; int8, int4: in steps, scaled by row."),
     ] = "fp32",
     format_: Annotated[
         str,
@@ -37,9 +40,14 @@ def export(
     check_data: Annotated[
         str | None, typer.Option(help="Rows to compare on; default: the run's valid split, else its train split.")
     ] = None,
+    check_rows: Annotated[int, typer.Option(min=1, help="Rows to compare, at most.")] = 10_000,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, help="Largest difference allowed; default: 1e-5, for fp16 2e-3, for int8 3e-2."),
+        typer.Option(min=0, help="Largest difference allowed; default: 1e-5, fp16 2e-3, int8 3e-2, int4 0.3."),
+    ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(min=0, help="What the first metric (AUC, say) may lose on the compared rows; default: anything."),
     ] = None,
     allow_code: AllowCode = None,
 ) -> None:
@@ -60,23 +68,19 @@ def export(
     quiet_libraries()
     overrides = set_ or []
 
-    def compare(folder: Path) -> dict[str, float]:
+    def compare(folder: Path) -> Comparison:
         from rechub_dist.inference.bundle.bundle import Bundle  # noqa: PLC0415
         from rechub_dist.inference.bundle.engines import PACKAGES  # noqa: PLC0415
-        from rechub_dist.inference.check import TOLERANCES, check_bundle, rows_to_check  # noqa: PLC0415
-        from rechub_dist.inference.run import load  # noqa: PLC0415
+        from rechub_dist.inference.check import check_bundle, rows_to_check  # noqa: PLC0415
+        from rechub_dist.inference.comparison import refuse  # noqa: PLC0415
+        from rechub_dist.inference.from_checkpoint import open_run  # noqa: PLC0415
 
-        run = load(output_dir, settings=overrides, allowed_code=allow_code or [])
+        run = open_run(output_dir, overrides, allow_code or [])
         data = check_data or rows_to_check(run.config)
-        each = [check_bundle(run, Bundle(folder, engine=one), data) for one in PACKAGES if one in formats]
-        found = {name: max(one[name] for one in each) for name in each[0]}
-        most = TOLERANCES[tables] if tolerance is None else tolerance
-        for name, apart in found.items():
-            if name != "rows" and not apart <= most:
-                raise UserError(
-                    f"the bundle's {name} differ by up to {apart:.2g} from the run's, and {most:.2g} is allowed: there "
-                    "is no bundle; --tolerance allows more"
-                )
+        for engine in PACKAGES:
+            if engine in formats:
+                found = check_bundle(run, Bundle(folder, engine=engine), data, check_rows)
+                refuse(found, tables, tolerance, max_cost)
         return found
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -91,7 +95,10 @@ def export(
     told = "" if formats == ("onnx",) else f", for {', '.join(formats)}"
     print(f"{out}: {made.model}, step {made.step}, {size / 1e6:,.1f} MB, tables in {tables}{told}")
     if made.checked:
+        rows = f"{made.checked['rows']:,.0f} rows"
         apart = ", ".join(f"{name} {value:.2g}" for name, value in made.checked.items() if name != "rows")
-        print(f"largest differences from the run's own on {made.checked['rows']:,.0f} rows: {apart}")
+        print(f"largest differences from the run's own on {rows}: {apart}")
+        for name, (run, bundle) in made.compared.items():
+            print(f"{name} on them: run {run:.5f}, bundle {bundle:.5f}, difference {bundle - run:+.5f}")
     else:
         print("not compared with the run", file=sys.stderr)

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,6 +43,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER", help="Bundle that gets NAME's requests too, to be compared; repeatable."),
     ] = None,
+    index: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="Index that NAME's `retrieve` searches; repeatable."),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare tables with their checksums, which reads them whole.")
     ] = True,
@@ -52,6 +57,10 @@ def serve(
     batch_wait_ms: Annotated[
         float, typer.Option(min=0, max=1000, help="How long a batch waits to be full.", rich_help_panel=_LOAD)
     ] = 0.0,
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option(min=1, help="Time a request may take, else it gets 504; default: any.", rich_help_panel=_LOAD),
+    ] = None,
     queue: Annotated[
         int, typer.Option(min=1, help="Requests in the server at once; others get 503.", rich_help_panel=_LOAD)
     ] = 256,
@@ -74,6 +83,7 @@ def serve(
     for name in shadows:
         if name not in found:
             raise UserError(f"--shadow: {name} is no bundle that is served; they are {', '.join(found)}")
+    indexes = _indexes(index or [], found)
     loopback = _is_loopback(address)
     token = _token(token_env)
     if not loopback and token is None and not no_token:
@@ -94,17 +104,21 @@ def serve(
         trusted_hosts=(*defaults.trusted_hosts, address, f"[{address}]") if loopback else (),
         threads=threads or cores, batch_rows=batch_rows, batch_wait=batch_wait_ms / 1000, queue=queue,
         memory=max(defaults.memory, 2 * max_mb * MIB), max_rows=max_rows, max_bytes=max_mb * MIB, watch=watch,
-        grace=grace,
+        grace=grace, deadline=None if deadline_ms is None else deadline_ms / 1000,
     )  # fmt: skip
 
     def opened(folder: Path) -> Bundle:
         return Bundle(folder, threads=1, check=check)  # many requests at once, each by one thread
 
-    served = [Served(name, folder, opened, max_rows) for name, folder in found.items()]
+    served = [Served(name, folder, opened, max_rows, indexes.get(name)) for name, folder in found.items()]
     beside = {name: Served(f"{name}.shadow", folder, opened, max_rows) for name, folder in shadows.items()}
     for one in (*served, *beside.values()):
         manifest = one.current.manifest
         print(f"{one.name}: {manifest.model}, step {manifest.step}, version {one.current.label}", file=sys.stderr)
+        if one.name in indexes and manifest.kind != "recall":
+            raise UserError(f"--index: {one.name} is of {manifest.model}, which is no recall model: leave it out")
+        if one.current.unindexed is not None:
+            print(f"{one.name}: {one.current.unindexed}; search is exact", file=sys.stderr)
     run(Serving(served, beside, settings), lambda where: print(f"serving at {where}", file=sys.stderr, flush=True))
 
 
@@ -122,6 +136,21 @@ def _named(arguments: list[str], where: str, *, name_needed: bool = False) -> di
         if name in found:
             raise UserError(f"{where}: two are named {name}; name them apart: NAME=FOLDER")
         found[name] = Path(folder)
+    return found
+
+
+def _indexes(arguments: list[str], served: Iterable[str]) -> dict[str, Path]:
+    """Folders of indexes by bundle. Raises UserError where there is none, or no such bundle."""
+    found = _named(arguments, "--index", name_needed=True)
+    if not found:
+        return {}
+    from rechub_dist.inference.bundle.index import faiss_module, read_index_manifest  # noqa: PLC0415
+
+    faiss_module()
+    for name, folder in found.items():
+        if name not in served:
+            raise UserError(f"--index: {name} is no bundle that is served; they are {', '.join(served)}")
+        read_index_manifest(folder)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from rechub_dist.errors import UserError
 from rechub_dist.metrics.collected import AllRows, OfAllRows
 from rechub_dist.metrics.metric import Scored
 from rechub_dist.objectives import TaskObjective
-from rechub_dist.objectives.base import MEAN_AUC
+from rechub_dist.objectives.base import MEAN_AUC, Scores
 from rechub_dist.skips import Skipped
 
 _FETCHED = 16 << 20  # numbers that are fetched from the device at once
@@ -72,7 +72,10 @@ class Measured:
 
     def add(self, output: Output, batch: Batch) -> None:
         """Take a batch and what the model says of it. Fetching waits for the device, so several are fetched at once."""
-        scores = self._objective.scores(output, batch)
+        self.add_scores(self._objective.scores(output, batch), batch)
+
+    def add_scores(self, scores: Mapping[str, Scores], batch: Batch) -> None:
+        """As `add`, of what something else has predicted of the batch."""
         self._there.append(torch.stack([torch.stack(scores[name], dim=1) for name in self._objective.scored], dim=1))
         self._grouped.append(batch.keys)
         if sum(rows.numel() for rows in self._there) >= _FETCHED:

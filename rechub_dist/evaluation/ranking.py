@@ -115,7 +115,7 @@ def catalogue_of(parts: Parts, ranking: Ranking, runtime: Runtime) -> Catalogue:
     """
     rows = ranking.item.table.rows
     ids, vectors = [torch.empty(0, dtype=torch.int64)], []
-    for batch in _item_batches(parts, ranking, runtime):
+    for batch in item_batches(parts, ranking, runtime):
         ids.append(batch.feature(ranking.item.feature.name).values())
         vectors.append(ranking.vectors(parts.train_module.stage(batch.to(runtime.device))))
     held = torch.cat(ids)
@@ -125,7 +125,7 @@ def catalogue_of(parts: Parts, ranking: Ranking, runtime: Runtime) -> Catalogue:
     return Catalogue(torch.cat(vectors), place.to(runtime.device))
 
 
-def _item_batches(parts: Parts, ranking: Ranking, runtime: Runtime) -> Iterator[Batch]:
+def item_batches(parts: Parts, ranking: Ranking, runtime: Runtime) -> Iterator[Batch]:
     """This rank's share of all items: ids alone, or, where items have further features, rows of the data's `items`."""
     if ranking.ids_alone:
         item, rows = ranking.item.feature.name, ranking.item.table.rows

@@ -2,64 +2,88 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
+from rechub_dist.assembly.readers import evaluation_spec, prediction_spec
 from rechub_dist.config import RunConfig
+from rechub_dist.data.columns.fit import reading
 from rechub_dist.data.columns.vocabulary import vocabulary_of
 from rechub_dist.data.parquet.kinds import is_list
 from rechub_dist.data.parquet.manifest import Manifest
-from rechub_dist.data.parquet.pages import write_parquet
 from rechub_dist.data.parquet.scan import scan
 from rechub_dist.data.parquet.storage import join
 from rechub_dist.errors import UserError
+from rechub_dist.evaluation.measured import Measured
 from rechub_dist.features import FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.inference.bundle.bundle import Bundle
+from rechub_dist.inference.check_items import compare_items
+from rechub_dist.inference.comparison import Comparison, largest
+from rechub_dist.inference.from_checkpoint import batches_of
 from rechub_dist.inference.run import Run
+from rechub_dist.objectives.base import Scores
 
 ROWS: Final = 10_000
-TOLERANCES: Final = {"fp32": 1e-5, "fp16": 2e-3, "int8": 3e-2}  # of a probability, or of a vector's largest number
 
 
-def check_bundle(run: Run, bundle: Bundle, data: str, rows: int = ROWS) -> dict[str, float]:
-    """The largest differences of the run's scores of rows, as its files hold them, and the bundle's of their values.
+def check_bundle(run: Run, bundle: Bundle, data: str, rows: int = ROWS) -> Comparison:
+    """Compare the run's scores of rows, as its files hold them, with the bundle's of the values that they stand for.
 
     Args:
-        run: the run.
+        run: the run; by `open_run` its tables need not fit in memory.
         bundle: to check.
         data: a split of the run's data.
         rows: the first so many.
-
-    Returns:
-        By output, the largest difference: absolute for scores, relative to the largest number for vectors; and `rows`.
 
     Raises:
         UserError: the data cannot be read.
     """
     table = first_rows(data, rows)
     values = as_values(table, bundle.schema)
-    found: dict[str, float] = {"rows": float(table.num_rows)}
-    if "score" in bundle.manifest.graphs:
-        with tempfile.TemporaryDirectory(prefix="rechub-check-") as folder:
-            file = Path(folder) / "rows.parquet"
-            write_parquet(table, file)
-            wanted = run.predict(file)
-        for name, got in _columns(bundle.score(values)).items():
-            found[name] = _apart(wanted[name].to_numpy(), got)
-        return found
-    for side in ("user", "item"):
-        if side == "item" and not run_item_columns(bundle) <= set(values.column_names):
-            continue
-        wanted, got = (_flat(one.vectors(side, values)) for one in (run, bundle))
-        found[f"{side} vectors"] = _apart(wanted, got) / max(float(np.abs(wanted).max(initial=0)), 1e-30)
-    return found
+    with torch.no_grad():
+        if "score" in bundle.manifest.graphs:
+            return _of_scores(run, bundle, table, values)
+        return compare_items(run, bundle, table, values)
+
+
+def _of_scores(run: Run, bundle: Bundle, table: pa.Table, values: pa.Table) -> Comparison:
+    parts, tasks = run.parts, run.parts.train_module.objective.tasks
+    assert tasks is not None
+    spec = evaluation_spec(parts, run.runtime)
+    labelled = set(reading(spec, table.column_names).uses) <= set(table.column_names)
+    metrics = tasks.wanted_of_tasks(run.config.evaluation)
+    of_run, of_bundle = Measured(tasks, metrics), Measured(tasks, metrics)
+    scores = bundle.score(values)
+    got = {name: scores[f"predicted_{name}"].to_numpy() for name in tasks.scored}
+    wanted: dict[str, list[NDArray[Any]]] = {name: [] for name in got}
+    first = 0
+    for batch in batches_of(run, table, spec if labelled else prediction_spec(parts)):
+        output = parts.train_module.model(parts.train_module.stage(batch))
+        for name, values_of_run in tasks.predictions(output).items():
+            wanted[name].append(values_of_run.float().cpu().numpy())
+        if labelled:
+            of_run.add(output, batch)
+            of_bundle.add_scores(
+                {
+                    name: Scores(torch.from_numpy(got[name][first : first + batch.rows].copy()), *targets)
+                    for name, targets in tasks.targets(batch).items()
+                },
+                batch,
+            )
+        first += batch.rows
+    differences = {f"predicted_{name}": largest(np.concatenate(wanted[name]), got[name]) for name in got}
+    if not labelled:
+        return Comparison(table.num_rows, differences)
+    one, other = (measured.finish(run.runtime).metrics for measured in (of_run, of_bundle))
+    return Comparison(
+        table.num_rows, differences, {name: (one[name], other[name]) for name in one}, tasks.task_metrics(metrics)
+    )
 
 
 def rows_to_check(config: RunConfig) -> str:
@@ -73,11 +97,6 @@ def rows_to_check(config: RunConfig) -> str:
         f"{config.data.root} holds neither the run's valid nor its train split to compare the bundle on: name rows "
         "with --check-data, say where they are with --set data.root=..., or give --no-check"
     )
-
-
-def run_item_columns(bundle: Bundle) -> set[str]:
-    """The columns that an item's vector is made of."""
-    return set(bundle.columns_of("item"))
 
 
 def first_rows(data: str, rows: int) -> pa.Table:
@@ -118,22 +137,3 @@ def as_values(table: pa.Table, schema: FeatureSchema) -> pa.Table:
             values = pa.ListArray.from_arrays(pa.array(offsets), values)
         table = table.set_column(table.column_names.index(feature.source), feature.source, values)
     return table
-
-
-def _columns(scores: Any) -> Mapping[str, NDArray[Any]]:
-    return {name: scores[name].to_numpy() for name in scores.column_names}
-
-
-def _flat(vectors: pa.Table) -> NDArray[np.float32]:
-    """All numbers of a column of vectors, or of lists of them."""
-    column = vectors.column(0).combine_chunks()
-    while not pa.types.is_floating(column.type):
-        column = column.flatten()
-    found: NDArray[np.float32] = column.to_numpy()
-    return found
-
-
-def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
-    if one.shape != other.shape:
-        return float("inf")
-    return float(np.abs(one.astype(np.float64) - other).max(initial=0.0))

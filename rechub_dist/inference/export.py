@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from rechub_dist.assembly.parts import Plan, plan
 from rechub_dist.checkpoint.find import find_checkpoint
@@ -23,7 +22,7 @@ from rechub_dist.data.columns.vocabulary import vocabulary_fingerprint
 from rechub_dist.data.parquet.outputs import whole_folder
 from rechub_dist.data.prepare.writer import SCHEMA_FILE, VOCABULARIES, schema_text
 from rechub_dist.embedded import Lookup
-from rechub_dist.errors import UserError, nearest
+from rechub_dist.errors import UserError
 from rechub_dist.features import Feature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.inference.bundle.catalogue import ITEMS
 from rechub_dist.inference.bundle.engines import PACKAGES
@@ -40,12 +39,13 @@ from rechub_dist.inference.bundle.manifest import (
     versions,
     write_manifest,
 )
-from rechub_dist.inference.bundle.tables import LOW, SCALE, STORED, quantized
+from rechub_dist.inference.bundle.tables import DTYPES, precision_of, stored, tensors_of
 from rechub_dist.inference.card import CARD, card, metrics_of
+from rechub_dist.inference.comparison import Comparison
 from rechub_dist.inference.formats import DEFAULT, Format, check_formats
+from rechub_dist.inference.from_checkpoint import load_dense, open_run
 from rechub_dist.inference.graphs import export_graph, parts_of
 from rechub_dist.inference.items import write_items
-from rechub_dist.inference.run import load
 from rechub_dist.inference.triton import add_repository
 from rechub_dist.inference.whole import Whole, add_whole, check_sizes
 
@@ -62,7 +62,7 @@ def export_bundle(
     whole: Whole | None = None,
     overrides: Iterable[str] = (),
     allowed_code: Iterable[str] = (),
-    check: Callable[[Path], dict[str, float]] | None = None,
+    check: Callable[[Path], Comparison] | None = None,
     progress: Progress | None = None,
 ) -> BundleManifest:
     """Write the bundle of a run's best checkpoint (its newest, where none is marked best).
@@ -72,12 +72,12 @@ def export_bundle(
     Args:
         output_dir: of the run, or its folder of checkpoints; path or address.
         out: the folder; an earlier, unchanged bundle is replaced.
-        tables: how their numbers are stored; int8 has a scale for each row.
+        tables: how their numbers are stored; int8 and int4 in steps, with a scale for each row.
         formats: what it is written for; `onnx`, `torch` or both are the bundle's own graphs.
         whole: of `whole` and `triton`, how large and compared on what.
         overrides: `section.key=value`, where data has moved.
         allowed_code: modules of the run's own classes.
-        check: called with the bundle before it becomes visible; what it returns is kept in the manifest.
+        check: called with the bundle before it becomes visible; what it finds is kept in the manifest.
         progress: called with what is being done.
 
     Raises:
@@ -91,9 +91,9 @@ def export_bundle(
     say = progress or _nobody
     for _ in verify(folder, manifest, blocks_of(manifest)):
         pass
-    _load_dense(found, folder, manifest)
+    load_dense(found, folder, manifest)
     if config.evaluation.calibration is not None:
-        found.objective.set_calibrators(load(output_dir, settings=overrides).calibrators)
+        found.objective.set_calibrators(open_run(output_dir, overrides, allowed_code).calibrators)
     parts = parts_of(found)
     whole = whole or Whole()
     if "whole" in formats:
@@ -133,7 +133,8 @@ def export_bundle(
             bundle = add_repository(work, bundle)
             write_manifest(work, bundle)
         if check is not None:
-            bundle = bundle.model_copy(update={"checked": check(work)})
+            compared = check(work)
+            bundle = bundle.model_copy(update={"checked": compared.checked, "compared": compared.finite})
         (work / CARD).write_text(card(bundle, found.schema, config), encoding="utf-8")
         bundle = bundle.model_copy(update={"files": bundle.files | {CARD: record(work / CARD)}})
         write_manifest(work, bundle)
@@ -159,18 +160,6 @@ def _check_vocabularies(found: Plan, folder: Folder, manifest: CheckpointManifes
             )
 
 
-def _load_dense(found: Plan, folder: Folder, manifest: CheckpointManifest) -> None:
-    """Fill the model's parameters and buffers from the checkpoint."""
-    state: dict[str, Any] = {}
-    for name, value in found.model.state_dict().items():
-        key = next((k for k in (f"dense/model.{name}", f"dense/{name}") if k in manifest.tensors), None)
-        if key is None:
-            raise UserError(f"{folder.address}: the checkpoint has no {name}: {nearest(name, manifest.tensors)}")
-        rows = torch.cat([block.view(-1) for block in read_rows(folder, manifest, key)] or [value.new_zeros(0)])
-        state[name] = rows.view(value.shape)
-    found.model.load_state_dict(state)
-
-
 def _write_tables(
     folder: Folder,
     manifest: CheckpointManifest,
@@ -181,20 +170,19 @@ def _write_tables(
 ) -> dict[str, TableRecord]:
     """Write the tables that are read as one safetensors file; returns what each is."""
     specs = {lookup.table.name: lookup.table for lookup in lookups}
-    records = {n: TableRecord(rows=t.rows, dim=t.dim or 1, precision=precision) for n, t in specs.items()}
-    size = {"F32": 4, "F16": 2, "U8": 1}
+    records = {
+        n: TableRecord(rows=t.rows, dim=t.dim or 1, precision=precision_of(precision, t.dim or 1))
+        for n, t in specs.items()
+    }
+    tensors = {name: kind for n, record in records.items() for name, kind in tensors_of(n, record).items()}
     header: dict[str, Any] = {}
     end = 0
-    # Numbers of four bytes first, so that each tensor is aligned.
-    extra = [
-        (f"{n}{part}", "F32", (r.rows,)) for n, r in records.items() if precision == "int8" for part in (SCALE, LOW)
-    ]
-    main = [(n, STORED[precision], (r.rows, r.dim)) for n, r in records.items()]
-    for name, kind, shape in [*extra, *main]:
-        begin, end = end, end + int(np.prod(shape)) * size[kind]
+    # The largest elements first, so that each tensor is aligned.
+    for name, (kind, shape) in sorted(tensors.items(), key=lambda entry: -DTYPES[entry[1][0]].itemsize):
+        begin, end = end, end + int(np.prod(shape)) * DTYPES[kind].itemsize
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
     frame = framed(header)
-    total, done = end, 0
+    total, done = sum(record.rows * record.dim * 4 for record in records.values()), 0
     with path.open("wb") as file:
         file.write(frame)
         file.truncate(len(frame) + end)
@@ -205,14 +193,15 @@ def _write_tables(
             file.seek(len(frame) + header[name]["data_offsets"][0] + first * width)
             file.write(np.ascontiguousarray(values).data)
 
-        for name in records:
+        for table, record in records.items():
             first = 0
-            for block in _vectors(folder, manifest, name):
-                if precision == "int8":
-                    for part, values in zip(("", SCALE, LOW), quantized(block), strict=True):
-                        put(name + part, first, values)
-                else:
-                    put(name, first, block.astype("<f4" if precision == "fp32" else "<f2"))
+            for block in _vectors(folder, manifest, table):
+                try:
+                    arrays = stored(block, record.precision)
+                except OverflowError as error:
+                    raise UserError(f"table {table!r}: {error}; export with --tables fp32") from None
+                for name, values in zip(tensors_of(table, record), arrays, strict=True):
+                    put(name, first, values)
                 first += len(block)
                 done += block.nbytes
                 say("tables", done, total)

@@ -111,8 +111,14 @@ def catalogue_if_any(parts: Parts, runtime: Runtime) -> Catalogue | None:
     ranking = parts.train_module.objective.ranking
     if ranking is None:
         return None
-    catalogue, vocabulary = catalogue_of(parts, ranking, runtime), _vocabulary(ranking)
-    return catalogue if vocabulary is None else catalogue.only(torch.from_numpy(np.unique(vocabulary.ids)))
+    catalogue, known = catalogue_of(parts, ranking, runtime), known_items(ranking)
+    return catalogue if known is None else catalogue.only(known)
+
+
+def known_items(ranking: Ranking) -> Tensor | None:
+    """The ids of items that a value stands for, ascending; None where ids have no vocabulary."""
+    vocabulary = _vocabulary(ranking)
+    return None if vocabulary is None else torch.from_numpy(np.unique(vocabulary.ids))
 
 
 def predicted(

@@ -69,11 +69,9 @@ def load(
         UserError: there is no checkpoint, the newest one is damaged, or a vocabulary is not that of the training.
     """
     require_builds()
-    trained = trained_config(str(output_dir), [*as_settings(overrides), *settings], allowed_code=allowed_code)
     kind = device_type(device)
-    # Where tables lay in training is of no matter here: whole tables in plain torch need no groups.
-    whole = EmbeddingConfig(dim=trained.embedding.dim, sharding=REPLICATED, optimizer=TableOptimizerConfig(name="sgd"))
-    config = trained.model_copy(update={"embedding": whole, "device": kind})
+    trained = trained_config(str(output_dir), [*as_settings(overrides), *settings], allowed_code=allowed_code)
+    config = in_one_process(trained, kind)
     rt = alone(torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu"))
     with random_state_kept():
         parts = build(config, device=kind, world_size=1)
@@ -82,6 +80,12 @@ def load(
     step = checkpoints.load_best(local_weights_state(parts.train_module, parts.layout), vocabularies_of(parts))
     calibrate(parts, rt)
     return Run(config, parts, rt, step)
+
+
+def in_one_process(trained: RunConfig, device: Literal["cpu", "cuda"]) -> RunConfig:
+    """The configuration for whole tables in plain torch, which need no groups, wherever they lay in training."""
+    whole = EmbeddingConfig(dim=trained.embedding.dim, sharding=REPLICATED, optimizer=TableOptimizerConfig(name="sgd"))
+    return trained.model_copy(update={"embedding": whole, "device": device})
 
 
 class Run:
@@ -98,21 +102,23 @@ class Run:
     Attributes:
         config: of the training, but for `device` and the placement of tables.
         step: that the weights are of.
+        parts: with the weights.
+        runtime: of this process.
     """
 
     def __init__(self, config: RunConfig, parts: Parts, rt: Runtime, step: int) -> None:
         self.config = config
         self.step = step
-        self._parts = parts
-        self._rt = rt
+        self.parts = parts
+        self.runtime = rt
 
     @property
     def calibrators(self) -> dict[str, nn.Module]:
         """What calibrates its probabilities, by name: modules of [B], where `evaluation.calibration` is set."""
-        return self._parts.train_module.objective.calibrators
+        return self.parts.train_module.objective.calibrators
 
     def __repr__(self) -> str:
-        return f"<{self.config.model.name} of {self.config.output_dir}, step {self.step}, on {self._rt.device}>"
+        return f"<{self.config.model.name} of {self.config.output_dir}, step {self.step}, on {self.runtime.device}>"
 
     def predict(self, rows: Any, *, keep: tuple[str, ...] = (), top_k: int = 100) -> Any:
         """What the model says of each row, as `rechub-dist predict` writes it.
@@ -132,7 +138,7 @@ class Run:
             return self._of_files(str(rows), tuple(keep), top_k)
         if keep:
             raise UserError("keep: is for files; predictions of rows in memory come in the rows' order")
-        return self._of_rows(rows, lambda batch: predicted(self._parts, batch, self._catalogue, top_k, self._rt))
+        return self._of_rows(rows, lambda batch: predicted(self.parts, batch, self._catalogue, top_k, self.runtime))
 
     def top_k(self, users: Any, k: int = 10) -> Any:
         """The `k` best items of the whole catalogue for each row: `predict` of a recall model.
@@ -158,11 +164,11 @@ class Run:
         if side == "user":
             if rows is None:
                 raise UserError("vectors('user'): give the users' rows")
-            return self._of_rows(rows, lambda batch: {"vectors": _lists(*user_vectors(self._parts, batch))})
+            return self._of_rows(rows, lambda batch: {"vectors": _lists(*user_vectors(self.parts, batch))})
         if side != "item":
             raise UserError(f"vectors: the side is 'item' or 'user', not {side!r}")
         if rows is not None:
-            encoder = RowEncoder(items_spec(ranking, self._parts.spec).of_values())
+            encoder = RowEncoder(items_spec(ranking, self.parts.spec).of_values())
             return self._of_rows(rows, lambda batch: self._items(batch, ranking), encoder)
         catalogue = self._catalogue
         assert catalogue is not None
@@ -172,7 +178,7 @@ class Run:
 
     def evaluate(self, data: str | Path) -> dict[str, float]:
         """The metrics on files with labels, as `rechub-dist evaluate --json` prints them: `step`, `rows`, metrics."""
-        parts, rt = self._parts, self._rt
+        parts, rt = self.parts, self.runtime
         reader = evaluation_reader(self.config, parts, rt, str(data))
         report = Reporter(None, quiet=False)
         report.start(f"evaluating {data}", reader.steps)
@@ -186,14 +192,14 @@ class Run:
     @cached_property
     def _catalogue(self) -> Catalogue | None:
         with torch.no_grad():
-            return catalogue_if_any(self._parts, self._rt)
+            return catalogue_if_any(self.parts, self.runtime)
 
     @cached_property
     def _encoder(self) -> RowEncoder:
-        return RowEncoder(prediction_spec(self._parts).of_values())
+        return RowEncoder(prediction_spec(self.parts).of_values())
 
     def _recall(self, what: str) -> Ranking:
-        ranking = self._parts.train_module.objective.ranking
+        ranking = self.parts.train_module.objective.ranking
         if ranking is None:
             raise UserError(f"{what}: {self.config.model.name} is no recall model; use predict")
         return ranking
@@ -204,11 +210,11 @@ class Run:
             raise UserError(f"vectors: wants rows in memory, not the path {rows}; read it with pyarrow or pandas")
         batches = (encoder or self._encoder).batches(rows, evaluation_batch_size(self.config))
         with torch.no_grad():
-            pieces = [pa.table(found_of(batch.to(self._rt.device))) for batch in batches]
+            pieces = [pa.table(found_of(batch.to(self.runtime.device))) for batch in batches]
         return like(rows, pa.concat_tables(pieces).combine_chunks())
 
     def _of_files(self, data: str, keep: tuple[str, ...], top_k: int) -> pa.Table:
-        parts, rt = self._parts, self._rt
+        parts, rt = self.parts, self.runtime
         reader = prediction_reader(self.config, parts, rt, data)
         origins, stored = Origins(keep, parts, reader.manifest), StoredRows(reader, 0)
         report = Reporter(None, quiet=False)
@@ -226,8 +232,8 @@ class Run:
         return pa.concat_tables([piece for piece in pieces if piece is not None]).combine_chunks()
 
     def _items(self, batch: Batch, ranking: Ranking) -> dict[str, pa.Array]:
-        whole = batch_of_items(batch.to(torch.device("cpu")), self._parts, ranking)
-        return {"vector": _fixed(ranking.vectors(self._parts.train_module.stage(whole.to(self._rt.device))))}
+        whole = batch_of_items(batch.to(torch.device("cpu")), self.parts, ranking)
+        return {"vector": _fixed(ranking.vectors(self.parts.train_module.stage(whole.to(self.runtime.device))))}
 
 
 def as_settings(overrides: Mapping[str, Any] | None) -> list[str]:

@@ -15,7 +15,9 @@ import yaml
 from rechub_dist.errors import UserError
 from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_dist.inference.check import check_bundle
+from rechub_dist.inference.comparison import Comparison, refuse
 from rechub_dist.inference.export import export_bundle
+from rechub_dist.inference.from_checkpoint import open_run
 from rechub_dist.inference.run import load
 from rechub_dist.models import catalogue, family
 from rechub_dist.reporting.records import read_records
@@ -46,10 +48,14 @@ def test_a_bundle_scores_what_the_run_scores(pool: RankPool, data: Path, tmp_pat
     run, bundle = load(tmp_path / "out"), Bundle(folder, check=True)
     for split in ("train", "test"):  # with rows of no history, and of the longest
         found = check_bundle(run, bundle, str(data / split))
-        rows = found.pop("rows")
-        assert rows == {"train": 530, "test": 70}[split]
-        assert found
-        assert max(found.values()) < 1e-5, found
+        assert found.rows == {"train": 530, "test": 70}[split]
+        assert found.differences
+        assert max(found.differences.values()) < 1e-5, found
+    assert check_bundle(open_run(str(tmp_path / "out")), bundle, str(data / "test")) == found
+    for name, (own, other) in found.metrics.items():
+        np.testing.assert_allclose(own, other, rtol=0.01)
+        if family(catalogue()[model]) != "recall":
+            np.testing.assert_allclose(own, run.evaluate(data / "test")[name])
     if family(catalogue()[model]) == "recall":
         users = pq.read_table(data / "test")
         wanted, got = (one(users, 7).to_pylist() for one in (run.top_k, bundle.retrieve))
@@ -60,12 +66,39 @@ def test_a_bundle_scores_what_the_run_scores(pool: RankPool, data: Path, tmp_pat
 
 
 def test_tables_take_less_room_at_a_known_cost(pool: RankPool, data: Path, tmp_path: Path) -> None:
-    pool.run(1, train, run_file(tmp_path, data, "DeepFM"))
-    run = load(tmp_path / "out")
-    for tables, most in (("fp16", 1e-3), ("int8", 2e-2)):
-        export_bundle(str(tmp_path / "out"), tmp_path / tables, tables=tables)  # type: ignore[arg-type]
-        found = check_bundle(run, Bundle(tmp_path / tables), str(data / "test"))
-        assert 0 < found["predicted_click"] < most
+    dim = {"features": ["user", "item", "tags", "brands", "history", "age", "profile"], "embedding_dim": 15}
+    pool.run(1, train, run_file(tmp_path, data, "DeepFM", model=dim))
+    run, sizes = open_run(str(tmp_path / "out")), []
+    for tables, most in (("fp32", 1e-6), ("fp16", 1e-3), ("int8", 2e-2), ("int4", 0.2)):
+        out = tmp_path / tables
+
+        def check(folder: Path) -> Comparison:
+            return check_bundle(run, Bundle(folder), str(data / "test"))
+
+        export_bundle(str(tmp_path / "out"), out, tables=tables, check=check)  # type: ignore[arg-type]
+        bundle = Bundle(out, check=True)
+        sizes.append(bundle.manifest.files["tables.safetensors"].size)
+        found = check_bundle(run, bundle, str(data / "test"))
+        assert bundle.manifest.checked == found.checked
+        assert bundle.manifest.compared == found.metrics
+        assert found.differences["predicted_click"] < most
+        assert found.differences["predicted_click"] > 0
+        own, other = found.metrics["auc"]
+        assert found.cost == own - other
+        refuse(found, tables, most, 1)  # type: ignore[arg-type]
+        with pytest.raises(
+            UserError, match=r"auc is 0\.\d{5} for the bundle and 0\.\d{5} for the run, and a loss of -1 is"
+        ):
+            refuse(found, tables, most, -1)  # type: ignore[arg-type]
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0] / sizes[2], sizes[0] / sizes[3]) > (2, 3)
+    unlabelled = tmp_path / "unlabelled"
+    unlabelled.mkdir()
+    pq.write_table(pq.read_table(data / "test").drop_columns(["click", "buy", "stay"]), unlabelled / "part.parquet")
+    found = check_bundle(run, bundle, str(unlabelled))
+    assert (found.rows, found.metrics) == (70, {})
+    with pytest.raises(UserError, match="--max-cost: the checked rows have no labels to measure it by"):
+        refuse(found, "int4", max_cost=1)
 
 
 def test_a_bundle_needs_nothing_that_trains(pool: RankPool, data: Path, tmp_path: Path) -> None:
@@ -93,6 +126,7 @@ def test_the_command(pool: RankPool, data: Path, tmp_path: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "largest differences from the run's own on 90 rows: predicted_click " in done.stdout
+    assert "auc on them: run 0." in done.stdout
     manifest = Bundle(tmp_path / "bundle").manifest
     assert manifest.checked["rows"] == 90
     records = {one["split"]: one for one in read_records(tmp_path / "out") if one["step"] == manifest.step}

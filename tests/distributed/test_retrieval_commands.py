@@ -23,6 +23,7 @@ from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_dist.inference.bundle.catalogue import ITEMS
 from rechub_dist.inference.check import as_values, check_bundle
 from rechub_dist.inference.export import export_bundle
+from rechub_dist.inference.from_checkpoint import open_run
 from rechub_dist.inference.index import Wanted as WantedIndex
 from rechub_dist.inference.index import make_index
 from rechub_dist.inference.retrieve import Wanted as WantedItems
@@ -124,7 +125,9 @@ def test_items_with_columns_of_their_own(shop: Shop) -> None:
     assert set(items["category"].to_pylist()) <= {*KINDS, None}
     assert items.num_rows == ALL
     found = check_bundle(run, bundle, str(shop.root / "valid"))
-    assert found["item vectors"] < 1e-5
+    assert found.differences["item vectors"] < 1e-5
+    assert found.metrics["overlap@10"] == (1.0, 1.0)
+    assert check_bundle(open_run(str(shop.runs["DSSM"])), bundle, str(shop.root / "valid")) == found
     mine = dict(zip(*(bundle_items(bundle)[name] for name in ("item", "vector")), strict=True))
     theirs = run.vectors("item")
     for item, vector in zip(theirs["item"].to_pylist(), theirs["vector"].to_pylist(), strict=True):

@@ -19,10 +19,10 @@ from rechub_dist.data.given import like, windows
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 from rechub_dist.features import CrossFeature, DenseFeature, Feature, FeatureSchema, SequenceFeature, SparseFeature
-from rechub_dist.inference.bundle.candidates import Piece, pieces_of
+from rechub_dist.inference.bundle.candidates import Candidates, Piece
 from rechub_dist.inference.bundle.catalogue import ITEMS, Catalogue, fixed
 from rechub_dist.inference.bundle.engines import Computation, Engine, engine_of, open_graph
-from rechub_dist.inference.bundle.index import open_index
+from rechub_dist.inference.bundle.index import IndexManifest, open_index
 from rechub_dist.inference.bundle.manifest import MANIFEST, SCHEMA, TABLES, GraphRecord, read_manifest, verify
 from rechub_dist.inference.bundle.search import Flags, Floats, Pairs
 from rechub_dist.inference.bundle.tables import open_tables, padded, pooled
@@ -76,8 +76,9 @@ class Bundle:
         self._computations = {name: open_graph(self.engine, file, threads) for name, file in files.items()}
         for name, graph in graphs.items():
             self._check_graph(graph, self._computations[name], files[name])
+        self._threads = threads
         if index is not None:
-            self.catalogue.use(open_index(Path(index), threads), self.fingerprint, str(index))
+            self.use_index(index)
 
     def _check_schema(self) -> None:
         """Refuse a schema that is not that of the manifest, or that names files from elsewhere."""
@@ -153,8 +154,7 @@ class Bundle:
             raise UserError(f"score: {self.manifest.model} is a recall model; use retrieve or vectors")
         names = [f"predicted_{name}" for name in self.manifest.graphs["score"].outputs]
         outputs = [
-            self._graph("score", pieces, rows)
-            for rows, pieces in pieces_of(self.spec("score"), user, candidates, BATCH)
+            self._graph("score", pieces, rows) for rows, pieces in self._candidates.pieces(user, candidates, BATCH)
         ]
         found = zip(names, map(np.concatenate, zip(*outputs, strict=True)), strict=True)
         return like(candidates, pa.table(dict(found)))
@@ -198,7 +198,7 @@ class Bundle:
     def best(self, window: Window, k: int, where: str | None = None) -> pa.Table:
         """`retrieve` for a window of `user_spec()`."""
         vectors, live = self.user_vectors(window)
-        ids, scores = self.catalogue.best(vectors, live, k, self._seen(window), where)
+        ids, scores = self.catalogue.best(vectors, live, k, self.seen(window), where)
         there = ids >= 0
         offsets = np.zeros(window.rows + 1, np.int32)
         np.cumsum(there.sum(axis=1), out=offsets[1:])
@@ -232,6 +232,16 @@ class Bundle:
             has_table=ITEMS in self.manifest.files,
             vectors_of=lambda window: self.of_window("item", window)[0],
         )
+
+    def use_index(self, index: str | Path) -> IndexManifest:
+        """Have `retrieve` search the index in a folder from now on; returns what it is.
+
+        Raises:
+            UserError: as the constructor; `retrieve` does what it did.
+        """
+        opened = open_index(Path(index), self._threads)
+        self.catalogue.use(opened, self.fingerprint, str(index))
+        return opened.manifest
 
     @property
     def fingerprint(self) -> str:
@@ -279,6 +289,10 @@ class Bundle:
     def _specs(self) -> dict[str, BatchSpec]:
         return {part: spec.of_values() for part, spec in self._stored_specs.items()}
 
+    @cached_property
+    def _candidates(self) -> Candidates:
+        return Candidates(self.spec("score"))
+
     def spec(self, part: str) -> BatchSpec:
         """What is read of a row for a graph; part is `score`, `user` or `item`."""
         return self._specs[part]
@@ -319,7 +333,8 @@ class Bundle:
             return [found[:0] for found in compute([np.zeros((1, *one.shape[1:]), one.dtype) for one in inputs])]
         return compute(inputs)
 
-    def _seen(self, window: Window) -> Pairs | None:
+    def seen(self, window: Window) -> Pairs | None:
+        """The ids of the items that `retrieve` leaves out for a window of `user_spec()`; None for none."""
         if self.manifest.history is None or not self.manifest.exclude_seen:
             return None
         return Pairs.of(*_several(window, self.manifest.history))

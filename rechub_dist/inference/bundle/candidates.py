@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from rechub_dist.errors import UserError
 from rechub_dist.features import CrossFeature, LookupFeature
 
 MOST_REPEATED = 1 << 28  # bytes of the user's columns that may be copied for each candidate
+_CALLERS = 64  # who put columns in different places; what is read of whom is remembered for so many
 
 
 @dataclass(frozen=True)
@@ -48,36 +50,70 @@ class Piece:
             row += feature.dim
 
 
-def pieces_of(spec: BatchSpec, user: Any, candidates: Any, size: int) -> Iterator[tuple[int, list[Piece]]]:
-    """The rows that candidates and their user make, `size` at once: how many, and their pieces.
+class Candidates:
+    """Rows of candidates that have one user in common, as pieces.
 
     Args:
         spec: what to convert.
-        user: one row, as `table_of` takes it.
-        candidates: rows with the other columns.
-        size: at least 1.
-
-    Raises:
-        UserError: as `windows`; `user` is not one row, a column is in both, or too much of the user is repeated.
     """
-    one, each = all_of(user, "the user"), all_of(candidates, "the candidates")
-    if one.num_rows != 1:
-        raise UserError(f"the user: got {one.num_rows} rows, must be one")
-    if twice := sorted(set(one.column_names) & set(each.column_names)):
-        raise UserError(f"column {twice[0]!r} is in the user and in the candidates; leave it out of one of them")
-    of_user, of_each, mixed = _divided(spec, set(one.column_names), set(each.column_names))
-    shared = [Piece(of_user, next(windows(one, of_user, 1)), True)] if of_user.features or of_user.dense else []
-    wanted = set(reading(of_each, [*one.column_names, *each.column_names]).uses)
-    for first in range(0, max(1, each.num_rows), size):
-        count = min(size, each.num_rows - first)  # a slice of a table without columns does not know
-        pieces = list(shared)
-        if of_each.features or of_each.dense:
-            own = one.select([name for name in one.column_names if name in wanted])
-            table = _beside(own, each.slice(first, count), count)
-            pieces.append(Piece(of_each, next(windows(table, of_each, max(1, count)))))
-        if mixed:
-            pieces.append(Piece(replace(spec, features=mixed, dense=()), _crossed(mixed, pieces, count)))
-        yield count, pieces
+
+    def __init__(self, spec: BatchSpec) -> None:
+        self._spec = spec
+        self._read = {*column_names(spec), *(name for d in spec.derived for name in (*d.inputs, *d.outputs))}
+        self._shares = lru_cache(_CALLERS)(self._share)
+
+    def pieces(self, user: Any, candidates: Any, size: int) -> Iterator[tuple[int, list[Piece]]]:
+        """The rows that candidates and their user make, `size` at once: how many, and their pieces.
+
+        Args:
+            user: one row, as `table_of` takes it.
+            candidates: rows with the other columns.
+            size: at least 1.
+
+        Raises:
+            UserError: as `windows`; `user` is not one row, a column is in both, or too much of the user is repeated.
+        """
+        one, each = all_of(user, "the user"), all_of(candidates, "the candidates")
+        if one.num_rows != 1:
+            raise UserError(f"the user: got {one.num_rows} rows, must be one")
+        if twice := sorted(set(one.column_names) & set(each.column_names)):
+            raise UserError(f"column {twice[0]!r} is in the user and in the candidates; leave it out of one of them")
+        share = self._shares(*(frozenset(self._read.intersection(table.column_names)) for table in (one, each)))
+        shared = []
+        if share.of_user.features or share.of_user.dense:
+            shared = [Piece(share.of_user, next(windows(one, share.of_user, 1)), True)]
+        for first in range(0, max(1, each.num_rows), size):
+            count = min(size, each.num_rows - first)  # a slice of a table without columns does not know
+            pieces = list(shared)
+            if share.of_each.features or share.of_each.dense:
+                own = one.select([name for name in one.column_names if name in share.repeated])
+                table = _beside(own, each.slice(first, count), count)
+                pieces.append(Piece(share.of_each, next(windows(table, share.of_each, max(1, count)))))
+            if share.mixed.features:
+                pieces.append(Piece(share.mixed, _crossed(share.mixed.crosses, pieces, count)))
+            yield count, pieces
+
+    def _share(self, user: frozenset[str], each: frozenset[str]) -> _Share:
+        of_user, of_each, mixed = _divided(self._spec, set(user), set(each))
+        repeated = frozenset(reading(of_each, [*user, *each]).uses)
+        return _Share(of_user, of_each, replace(self._spec, features=mixed, dense=()), repeated)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What is read of whom, where a user and its candidates have certain columns; it is the same for all requests.
+
+    Attributes:
+        of_user: what is of the user alone.
+        of_each: what differs by candidate.
+        mixed: the crosses of both.
+        repeated: the columns that `of_each` reads, some of which may be the user's.
+    """
+
+    of_user: BatchSpec
+    of_each: BatchSpec
+    mixed: BatchSpec
+    repeated: frozenset[str]
 
 
 def _divided(spec: BatchSpec, user: set[str], each: set[str]) -> tuple[BatchSpec, BatchSpec, tuple[CrossFeature, ...]]:

@@ -61,6 +61,8 @@ class Catalogue:
 
     def __post_init__(self) -> None:
         self._filters: dict[str, Ints] = {}
+        # held open: a later export may replace the folder
+        self._held = (self.folder / ITEMS).open("rb") if self.has_table else None
         self._index: Index | None = None
 
     def __len__(self) -> int:
@@ -128,8 +130,13 @@ class Catalogue:
         Raises:
             UserError: as `batches`.
         """
-        found = [self.vectors_of(window) for window, _ in self._windows((), 0, 1)]
+        found = list(self.blocks())
         return np.concatenate(found) if found else np.empty((0, 1), np.float32)
+
+    def blocks(self) -> Iterator[Floats]:
+        """The same vectors block by block, in the order of the items' places: float32 [n, D] each."""
+        for window, _ in self._windows((), 0, 1):
+            yield self.vectors_of(window)
 
     def best(
         self, users: Floats, live: Flags, k: int, seen: Pairs | None = None, where: str | None = None
@@ -168,9 +175,9 @@ class Catalogue:
             UserError: it is no such expression, or the bundle has no table of items.
         """
         if expression not in self._filters:
-            if not self.has_table:
-                raise UserError(f"where: {self.folder} has no table of items to filter by: the data had none in items/")
-            found = rows_where(self.folder / ITEMS, expression)
+            if self._held is None:
+                raise UserError("where: the bundle has no table of items to filter by: the data had none in items/")
+            found = rows_where(Path(f"/dev/fd/{self._held.fileno()}"), expression)
             while len(self._filters) >= _FILTERS:
                 self._filters.pop(next(iter(self._filters)), None)
             self._filters[expression] = found

@@ -34,7 +34,7 @@ TABLES: Final = "tables.safetensors"
 SCHEMA: Final = "dataset.yaml"
 REPOSITORY: Final = "model_repository"
 GraphName = Literal["score", "user", "item"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 _BLOCK: Final = 16 << 20
 
 
@@ -53,7 +53,10 @@ class FileRecord(Section):
 
 
 class TableRecord(Section):
-    """A table in tables.safetensors: `NAME`, and with int8 also `NAME.scale` and `NAME.low`, one number a row."""
+    """A table in tables.safetensors: `NAME`, with int8 and int4 also `NAME.scale` and `NAME.low`, one number a row.
+
+    A table may have another precision than was asked for: where that takes no less room, it is fp16.
+    """
 
     rows: int = Field(ge=1, le=MAX_ROWS)
     dim: int = Field(ge=1, le=MAX_DIM)
@@ -155,6 +158,9 @@ class BundleManifest(Section):
     versions: dict[str, str]
     metrics: dict[str, float] = Field(default_factory=dict, description="of the weights: `valid.auc`, `test.auc`, ...")
     checked: dict[str, float] = Field(default_factory=dict, description="differences from the training's own scores")
+    compared: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="on the checked rows: those of the training's scores, and of the bundle's"
+    )
     seal: str = Field("", description="xxh3, 128 bits, of the rest, so that damage to the manifest shows")
 
     @field_validator("files")

@@ -81,7 +81,7 @@ def exact(
     for row in range(0, len(users), step):
         rows = slice(row, row + step)
         own = None if hidden is None else hidden.between(row, row + step)
-        best = _Best(len(users[rows]), k)
+        best = Best(len(users[rows]), k)
         for first in range(0, total, block):
             part = slice(first, first + block)
             vectors = np.asarray(items[part] if among is None else items[among[part]], np.float32)
@@ -106,7 +106,7 @@ def products(users: Floats, live: Flags, vectors: Floats) -> Floats:
     return best
 
 
-class _Best:
+class Best:
     """The k best so far of each user, best first."""
 
     def __init__(self, users: int, k: int) -> None:

@@ -12,16 +12,69 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rechub_dist.errors import UserError
-from rechub_dist.inference.bundle.manifest import TABLES, TableRecord
+from rechub_dist.inference.bundle.manifest import TABLES, Precision, TableRecord
 
 Floats = NDArray[np.float32]
 Ints = NDArray[Any]
 
 SCALE: Final = ".scale"
 LOW: Final = ".low"
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
-STORED: Final = {"fp32": "F32", "fp16": "F16", "int8": "U8"}  # by precision, the type of a table's elements
+DTYPES: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
+_MOST: Final = float(np.finfo(np.float16).max)
 _LONGEST_HEADER: Final = 64 << 20
+
+
+def precision_of(wanted: Precision, dim: int) -> Precision:
+    """How a table of this width is stored: in fp16 where steps with their scale and low would take as much room."""
+    with_steps = {"int8": dim + 8, "int4": (dim + 1) // 2 + 4}  # bytes of a row
+    return "fp16" if wanted in with_steps and 2 * dim <= with_steps[wanted] else wanted
+
+
+def tensors_of(name: str, table: TableRecord) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors that hold a table, by name: the type of their elements, and their shape."""
+    one_a_row = (table.rows,)
+    match table.precision:
+        case "fp32":
+            return {name: ("F32", (table.rows, table.dim))}
+        case "fp16":
+            return {name: ("F16", (table.rows, table.dim))}
+        case "int8":
+            steps = (table.rows, table.dim)
+            return {name: ("U8", steps), name + SCALE: ("F32", one_a_row), name + LOW: ("F32", one_a_row)}
+        case "int4":
+            halves = (table.rows, (table.dim + 1) // 2)
+            return {name: ("U8", halves), name + SCALE: ("F16", one_a_row), name + LOW: ("F16", one_a_row)}
+
+
+def stored(vectors: Floats, precision: Precision) -> tuple[NDArray[Any], ...]:
+    """What the tensors of `tensors_of` hold, in that order, for vectors [n, dim].
+
+    Raises:
+        OverflowError: a number is beyond what the precision can hold.
+    """
+    if precision == "fp32":
+        return (vectors.astype("<f4"),)
+    if precision != "int8" and (largest := float(np.abs(vectors).max(initial=0))) > _MOST:
+        raise OverflowError(f"{largest:g} is beyond {_MOST:g}, the largest number of fp16")
+    if precision == "fp16":
+        return (vectors.astype("<f2"),)
+    if precision == "int8":
+        return _steps(vectors, 255, np.dtype("<f4"))
+    steps, scale, low = _steps(vectors, 15, np.dtype("<f2"))
+    even = np.pad(steps, ((0, 0), (0, steps.shape[1] % 2)))
+    return even[:, ::2] | even[:, 1::2] << 4, scale, low
+
+
+def _steps(
+    vectors: Floats, most: int, kind: np.dtype[Any]
+) -> tuple[NDArray[np.uint8], NDArray[np.floating], NDArray[np.floating]]:
+    """Vectors [n, dim] in steps 0 to `most` from each row's smallest to its largest value: steps, scale and low [n]."""
+    low = vectors.min(axis=1).astype(kind)
+    above = vectors - low.astype(np.float32)[:, None]  # from the low as it is stored
+    scale = (above.max(axis=1) / most).astype(kind)
+    each = scale.astype(np.float32)
+    steps = np.rint(above / np.where(each > 0, each, 1)[:, None])
+    return np.clip(steps, 0, most).astype(np.uint8), scale, low
 
 
 @dataclass(frozen=True)
@@ -29,27 +82,28 @@ class MappedTable:
     """A table [rows, dim], of which the system reads what is looked up.
 
     Attributes:
-        values: as stored: float32, float16, or uint8 in steps of `scale` from `low`, float32 [rows] each.
+        record: its shape and precision.
+        values: as stored: float32, float16, or uint8 in steps of `scale` from `low`; of int4 two steps in each byte,
+            the first in its lower half.
+        scale, low: float32 or float16 [rows] each, of int8 and int4.
     """
 
+    record: TableRecord
     values: NDArray[Any]
-    scale: Floats | None = None
-    low: Floats | None = None
+    scale: NDArray[np.floating] | None = None
+    low: NDArray[np.floating] | None = None
 
     def rows(self, ids: Ints) -> Floats:
         """The vectors of ids [n], float32 [n, dim]. The ids are within the table."""
-        found: Floats = self.values[ids].astype(np.float32, copy=False)
+        there = self.values[ids]
+        if self.record.precision == "int4":
+            both = np.stack([there & 15, there >> 4], axis=2)
+            there = both.reshape(len(there), 2 * there.shape[1])[:, : self.record.dim]
+        found: Floats = there.astype(np.float32, copy=False)
         if self.scale is not None and self.low is not None:
-            found = found * self.scale[ids][:, None] + self.low[ids][:, None]
+            scale, low = (of_row[ids].astype(np.float32, copy=False) for of_row in (self.scale, self.low))
+            found = found * scale[:, None] + low[:, None]
         return found
-
-
-def quantized(vectors: Floats) -> tuple[NDArray[np.uint8], Floats, Floats]:
-    """Vectors [n, dim] in 256 steps from each row's smallest to its largest value: steps, scale [n] and low [n]."""
-    low = vectors.min(axis=1)
-    scale = ((vectors.max(axis=1) - low) / 255).astype(np.float32)
-    steps = np.rint((vectors - low[:, None]) / np.where(scale > 0, scale, 1)[:, None])
-    return steps.astype(np.uint8), scale, low
 
 
 def open_tables(folder: Path, tables: dict[str, TableRecord]) -> dict[str, MappedTable]:
@@ -73,21 +127,19 @@ def open_tables(folder: Path, tables: dict[str, TableRecord]) -> dict[str, Mappe
     def mapped(name: str, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
         entry = header.get(name)
         begin, end = entry["data_offsets"] if isinstance(entry, dict) and "data_offsets" in entry else (0, -1)
-        dtype = _DTYPES[kind]
+        dtype = DTYPES[kind]
         wanted = int(np.prod(shape)) * dtype.itemsize
         right = isinstance(entry, dict) and entry.get("dtype") == kind and tuple(entry.get("shape", ())) == shape
         if not right or end - begin != wanted or begin < 0 or 8 + length + end > size:
             raise UserError(f"{path}: table {name!r} is not there as {kind} {list(shape)}; export the bundle again")
         return np.memmap(path, dtype, "r", offset=8 + length + begin, shape=shape)
 
-    found = {}
-    for name, table in tables.items():
-        values = mapped(name, STORED[table.precision], (table.rows, table.dim))
-        if table.precision == "int8":
-            found[name] = MappedTable(values, *(mapped(name + end, "F32", (table.rows,)) for end in (SCALE, LOW)))
-        else:
-            found[name] = MappedTable(values)
-    return found
+    return {
+        name: MappedTable(
+            table, *(mapped(tensor, *kind_and_shape) for tensor, kind_and_shape in tensors_of(name, table).items())
+        )
+        for name, table in tables.items()
+    }
 
 
 def pooled(table: MappedTable, ids: Ints, offsets: Ints | None, weights: Floats | None, mean: bool) -> Floats:
@@ -124,6 +176,6 @@ def padded(table: MappedTable, ids: Ints, offsets: Ints, length: int | None) -> 
     longest = length or max(1, int(lengths.max(initial=0)))
     row = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
-    found = np.zeros((len(lengths), longest, table.values.shape[1]), np.float32)
+    found = np.zeros((len(lengths), longest, table.record.dim), np.float32)
     found[row, place] = table.rows(ids)
     return found, lengths

@@ -28,7 +28,7 @@ def rows_where(path: Path, expression: str) -> NDArray[np.int64]:
     with tempfile.TemporaryDirectory(prefix="rechub-where-") as folder:
         engine = Engine(Path(folder), _MEMORY, threads=1)
         try:
-            file = str(path.resolve())
+            file = str(path.absolute())
             engine.confine([file])
             engine.run(f"create view items as select * from read_parquet({literal(as_path(file))}, {_ROW} = true)")
             kind = engine.expression_type(expression, "items", "where")

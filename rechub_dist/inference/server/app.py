@@ -37,6 +37,7 @@ _HEADERS: Final = {  # of answers that say no
     503: {"Retry-After": str(RETRY_AFTER)},
 }
 K = Annotated[int, Query(ge=1, le=MOST_ITEMS)]
+Where = Annotated[str | None, Query(min_length=1, max_length=4096)]
 Side = Annotated[Literal["user", "item"], Query()]
 
 
@@ -122,8 +123,8 @@ def _routes_of_bundles(serving: Serving) -> APIRouter:
 
     @router.post("/retrieve")
     @router.post("/bundles/{name}/retrieve")
-    async def retrieve(request: Request, name: str | None = None, k: K = 10) -> Response:
-        return await answered(request, name, Asked("retrieve", k=k))
+    async def retrieve(request: Request, name: str | None = None, k: K = 10, where: Where = None) -> Response:
+        return await answered(request, name, Asked("retrieve", k=k, where=where))
 
     @router.post("/vectors")
     @router.post("/bundles/{name}/vectors")

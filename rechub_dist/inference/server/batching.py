@@ -36,7 +36,7 @@ class Answer:
     version: str | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A request that waits for its answer."""
 
@@ -92,6 +92,13 @@ class Batcher:
             self._lanes[job.served.name, job.asked].append(job)
             self._changed.notify_all()  # some wait for this lane alone
 
+    def drop(self, job: Job) -> None:
+        """Let a request be that still waits: nobody wants its answer any more."""
+        with self._changed:
+            lane = self._lanes.get((job.served.name, job.asked), ())
+            if job in lane:
+                lane.remove(job)  # type: ignore[union-attr]
+
     def close(self) -> None:
         """Answer what waits, and end the threads."""
         with self._changed:
@@ -133,7 +140,7 @@ class Batcher:
             rows, job = 0, first
             while True:
                 try:
-                    if not job.answer.cancelled():  # the server is ending, and no longer waits
+                    if not job.answer.cancelled():  # nobody waits for it any more
                         one = _Read(job, version.reader(job.asked).read(job.body, job.media))
                         rows += one.rows.rows.num_rows
                         read.append(one)
@@ -209,5 +216,5 @@ def _failed(error: Exception, version: Version) -> Answer:
 
 def _deliver(answers: list[tuple[Job, Answer]]) -> None:
     for job, answer in answers:
-        if not job.answer.done():  # the server is ending, and no longer waits
+        if not job.answer.done():  # as above
             job.answer.set_result(answer)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 
 from starlette.requests import Request
 
+from rechub_dist.errors import shown
 from rechub_dist.inference.server.arrow import STREAM
 from rechub_dist.inference.server.requests import JSON, RequestError
 from rechub_dist.inference.server.settings import BODY_SECONDS, Settings
+
+DEADLINE_HEADER: Final = "X-Rechub-Deadline-Ms"
 
 
 class Intake:
@@ -96,6 +101,24 @@ def media_of(headers: Mapping[str, str]) -> tuple[str, str]:
     accepted = headers.get("accept", "").lower()
     wanted = [kind for kind in (JSON, STREAM) if kind in accepted]
     return media, wanted[0] if len(wanted) == 1 else media
+
+
+def deadline_of(headers: Mapping[str, str], settings: Settings) -> float | None:
+    """The seconds that a request has: those of the server, or fewer if the caller says so; None for any number.
+
+    Raises:
+        RequestError: what the caller says is no number of milliseconds.
+    """
+    text = headers.get(DEADLINE_HEADER)
+    if text is None:
+        return settings.deadline
+    try:
+        found = float(text) / 1000
+    except ValueError:
+        found = 0.0
+    if not 0 < found < math.inf:
+        raise RequestError(f"{DEADLINE_HEADER} is {shown(text)}; give milliseconds, as a number above 0", 400)
+    return found if settings.deadline is None else min(found, settings.deadline)
 
 
 def _too_large(most: int) -> RequestError:

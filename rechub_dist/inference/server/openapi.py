@@ -10,6 +10,7 @@ from rechub_dist.inference.server.requests import JSON
 from rechub_dist.inference.server.versions import OPERATIONS, Asked, Operation, Served, Version
 
 _K = {"name": "k", "in": "query", "schema": {"type": "integer", "default": 10, "minimum": 1}}
+_WHERE = {"name": "where", "in": "query", "schema": {"type": "string"}, "description": "SQL, true of the items to find"}
 _SIDE = {"name": "side", "in": "query", "schema": {"enum": ["user", "item"], "default": "user"}}
 _SUMMARY = {
     "score": "The probability (or value) of each label, for each row",
@@ -31,6 +32,7 @@ _ERRORS = {
     "401": "A token is needed",
     "413": "The body is too large, or has too many rows",
     "422": "A column is missing, or a value does not fit",
+    "504": "There was no answer within the request's deadline",
     "503": "Too many requests wait; Retry-After says when to come again",
 }
 
@@ -73,7 +75,7 @@ def _operation(name: str, operation: Operation, version: Version, schemas: dict[
         "summary": _SUMMARY[operation],
         "operationId": f"{operation}-{name}",
         "tags": [name],
-        "parameters": {"score": [], "retrieve": [_K], "vectors": [_SIDE]}[operation],
+        "parameters": {"score": [], "retrieve": [_K, _WHERE], "vectors": [_SIDE]}[operation],
         "requestBody": {
             "required": True,
             "content": {

@@ -14,12 +14,12 @@ from starlette.requests import Request
 
 from rechub_dist.errors import UserError, nearest, shown
 from rechub_dist.inference.server.batching import Answer, Batcher, Job
-from rechub_dist.inference.server.intake import Intake, media_of
+from rechub_dist.inference.server.intake import Intake, deadline_of, media_of
 from rechub_dist.inference.server.metrics import Metrics
 from rechub_dist.inference.server.requests import RequestError, column_facts
 from rechub_dist.inference.server.settings import Settings
 from rechub_dist.inference.server.shadow import Shadow
-from rechub_dist.inference.server.versions import OPERATIONS, Asked, Served
+from rechub_dist.inference.server.versions import OPERATIONS, Asked, Served, Version
 
 
 class Serving:
@@ -49,12 +49,34 @@ class Serving:
         """
         one = self._one(name, asked)
         media, wanted = media_of(request.headers)
-        async with self.intake.body(request) as body:
-            job = Job(one, asked, body, media, wanted, asyncio.get_running_loop().create_future())
-            self._batcher.put(job)
-            answer = await job.answer
+        seconds = deadline_of(request.headers, self.settings)
+        try:
+            async with asyncio.timeout(seconds), self.intake.body(request) as body:
+                job = Job(one, asked, body, media, wanted, asyncio.get_running_loop().create_future())
+                answer = await self._answered(job, request)
+        except TimeoutError:
+            raise RequestError(f"there was no answer within {1000 * (seconds or 0):g} ms", 504) from None
         self.metrics.seconds.labels(one.name, asked.operation).observe(time.monotonic() - job.arrived)
         return answer
+
+    async def _answered(self, job: Job, request: Request) -> Answer:
+        """What the threads answer; a request that nobody waits for is not scored.
+
+        Raises:
+            RequestError: the client has gone.
+        """
+        gone = asyncio.ensure_future(request.receive())  # after the body nothing else comes
+        gone.add_done_callback(lambda _: job.answer.cancel())
+        self._batcher.put(job)
+        try:
+            return await job.answer
+        except asyncio.CancelledError:
+            self._batcher.drop(job)
+            if gone.done():
+                raise RequestError("the client has gone", 499) from None
+            raise
+        finally:
+            gone.cancel()
 
     async def reload(self, names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         """Open folders anew: what answers now by bundle, and what failed. Those that failed are served as before."""
@@ -70,6 +92,8 @@ class Serving:
             else:
                 text = f"step {one.current.manifest.step}, version {one.current.label}, before: {before}"
                 self._change(one, "loaded" if changed else "unchanged", text if changed else "")
+                if changed and one.current.unindexed is not None:
+                    print(f"{one.name}: {one.current.unindexed}; search is exact", file=sys.stderr, flush=True)
         return {one.name: one.current.label for one in chosen}, failed
 
     async def rollback(self, name: str) -> str:
@@ -132,6 +156,7 @@ def facts(one: Served) -> dict[str, Any]:
         "step": version.manifest.step,
         "version": version.label,
         "former": None if one.former is None else one.former.label,
+        "index": _index_facts(version),
         "operations": [operation for operation in OPERATIONS if operation not in version.refused],
         "columns": {
             part: [column_facts(column) for column in reader.columns.values()]
@@ -139,3 +164,12 @@ def facts(one: Served) -> dict[str, Any]:
         },
         "examples": version.examples,
     }
+
+
+def _index_facts(version: Version) -> dict[str, Any] | None:
+    """What is searched instead of all items; None for nothing."""
+    if version.unindexed is not None:
+        return {"refused": "it cannot be used, as the server has said on stderr; search is exact"}
+    if version.index is None:
+        return None
+    return {"kind": version.index.kind, "items": version.index.size, "recall": version.index.measured.recall}

@@ -23,6 +23,7 @@ class Settings:
         queue: requests in the server at once; further ones are sent away.
         memory: bytes of the bodies of these.
         max_rows, max_bytes: of one request.
+        deadline: seconds within which a request must have its answer; None: any number.
         watch: seconds between looks at the folders; None: never.
         grace: seconds that requests may go on for after SIGTERM.
     """
@@ -38,5 +39,6 @@ class Settings:
     memory: int = 256 * MIB
     max_rows: int = 4096
     max_bytes: int = 16 * MIB
+    deadline: float | None = None
     watch: float | None = None
     grace: int = 30

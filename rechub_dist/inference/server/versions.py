@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -15,6 +16,8 @@ from pydantic_core import to_json
 
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
+from rechub_dist.inference.bundle.index import MANIFEST as INDEX
+from rechub_dist.inference.bundle.index import IndexManifest
 from rechub_dist.inference.bundle.manifest import MANIFEST, BundleManifest, read_manifest
 from rechub_dist.inference.server.requests import JSON, Parsed, Reader, RequestError
 
@@ -35,8 +38,9 @@ class Scorer(Protocol):
     def spec(self, part: str) -> BatchSpec: ...
     def score(self, rows: Any) -> Any: ...
     def score_candidates(self, user: Any, candidates: Any) -> Any: ...
-    def retrieve(self, users: Any, k: int = 10) -> Any: ...
+    def retrieve(self, users: Any, k: int = 10, *, where: str | None = None) -> Any: ...
     def vectors(self, side: str, rows: Any) -> Any: ...
+    def use_index(self, index: Path) -> IndexManifest: ...
 
 
 Opener = Callable[[Path], Scorer]
@@ -50,11 +54,13 @@ class Asked:
         operation: which.
         k: of `retrieve`: items a row.
         side: of `vectors`: `user` or `item`.
+        where: of `retrieve`: an SQL expression that must be true of an item.
     """
 
     operation: Operation
     k: int = 10
     side: Literal["user", "item"] = "user"
+    where: str | None = None
 
     @property
     def part(self) -> str:
@@ -68,16 +74,28 @@ class Version:
     Args:
         scorer: the open bundle.
         max_rows: of a request.
+        index: the folder of an index of its items, or None.
+
+    Attributes:
+        index: what is searched; None for all items.
+        unindexed: why the index given is not used, if so. Search is exact then: right answers, if late ones.
 
     Raises:
         UserError: a sample request gets no answer.
     """
 
-    def __init__(self, scorer: Scorer, max_rows: int) -> None:
+    def __init__(self, scorer: Scorer, max_rows: int, index: Path | None = None) -> None:
         self.scorer, self.manifest = scorer, scorer.manifest
         self.label = f"{self.manifest.step}-{self.manifest.seal[:12]}"
         self.opened = time.time()
         recall = self.manifest.kind == "recall"
+        self.index: IndexManifest | None = None
+        self.unindexed: str | None = None
+        if index is not None:
+            try:
+                self.index = scorer.use_index(index)
+            except (UserError, OSError) as error:
+                self.unindexed = str(error)
         self.readers = {
             part: Reader(scorer.spec(part), max_rows, candidates=not recall) for part in self.manifest.graphs
         }
@@ -94,6 +112,11 @@ class Version:
         else:
             for operation in ("retrieve", "vectors"):
                 self.refused[operation] = f"{self.manifest.model} is no recall model: it has score, and no {operation}"
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """The seals of what answers: of the bundle, and of the index."""
+        return self.manifest.seal, "" if self.index is None else self.index.seal
 
     def reader(self, asked: Asked) -> Reader:
         """What reads the rows of a request.
@@ -116,7 +139,7 @@ class Version:
                 if rows.rows.num_rows * asked.k > MOST_FOUND:
                     text = f"k = {asked.k} of {rows.rows.num_rows} rows is more than {MOST_FOUND} items; ask for fewer"
                     raise RequestError(text, 413)
-                return self.scorer.retrieve(rows.rows, asked.k)
+                return self.scorer.retrieve(rows.rows, asked.k, where=asked.where)
             if asked.operation == "vectors":
                 return self.scorer.vectors(asked.side, rows.rows)
             if rows.user is not None:
@@ -156,13 +179,14 @@ class Served:
         folder: which later exports replace.
         opener: opens it.
         max_rows: of a request.
+        index: the folder of an index of its items, which later ones replace, or None.
 
     Raises:
         UserError: the folder is no bundle, or a damaged one.
     """
 
-    def __init__(self, name: str, folder: Path, opener: Opener, max_rows: int) -> None:
-        self.name, self.folder = name, folder
+    def __init__(self, name: str, folder: Path, opener: Opener, max_rows: int, index: Path | None = None) -> None:
+        self.name, self.folder, self._index = name, folder, index
         self._opener, self._max_rows = opener, max_rows
         self._changing = threading.Lock()
         self.former: Version | None = None
@@ -171,7 +195,7 @@ class Served:
 
     @property
     def replaced(self) -> bool:
-        """Whether the folder holds another bundle than when it was last looked at."""
+        """Whether the folders hold another bundle, or index, than when they were last looked at."""
         return self._mark() not in (self._seen, None)
 
     def reload(self) -> bool:
@@ -183,7 +207,7 @@ class Served:
         with self._changing:
             self._seen = self._mark()
             found = self._open()
-            if found.manifest.seal == self.current.manifest.seal:
+            if found.identity == self.current.identity:
                 return False
             self.former, self.current = self.current, found
             return True
@@ -199,13 +223,16 @@ class Served:
                 raise UserError(f"{self.name}: there is no version before {self.current.label}")
             self.former, self.current = self.current, self.former
 
-    def _mark(self) -> tuple[int, int, int] | None:
-        """What changes when the folder is replaced."""
+    def _mark(self) -> tuple[int, ...] | None:
+        """What changes when a folder is replaced; None while there is no bundle."""
         try:
-            found = os.stat(self.folder / MANIFEST)
+            found = [os.stat(self.folder / MANIFEST)]
         except OSError:
             return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        if self._index is not None:
+            with suppress(OSError):
+                found.append(os.stat(self._index / INDEX))
+        return tuple(number for one in found for number in (one.st_ino, one.st_mtime_ns, one.st_size))
 
     def _open(self) -> Version:
         """The folder's bundle, all of it of one export, though it be replaced meanwhile."""
@@ -213,8 +240,9 @@ class Served:
         for _ in range(_TRIES):
             before = self._mark()
             try:
-                version = Version(self._opener(self.folder), self._max_rows)
-                if read_manifest(self.folder).seal == version.manifest.seal:
+                version = Version(self._opener(self.folder), self._max_rows, self._index)
+                meanwhile = version.unindexed is not None and self._mark() != before
+                if read_manifest(self.folder).seal == version.manifest.seal and not meanwhile:
                     return version
             except (UserError, OSError) as error:
                 failure = error if isinstance(error, UserError) else UserError(f"{self.folder}: {error}")
