@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rechub_dist.assembly.arguments import arguments_of
-from rechub_dist.assembly.code import POINTWISE, RETRIEVAL, call, metric_classes, model_class, named_loss, own_objective
+from rechub_dist.assembly.code import RETRIEVAL, call, metric_classes, model_class, named_loss, own_objective
+from rechub_dist.assembly.losses import label_losses
 from rechub_dist.assembly.precision import set_training
 from rechub_dist.batch import Batch
 from rechub_dist.config import (
@@ -198,4 +199,4 @@ def _objective(config: RunConfig, chosen: ObjectiveConfig, model: Model, labels:
         return RetrievalObjective(chosen, model, labels, named_loss(config, chosen, RETRIEVAL))
     if isinstance(chosen, EntireSpaceConfig):
         return EntireSpaceObjective(chosen, labels)
-    return PointwiseObjective(chosen, labels, named_loss(config, chosen, POINTWISE))
+    return PointwiseObjective(chosen, labels, label_losses(config, chosen, labels))

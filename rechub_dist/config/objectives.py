@@ -8,7 +8,9 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rechub_dist.config.code import check_name, is_code
 from rechub_dist.config.section import MAX_BATCH, MAX_FLOAT, Section
+from rechub_dist.errors import nearest, shown
 
+LABEL_LOSSES: Final = ("cross_entropy", "focal", "squared_error", "huber")
 RETRIEVAL_LOSSES: Final = ("bce", "gbce", "softmax", "bpr", "bpr_max", "top1_max", "hinge")
 TaskWeight = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
 OWN: Final = "package.module:Class"
@@ -18,11 +20,13 @@ class _OwnLoss(Section):
     """A loss by its name, which may be that of a user's own."""
 
     losses: ClassVar[tuple[str, ...]] = ()  # the short names
+    with_arguments: ClassVar[bool] = False  # whether arguments may stand beside these
 
     loss: str | None = None
     loss_arguments: dict[str, Any] = Field(
         default_factory=dict,
-        description="arguments of your own loss: of the class's constructor, or of the function after its tensors",
+        description="arguments of the loss; of your own: of the class's constructor, or of the function after its "
+        "tensors",
     )
 
     @field_validator("loss")
@@ -32,13 +36,34 @@ class _OwnLoss(Section):
 
     @model_validator(mode="after")
     def _arguments_of_a_loss(self) -> Self:
-        if self.loss_arguments and not is_code(self.loss):
-            raise ValueError("loss_arguments are for your own loss: name it in loss")
+        if self.loss_arguments and not (is_code(self.loss) or (self.with_arguments and self.loss)):
+            raise ValueError(
+                "loss_arguments are those of the loss that loss names; name it there"
+                if self.with_arguments
+                else "loss_arguments are for your own loss: name it in loss"
+            )
         return self
+
+
+class LabelLossConfig(Section):
+    """The loss of one label."""
+
+    loss: str = Field(description=", ".join(LABEL_LOSSES))
+    loss_arguments: dict[str, Any] = Field(default_factory=dict, description="its arguments (docs/losses.md)")
+
+    @field_validator("loss")
+    @classmethod
+    def _is_known(cls, given: str) -> str:
+        if given not in LABEL_LOSSES:
+            raise ValueError(f"no loss of a label {shown(given)}: {nearest(given, LABEL_LOSSES)}")
+        return given
 
 
 class PointwiseConfig(_OwnLoss):
     """Cross-entropy for classification labels, squared error for regression labels; a weighted sum over labels."""
+
+    losses = LABEL_LOSSES
+    with_arguments = True
 
     name: Literal["pointwise"] = "pointwise"
     task_weights: dict[str, TaskWeight] = Field(
@@ -49,8 +74,12 @@ class PointwiseConfig(_OwnLoss):
     )
     loss: str | None = Field(
         None,
-        description="your own loss for both: package.module:name of a function of logits [B] and labels [B] that "
+        description="cross_entropy or focal, for classification labels; squared_error or huber, for regression labels "
+        "(docs/losses.md); or your own for both: package.module:name of a function of logits [B] and labels [B] that "
         "returns one loss per row, [B], or of a class whose instances are such functions",
+    )
+    label_losses: dict[str, LabelLossConfig] = Field(
+        default_factory=dict, description="losses of single labels, in place of `loss`: {like: {loss: focal}}"
     )
 
 

@@ -1,16 +1,16 @@
-"""One loss a label and row: cross-entropy or squared error."""
+"""One loss a label and row: by default cross-entropy or squared error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from rechub_dist.config import PointwiseConfig
 from rechub_dist.embedded import Output
 from rechub_dist.features import Label
 from rechub_dist.objectives.base import TaskObjective, one_a_row
+from rechub_dist.objectives.label_losses import LabelLoss, default_loss
 
 
 class PointwiseObjective(TaskObjective):
@@ -19,7 +19,7 @@ class PointwiseObjective(TaskObjective):
     What the model returns as `Output.aux` is added with the weight `aux_weight`.
 
     Args:
-        loss: in place of both, a function of a label's logits [B] and its labels [B] that returns a loss a row, [B].
+        losses: by label, in place of these, functions of its logits [B] and labels [B] that return a loss a row, [B].
             B may be 0. Predictions stay what they are: probabilities of classification labels.
     """
 
@@ -27,23 +27,20 @@ class PointwiseObjective(TaskObjective):
         self,
         config: PointwiseConfig,
         labels: tuple[Label, ...],
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        losses: Mapping[str, LabelLoss] | None = None,
     ) -> None:
         super().__init__(labels, config.task_weights)
         self.aux_weight = config.aux_weight
-        self.loss = loss
+        given = losses or {}
+        self._losses = tuple(given.get(label.name) or default_loss(label.type) for label in labels)
 
     def losses(self, output: Output, labels: Tensor) -> Tensor:
         """The weighted sum of each row's losses, [B]."""
         assert output.logits is not None
         terms = [self.aux_weight * loss for loss in output.aux.values()]
-        for t, (label, weight) in enumerate(zip(self.labels, self.task_weights, strict=True)):
-            logits, wanted = output.logits[:, t], labels[:, t]
-            if self.loss is not None:
-                terms.append(weight * one_a_row(self.loss(logits, wanted), logits, "objective.loss"))
-                continue
-            loss = F.binary_cross_entropy_with_logits if label.type == "classification" else F.mse_loss
-            terms.append(weight * loss(logits, wanted, reduction="none"))
+        for t, (loss, weight) in enumerate(zip(self._losses, self.task_weights, strict=True)):
+            logits = output.logits[:, t]
+            terms.append(weight * one_a_row(loss(logits, labels[:, t]), logits, "objective.loss"))
         return sum(terms[1:], terms[0])
 
     def predictions(self, output: Output) -> dict[str, Tensor]:
