@@ -137,6 +137,9 @@ class RetrievalConfig(_OwnLoss):
     )
     margin: float | None = Field(None, gt=0, le=MAX_FLOAT, description="margin of the hinge loss; default: the model's")
     gbce_t: float = Field(0.75, ge=0, le=1, description="calibration parameter t of gbce; 0 is bce")
+    gbce_reduction: Literal["sum", "mean"] = Field(
+        "sum", description="gbce of a position: the sum over its positive and negatives, or, as its authors' code, the mean"
+    )
     regularization: float = Field(1.0, ge=0, le=MAX_FLOAT, description="regularisation weight of bpr_max")
     task_weights: dict[str, TaskWeight] = Field(
         default_factory=dict, description="weight of each auxiliary label's loss; default 1"

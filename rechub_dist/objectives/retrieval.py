@@ -219,7 +219,12 @@ class RetrievalObjective(Objective):
     def _named(self, config: RetrievalConfig) -> RowLoss:
         of_loss: dict[str, RowLoss] = {
             "bce": losses.bce,
-            "gbce": partial(losses.gbce, items=self.ranking.item.table.rows, t=config.gbce_t),
+            "gbce": partial(
+                losses.gbce,
+                items=self.ranking.item.table.rows,
+                t=config.gbce_t,
+                reduction=config.gbce_reduction,
+            ),
             "softmax": losses.softmax,
             "bpr": losses.bpr,
             "bpr_max": partial(losses.bpr_max, regularization=config.regularization),

@@ -47,3 +47,20 @@ def test_losses_of_labels(
 ) -> None:
     tree = {"name": "pointwise", **objective}
     check(pool, run_file(tmp_path, data_root, "SharedBottom", **TASKS, objective=tree), ranks)
+
+
+RETRIEVAL: list[tuple[str, dict[str, Any]]] = [
+    ("SASRec", {"loss": "gbce", "gbce_reduction": "mean", "num_negatives": 3}),
+]
+
+
+@pytest.mark.parametrize(("model", "objective"), RETRIEVAL)
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_losses_of_recall_models(
+    pool: RankPool, data_root: Path, tmp_path: Path, model: str, objective: dict[str, Any], ranks: int
+) -> None:
+    tree = {"name": "retrieval", **objective}
+    path = run_file(
+        tmp_path, data_root, model, data={"batch_size": 52}, objective=tree, embedding={"sharding": "row_wise"}
+    )
+    check(pool, path, ranks)
