@@ -34,6 +34,7 @@ from rechub_dist.models import Model, RecallModel
 from rechub_dist.objectives import EntireSpaceObjective, Objective, PointwiseObjective, RetrievalObjective
 from rechub_dist.schema import parse_schema
 
+OF_OBJECTIVE = "objective/"  # before the names of what is learnt of the objective
 DEFAULT_DIM = 16  # of tables to which schema, model and run give no width
 
 
@@ -56,6 +57,18 @@ class TrainModule(nn.Module):
         embedded = self.stage(batch)
         loss = self.objective(self.model(embedded), embedded, batch)
         return loss * self.world_size, loss.detach()
+
+    def dense_parameters(self) -> dict[str, nn.Parameter]:
+        """What the dense optimizer trains: the model's parameters by name, the objective's as `objective/<name>`."""
+        own = {f"{OF_OBJECTIVE}{name}": value for name, value in self.objective.named_parameters()}
+        return {**dict(self.model.named_parameters()), **own}
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds besides the tables, live: the model's parameters and buffers, and what is learnt of
+        the objective, by the names of `dense_parameters`.
+        """
+        own = {f"{OF_OBJECTIVE}{name}": value for name, value in self.objective.learned().items()}
+        return {**self.model.state_dict(), **own}
 
     def sequences(self) -> tuple[str, ...]:
         """The features that the model computes as padded sequences."""
@@ -196,6 +209,10 @@ def _objective(config: RunConfig, chosen: ObjectiveConfig, model: Model, labels:
         return own_objective(config, chosen, model, labels)
     if isinstance(chosen, RetrievalConfig):
         assert isinstance(model, RecallModel)
+        if chosen.temperature is not None and "temperature" in config.model.parameters:
+            raise UserError(
+                f"objective.temperature: takes the place of {name}'s own; give it alone, or model.temperature alone"
+            )
         return RetrievalObjective(chosen, model, labels, named_loss(config, chosen, RETRIEVAL))
     if isinstance(chosen, EntireSpaceConfig):
         return EntireSpaceObjective(chosen, labels)

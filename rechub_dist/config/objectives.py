@@ -135,15 +135,33 @@ class RetrievalConfig(_OwnLoss):
         description="logQ correction of the softmax for how likely an item is among the candidates; default: on for "
         "softmax with in-batch negatives, and for shared negatives that are not sampled uniformly",
     )
+    temperature: Literal["learn"] | Annotated[float, Field(gt=0, le=MAX_FLOAT)] | None = Field(
+        None,
+        description="what scores are divided by, in place of the model's own temperature where it has one; learn: a "
+        "parameter, trained by the dense optimizer; default: the model's, else 1",
+    )
+    temperature_start: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_FLOAT,
+        description="first value of one that is learnt; default: the model's, else 1",
+    )
     margin: float | None = Field(None, gt=0, le=MAX_FLOAT, description="margin of the hinge loss; default: the model's")
     gbce_t: float = Field(0.75, ge=0, le=1, description="calibration parameter t of gbce; 0 is bce")
     gbce_reduction: Literal["sum", "mean"] = Field(
-        "sum", description="gbce of a position: the sum over its positive and negatives, or, as its authors' code, the mean"
+        "sum",
+        description="of gbce over a position's positive and negatives: sum, or, as its authors' code, mean",
     )
     regularization: float = Field(1.0, ge=0, le=MAX_FLOAT, description="regularisation weight of bpr_max")
     task_weights: dict[str, TaskWeight] = Field(
         default_factory=dict, description="weight of each auxiliary label's loss; default 1"
     )
+
+    @model_validator(mode="after")
+    def _start_of_what_is_learnt(self) -> Self:
+        if self.temperature_start is not None and self.temperature != "learn":
+            raise ValueError("temperature_start is that of temperature: learn; set temperature instead")
+        return self
 
 
 class OwnObjectiveConfig(Section):

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from rechub_dist.assembly.parts import Plan, plan
+from rechub_dist.assembly.parts import OF_OBJECTIVE, Plan, plan
 from rechub_dist.checkpoint.find import find_checkpoint
 from rechub_dist.checkpoint.folder import Folder
 from rechub_dist.checkpoint.load import blocks_of, read_rows, verify
@@ -80,6 +80,7 @@ def export_bundle(
     for _ in verify(folder, manifest, blocks_of(manifest)):
         pass
     _load_dense(found, folder, manifest)
+    found.objective.eval()
     parts = parts_of(found)
     read = {lookup.name: lookup for part in parts for lookup in (*part.pooled, *part.sequences)}
     with whole_folder(out, KIND, replace=True) as work:
@@ -133,15 +134,16 @@ def _check_vocabularies(found: Plan, folder: Folder, manifest: CheckpointManifes
 
 
 def _load_dense(found: Plan, folder: Folder, manifest: CheckpointManifest) -> None:
-    """Fill the model's parameters and buffers from the checkpoint."""
-    state: dict[str, Any] = {}
-    for name, value in found.model.state_dict().items():
+    """Fill the model's parameters and buffers from the checkpoint, and what is learnt of the objective."""
+    own = {f"{OF_OBJECTIVE}{name}": value for name, value in found.objective.learned().items()}
+    state: dict[str, Any] = {**found.model.state_dict(), **own}
+    for name, value in state.items():
         key = next((k for k in (f"dense/model.{name}", f"dense/{name}") if k in manifest.tensors), None)
         if key is None:
             raise UserError(f"{folder.address}: the checkpoint has no {name}: {nearest(name, manifest.tensors)}")
         rows = torch.cat([block.view(-1) for block in read_rows(folder, manifest, key)] or [value.new_zeros(0)])
-        state[name] = rows.view(value.shape)
-    found.model.load_state_dict(state)
+        with torch.no_grad():
+            value.copy_(rows.view(value.shape))
 
 
 def _write_tables(

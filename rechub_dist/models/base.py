@@ -63,6 +63,7 @@ class RecallModel(Model):
             "in_batch_and_sampled" or "full".
         every_position: whether it learns at every position of the history, not only at the row's item.
         margin: default margin of the hinge loss.
+        temperature: what the scores of `user` and `item` have been divided by.
     """
 
     objectives = ("retrieval",)
@@ -71,6 +72,7 @@ class RecallModel(Model):
     negatives: ClassVar[str]
     every_position: ClassVar[bool] = False
     margin: float = 0.2
+    temperature: float = 1.0
 
     def user(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
         """The user's vectors [B, Q, D] and which of them are valid, bool [B, Q]."""

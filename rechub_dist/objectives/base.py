@@ -70,6 +70,10 @@ class Objective(nn.Module):
         """What the objective looks up besides the model: negatives, for one."""
         return ()
 
+    def learned(self) -> dict[str, Tensor]:
+        """What training changes in it, live, by name: a checkpoint holds it beside the model's weights."""
+        return dict(self.named_parameters())
+
     def settings(self) -> dict[str, Any]:
         """What its configuration leaves to the model or the labels, as resolved, by the configuration's keys."""
         return {}

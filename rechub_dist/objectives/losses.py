@@ -16,9 +16,7 @@ def bce(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
     return F.softplus(-positive) + _kept(F.softplus(negative), mask).sum(dim=1)
 
 
-def gbce(
-    positive: Tensor, negative: Tensor, mask: Tensor, *, items: int, t: float, reduction: str = "sum"
-) -> Tensor:
+def gbce(positive: Tensor, negative: Tensor, mask: Tensor, *, items: int, t: float, reduction: str = "sum") -> Tensor:
     """BCE with log s(r+)^beta, against overconfidence under negative sampling  (gSASRec, Petrov & Macdonald 2023).
 
     alpha = K / (items - 1), K the number of a row's negatives; beta = alpha (t (1 - 1 / alpha) + 1 / alpha). t = 0 is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rechub_dist.config import PointwiseConfig
 from rechub_dist.embedded import Output
@@ -32,6 +32,7 @@ class PointwiseObjective(TaskObjective):
         super().__init__(labels, config.task_weights)
         self.aux_weight = config.aux_weight
         given = losses or {}
+        self._own = nn.ModuleList(loss for loss in given.values() if isinstance(loss, nn.Module))  # for `to`
         self._losses = tuple(given.get(label.name) or default_loss(label.type) for label in labels)
 
     def losses(self, output: Output, labels: Tensor) -> Tensor:

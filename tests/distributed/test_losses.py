@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from test_parity import unsharded
 
+from rechub_dist.inference.bundle.bundle import Bundle
+from rechub_dist.inference.export import export_bundle
+from rechub_dist.inference.run import load
 from rechub_tests.ranks import RankPool
-from rechub_tests.runs import SCHEMA, last_checkpoint, losses, run_file, train
+from rechub_tests.runs import SCHEMA, last_checkpoint, losses, output, read_checkpoint, run_file, train
 
+RANKS = [1, pytest.param(2, marks=pytest.mark.slow), 3]
 # Rows of unlike weight, and labels of both types.
 TASKS: dict[str, Any] = {
     "data": {"dataset": {**SCHEMA, "weight": "importance"}, "labels": ["click", "buy", "stay"], "batch_size": 52},
@@ -41,7 +47,7 @@ def check(pool: RankPool, path: Path, ranks: int) -> None:
 
 
 @pytest.mark.parametrize("objective", POINTWISE)
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_losses_of_labels(
     pool: RankPool, data_root: Path, tmp_path: Path, objective: dict[str, Any], ranks: int
 ) -> None:
@@ -51,11 +57,15 @@ def test_losses_of_labels(
 
 RETRIEVAL: list[tuple[str, dict[str, Any]]] = [
     ("SASRec", {"loss": "gbce", "gbce_reduction": "mean", "num_negatives": 3}),
+    ("SASRec", {"loss": "softmax", "negatives": "full", "temperature": 0.5}),
+    ("DSSM", {"temperature": "learn"}),
+    ("FacebookDSSM", {"loss": "softmax", "temperature": "learn", "temperature_start": 0.2}),
+    ("GRU4Rec", {"loss": "bpr", "negatives": "sampled", "num_negatives": 2, "temperature": "learn"}),
 ]
 
 
 @pytest.mark.parametrize(("model", "objective"), RETRIEVAL)
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_losses_of_recall_models(
     pool: RankPool, data_root: Path, tmp_path: Path, model: str, objective: dict[str, Any], ranks: int
 ) -> None:
@@ -64,3 +74,39 @@ def test_losses_of_recall_models(
         tmp_path, data_root, model, data={"batch_size": 52}, objective=tree, embedding={"sharding": "row_wise"}
     )
     check(pool, path, ranks)
+
+
+TEMPERATURE = "dense/objective/_temperature.log_value"
+
+
+def test_a_learnt_temperature_is_resumed_to_the_bit(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    tree = {"name": "retrieval", "temperature": "learn"}
+    whole, halved = (run_file(tmp_path / name, data_root, "DSSM", objective=tree) for name in ("whole", "halved"))
+    pool.run(2, train, whole)
+    pool.run(2, train, halved, ["train.max_steps=10"])
+    first = last_checkpoint(halved)
+    pool.run(2, train, halved)
+    assert losses(halved) == losses(whole)
+    found, expected = last_checkpoint(halved), last_checkpoint(whole)
+    assert found.keys() == expected.keys()
+    assert {TEMPERATURE, "dense_optim/objective/_temperature.log_value/exp_avg"} <= found.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert first[TEMPERATURE] != found[TEMPERATURE] != np.float32(np.log(0.05))
+
+
+def test_scores_of_a_bundle_are_divided_by_the_learnt_temperature(
+    pool: RankPool, data_root: Path, tmp_path: Path
+) -> None:
+    tree = {"name": "retrieval", "loss": "softmax", "temperature": "learn", "temperature_start": 0.5}
+    path = run_file(tmp_path, data_root, "FacebookDSSM", objective=tree)
+    pool.run(1, train, path)
+    manifest = export_bundle(str(output(path)), tmp_path / "bundle")
+    users = pq.read_table(data_root / "test")
+    trained = load(output(path)).vectors("user", users)
+    vectors = Bundle(tmp_path / "bundle").vectors("user", users)
+    found = np.array(vectors["vectors"].to_pylist())[:, 0]
+    np.testing.assert_allclose(found, np.array(trained["vectors"].to_pylist())[:, 0], rtol=1e-4, atol=1e-5)
+    state = read_checkpoint(output(path) / "checkpoints" / f"step-{manifest.step:010d}")
+    length = np.exp(-float(state[TEMPERATURE]))  # the model's own vectors have length 1
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), length, rtol=1e-4)
+    assert abs(length - 2) > 1e-3
