@@ -124,6 +124,7 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
         collections=layout.collections,
         aligned=model.aligned_features(),
         derived=schema.derived,
+        keys=objective.row_keys,
     )
     return Plan(config, schema, labels, layout, spec, model, chosen, objective)
 

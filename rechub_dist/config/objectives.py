@@ -59,6 +59,17 @@ class LabelLossConfig(Section):
         return given
 
 
+class GroupLossConfig(Section):
+    """A loss of classification labels that compares the rows of a group, such as a user's or a session's."""
+
+    loss: Literal["pairwise", "listwise"] = Field(
+        description="pairwise: the logistic loss of each positive against the group's negatives (BPR, RankNet); "
+        "listwise: the cross-entropy of the softmax over the group"
+    )
+    group: str = Field(description="the column of the data that holds the group's key, integers or strings")
+    share: float = Field(1.0, gt=0, le=1, description="its share of a label's loss; the rest is that of single rows")
+
+
 class PointwiseConfig(_OwnLoss):
     """Cross-entropy for classification labels, squared error for regression labels; a weighted sum over labels."""
 
@@ -80,6 +91,9 @@ class PointwiseConfig(_OwnLoss):
     )
     label_losses: dict[str, LabelLossConfig] = Field(
         default_factory=dict, description="losses of single labels, in place of `loss`: {like: {loss: focal}}"
+    )
+    group_loss: GroupLossConfig | None = Field(
+        None, description="a loss within groups of the global batch's rows, beside or in place of that of single rows"
     )
 
 

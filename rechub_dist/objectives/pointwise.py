@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
+from rechub_dist.batch import Batch
 from rechub_dist.config import PointwiseConfig
-from rechub_dist.embedded import Output
+from rechub_dist.embedded import Embedded, Output
+from rechub_dist.errors import UserError
 from rechub_dist.features import Label
 from rechub_dist.objectives.base import TaskObjective, one_a_row
+from rechub_dist.objectives.groups import GroupLoss, Groups
 from rechub_dist.objectives.label_losses import LabelLoss, default_loss
 
 
 class PointwiseObjective(TaskObjective):
     """Binary cross-entropy of a classification label's logit, the squared error of a regression label's value.
 
-    What the model returns as `Output.aux` is added with the weight `aux_weight`.
+    What the model returns as `Output.aux` is added with the weight `aux_weight`. With `config.group_loss` a part of the
+    loss of each classification label, or all of it, is one within groups of rows.
 
     Args:
         losses: by label, in place of these, functions of its logits [B] and labels [B] that return a loss a row, [B].
@@ -34,15 +39,49 @@ class PointwiseObjective(TaskObjective):
         given = losses or {}
         self._own = nn.ModuleList(loss for loss in given.values() if isinstance(loss, nn.Module))  # for `to`
         self._losses = tuple(given.get(label.name) or default_loss(label.type) for label in labels)
+        self._group_loss = None if config.group_loss is None else GroupLoss(config.group_loss)
+        if self._group_loss is not None and all(label.type != "classification" for label in labels):
+            raise UserError(
+                "objective.group_loss: compares rows of label 1 with rows of label 0, and no label is of type "
+                "classification; leave it out"
+            )
+
+    @property
+    def row_keys(self) -> tuple[str, ...]:
+        """The column of the groups."""
+        return () if self._group_loss is None else (self._group_loss.column,)
 
     def losses(self, output: Output, labels: Tensor) -> Tensor:
         """The weighted sum of each row's losses, [B]."""
-        assert output.logits is not None
         terms = [self.aux_weight * loss for loss in output.aux.values()]
-        for t, (loss, weight) in enumerate(zip(self._losses, self.task_weights, strict=True)):
-            logits = output.logits[:, t]
-            terms.append(weight * one_a_row(loss(logits, labels[:, t]), logits, "objective.loss"))
+        each = self._each(output, labels)
+        terms += [weight * loss for weight, loss in zip(self.task_weights, each, strict=True)]
         return sum(terms[1:], terms[0])
+
+    def _each(self, output: Output, labels: Tensor) -> list[Tensor]:
+        """Each label's losses of single rows, [B]."""
+        assert output.logits is not None
+        columns = zip(self._losses, output.logits.unbind(dim=1), labels.unbind(dim=1), strict=True)
+        return [one_a_row(loss(logits, wanted), logits, "objective.loss") for loss, logits, wanted in columns]
+
+    def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:
+        """This rank's part of the loss."""
+        if self._group_loss is None:
+            return super().forward(output, embedded, batch)
+        parts = self.parts(output, batch)
+        total = sum(weight * part for weight, part in zip(self.task_weights, parts.unbind(), strict=True))
+        return total + self._of_rows(self.aux_weight * sum(output.aux.values(), torch.zeros_like(parts[0])), batch)
+
+    def parts(self, output: Output, batch: Batch) -> Tensor:
+        """This rank's part of each label's loss, [T]: a label's loss is its sum over ranks."""
+        assert output.logits is not None
+        found = [self._of_rows(losses, batch) for losses in self._each(output, batch.labels)]
+        if (of_group := self._group_loss) is not None:
+            groups = Groups.gathered(of_group.column, output.logits, batch)
+            for t, label in enumerate(self.labels):
+                if label.type == "classification":
+                    found[t] = (1 - of_group.share) * found[t] + of_group.share * of_group(groups, t)
+        return torch.stack(found)
 
     def predictions(self, output: Output) -> dict[str, Tensor]:
         """Of each label: the probability, or the value of a regression."""

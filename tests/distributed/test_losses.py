@@ -33,6 +33,9 @@ POINTWISE: list[dict[str, Any]] = [
             "stay": {"loss": "huber", "loss_arguments": {"delta": 0.5}},
         },
     },
+    # 17 shops, so that most groups have rows on each rank
+    {"group_loss": {"loss": "pairwise", "group": "shop", "share": 0.7}, "task_weights": {"buy": 2.0}},
+    {"group_loss": {"loss": "listwise", "group": "shop"}},
 ]
 
 
@@ -53,6 +56,28 @@ def test_losses_of_labels(
 ) -> None:
     tree = {"name": "pointwise", **objective}
     check(pool, run_file(tmp_path, data_root, "SharedBottom", **TASKS, objective=tree), ranks)
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "listwise"])
+def test_groups_where_ranks_have_no_rows(pool: RankPool, data_root: Path, tmp_path: Path, loss: str) -> None:
+    # 200 rows in batches of 199: the second batch of an epoch has one row for three ranks.
+    data = {"batch_size": 199, "train": "train/part-0.parquet", "valid": None, "test": None}
+    tree = {"name": "pointwise", "group_loss": {"loss": loss, "group": "shop", "share": 0.5}}
+    check(pool, run_file(tmp_path, data_root, "DIN", data=data, objective=tree), 3)
+
+
+def test_a_run_with_groups_is_evaluated_and_predicts_without_them(
+    pool: RankPool, data_root: Path, tmp_path: Path
+) -> None:
+    tree = {"name": "pointwise", "group_loss": {"loss": "pairwise", "group": "shop"}}
+    data = {"root": str(data_root), "batch_size": 52}
+    path = run_file(
+        tmp_path, data_root, "DeepFM", data=data, objective=tree,
+        evaluation={"metrics": ["default", {"name": "grouped_auc", "group": "user"}]},
+    )  # fmt: skip
+    assert "grouped_auc" in pool.run(2, train, path)[0].test
+    rows = pq.read_table(data_root / "test").drop_columns(["shop"])
+    assert load(output(path)).predict(rows).num_rows == 70
 
 
 RETRIEVAL: list[tuple[str, dict[str, Any]]] = [
