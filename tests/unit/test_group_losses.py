@@ -150,5 +150,5 @@ def test_mistakes(tmp_path: Path, group_loss: dict[str, Any], message: str) -> N
 
 def test_a_regression_label_has_no_positives() -> None:
     config = PointwiseConfig(group_loss=GroupLossConfig(loss="listwise", group="user"))
-    with pytest.raises(UserError, match="objective.group_loss: compares rows of label 1 with rows of label 0"):
+    with pytest.raises(UserError, match=r"objective\.group_loss: compares rows of label 1 with rows of label 0"):
         PointwiseObjective(config, LABELS[1:2])
