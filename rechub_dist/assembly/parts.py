@@ -217,4 +217,9 @@ def _objective(config: RunConfig, chosen: ObjectiveConfig, model: Model, labels:
         return RetrievalObjective(chosen, model, labels, named_loss(config, chosen, RETRIEVAL))
     if isinstance(chosen, EntireSpaceConfig):
         return EntireSpaceObjective(chosen, labels)
-    return PointwiseObjective(chosen, labels, label_losses(config, chosen, labels))
+    if chosen.weighs_gradients and config.train.compile:
+        raise UserError(
+            f"train.compile: what is compiled has one backward pass a step, and objective.task_weighting: "
+            f"{chosen.task_weighting} makes one for each label; leave one of them out"
+        )
+    return PointwiseObjective(chosen, labels, label_losses(config, chosen, labels), model.shared_parameters())

@@ -95,6 +95,18 @@ class PointwiseConfig(_OwnLoss):
     group_loss: GroupLossConfig | None = Field(
         None, description="a loss within groups of the global batch's rows, beside or in place of that of single rows"
     )
+    task_weighting: Literal["fixed", "uncertainty", "gradnorm", "pareto", "pcgrad"] = Field(
+        "fixed", description="fixed: by task_weights; or found in training (docs/losses.md)"
+    )
+    gradnorm_alpha: float = Field(
+        1.5, ge=0, le=100, description="gradnorm: how much tasks that learn more slowly are preferred; 0: not at all"
+    )
+    gradnorm_lr: float = Field(0.025, gt=0, le=MAX_FLOAT, description="gradnorm: learning rate of the weights")
+
+    @property
+    def weighs_gradients(self) -> bool:
+        """Whether a step makes a backward pass of each label's loss."""
+        return self.task_weighting in ("gradnorm", "pareto", "pcgrad")
 
 
 class EntireSpaceConfig(Section):

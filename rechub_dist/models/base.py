@@ -43,6 +43,13 @@ class Model(nn.Module):
         """Groups of sequence features aligned position by position; the reader checks that their lengths agree."""
         return ()
 
+    def shared_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Of a model of several tasks, the dense parameters that all of them share, from input to output.
+
+        The last one of more than one dimension is the weight of the last shared layer. None, unless a model says so.
+        """
+        return ()
+
     def forward(self, embedded: Embedded) -> Output:
         """The model's output for B rows, 0 included."""
         raise NotImplementedError

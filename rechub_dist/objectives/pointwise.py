@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from rechub_dist.features import Label
 from rechub_dist.objectives.base import TaskObjective, one_a_row
 from rechub_dist.objectives.groups import GroupLoss, Groups
 from rechub_dist.objectives.label_losses import LabelLoss, default_loss
+from rechub_dist.objectives.weighting import make_weighting, weighted
 
 
 class PointwiseObjective(TaskObjective):
@@ -26,6 +27,7 @@ class PointwiseObjective(TaskObjective):
     Args:
         losses: by label, in place of these, functions of its logits [B] and labels [B] that return a loss a row, [B].
             B may be 0. Predictions stay what they are: probabilities of classification labels.
+        shared: the model's parameters that all tasks share (`Model.shared_parameters`); they stay outside.
     """
 
     def __init__(
@@ -33,12 +35,14 @@ class PointwiseObjective(TaskObjective):
         config: PointwiseConfig,
         labels: tuple[Label, ...],
         losses: Mapping[str, LabelLoss] | None = None,
+        shared: Sequence[nn.Parameter] = (),
     ) -> None:
         super().__init__(labels, config.task_weights)
         self.aux_weight = config.aux_weight
         given = losses or {}
         self._own = nn.ModuleList(loss for loss in given.values() if isinstance(loss, nn.Module))  # for `to`
         self._losses = tuple(given.get(label.name) or default_loss(label.type) for label in labels)
+        self.weighting = make_weighting(config, labels, shared)
         self._group_loss = None if config.group_loss is None else GroupLoss(config.group_loss)
         if self._group_loss is not None and all(label.type != "classification" for label in labels):
             raise UserError(
@@ -50,6 +54,10 @@ class PointwiseObjective(TaskObjective):
     def row_keys(self) -> tuple[str, ...]:
         """The column of the groups."""
         return () if self._group_loss is None else (self._group_loss.column,)
+
+    def learned(self) -> dict[str, Tensor]:
+        """What the weighting of its labels learns."""
+        return {} if self.weighting is None else {f"weighting.{k}": v for k, v in self.weighting.state_dict().items()}
 
     def losses(self, output: Output, labels: Tensor) -> Tensor:
         """The weighted sum of each row's losses, [B]."""
@@ -66,10 +74,13 @@ class PointwiseObjective(TaskObjective):
 
     def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:
         """This rank's part of the loss."""
-        if self._group_loss is None:
+        if self._group_loss is None and self.weighting is None:
             return super().forward(output, embedded, batch)
         parts = self.parts(output, batch)
-        total = sum(weight * part for weight, part in zip(self.task_weights, parts.unbind(), strict=True))
+        if self.weighting is None:
+            total = weighted(self.task_weights, parts)
+        else:
+            total = self.weighting(parts, self._of_rows(torch.ones_like(batch.labels[:, 0]), batch))
         return total + self._of_rows(self.aux_weight * sum(output.aux.values(), torch.zeros_like(parts[0])), batch)
 
     def parts(self, output: Output, batch: Batch) -> Tensor:

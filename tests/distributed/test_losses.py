@@ -58,6 +58,58 @@ def test_losses_of_labels(
     check(pool, run_file(tmp_path, data_root, "SharedBottom", **TASKS, objective=tree), ranks)
 
 
+WEIGHTED: list[tuple[str, dict[str, Any]]] = [
+    ("SharedBottom", {"task_weighting": "uncertainty", "group_loss": {"loss": "listwise", "group": "shop"}}),
+    ("SharedBottom", {"task_weighting": "gradnorm", "gradnorm_lr": 0.1}),
+    ("MMoE", {"task_weighting": "pareto"}),
+    ("PLE", {"task_weighting": "pcgrad"}),
+]
+
+
+def tasks_of(model: str) -> dict[str, Any]:
+    """The sections of a run of three labels; with batch normalisation, whose backward pass is an exchange, too."""
+    more: dict[str, Any] = {"PLE": {"num_tasks": None, "num_layers": 2}}.get(model, {})
+    sizes = {key: value for key, value in {**TASKS["model"], **more}.items() if value is not None}
+    return {**TASKS, "model": sizes}
+
+
+@pytest.mark.parametrize(("model", "objective"), WEIGHTED)
+@pytest.mark.parametrize("ranks", RANKS)
+def test_weighting_of_labels(
+    pool: RankPool, data_root: Path, tmp_path: Path, model: str, objective: dict[str, Any], ranks: int
+) -> None:
+    tree = {"name": "pointwise", **objective}
+    check(pool, run_file(tmp_path, data_root, model, **tasks_of(model), objective=tree), ranks)
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "gradnorm", "pareto"])
+def test_weighting_is_resumed_to_the_bit(pool: RankPool, data_root: Path, tmp_path: Path, name: str) -> None:
+    tree = {"name": "pointwise", "task_weighting": name}
+    whole, halved = (
+        run_file(tmp_path / part, data_root, "SharedBottom", **TASKS, objective=tree) for part in ("whole", "halved")
+    )
+    pool.run(2, train, whole)
+    pool.run(2, train, halved, ["train.max_steps=10"])
+    pool.run(2, train, halved)
+    assert losses(halved) == losses(whole)
+    found, expected = last_checkpoint(halved), last_checkpoint(whole)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    learned = {key: value for key, value in found.items() if key.startswith("dense/objective/")}
+    assert bool(learned) == (name != "pareto")
+    assert all(value.isfinite().all() and value.unique().numel() == 3 for value in learned.values())
+
+
+def test_a_step_that_is_left_out_leaves_weights_as_they_were(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    tree = {"name": "pointwise", "task_weighting": "gradnorm"}
+    path = run_file(tmp_path, data_root, "SharedBottom", **TASKS, objective=tree)
+    # A limit below every loss: no step is taken, and none is too many in one run of 11.
+    pool.run(2, train, path, ["train.on_non_finite=skip", "train.max_loss=1e-9", "train.epochs=1"])
+    state = last_checkpoint(path)
+    assert state["dense/objective/weighting.weight"].tolist() == [1, 1, 1]
+    assert state["dense/objective/weighting.first"].tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("loss", ["pairwise", "listwise"])
 def test_groups_where_ranks_have_no_rows(pool: RankPool, data_root: Path, tmp_path: Path, loss: str) -> None:
     # 200 rows in batches of 199: the second batch of an epoch has one row for three ranks.
