@@ -56,8 +56,9 @@ class PointwiseObjective(TaskObjective):
         return () if self._group_loss is None else (self._group_loss.column,)
 
     def learned(self) -> dict[str, Tensor]:
-        """What the weighting of its labels learns."""
-        return {} if self.weighting is None else {f"weighting.{k}": v for k, v in self.weighting.state_dict().items()}
+        """What the weighting of its labels learns, too."""
+        state = {} if self.weighting is None else self.weighting.state_dict()
+        return {**super().learned(), **{f"weighting.{name}": value for name, value in state.items()}}
 
     def losses(self, output: Output, labels: Tensor) -> Tensor:
         """The weighted sum of each row's losses, [B]."""

@@ -37,9 +37,9 @@ class TaskWeighting(nn.Module):
 
 
 class Uncertainty(TaskWeighting):
-    """sum_t e^{-s_t} L_t + s_t / 2, s_t = log sigma_t^2 learnt; half of L_t for a regression  (Kendall et al. 2018, 3.2).
+    """sum_t e^{-s_t} L_t + s_t / 2, s_t = log sigma_t^2 learnt, half of L_t for a regression.
 
-    The loss may become negative.
+    Kendall et al. 2018, section 3.2. The loss may become negative.
     """
 
     def __init__(self, config: PointwiseConfig, labels: tuple[Label, ...], shared: Sequence[nn.Parameter]) -> None:  # noqa: ARG002
@@ -177,7 +177,7 @@ def make_weighting(
 
 
 def shortest(products: Array) -> Array:
-    """The weights of sum 1, none negative, of the shortest weighted sum of vectors with these inner products, [T, T]."""
+    """The weights of sum 1, none negative, of the shortest weighted sum of vectors, from their products, [T, T]."""
     weights = np.full(len(products), 1 / len(products))
     for _ in range(_PAIRS):
         slopes = products @ weights
@@ -208,7 +208,7 @@ def without_conflicts(products: Array) -> Array:
 
 
 def _of_products(gradients: Tensor, solve: Callable[[Array], Array]) -> Tensor:
-    """Weights from the gradients' inner products, float64 [T]; a GPU's are waited for. 1 each where one is not finite."""
+    """Weights, float64 [T], from the gradients' inner products, for which the host waits; 1 where one is not finite."""
     gradients = gradients.double()
     products = (gradients @ gradients.T).cpu().numpy()
     if not np.isfinite(products).all():  # as is the loss then, which the non-finite guard sees

@@ -82,6 +82,17 @@ def test_weighting_of_labels(
     check(pool, run_file(tmp_path, data_root, model, **tasks_of(model), objective=tree), ranks)
 
 
+@pytest.mark.parametrize("objective", [objective for _, objective in WEIGHTED[:2]])
+def test_weighting_in_the_sparse_dist_pipeline(
+    pool: RankPool, data_root: Path, tmp_path: Path, objective: dict[str, Any]
+) -> None:
+    tree = {"name": "pointwise", **objective}
+    path = run_file(
+        tmp_path, data_root, "SharedBottom", **TASKS, objective=tree, distributed={"pipeline": "sparse_dist"}
+    )
+    check(pool, path, 2)
+
+
 @pytest.mark.parametrize("name", ["uncertainty", "gradnorm", "pareto"])
 def test_weighting_is_resumed_to_the_bit(pool: RankPool, data_root: Path, tmp_path: Path, name: str) -> None:
     tree = {"name": "pointwise", "task_weighting": name}
