@@ -30,8 +30,8 @@ class Batch(Pipelineable):
         weight_sums: float64 [K], the objective's normalisers over all ranks; None until the trainer has set them.
         candidates: how many distinct items each rank contributes as candidates for all, where the objective has counted
             them in host memory (`Objective.prepare`); this rank's alone until the trainer has gathered the others.
-        keys: by column that a metric groups by, the rows' values as an Arrow array, int64 or large_string [rows];
-            always in host memory.
+        keys: by column that a metric or loss groups by, the rows' values as an Arrow array, int64 or large_string
+            [rows]; always in host memory.
         skipped: rows of this rank's share that are missing because their files are bad.
         notices: what this batch is the first on this rank to skip.
     """

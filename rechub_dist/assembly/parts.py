@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rechub_dist.assembly.arguments import arguments_of
-from rechub_dist.assembly.code import POINTWISE, RETRIEVAL, call, metric_classes, model_class, named_loss, own_objective
+from rechub_dist.assembly.code import RETRIEVAL, call, metric_classes, model_class, named_loss, own_objective
+from rechub_dist.assembly.losses import label_losses
 from rechub_dist.assembly.precision import set_training
 from rechub_dist.batch import Batch
 from rechub_dist.config import (
@@ -33,6 +34,7 @@ from rechub_dist.models import Model, RecallModel
 from rechub_dist.objectives import EntireSpaceObjective, Objective, PointwiseObjective, RetrievalObjective
 from rechub_dist.schema import parse_schema
 
+OF_OBJECTIVE = "objective/"  # before the names of what is learnt of the objective
 DEFAULT_DIM = 16  # of tables to which schema, model and run give no width
 
 
@@ -55,6 +57,18 @@ class TrainModule(nn.Module):
         embedded = self.stage(batch)
         loss = self.objective(self.model(embedded), embedded, batch)
         return loss * self.world_size, loss.detach()
+
+    def dense_parameters(self) -> dict[str, nn.Parameter]:
+        """What the dense optimizer trains: the model's parameters by name, the objective's as `objective/<name>`."""
+        own = {f"{OF_OBJECTIVE}{name}": value for name, value in self.objective.named_parameters()}
+        return {**dict(self.model.named_parameters()), **own}
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds besides the tables, live: the model's parameters and buffers, and what is learnt of
+        the objective, by the names of `dense_parameters`.
+        """
+        own = {f"{OF_OBJECTIVE}{name}": value for name, value in self.objective.learned().items()}
+        return {**self.model.state_dict(), **own}
 
     def sequences(self) -> tuple[str, ...]:
         """The features that the model computes as padded sequences."""
@@ -110,6 +124,7 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
         collections=layout.collections,
         aligned=model.aligned_features(),
         derived=schema.derived,
+        keys=objective.row_keys,
     )
     return Plan(config, schema, labels, layout, spec, model, chosen, objective)
 
@@ -195,7 +210,16 @@ def _objective(config: RunConfig, chosen: ObjectiveConfig, model: Model, labels:
         return own_objective(config, chosen, model, labels)
     if isinstance(chosen, RetrievalConfig):
         assert isinstance(model, RecallModel)
+        if chosen.temperature is not None and "temperature" in config.model.parameters:
+            raise UserError(
+                f"objective.temperature: takes the place of {name}'s own; give it alone, or model.temperature alone"
+            )
         return RetrievalObjective(chosen, model, labels, named_loss(config, chosen, RETRIEVAL))
     if isinstance(chosen, EntireSpaceConfig):
         return EntireSpaceObjective(chosen, labels)
-    return PointwiseObjective(chosen, labels, named_loss(config, chosen, POINTWISE))
+    if chosen.weighs_gradients and config.train.compile:
+        raise UserError(
+            f"train.compile: what is compiled has one backward pass a step, and objective.task_weighting: "
+            f"{chosen.task_weighting} makes one for each label; leave one of them out"
+        )
+    return PointwiseObjective(chosen, labels, label_losses(config, chosen, labels), model.shared_parameters())

@@ -240,7 +240,7 @@ def _with_keys(parts: Parts, rt: Runtime) -> Parts:
 
 def prediction_spec(parts: Parts) -> BatchSpec:
     """What is read to predict: no labels; of a recall model no items either, and nothing that only training draws."""
-    spec, ranking = replace(parts.spec, labels=(), weight=None), parts.train_module.objective.ranking
+    spec, ranking = replace(parts.spec, labels=(), weight=None, keys=()), parts.train_module.objective.ranking
     if ranking is not None:
         lookups = parts.train_module.model.lookups()
         read = {lookup.feature for lookup in lookups if lookup not in ranking.lookups}

@@ -1,7 +1,8 @@
 """The live state of a run under canonical names, independent of sharding: what a checkpoint saves and loads.
 
 `tables/<table>/weight`, `tables/<table>/{sum, rowwise_sum, exp_avg, exp_avg_sq, step}`, `dense/<name>`,
-`dense_optim/<name>/<state>`. Tables have their logical width, without padding.
+`dense_optim/<name>/<state>`, <name> being `objective/<name>` where it is learnt of the objective. Tables have their
+logical width, without padding.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _weights_state(train_module: Any, layout: Layout, sharded: dict[str, Sharded
         replicated = placed.collection == REPLICATED
         weight = train_module.stage.replicated.local.weight(name).detach() if replicated else sharded[name]
         state[f"tables/{name}/weight"] = _table_entry(weight, placed)
-    for name, value in train_module.model.state_dict().items():
+    for name, value in train_module.dense_state().items():
         state[f"dense/{name}"] = Entry.whole(value.detach())
     return state
 

@@ -35,7 +35,7 @@ class BatchSpec:
         dense: the dense features, in the order of their columns in `Batch.dense`.
         labels: one column of `Batch.labels` each, in this order.
         weight: the column of row weights, or None.
-        keys: columns whose values are delivered unchanged, for metrics that group by them.
+        keys: columns whose values are delivered unchanged, for metrics and losses that group by them.
         derived: the data set's derived columns; those of them that are read, and that the files lack, are computed.
         collections: the jagged collections of `Batch.jagged`: names of features in the key order of the
             KeyedJaggedTensor. A feature may be in several.

@@ -58,8 +58,8 @@ def schedule_factor(schedule: ScheduleConfig, step: int) -> float:
 class Optimizers:
     """All optimizers of a run, stepped together.
 
-    `dense` updates the model's parameters; `replicated` has one torch optimizer per replicated table; `fused` updates
-    the sharded tables within backward, and is stepped to pass the learning rate on.
+    `dense` updates the parameters of model and objective; `replicated` has one torch optimizer per replicated table;
+    `fused` updates the sharded tables within backward, and is stepped to pass the learning rate on.
 
     Args:
         module: the sharded train module.
@@ -84,7 +84,7 @@ class Optimizers:
             schedule_factor(schedule, schedule.warmup_steps)  # the first step that needs decay_steps, if any does
         self._clip = dense.clip_norm
         train_module = module.module
-        self.parameters: dict[str, nn.Parameter] = dict(train_module.model.named_parameters())
+        self.parameters: dict[str, nn.Parameter] = train_module.dense_parameters()
         arguments: dict[str, Any] = {"lr": dense.lr, "weight_decay": dense.weight_decay}
         if dense.name in ("adam", "adamw"):
             arguments["betas"] = dense.betas

@@ -92,6 +92,7 @@ def export_bundle(
     for _ in verify(folder, manifest, blocks_of(manifest)):
         pass
     load_dense(found, folder, manifest)
+    found.objective.eval()
     if config.evaluation.calibration is not None:
         found.objective.set_calibrators(open_run(output_dir, overrides, allowed_code).calibrators)
     parts = parts_of(found)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from rechub_dist.assembly.parts import Parts, Plan, TrainModule, plan
+from rechub_dist.assembly.parts import OF_OBJECTIVE, Parts, Plan, TrainModule, plan
 from rechub_dist.assembly.readers import evaluation_batch_size
 from rechub_dist.batch import Batch
 from rechub_dist.checkpoint.find import find_checkpoint
@@ -112,12 +112,13 @@ def open_run(output_dir: str, settings: Iterable[str] = (), allowed_code: Iterab
 
 
 def load_dense(found: Plan, folder: Folder, manifest: CheckpointManifest) -> None:
-    """Fill the model's parameters and buffers from the checkpoint."""
-    state: dict[str, Any] = {}
-    for name, value in found.model.state_dict().items():
+    """Fill the model's parameters and buffers from the checkpoint, and what is learnt of the objective."""
+    own = {f"{OF_OBJECTIVE}{name}": value for name, value in found.objective.learned().items()}
+    state: dict[str, Any] = {**found.model.state_dict(), **own}
+    for name, value in state.items():
         key = next((k for k in (f"dense/model.{name}", f"dense/{name}") if k in manifest.tensors), None)
         if key is None:
             raise UserError(f"{folder.address}: the checkpoint has no {name}: {nearest(name, manifest.tensors)}")
         rows = torch.cat([block.view(-1) for block in read_rows(folder, manifest, key)] or [value.new_zeros(0)])
-        state[name] = rows.view(value.shape)
-    found.model.load_state_dict(state)
+        with torch.no_grad():
+            value.copy_(rows.view(value.shape))

@@ -161,14 +161,18 @@ def _running(values: Array, codes: Ints) -> Array:
     return total
 
 
-def _buckets(keys: pa.Array) -> NDArray[np.uint16]:
-    """A number below `_BUCKETS` for each key, the same for equal ones, on every rank."""
+def key_words(keys: pa.Array) -> Ints:
+    """A word for each key, int64 [N], the same for equal ones on every rank: an integer itself, a string's hash."""
     if is_string(keys.type):
         strings, codes = distinct(keys)
-        words = spread(hash_strings(strings), codes, null=0)
-    else:
-        words = keys.to_numpy()
-    return (mix64(words.view(np.uint64)) % np.uint64(_BUCKETS)).astype(np.uint16)
+        return spread(hash_strings(strings), codes, null=0)
+    found: Ints = keys.to_numpy()
+    return found
+
+
+def _buckets(keys: pa.Array) -> NDArray[np.uint16]:
+    """A number below `_BUCKETS` for each key, the same for equal ones, on every rank."""
+    return (mix64(key_words(keys).view(np.uint64)) % np.uint64(_BUCKETS)).astype(np.uint16)
 
 
 def _codes(keys: pa.ChunkedArray) -> Ints:

@@ -43,6 +43,13 @@ class Model(nn.Module):
         """Groups of sequence features aligned position by position; the reader checks that their lengths agree."""
         return ()
 
+    def shared_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Of a model of several tasks, the dense parameters that all of them share, from input to output.
+
+        The last one of more than one dimension is the weight of the last shared layer. None, unless a model says so.
+        """
+        return ()
+
     def forward(self, embedded: Embedded) -> Output:
         """The model's output for B rows, 0 included."""
         raise NotImplementedError
@@ -63,6 +70,7 @@ class RecallModel(Model):
             "in_batch_and_sampled" or "full".
         every_position: whether it learns at every position of the history, not only at the row's item.
         margin: default margin of the hinge loss.
+        temperature: what the scores of `user` and `item` have been divided by.
     """
 
     objectives = ("retrieval",)
@@ -71,6 +79,7 @@ class RecallModel(Model):
     negatives: ClassVar[str]
     every_position: ClassVar[bool] = False
     margin: float = 0.2
+    temperature: float = 1.0
 
     def user(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
         """The user's vectors [B, Q, D] and which of them are valid, bool [B, Q]."""

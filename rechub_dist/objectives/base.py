@@ -80,9 +80,18 @@ class Objective(nn.Module):
         """What it compares positives with; None for nothing."""
         return None
 
+    @property
+    def row_keys(self) -> tuple[str, ...]:
+        """The columns whose values it needs of each row to train, as `Batch.keys` has them."""
+        return ()
+
     def lookups(self) -> tuple[Lookup, ...]:
         """What the objective looks up besides the model: negatives, for one."""
         return ()
+
+    def learned(self) -> dict[str, Tensor]:
+        """What training changes in it, live, by name: a checkpoint holds it beside the model's weights."""
+        return dict(self.named_parameters())
 
     def settings(self) -> dict[str, Any]:
         """What its configuration leaves to the model or the labels, as resolved, by the configuration's keys."""
@@ -243,9 +252,14 @@ class TaskObjective(Objective):
 
     def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:  # noqa: ARG002
         """This rank's part of the loss."""
+        losses = self.losses(output, batch.labels)
+        return self._of_rows(one_a_row(losses, batch.labels[:, 0], "objective.name: its losses"), batch)
+
+    @staticmethod
+    def _of_rows(losses: Tensor, batch: Batch) -> Tensor:
+        """This rank's part of the weighted mean over the global batch of a loss a row, [B]."""
         assert batch.weight_sums is not None
-        weights = row_weights(batch)
-        loss = (one_a_row(self.losses(output, batch.labels), weights, "objective.name: its losses") * weights).sum()
+        loss = (losses * row_weights(batch)).sum()
         return loss / batch.weight_sums[0].clamp(min=torch.finfo(torch.float32).tiny).to(loss.dtype)
 
 

@@ -16,15 +16,18 @@ def bce(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
     return F.softplus(-positive) + _kept(F.softplus(negative), mask).sum(dim=1)
 
 
-def gbce(positive: Tensor, negative: Tensor, mask: Tensor, *, items: int, t: float) -> Tensor:
+def gbce(positive: Tensor, negative: Tensor, mask: Tensor, *, items: int, t: float, reduction: str = "sum") -> Tensor:
     """BCE with log s(r+)^beta, against overconfidence under negative sampling  (gSASRec, Petrov & Macdonald 2023).
 
     alpha = K / (items - 1), K the number of a row's negatives; beta = alpha (t (1 - 1 / alpha) + 1 / alpha). t = 0 is
-    BCE, t = 1 is calibrated to the softmax's probabilities.
+    BCE, t = 1 is calibrated to the softmax's probabilities. The paper sums over negatives (`reduction="sum"`); its
+    authors' code has the mean over the 1 + K terms ("mean").
     """
-    alpha = (mask.sum(dim=1, dtype=positive.dtype) / max(1, items - 1)).clamp(max=1)
+    count = mask.sum(dim=1, dtype=positive.dtype)
+    alpha = (count / max(1, items - 1)).clamp(max=1)
     beta = alpha * t - t + 1
-    return beta * F.softplus(-positive) + _kept(F.softplus(negative), mask).sum(dim=1)
+    loss = beta * F.softplus(-positive) + _kept(F.softplus(negative), mask).sum(dim=1)
+    return loss if reduction == "sum" else loss / (1 + count)
 
 
 def softmax(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:

@@ -1,50 +1,99 @@
-"""One loss a label and row: cross-entropy or squared error."""
+"""One loss a label and row: by default cross-entropy or squared error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 
-import torch.nn.functional as F
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from rechub_dist.batch import Batch
 from rechub_dist.config import PointwiseConfig
-from rechub_dist.embedded import Output
+from rechub_dist.embedded import Embedded, Output
+from rechub_dist.errors import UserError
 from rechub_dist.features import Label
 from rechub_dist.objectives.base import TaskObjective, one_a_row
+from rechub_dist.objectives.groups import GroupLoss, Groups
+from rechub_dist.objectives.label_losses import LabelLoss, default_loss
+from rechub_dist.objectives.weighting import make_weighting, weighted
 
 
 class PointwiseObjective(TaskObjective):
     """Binary cross-entropy of a classification label's logit, the squared error of a regression label's value.
 
-    What the model returns as `Output.aux` is added with the weight `aux_weight`.
+    What the model returns as `Output.aux` is added with the weight `aux_weight`. With `config.group_loss` a part of the
+    loss of each classification label, or all of it, is one within groups of rows.
 
     Args:
-        loss: in place of both, a function of a label's logits [B] and its labels [B] that returns a loss a row, [B].
+        losses: by label, in place of these, functions of its logits [B] and labels [B] that return a loss a row, [B].
             B may be 0. Predictions stay what they are: probabilities of classification labels.
+        shared: the model's parameters that all tasks share (`Model.shared_parameters`); they stay outside.
     """
 
     def __init__(
         self,
         config: PointwiseConfig,
         labels: tuple[Label, ...],
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        losses: Mapping[str, LabelLoss] | None = None,
+        shared: Sequence[nn.Parameter] = (),
     ) -> None:
         super().__init__(labels, config.task_weights)
         self.aux_weight = config.aux_weight
-        self.loss = loss
+        given = losses or {}
+        self._own = nn.ModuleList(loss for loss in given.values() if isinstance(loss, nn.Module))  # for `to`
+        self._losses = tuple(given.get(label.name) or default_loss(label.type) for label in labels)
+        self.weighting = make_weighting(config, labels, shared)
+        self._group_loss = None if config.group_loss is None else GroupLoss(config.group_loss)
+        if self._group_loss is not None and all(label.type != "classification" for label in labels):
+            raise UserError(
+                "objective.group_loss: compares rows of label 1 with rows of label 0, and no label is of type "
+                "classification; leave it out"
+            )
+
+    @property
+    def row_keys(self) -> tuple[str, ...]:
+        """The column of the groups."""
+        return () if self._group_loss is None else (self._group_loss.column,)
+
+    def learned(self) -> dict[str, Tensor]:
+        """What the weighting of its labels learns, too."""
+        state = {} if self.weighting is None else self.weighting.state_dict()
+        return {**super().learned(), **{f"weighting.{name}": value for name, value in state.items()}}
 
     def losses(self, output: Output, labels: Tensor) -> Tensor:
         """The weighted sum of each row's losses, [B]."""
-        assert output.logits is not None
         terms = [self.aux_weight * loss for loss in output.aux.values()]
-        for t, (label, weight) in enumerate(zip(self.labels, self.task_weights, strict=True)):
-            logits, wanted = output.logits[:, t], labels[:, t]
-            if self.loss is not None:
-                terms.append(weight * one_a_row(self.loss(logits, wanted), logits, "objective.loss"))
-                continue
-            loss = F.binary_cross_entropy_with_logits if label.type == "classification" else F.mse_loss
-            terms.append(weight * loss(logits, wanted, reduction="none"))
+        each = self._each(output, labels)
+        terms += [weight * loss for weight, loss in zip(self.task_weights, each, strict=True)]
         return sum(terms[1:], terms[0])
+
+    def _each(self, output: Output, labels: Tensor) -> list[Tensor]:
+        """Each label's losses of single rows, [B]."""
+        assert output.logits is not None
+        columns = zip(self._losses, output.logits.unbind(dim=1), labels.unbind(dim=1), strict=True)
+        return [one_a_row(loss(logits, wanted), logits, "objective.loss") for loss, logits, wanted in columns]
+
+    def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:
+        """This rank's part of the loss."""
+        if self._group_loss is None and self.weighting is None:
+            return super().forward(output, embedded, batch)
+        parts = self.parts(output, batch)
+        if self.weighting is None:
+            total = weighted(self.task_weights, parts)
+        else:
+            total = self.weighting(parts, self._of_rows(torch.ones_like(batch.labels[:, 0]), batch))
+        return total + self._of_rows(self.aux_weight * sum(output.aux.values(), torch.zeros_like(parts[0])), batch)
+
+    def parts(self, output: Output, batch: Batch) -> Tensor:
+        """This rank's part of each label's loss, [T]: a label's loss is its sum over ranks."""
+        assert output.logits is not None
+        found = [self._of_rows(losses, batch) for losses in self._each(output, batch.labels)]
+        if (of_group := self._group_loss) is not None:
+            groups = Groups.gathered(of_group.column, output.logits, batch)
+            for t, label in enumerate(self.labels):
+                if label.type == "classification":
+                    found[t] = (1 - of_group.share) * found[t] + of_group.share * of_group(groups, t)
+        return torch.stack(found)
 
     def predictions(self, output: Output) -> dict[str, Tensor]:
         """Of each label: the probability, or the value of a regression."""

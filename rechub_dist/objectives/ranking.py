@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -33,6 +33,15 @@ class Ranking:
     def by(cls, model: RecallModel) -> Ranking:
         """What this model ranks. Its methods are kept, it is not: the objective must not have it as a submodule."""
         return cls(model.item_lookups(), model.item_dense_features(), model.history(), model.user, model.item)
+
+    def scaled(self, scale: Callable[[], Tensor | float]) -> Ranking:
+        """The same, with all scores multiplied by `scale()`, a scalar."""
+
+        def user(embedded: Embedded) -> tuple[Tensor, Tensor]:
+            vectors, live = self.user(embedded)
+            return vectors * scale(), live
+
+        return replace(self, user=user)
 
     @property
     def item(self) -> Lookup:

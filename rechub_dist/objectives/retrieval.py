@@ -24,6 +24,7 @@ from rechub_dist.objectives.base import Objective, TaskObjective, one_a_row, row
 from rechub_dist.objectives.negatives import NEGATIVES, Negatives
 from rechub_dist.objectives.pointwise import PointwiseObjective
 from rechub_dist.objectives.ranking import Ranking
+from rechub_dist.objectives.temperature import Temperature
 
 RowLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -54,7 +55,9 @@ class RetrievalObjective(Objective):
         super().__init__()
         self.loss = config.loss or model.loss
         self._margin = config.margin or model.margin
-        self._ranking = ranking = Ranking.by(model)
+        self._temperature = None if config.temperature is None else Temperature(config, model.temperature)
+        ranking = Ranking.by(model)
+        self._ranking = ranking = ranking if self._temperature is None else ranking.scaled(self._temperature)
         self._learned = ranking.history if model.every_position else None  # what follows in it is learnt as well
         self._negatives = Negatives(config, ranking, self._learned, config.negatives or model.negatives, self.loss)
         self._brought = tuple(lookup.name for lookup in self.lookups())  # candidates besides positives
@@ -109,6 +112,8 @@ class RetrievalObjective(Objective):
         assert batch.weight_sums is not None
         place = places(output.user_mask, self._total(batch))  # [M]
         user, positive = (side.flatten(0, 1).index_select(0, place) for side in (output.user, output.item))  # [M, D]
+        if self._temperature is not None:
+            user = user * self._temperature()
         ids = self._positive_ids(batch)  # [M]
         if self.negatives.shared:
             loss = self._shared_loss(user, positive, ids, embedded, batch)
@@ -219,7 +224,12 @@ class RetrievalObjective(Objective):
     def _named(self, config: RetrievalConfig) -> RowLoss:
         of_loss: dict[str, RowLoss] = {
             "bce": losses.bce,
-            "gbce": partial(losses.gbce, items=self.ranking.item.table.rows, t=config.gbce_t),
+            "gbce": partial(
+                losses.gbce,
+                items=self.ranking.item.table.rows,
+                t=config.gbce_t,
+                reduction=config.gbce_reduction,
+            ),
             "softmax": losses.softmax,
             "bpr": losses.bpr,
             "bpr_max": partial(losses.bpr_max, regularization=config.regularization),

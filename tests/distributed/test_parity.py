@@ -52,7 +52,7 @@ def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
         for name, optimizer in placed.items()
         if optimizer.name != "rowwise_adagrad"
     }
-    dense = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
+    dense = torch.optim.Adam([*model.parameters(), *objective.parameters()], lr=config.optimizer.lr)
     manifest = Manifest.read(f"{config.data.root}/{config.data.train}")
     spec = parts.spec
     if (negatives := objective.negatives) is not None:
@@ -76,6 +76,7 @@ def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
             embedded: Embedded = tables(ids, split_dense(batch.dense, parts.spec.dense))
             batch.weight_sums = objective.weight_sums(batch)
             model.zero_grad()
+            objective.zero_grad()
             tables.zero_grad()
             loss = objective(model(embedded), embedded, batch)
             loss.backward()

@@ -223,7 +223,7 @@ WRONG = [
     ([*NET, "model.scale={a: b}"], r"model.scale: should be dict\[str, float\] \| None"),
     ([*NET, "model.pair=[1]"], r"model.pair: should be tuple\[int, int\], got \[1\]"),
     (["objective={name: pointwise, loss: half}"], r"objective.pointwise.loss: unknown name 'half' \(write"),
-    (["objective={name: pointwise, loss_arguments: {a: 1}}"], "loss_arguments are for your own loss"),
+    (["objective={name: pointwise, loss_arguments: {a: 1}}"], "loss_arguments are those of the loss that loss names"),
     (
         ["objective={name: pointwise, loss: own_code:one}"],
         "own_code:one has to take 2 tensors: logits \\[B\\], labels \\[B\\]",

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rechub_dist.config import RetrievalConfig, SamplingConfig, StorageConfig
 from rechub_dist.data.counts import count_positives
@@ -77,6 +78,19 @@ def test_losses(name: str) -> None:
 def test_gbce_without_calibration_is_bce() -> None:
     arguments = torch.tensor(POSITIVE), torch.tensor(NEGATIVE), torch.tensor(MASK)
     torch.testing.assert_close(losses.gbce(*arguments, items=10, t=0.0), losses.bce(*arguments))
+
+
+def test_gbce_as_its_authors_normalise_it() -> None:
+    # Binary cross-entropy of all K + 1 scores, the positive's times beta, and the mean over them.
+    scores, targets = torch.tensor(np.hstack([POSITIVE[:, None], NEGATIVE])), torch.zeros(5, 5)
+    targets[:, 0] = 1
+    alpha = 4 / 9
+    beta = alpha * (0.75 * (1 - 1 / alpha) + 1 / alpha)
+    terms = F.binary_cross_entropy_with_logits(scores, targets.double(), reduction="none")
+    expected = torch.where(targets > 0, beta * terms, terms).mean(dim=1)
+    every = torch.ones(5, 4, dtype=torch.bool)
+    found = losses.gbce(torch.tensor(POSITIVE), torch.tensor(NEGATIVE), every, items=10, t=0.75, reduction="mean")
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", ["bce", "gbce", "softmax", "bpr", "bpr_max", "top1_max", "hinge"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
@@ -96,6 +97,9 @@ class MMoE(Model):
 
     def dense_features(self) -> tuple[DenseFeature, ...]:
         return self.fields.dense
+
+    def shared_parameters(self) -> tuple[nn.Parameter, ...]:
+        return tuple(self.experts.parameters())
 
     def forward(self, embedded: Embedded) -> Output:
         """Logits [B, num_tasks]."""

@@ -95,6 +95,12 @@ class PLE(Model):
     def dense_features(self) -> tuple[DenseFeature, ...]:
         return self.fields.dense
 
+    def shared_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Of all levels but the last, whose shared experts are in one tensor with each task's own."""
+        parts = ("shared_gate", "experts")
+        levels = list(self.levels)[:-1]
+        return tuple(p for level in levels for part in parts for p in level.get_submodule(part).parameters())
+
     def forward(self, embedded: Embedded) -> Output:
         """Logits [B, T], one per task."""
         states = self.fields.concat(embedded)

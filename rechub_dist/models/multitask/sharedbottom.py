@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
 from rechub_dist.layers.grouped import GroupedMLP
@@ -61,6 +63,9 @@ class SharedBottom(Model):
 
     def dense_features(self) -> tuple[DenseFeature, ...]:
         return self.fields.dense
+
+    def shared_parameters(self) -> tuple[nn.Parameter, ...]:
+        return tuple(self.bottom.parameters())
 
     def forward(self, embedded: Embedded) -> Output:
         """Logits [B, num_tasks]."""
