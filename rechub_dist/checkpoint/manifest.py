@@ -90,6 +90,14 @@ class SavedTensor:
         return self
 
 
+class SavedPlateau(TypedDict):
+    """The state of a plateau schedule."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+    reductions: Count
+    waited: Count
+
+
 class SavedPosition(TypedDict):
     """A `Position`, as it is written."""
 
@@ -101,6 +109,7 @@ class SavedPosition(TypedDict):
     evaluations_since_best: Count
     stopped_early: bool
     unevaluated: bool
+    plateaus: NotRequired[dict[str, SavedPlateau]]  # of runs with such schedules alone
 
 
 class SavedTable(TypedDict):

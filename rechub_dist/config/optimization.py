@@ -13,15 +13,61 @@ from rechub_dist.features import MAX_DIM
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class ScheduleConfig(Section):
-    """Learning rate schedule: linear warm-up, then constant or decay to `final` times the base rate."""
+DECAYS = ("linear", "cosine", "polynomial", "one_cycle")  # schedules over `decay_steps`
+REDUCTIONS = ("step", "exponential", "plateau")  # schedules by factors of `gamma`
+# What the keys that only some schedules have are for.
+_OF_SCHEDULES = {
+    "period": ("step", "exponential"),
+    "gamma": REDUCTIONS,
+    "power": ("polynomial",),
+    "pct_start": ("one_cycle",),
+    "div_factor": ("one_cycle",),
+    "patience": ("plateau",),
+}
 
-    name: Literal["constant", "linear", "cosine"] = "constant"
+
+class ScheduleConfig(Section):
+    """Learning rate schedule: linear warm-up, then constant or decay to `final` times the base rate.
+
+    With t steps since the warm-up, d = min(1, t / decay_steps) and f = final, the rate is the base rate times
+
+    - constant: 1
+    - linear: f + (1 - f) (1 - d); polynomial: f + (1 - f) (1 - d)^power; cosine: f + (1 - f) (1 + cos(pi d)) / 2
+    - step: gamma^floor(t / period), exponential: gamma^(t / period), neither below f
+    - one_cycle: by half a cosine wave from 1 / div_factor up to 1 at d = pct_start, and by another one down to f
+    - plateau: gamma for each time that `patience` evaluations in a row have not improved on the best, not below f
+    """
+
+    name: Literal["constant", "linear", "cosine", "step", "exponential", "polynomial", "one_cycle", "plateau"] = (
+        "constant"
+    )
     warmup_steps: int = Field(0, ge=0, le=MAX_COUNT, description="steps of linear warm-up")
     decay_steps: int | None = Field(
-        None, gt=0, le=MAX_COUNT, description="steps of the decay, after warm-up; required by linear and cosine"
+        None,
+        gt=0,
+        le=MAX_COUNT,
+        description=f"{', '.join(DECAYS)}: steps of the decay, after warm-up; default: the rest of the run",
     )
     final: float = Field(0.0, ge=0, le=1, description="learning rate after the decay, relative to the base rate")
+    period: int | None = Field(None, gt=0, le=MAX_COUNT, description="step, exponential: steps per factor of gamma")
+    gamma: float = Field(0.1, gt=0, lt=1, description="step, exponential, plateau: factor of a reduction")
+    power: float = Field(1.0, gt=0, le=100, description="polynomial: exponent")
+    pct_start: float = Field(0.3, gt=0, lt=1, description="one_cycle: share of decay_steps in which the rate rises")
+    div_factor: float = Field(25.0, ge=1, le=MAX_FLOAT, description="one_cycle: base rate divided by the first one")
+    patience: int = Field(
+        3, gt=0, le=MAX_COUNT, description="plateau: evaluations without a better train.best_metric per factor of gamma"
+    )
+
+    @model_validator(mode="after")
+    def _keys_of_its_own(self) -> Self:
+        for key, names in _OF_SCHEDULES.items():
+            if self.name not in names and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is for {', '.join(names)}, not for {self.name}; leave it out")
+        if self.name in _OF_SCHEDULES["period"] and self.period is None:
+            raise ValueError(f"{self.name} needs period, the number of steps per factor of gamma")
+        if self.name == "one_cycle" and self.warmup_steps:
+            raise ValueError("one_cycle has a warm-up of its own (pct_start); leave warmup_steps out")
+        return self
 
 
 class TableOptimizerConfig(Section):

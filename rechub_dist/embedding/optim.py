@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,10 @@ from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.optim.optimizers import Adam as FusedAdam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from rechub_dist.config import OptimizerConfig, ScheduleConfig, TableOptimizerConfig
+from rechub_dist.config import OptimizerConfig, TableOptimizerConfig
 from rechub_dist.embedding.layout import REPLICATED, Layout
 from rechub_dist.embedding.local import LocalTables
+from rechub_dist.embedding.rates import Plateaus, Rates
 from rechub_dist.errors import UserError, one_line
 
 _DENSE: dict[str, type[torch.optim.Optimizer]] = {
@@ -42,19 +42,6 @@ def _with_eps(config: TableOptimizerConfig | OptimizerConfig, arguments: dict[st
     return arguments if config.name == "sgd" else {**arguments, "eps": config.eps}
 
 
-def schedule_factor(schedule: ScheduleConfig, step: int) -> float:
-    """The learning rate of (0-based) `step` relative to the base rate. Raises UserError if `decay_steps` is missing."""
-    if step < schedule.warmup_steps:
-        return (step + 1) / schedule.warmup_steps
-    if schedule.name == "constant":
-        return 1.0
-    if schedule.decay_steps is None:
-        raise UserError(f"schedule: {schedule.name} needs decay_steps, the steps until the end of the decay")
-    done = min(1.0, (step - schedule.warmup_steps) / schedule.decay_steps)
-    shape = 1 - done if schedule.name == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return schedule.final + (1 - schedule.final) * shape
-
-
 class Optimizers:
     """All optimizers of a run, stepped together.
 
@@ -64,11 +51,11 @@ class Optimizers:
     Args:
         module: the sharded train module.
         dense: settings of the dense optimizer.
-        table_schedule: schedule of the tables' learning rates.
+        rates: the learning rates.
         make_dense: creates the dense optimizer where it is the user's own class.
 
     Raises:
-        UserError: a schedule without `decay_steps`, or an optimizer whose state cannot be checkpointed.
+        UserError: an optimizer whose state cannot be checkpointed.
     """
 
     def __init__(
@@ -76,12 +63,10 @@ class Optimizers:
         module: DistributedModelParallel,
         layout: Layout,
         dense: OptimizerConfig,
-        table_schedule: ScheduleConfig,
+        rates: Rates,
         make_dense: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
     ) -> None:
-        self._schedules = (dense.schedule, table_schedule)
-        for schedule in self._schedules:
-            schedule_factor(schedule, schedule.warmup_steps)  # the first step that needs decay_steps, if any does
+        self.rates = rates
         self._clip = dense.clip_norm
         train_module = module.module
         self.parameters: dict[str, nn.Parameter] = dict(train_module.model.named_parameters())
@@ -119,7 +104,7 @@ class Optimizers:
         if self._unknown and self.dense is not None:
             self.dense.state.clear()
 
-    def set_step(self, step: int) -> float:
+    def set_step(self, step: int, plateaus: Plateaus) -> float:
         """Set the learning rates of (0-based) `step`, and the step count of fused Adam's bias correction.
 
         Fused kernels count their forward passes, including those of evaluation, and no checkpoint holds the count. So
@@ -131,8 +116,7 @@ class Optimizers:
         for kernel in self._counting:
             kernel.iter_cpu.fill_(step)
             kernel.iter.fill_(step)
-        for schedule, groups in zip(self._schedules, self._base, strict=True):
-            factor = schedule_factor(schedule, step)
+        for factor, groups in zip(self.rates.factors(step, plateaus), self._base, strict=True):
             for group, base in groups:
                 group["lr"] = base * factor
         return self._base[0][0][0]["lr"] if self._base[0] else 0.0

@@ -29,7 +29,9 @@ from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, environment, runtime
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.optim import Optimizers
+from rechub_dist.embedding.rates import Rates
 from rechub_dist.embedding.sharding import draw_tables
+from rechub_dist.errors import UserError
 from rechub_dist.metrics.direction import watched_metric
 from rechub_dist.reporting.health import Health
 from rechub_dist.reporting.logs import log_to
@@ -42,7 +44,7 @@ from rechub_dist.training.non_finite import NonFiniteGuard
 from rechub_dist.training.output import make_output, refuse_foreign, written
 from rechub_dist.training.pipeline import make_pipeline
 from rechub_dist.training.saves import Saves
-from rechub_dist.training.schedule import Schedule
+from rechub_dist.training.schedule import Schedule, steps_of
 from rechub_dist.training.validation import Validation
 
 
@@ -95,6 +97,7 @@ class Trainer:
             if reader is not None and self.passes.steps:
                 trained = self.passes.current(0).reader
                 rt.together(lambda seen=reader, trained=trained: check_kinds(trained, seen, self.parts.spec))  # type: ignore[misc]
+        self._rates = rt.together(lambda: self._known_rates(validates=valid is not None))
         if valid or test:
             check_items(self.parts, rt)
         self._lease = lease or Lease(config, rt)
@@ -109,7 +112,7 @@ class Trainer:
         self._begun_with: list[str] = []
         self.module = shard_train_module(self.parts, rt, notes=self._begun_with)
         self.optimizers = rt.together(
-            lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule, make_dense)
+            lambda: Optimizers(self.module, self.parts.layout, config.optimizer, self._rates, make_dense)
         )
         self.checkpoints.prepare()
         begins_at = self._resume()
@@ -154,6 +157,16 @@ class Trainer:
             trace,
             begins_at,
         )
+
+    def _known_rates(self, *, validates: bool) -> Rates:
+        """The run's learning rates; raises UserError for what its schedules need and do not have."""
+        config, train = self.config, self.config.train
+        schedules = {"optimizer": config.optimizer.schedule, "embedding": config.embedding.schedule}
+        for section, schedule in schedules.items():
+            if schedule.name == "plateau" and not validates:
+                raise UserError(f"{section}.schedule: plateau follows evaluations; name a split in data.valid")
+        known = train.max_steps if config.data.follow else steps_of(train, self.passes)
+        return Rates(*schedules.values(), {change.step: change.factor for change in train.lr_changes}, known)
 
     def fit(self) -> Summary:
         """Train to the end, or to a signal; evaluate; keep checkpoints. Collective."""
@@ -254,7 +267,8 @@ class Trainer:
         # What negatives are drawn by depends on all of the data.
         counted = negatives is not None and negatives.needs_counts
         computed = self.passes.current(step).reader.reading.computed if self.passes.steps else ()
-        return identity(self.parts, self.passes.identity(self.passes.steps if counted else step), computed)
+        data = self.passes.identity(self.passes.steps if counted else step)
+        return identity(self.parts, data, computed, rates=self._rates, step=step)
 
     def _differing(self, run: Mapping[str, Any], step: int, where: str) -> list[str]:
         """What the run of a checkpoint has other than this one, as far as it has come."""
@@ -276,6 +290,8 @@ class Trainer:
         """Say what is bad about how the data lies, which files are left out and what is placed otherwise, once."""
         for note in self.parts.layout.notes:
             self.report.say(note)
+        for change in self.config.train.lr_changes:
+            self.report.say(f"from step {change.step} on, all learning rates are times {change.factor:g}")
         step = self.position.step
         train = self.passes.current(step).reader if self.passes.steps else None
         for split, reader in (("train", train), ("valid", self.valid_reader), ("test", self.test_reader)):

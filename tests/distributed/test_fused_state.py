@@ -57,7 +57,7 @@ with runtime("cpu", 60) as rt:
     # An evaluation's lookups count in the kernel, but not in the next training step.
     for kernel in kernels(trainer.module):
         kernel.iter_cpu.fill_(99)
-    trainer.optimizers.set_step(7)
+    trainer.optimizers.set_step(7, {})
     assert {(int(k.iter_cpu), int(k.iter)) for k in kernels(trainer.module)} == {(7, 7)}
 print("well")
 """
