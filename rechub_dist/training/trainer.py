@@ -166,7 +166,8 @@ class Trainer:
             if schedule.name == "plateau" and not validates:
                 raise UserError(f"{section}.schedule: plateau follows evaluations; name a split in data.valid")
         known = train.max_steps if config.data.follow else steps_of(train, self.passes)
-        return Rates(*schedules.values(), {change.step: change.factor for change in train.lr_changes}, known)
+        changes = {change.step: change.factor for change in train.lr_changes}
+        return Rates(config.optimizer.schedule, config.embedding.schedule, changes, known)
 
     def fit(self) -> Summary:
         """Train to the end, or to a signal; evaluate; keep checkpoints. Collective."""
