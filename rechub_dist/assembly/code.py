@@ -169,7 +169,7 @@ def metric_classes(config: RunConfig) -> dict[str, type[Metric[Any]]]:
     return found
 
 
-def dense_optimizer(config: RunConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None:
+def dense_optimizer(config: RunConfig) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None:
     """What makes the optimizer that `optimizer.name` names as `package.module:Class`; None for our short names.
 
     Raises:

@@ -178,6 +178,7 @@ def _resolved(found: Plan, facts: Mapping[str, Any], training: Mapping[str, Any]
             "optimizers": {name: placed.optimizer.model_dump(mode="json") for name, placed in tables.items()},
             "widths": {name: placed.table.dim for name, placed in tables.items()},
             "init_std": {name: placed.table.init_std for name, placed in tables.items()},
+            "dropout": {name: placed.dropout for name, placed in tables.items()},
         },
     }
     found_tree: dict[str, Any] = json.loads(json.dumps(tree, default=str))

@@ -24,6 +24,7 @@ from rechub_dist.config import (
 from rechub_dist.config.code import is_code
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.distributed.host import host_memory
+from rechub_dist.embedding.dense import freeze
 from rechub_dist.embedding.layout import REPLICATED, Layout, make_layout
 from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError, nearest
@@ -93,6 +94,7 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
         raise UserError("data.dataset: a stored configuration has to hold the schema itself; put back a copy of it")
     schema = parse_schema(config.data.dataset, config.data.root)
     model = build_model(config, schema)
+    freeze(model, config.optimizer)
     set_training(model, config.train, device)
     labels = _labels(config, schema)
     if isinstance(model, RecallModel) and config.data.labels is None and not model.num_tasks:
@@ -102,6 +104,9 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
     objective.set_metrics(KnownMetrics(metric_classes(config)))
     lookups = (*model.lookups(), *objective.lookups())
     layout = make_layout(lookups, config.embedding, device=device, world_size=world_size)
+    trained = (not placed.frozen for placed in layout.tables.values())
+    if not any(trained) and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("optimizer.rules and embedding.rules freeze every parameter and table; leave some out")
     spec = BatchSpec(
         features=tuple(layout.features.values()),
         dense=model.dense_features(),

@@ -56,7 +56,7 @@ def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Op
     state = _weights_state(module.module, layout, sharded)
     if optimizers.dense is not None:
         for name, parameter in optimizers.parameters.items():
-            for key, value in optimizers.dense.state[parameter].items():
+            for key, value in optimizers.dense.state.get(parameter, {}).items():
                 state[f"dense_optim/{name}/{key}"] = Entry.whole(value)
     fused: dict[str, Any] = {}
     for states in optimizers.fused.state_dict()["state"].values():
@@ -64,7 +64,8 @@ def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Op
     for name, placed in layout.tables.items():
         algorithm = placed.optimizer.name
         if placed.collection == REPLICATED:
-            own: dict[str, Tensor] = next(iter(optimizers.replicated[name].state.values()), {})
+            optimizer = optimizers.replicated.get(name)
+            own: dict[str, Tensor] = {} if optimizer is None else next(iter(optimizer.state.values()), {})
             found = {canonical: own[key] for canonical, key in _torch_names(algorithm).items()}
         else:
             # Only the owner of a table-wise table knows its states.

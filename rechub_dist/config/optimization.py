@@ -76,12 +76,26 @@ class TableOptimizerConfig(Section):
     `sgd`, `adagrad` and `rowwise_adagrad` compute the same updates under every sharding. `adam` needs a replicated
     table (it also updates rows without a gradient); `lazy_adam`, which updates only looked-up rows, needs a sharded
     table on CUDA.
+
+    Weight decay is of the rows that a step looks up: one that no batch reads keeps its weights. Only `adam` decays all
+    rows at each step, as it updates all.
     """
 
     name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "lazy_adam"] = "rowwise_adagrad"
     lr: float = Field(0.02, gt=0, le=MAX_FLOAT, description="base learning rate")
     eps: float = Field(1e-8, gt=0, le=MAX_FLOAT)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_FLOAT,
+        description="weight decay of looked-up rows; sharded tables have it with rowwise_adagrad and lazy_adam",
+    )
+    decay: Literal["l2", "decoupled"] = Field(
+        "l2",
+        description="l2: weight_decay times the weights is added to the gradient; decoupled: weights are multiplied by "
+        "1 - lr weight_decay",
+    )
 
 
 Sharding = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "replicated"]
@@ -104,6 +118,14 @@ class TableRule(Section):
         le=MAX_FLOAT,
         description="standard deviation of initial weights; overrides the schema and the model",
     )
+    frozen: bool = Field(False, description="keep the initial (or warm-started) weights; it has no optimizer then")
+    dropout: float | None = Field(None, ge=0, lt=1, description="overrides embedding.dropout")
+
+    @model_validator(mode="after")
+    def _frozen_without_optimizer(self) -> Self:
+        if self.frozen and self.optimizer is not None:
+            raise ValueError("a frozen table has no optimizer; leave out one of both")
+        return self
 
 
 class EmbeddingConfig(Section):
@@ -130,6 +152,13 @@ class EmbeddingConfig(Section):
     )
     optimizer: TableOptimizerConfig = TableOptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="in training, zero each element of looked-up vectors with this probability, and divide the others "
+        "by 1 less it",
+    )
     rules: tuple[TableRule, ...] = Field((), description="overrides for single tables; the first match applies")
     memory_per_rank_gb: float | None = Field(
         None,
@@ -143,6 +172,21 @@ class EmbeddingConfig(Section):
 DENSE_OPTIMIZERS = ("adam", "adamw", "sgd", "adagrad")
 
 
+class DenseRule(Section):
+    """Settings of the dense parameters whose name matches a glob pattern. The first matching rule applies."""
+
+    parameters: str = Field(description="glob pattern of names of dense parameters, such as *.bias")
+    lr: float | None = Field(None, gt=0, le=MAX_FLOAT, description="overrides optimizer.lr")
+    weight_decay: float | None = Field(None, ge=0, le=MAX_FLOAT, description="overrides optimizer.weight_decay")
+    frozen: bool = Field(False, description="keep the initial (or warm-started) values")
+
+    @model_validator(mode="after")
+    def _frozen_without_settings(self) -> Self:
+        if self.frozen and (self.lr, self.weight_decay) != (None, None):
+            raise ValueError("frozen parameters have neither lr nor weight_decay; leave out one of both")
+        return self
+
+
 class OptimizerConfig(Section):
     """The optimizer of the dense parameters."""
 
@@ -152,6 +196,9 @@ class OptimizerConfig(Section):
     )
     lr: float = Field(1e-3, gt=0, le=MAX_FLOAT, description="base learning rate")
     weight_decay: float = Field(0.0, ge=0, le=MAX_FLOAT)
+    weight_decay_of: Literal["all", "matrices"] = Field(
+        "all", description="matrices: only of parameters of two or more dimensions, not of biases and norms"
+    )
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0, le=MAX_FLOAT)
     arguments: dict[str, Any] = Field(
@@ -160,6 +207,7 @@ class OptimizerConfig(Section):
     )
     clip_norm: float | None = Field(None, gt=0, le=MAX_FLOAT, description="clip the norm of the dense gradient to this")
     schedule: ScheduleConfig = ScheduleConfig()
+    rules: tuple[DenseRule, ...] = Field((), description="overrides for single parameters; the first match applies")
 
     @field_validator("name")
     @classmethod

@@ -17,6 +17,8 @@ from rechub_dist.features import CrossFeature, LookupFeature, NegativeFeature, S
 REPLICATED: Final = "replicated"
 POOLED: Final = "pooled"
 CACHED: Final = "fused_uvm_caching"  # the kernel with tables in host memory and a cache on the GPU
+# Of frozen tables: the one without state, whose updates are zero.
+_NONE: Final = TableOptimizerConfig(name="sgd").model_copy(update={"lr": 0.0})
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class PlacedTable:
             tables that some lookup reads unpooled).
         features: names of the features that read it, in lookup order.
         cache_load_factor: the share of its rows that fits the cache on the GPU; None where it has no cache.
+        frozen: whether it keeps its weights; its optimizer is one of learning rate zero then.
+        dropout: of its vectors in training.
     """
 
     table: Table
@@ -38,6 +42,13 @@ class PlacedTable:
     optimizer: TableOptimizerConfig
     features: tuple[str, ...]
     cache_load_factor: float | None = None
+    frozen: bool = False
+    dropout: float = 0.0
+
+    @property
+    def decays(self) -> bool:
+        """Whether its optimizer decays the rows that are looked up, and those alone."""
+        return self.optimizer.weight_decay > 0 and self.optimizer.name != "adam"
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
     tables, notes = {}, []
     for name, table in specs.items():
         readers = [lookup for lookup in unique if lookup.table.name == name]
-        placed = _place(table, readers, config)
+        placed = _place(table, readers, config, device)
         if _too_few_rows(placed, world_size):
             notes.append(
                 f"table {name!r}: {table.rows} rows cannot be sharded {placed.sharding} over {world_size} ranks, one "
@@ -129,8 +140,10 @@ def _initialised(table: Table, config: EmbeddingConfig) -> Table:
     return table if rule is None or rule.init_std is None else replace(table, init_std=rule.init_std)
 
 
-def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> PlacedTable:
+def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig, device: str) -> PlacedTable:
     rule = _rule(table, config)
+    frozen = rule is not None and rule.frozen
+    optimizer = _NONE if frozen else (rule and rule.optimizer) or config.optimizer
     sharding: Sharding
     if rule and rule.sharding:
         sharding = rule.sharding
@@ -142,7 +155,8 @@ def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> 
         sharding = config.sharding
     if sharding == REPLICATED:
         collection = REPLICATED
-    elif any(lookup.pooling is None for lookup in readers):
+    elif any(lookup.pooling is None for lookup in readers) or (optimizer.weight_decay and device == "cpu"):
+        # On CPU the kernels of pooled tables leave weight decay out without a word; those of unpooled ones do not.
         collection = f"d{table.stored_dim}"
     else:
         weighted = any(isinstance(lk.feature, SparseFeature) and lk.feature.weights for lk in readers)
@@ -159,9 +173,11 @@ def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> 
         collection=collection,
         sharding=sharding,
         kernel=kernel,
-        optimizer=(rule and rule.optimizer) or config.optimizer,
+        optimizer=optimizer,
         features=tuple(dict.fromkeys(lookup.feature.name for lookup in readers)),
         cache_load_factor=(factor or config.cache_load_factor) if kernel == CACHED else None,
+        frozen=frozen,
+        dropout=config.dropout if rule is None or rule.dropout is None else rule.dropout,
     )
 
 
@@ -184,6 +200,13 @@ def _refuse(placed: PlacedTable, device: str) -> None:
             f"table {name!r}: adam updates every row at each step, which sharded tables do not support; use "
             f"rowwise_adagrad, or replicate the table (sharding: replicated)"
         )
+    if placed.decays and optimizer not in ("rowwise_adagrad", "lazy_adam"):
+        raise UserError(
+            f"table {name!r}: the fused kernels of {optimizer} have no weight decay; use rowwise_adagrad, or replicate "
+            f"the table (sharding: replicated)"
+        )
+    if placed.decays and optimizer == "lazy_adam" and placed.optimizer.decay == "l2":
+        raise UserError(f"table {name!r}: lazy_adam decays weights apart from gradients only; set decay: decoupled")
     if optimizer == "lazy_adam" and device != "cuda":
         raise UserError(
             f"table {name!r}: fused Adam (lazy_adam) is not available on CPU; use rowwise_adagrad, adagrad or sgd, "

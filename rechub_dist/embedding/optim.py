@@ -6,8 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+    WeightDecayMode,
+)
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
@@ -15,9 +19,12 @@ from torchrec.optim.optimizers import Adam as FusedAdam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from rechub_dist.config import OptimizerConfig, TableOptimizerConfig
-from rechub_dist.embedding.layout import REPLICATED, Layout
+from rechub_dist.embedding.decay import ReplicatedDecay
+from rechub_dist.embedding.dense import parameter_groups
+from rechub_dist.embedding.layout import REPLICATED, Layout, PlacedTable
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.embedding.rates import Plateaus, Rates
+from rechub_dist.embedding.stage import Replicated
 from rechub_dist.errors import UserError, one_line
 
 _DENSE: dict[str, type[torch.optim.Optimizer]] = {
@@ -34,7 +41,11 @@ def fused_optimizer(config: TableOptimizerConfig) -> tuple[type[torch.optim.Opti
     arguments: dict[str, Any] = {"lr": config.lr}
     if config.name == "lazy_adam":
         beta1, beta2 = config.betas
-        return FusedAdam, {**arguments, "eps": config.eps, "beta1": beta1, "beta2": beta2}
+        moments = {"eps": config.eps, "beta1": beta1, "beta2": beta2}
+        return FusedAdam, {**arguments, **moments, "weight_decay": config.weight_decay}
+    if config.weight_decay and config.name == "rowwise_adagrad":
+        mode = WeightDecayMode.L2 if config.decay == "l2" else WeightDecayMode.DECOUPLE
+        arguments |= {"weight_decay": config.weight_decay, "weight_decay_mode": mode}
     return _DENSE[config.name], _with_eps(config, arguments)
 
 
@@ -53,6 +64,7 @@ class Optimizers:
         dense: settings of the dense optimizer.
         rates: the learning rates.
         make_dense: creates the dense optimizer where it is the user's own class.
+        group: the ranks, if they are not all of the default process group.
 
     Raises:
         UserError: an optimizer whose state cannot be checkpointed.
@@ -64,7 +76,8 @@ class Optimizers:
         layout: Layout,
         dense: OptimizerConfig,
         rates: Rates,
-        make_dense: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        make_dense: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         self.rates = rates
         self._clip = dense.clip_norm
@@ -74,19 +87,21 @@ class Optimizers:
         if dense.name in ("adam", "adamw"):
             arguments["betas"] = dense.betas
         self.dense: torch.optim.Optimizer | None = None
-        self._unknown = make_dense is not None and bool(self.parameters)
-        if self.parameters and make_dense is not None:
-            self.dense = make_dense(list(self.parameters.values()))
+        groups = parameter_groups(self.parameters, dense)
+        self._unknown = make_dense is not None and bool(groups)
+        if groups and make_dense is not None:
+            self.dense = make_dense(groups)
+            _takes(self.dense, dense.name, groups)
             _room_for_state(self.dense, dense.name)
-        elif self.parameters:
-            self.dense = _made("optimizer", dense, list(self.parameters.values()), arguments)
+        elif groups:
+            self.dense = _made("optimizer", dense, groups, arguments)
         self.replicated: dict[str, torch.optim.Optimizer] = {}
-        for placed in layout.tables_in(REPLICATED):
+        trained = [placed for placed in layout.tables_in(REPLICATED) if not placed.frozen]
+        for placed in trained:
             local: LocalTables = train_module.stage.replicated.local
-            config = placed.optimizer
-            arguments = {"lr": config.lr, **({"betas": config.betas} if config.name == "adam" else {})}
             weights = [local.weight(placed.table.name)]
-            self.replicated[placed.table.name] = _made("embedding.optimizer", config, weights, arguments)
+            self.replicated[placed.table.name] = _of_replicated(placed.optimizer, weights)
+        self._decay = _decay(train_module.stage.replicated, [placed for placed in trained if placed.decays], group)
         self.fused: KeyedOptimizer = module.fused_optimizer
         self._counting = [kernel for kernel in kernels(module) if kernel.optimizer == EmbOptimType.ADAM]
         denses = [self.dense] if self.dense else []
@@ -125,11 +140,15 @@ class Optimizers:
         """Clear all gradients."""
         for optimizer in self._all:
             optimizer.zero_grad()
+        if self._decay is not None:
+            self._decay.clear()
 
     def step(self) -> None:
         """Clip and apply the dense gradients; fused optimizers did theirs in backward, with the rates of `set_step`."""
         if self._clip is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), self._clip)
+        if self._decay is not None:
+            self._decay.apply({name: optimizer.param_groups[0]["lr"] for name, optimizer in self.replicated.items()})
         for optimizer in self._all:
             optimizer.step()
 
@@ -150,6 +169,33 @@ def _made(where: str, config: Any, parameters: list[Any], arguments: dict[str, A
         raise UserError(
             f"{where}: torch refuses these settings of {config.name} ({one_line(error)}); set others"
         ) from error
+
+
+def _of_replicated(config: TableOptimizerConfig, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a replicated table, but for the decay of looked-up rows."""
+    arguments: dict[str, Any] = {"lr": config.lr}
+    if config.name == "adam":
+        arguments |= {"betas": config.betas, "weight_decay": config.weight_decay}
+        if config.decay == "decoupled":
+            config = config.model_copy(update={"name": "adamw"})
+    return _made("embedding.optimizer", config, weights, arguments)
+
+
+def _decay(replicated: Replicated | None, tables: list[PlacedTable], group: Any) -> ReplicatedDecay | None:
+    """What decays replicated tables, if any of them has a decay of its looked-up rows."""
+    if replicated is None or not tables:
+        return None
+    for placed in tables:
+        weight = replicated.local.weight(placed.table.name)
+        replicated.looked_up[placed.table.name] = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+    optimizers = {placed.table.name: placed.optimizer for placed in tables}
+    return ReplicatedDecay(replicated.local, optimizers, replicated.looked_up, group)
+
+
+def _takes(optimizer: torch.optim.Optimizer, name: str, groups: list[dict[str, Any]]) -> None:
+    """Raise UserError if a user's optimizer has none of the settings that single groups of parameters have."""
+    for key in {key for group in groups for key in group} - {"params", *optimizer.defaults}:
+        raise UserError(f"optimizer.rules: {name} has no {key}; leave it out of the rules and of optimizer")
 
 
 def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:

@@ -112,7 +112,7 @@ class Trainer:
         self._begun_with: list[str] = []
         self.module = shard_train_module(self.parts, rt, notes=self._begun_with)
         self.optimizers = rt.together(
-            lambda: Optimizers(self.module, self.parts.layout, config.optimizer, self._rates, make_dense)
+            lambda: Optimizers(self.module, self.parts.layout, config.optimizer, self._rates, make_dense, rt.group)
         )
         self.checkpoints.prepare()
         begins_at = self._resume()
@@ -280,10 +280,13 @@ class Trainer:
         rows = sum(placed.table.rows for placed in layout.tables.values())
         weights = sum(placed.table.rows * (placed.table.dim or 0) for placed in layout.tables.values())
         dense = sum(parameter.numel() for parameter in self.optimizers.parameters.values())
+        frozen = sum(p.numel() for p in self.optimizers.parameters.values() if not p.requires_grad)
+        frozen += sum(placed.table.rows * (placed.table.dim or 0) for placed in layout.tables.values() if placed.frozen)
+        parameters = f"{dense:,} dense parameters" + (f", {frozen:,} values frozen" if frozen else "")
         resumed = f", resumed at step {self.position.step}" if self.position.step else ""
         return (
-            f"{config.model.name}: {len(layout.tables)} tables of {rows:,} rows ({weights:,} weights), {dense:,} dense "
-            f"parameters; {self.rt.world_size} rank(s) on {self.rt.device.type}; {self.passes.rows:,} rows, "
+            f"{config.model.name}: {len(layout.tables)} tables of {rows:,} rows ({weights:,} weights), {parameters}; "
+            f"{self.rt.world_size} rank(s) on {self.rt.device.type}; {self.passes.rows:,} rows, "
             f"{self.loop.schedule.steps:,} steps of {config.data.batch_size:,}{resumed}"
         )
 
