@@ -168,13 +168,18 @@ def _resolved(found: Plan, facts: Mapping[str, Any], training: Mapping[str, Any]
             "order": data.order,
             **facts,
         },
-        "train": {"precision": config.train.precision, "tf32": config.train.tf32, "lr_changes": {}, **training},
+        "train": {
+            **{key: getattr(config.train, key) for key in ("precision", "tf32", "accumulate", "ema")},
+            "lr_changes": {},
+            **training,
+        },
         "optimizer": {
             **config.optimizer.model_dump(mode="json"),
             "schedule": _schedule(config.optimizer.schedule, training),
         },
         "embedding": {
             "schedule": _schedule(config.embedding.schedule, training),
+            "clip_norm": config.embedding.clip_norm,
             "optimizers": {name: placed.optimizer.model_dump(mode="json") for name, placed in tables.items()},
             "widths": {name: placed.table.dim for name, placed in tables.items()},
             "init_std": {name: placed.table.init_std for name, placed in tables.items()},

@@ -107,6 +107,7 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
     trained = (not placed.frozen for placed in layout.tables.values())
     if not any(trained) and not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("optimizer.rules and embedding.rules freeze every parameter and table; leave some out")
+    _check_whole_gradients(config, layout, objective)
     spec = BatchSpec(
         features=tuple(layout.features.values()),
         dense=model.dense_features(),
@@ -117,6 +118,24 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
         derived=schema.derived,
     )
     return Plan(config, schema, labels, layout, spec, model, chosen, objective)
+
+
+def _check_whole_gradients(config: RunConfig, layout: Layout, objective: Objective) -> None:
+    """Refuse what needs the gradients of a whole batch in one place, where there are none."""
+    asked = {"train.accumulate": config.train.accumulate > 1, "embedding.clip_norm": config.embedding.clip_norm}
+    sharded = [name for name, table in layout.tables.items() if table.collection != REPLICATED and not table.frozen]
+    if key := next((key for key, wanted in asked.items() if wanted and sharded), None):
+        raise UserError(
+            f"{key}: table {sharded[0]!r} is sharded, and a sharded table is updated within each backward pass, so "
+            f"there is no gradient to clip or add to; replicate all (embedding.sharding: replicated), or leave it out"
+        )
+    if config.train.accumulate > 1 and any(table.collection != REPLICATED for table in layout.tables.values()):
+        raise UserError("train.accumulate: needs frozen tables replicated, too; set sharding: replicated")
+    if config.train.accumulate > 1 and objective.negatives is not None and objective.negatives.shared:
+        raise UserError(
+            "train.accumulate: the objective compares each position with the whole batch, which is not there in parts; "
+            "choose negatives: sampled, not shared, or leave it out"
+        )
 
 
 def build(config: RunConfig, *, device: str, world_size: int) -> Parts:

@@ -160,6 +160,9 @@ class EmbeddingConfig(Section):
         "by 1 less it",
     )
     rules: tuple[TableRule, ...] = Field((), description="overrides for single tables; the first match applies")
+    clip_norm: float | None = Field(
+        None, gt=0, le=MAX_FLOAT, description="clip the norm of the tables' gradient to this; replicated tables only"
+    )
     memory_per_rank_gb: float | None = Field(
         None,
         gt=0,

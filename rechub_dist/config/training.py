@@ -57,6 +57,18 @@ class TrainConfig(Section):
         False,
         description="torch.compile the model for training; the first step may take minutes; needs a C++ compiler",
     )
+    accumulate: int = Field(
+        1,
+        gt=0,
+        le=MAX_COUNT,
+        description="compute a batch in so many parts, whose gradients add up, to save memory; replicated tables only",
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the dense parameters, which is evaluated and exported",
+    )
     max_loss: float | None = Field(None, gt=0, description="treat a loss above this as non-finite")
     lr_changes: tuple[RateChange, ...] = Field(
         (),

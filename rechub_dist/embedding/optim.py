@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,6 +66,12 @@ class Optimizers:
         rates: the learning rates.
         make_dense: creates the dense optimizer where it is the user's own class.
         group: the ranks, if they are not all of the default process group.
+        clip_tables: clips the norm of the gradient of all replicated tables together.
+        average: decay of the moving average of the dense parameters, if there is to be one.
+
+    Attributes:
+        averages: of the dense parameters, by name; each begins as the parameter, and after each step is
+            average * itself + (1 - average) * the parameter.
 
     Raises:
         UserError: an optimizer whose state cannot be checkpointed.
@@ -78,14 +85,20 @@ class Optimizers:
         rates: Rates,
         make_dense: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
         group: dist.ProcessGroup | None = None,
+        *,
+        clip_tables: float | None = None,
+        average: float | None = None,
     ) -> None:
         self.rates = rates
-        self._clip = dense.clip_norm
+        self._clip, self._clip_tables = dense.clip_norm, clip_tables
         train_module = module.module
         self.parameters: dict[str, nn.Parameter] = dict(train_module.model.named_parameters())
         arguments: dict[str, Any] = {"lr": dense.lr, "weight_decay": dense.weight_decay}
         if dense.name in ("adam", "adamw"):
             arguments["betas"] = dense.betas
+        self._average = average
+        averaged = self.parameters if average is not None else {}
+        self.averages = {name: parameter.detach().clone() for name, parameter in averaged.items()}
         self.dense: torch.optim.Optimizer | None = None
         groups = parameter_groups(self.parameters, dense)
         self._unknown = make_dense is not None and bool(groups)
@@ -136,6 +149,28 @@ class Optimizers:
                 group["lr"] = base * factor
         return self._base[0][0][0]["lr"] if self._base[0] else 0.0
 
+    @torch.no_grad()
+    def start_from_averages(self) -> None:
+        """Make the dense parameters what their averages are: where a warm start has put weights."""
+        for name, average in self.averages.items():
+            self.parameters[name].copy_(average)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the averages of its parameters meanwhile, if there are any."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, average in self.averages.items():
+            trained = self.parameters[name].clone()
+            self.parameters[name].copy_(average)
+            average.copy_(trained)
+
     def zero_grad(self) -> None:
         """Clear all gradients."""
         for optimizer in self._all:
@@ -147,10 +182,17 @@ class Optimizers:
         """Clip and apply the dense gradients; fused optimizers did theirs in backward, with the rates of `set_step`."""
         if self._clip is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), self._clip)
+        if self._clip_tables is not None:
+            weights = [p for o in self.replicated.values() for group in o.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(weights, self._clip_tables)
         if self._decay is not None:
             self._decay.apply({name: optimizer.param_groups[0]["lr"] for name, optimizer in self.replicated.items()})
         for optimizer in self._all:
             optimizer.step()
+        if self._average is not None:
+            with torch.no_grad():
+                for name, average in self.averages.items():
+                    average.lerp_(self.parameters[name], 1 - self._average)
 
 
 def kernels(module: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:

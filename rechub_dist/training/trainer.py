@@ -112,7 +112,16 @@ class Trainer:
         self._begun_with: list[str] = []
         self.module = shard_train_module(self.parts, rt, notes=self._begun_with)
         self.optimizers = rt.together(
-            lambda: Optimizers(self.module, self.parts.layout, config.optimizer, self._rates, make_dense, rt.group)
+            lambda: Optimizers(
+                self.module,
+                self.parts.layout,
+                config.optimizer,
+                self._rates,
+                make_dense,
+                rt.group,
+                clip_tables=config.embedding.clip_norm,
+                average=config.train.ema,
+            )
         )
         self.checkpoints.prepare()
         begins_at = self._resume()
@@ -143,10 +152,10 @@ class Trainer:
             rt,
             train_module,
             optimizers,
-            make_pipeline(config.distributed.pipeline, module, optimizers, rt.device, guard),
+            make_pipeline(config.distributed.pipeline, module, optimizers, rt.device, guard, config.train.accumulate),
             passes,
             Schedule(config, passes, validates=reader is not None),
-            Validation(parts, module, passes, reader, rt, report, watchdog, stop, self._best_by),
+            Validation(parts, module, optimizers, passes, reader, rt, report, watchdog, stop, self._best_by),
             Saves(self.checkpoints, parts, module, optimizers, passes, rt, report, watchdog, self._identity),
             report,
             watchdog,
@@ -214,7 +223,8 @@ class Trainer:
         step, best = self.position.step, self.position.best_step
         if best is not None and best != step:
             if best in self.checkpoints.steps():
-                self.checkpoints.load_weights(weights_state(self.module, self.parts.layout), best)
+                served = weights_state(self.module, self.parts.layout, self.optimizers.averages)
+                self.checkpoints.load_weights(served, best)
                 step = best
             else:
                 self.report.say(f"warning: the best weights, of step {best}, could not be saved; testing the last ones")
@@ -249,6 +259,7 @@ class Trainer:
             self.optimizers.start()
         if position is None and self.config.warm_start is not None:
             self._begun_with += warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
+            self.optimizers.start_from_averages()
         position = position or Position()
         metric, direction = self._best_by
         if position.best_step is None or position.best_mode == direction:

@@ -1,4 +1,4 @@
-"""Optimizers of runs on several ranks against plain torch: groups, frozen parts, decay, dropout."""
+"""Optimizers of runs on several ranks against plain torch: groups, frozen parts, decay, dropout, averages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import torch.nn.functional as F
 
 from rechub_dist.assembly.parts import build
 from rechub_dist.batch import Batch
+from rechub_dist.data.run_file import load_run
 from rechub_dist.embedded import Embedded
 from rechub_dist.errors import UserError
+from rechub_dist.evaluation.evaluate import evaluate_run
+from rechub_dist.seeds import seed_from
 from rechub_tests.plain import PlainRun, assert_same_weights, rowwise_adagrad_
 from rechub_tests.ranks import RankPool
-from rechub_tests.runs import config_of, last_checkpoint, losses, run_file, train
+from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, losses, run_file, train
 
 MIXED = [{"tables": "user*", "sharding": "row_wise"}, {"tables": "item*", "sharding": "replicated"}]
 
@@ -174,7 +177,6 @@ def test_dropout_of_what_was_looked_up(pool: RankPool, data_root: Path, tmp_path
     sums = {name: torch.zeros(len(run.tables.weight(name))) for name in run.placed}
     rates = {name: placed.dropout for name, placed in run.parts.layout.tables.items()}
     assert set(rates.values()) >= {0.4, 0.25}
-    from rechub_dist.seeds import seed_from  # noqa: PLC0415
 
     def look_up(step: int) -> Any:
         def dropped(*given: Any) -> Embedded:
@@ -239,3 +241,131 @@ def test_what_cannot_be_had(data_root: Path, tmp_path: Path, sections: dict[str,
     path = run_file(tmp_path, data_root, "DeepFM", **sections)
     with pytest.raises(UserError, match=message):
         build(config_of(path), device="cpu", world_size=1)
+
+
+LOCAL = {"sharding": "replicated", "optimizer": {"name": "adagrad", "lr": 0.05}}
+
+
+def adagrad(run: PlainRun) -> list[torch.optim.Optimizer]:
+    """As `LOCAL`, and Adam for the dense parameters."""
+    weights = [run.tables.weight(name) for name in run.placed]
+    return [torch.optim.Adagrad(weights, lr=0.05, eps=1e-8), torch.optim.Adam(run.model.parameters(), lr=0.01)]
+
+
+@pytest.mark.parametrize(
+    ("model", "parts", "ranks"), [("DIN", 3, 1), ("DIN", 2, 2), ("SASRec", 50, 3), ("SharedBottom", 4, 2)]
+)
+def test_parts_of_a_batch_add_up(
+    pool: RankPool, data_root: Path, tmp_path: Path, model: str, parts: int, ranks: int
+) -> None:
+    more: dict[str, Any] = {"data": {"dataset": {**SCHEMA, "weight": "importance"}}} if model == "SharedBottom" else {}
+    if model != "SASRec":  # statistics over a batch are those of its parts
+        more["model"] = {"batch_norm": False, **({"activation": "relu"} if model == "DIN" else {})}
+    path = run_file(tmp_path, data_root, model, embedding=LOCAL, **more)
+    pool.run(ranks, train, path, [f"train.accumulate={parts}"])
+    run = PlainRun(path)
+    optimizers = adagrad(run)
+    wanted = run.train(lambda *_: [optimizer.step() for optimizer in optimizers])
+    torch.testing.assert_close(losses(path), wanted, rtol=0, atol=3e-6)
+    assert_same_weights(last_checkpoint(path), run.weights())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gradients_of_tables_are_clipped(pool: RankPool, data_root: Path, tmp_path: Path, ranks: int) -> None:
+    settings = {**LOCAL, "clip_norm": 0.18, "optimizer": {"name": "sgd", "lr": 2.0}}
+    path = run_file(tmp_path, data_root, "DeepFM", embedding=settings, optimizer={"clip_norm": 0.1})
+    pool.run(ranks, train, path, ["train.accumulate=2"] if ranks == 2 else [])
+    run = PlainRun(path)
+    weights = [run.tables.weight(name) for name in run.placed]
+    optimizers = [torch.optim.SGD(weights, lr=2.0), torch.optim.Adam(run.model.parameters(), lr=0.01)]
+    norms = []
+
+    def update(*_: Any) -> None:
+        norms.append(torch.nn.utils.clip_grad_norm_(weights, 0.18))
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), 0.1)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    wanted = run.train(update)
+    assert max(norms) > 0.18 > min(norms)
+    if ranks == 1:  # batch norm sees the parts of a batch one by one
+        torch.testing.assert_close(losses(path), wanted, rtol=0, atol=3e-6)
+        assert_same_weights(last_checkpoint(path), run.weights())
+
+
+def evaluation(path: Path) -> dict[str, float]:
+    """The metrics of the run's best checkpoint on the valid split."""
+    config = config_of(path)
+    return evaluate_run(config, f"{config.data.root}/valid")[1].metrics
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_average_of_dense_parameters_is_what_is_served(
+    pool: RankPool, data_root: Path, tmp_path: Path, ranks: int
+) -> None:
+    sections = {"embedding": {"rules": MIXED}, "train": {"epochs": 2, "log_every": 1, "ema": 0.9}}
+    reference = run_file(tmp_path / "reference", data_root, "DeepFM", **sections)
+    [summary, *_] = pool.run(ranks, train, reference, ["train.eval_epochs=2"])
+    path = run_file(tmp_path / "resumed", data_root, "DeepFM", **sections)
+    pool.run(ranks, train, path, ["train.max_steps=7"])
+    pool.run(ranks, train, path)
+    run = PlainRun(path)
+    dense = torch.optim.Adam(run.model.parameters(), lr=0.01)
+    sums = {name: torch.zeros(len(run.tables.weight(name))) for name in run.placed}
+    averages = {name: weight.clone() for name, weight in run.weights().items() if name.startswith("dense/")}
+
+    def update(*_: Any) -> None:
+        dense.step()
+        for name, state in sums.items():
+            rowwise_adagrad_(run.tables.weight(name), state, 0.05)
+        for name, weight in run.weights().items():
+            if name in averages:
+                averages[name] = 0.9 * averages[name] + 0.1 * weight
+
+    torch.testing.assert_close(losses(path), run.train(update), rtol=0, atol=3e-6)
+    found, wanted = last_checkpoint(path), last_checkpoint(reference)
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
+    assert_same_weights(found, averages)
+    trained = {name: found[f"dense_optim/{name.removeprefix('dense/')}/trained"] for name in averages}
+    assert_same_weights(trained, {name: run.weights()[name] for name in averages})
+    assert not any(torch.equal(found[name], trained[name]) for name in averages)
+    # What is evaluated in training is what a checkpoint gives to others.
+    [again] = pool.run(1, evaluation, reference)
+    assert summary.valid == pytest.approx(again, abs=1e-6)
+
+
+def test_a_run_that_starts_warm_from_averages_trains_them(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    averaged = {"train": {"epochs": 1, "ema": 0.5}}
+    first = run_file(tmp_path / "first", data_root, "DeepFM", **averaged)
+    pool.run(1, train, first)
+    warm = {"warm_start": {"from": str(tmp_path / "first" / "out")}, "optimizer": {"lr": 1e-12}}
+    path = run_file(tmp_path / "second", data_root, "DeepFM", **averaged, **warm)
+    pool.run(1, train, path)
+    before, after = last_checkpoint(first), last_checkpoint(path)
+    for name in [name for name in before if name.startswith("dense/") and "running" not in name]:
+        if before[name].is_floating_point():
+            torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
+    for name in [name for name in after if name.endswith("/trained")]:
+        served = before[f"dense/{name.removeprefix('dense_optim/').removesuffix('/trained')}"]
+        torch.testing.assert_close(after[name], served, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "override", "message"),
+    [
+        ("DeepFM", "train.accumulate=2", "train.accumulate: table 'user' is sharded, .* within each backward pass"),
+        ("DeepFM", "embedding.clip_norm=1", "embedding.clip_norm: table 'user' is sharded"),
+        ("DeepFM", "embedding.rules=[{tables: '*', frozen: true}]", ""),
+        ("DSSM", "embedding.sharding=replicated", "compares each position with the whole batch"),
+    ],
+)
+def test_what_needs_whole_gradients(data_root: Path, tmp_path: Path, model: str, override: str, message: str) -> None:
+    accumulates = model == "DSSM"
+    path = run_file(tmp_path, data_root, model, train={"accumulate": 2 if accumulates else 1})
+    config = load_run(path, [override])
+    if not message:
+        build(config, device="cpu", world_size=1)
+        return
+    with pytest.raises(UserError, match=message):
+        build(config, device="cpu", world_size=1)
