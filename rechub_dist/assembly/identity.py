@@ -26,7 +26,7 @@ from rechub_dist.assembly.arguments import arguments_as_written
 from rechub_dist.assembly.code import model_class
 from rechub_dist.assembly.parts import Parts, Plan, plan
 from rechub_dist.config import EvaluationConfig, RetrievalConfig, RunConfig, ScheduleConfig, stored_run
-from rechub_dist.config.code import module_of, named_code, refuse_code
+from rechub_dist.config.code import module_of, named_code, only_trains, refuse_code
 from rechub_dist.config.optimization import DECAYS
 from rechub_dist.data.columns.vocabulary import vocabulary_fingerprint
 from rechub_dist.data.order.epoch import ORDER_VERSION
@@ -95,7 +95,7 @@ def other_than(run: Mapping[str, Any], wanted: dict[str, Any], where: str, code:
         UserError: its configuration is of another version and means nothing here.
     """
     named, allowed = named_code(_trained_by(run, where).model_dump()), named_code(wanted)
-    if other := [key for key, name in named.items() if allowed.get(key) != name]:
+    if other := [key for key, name in named.items() if not only_trains(key) and allowed.get(key) != name]:
         return [f"{key} {json.dumps(named[key])} -> {json.dumps(_at(wanted, key))}" for key in other]
     saved = recorded(run, where, map(module_of, allowed.values()), code)
     known = "sampling_weights" in saved["data"] and "sampling_weights" in wanted["data"]

@@ -75,7 +75,8 @@ def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Op
         if placed.collection == REPLICATED:
             optimizer = optimizers.replicated.get(name)
             own: dict[str, Tensor] = {} if optimizer is None else next(iter(optimizer.state.values()), {})
-            found = {canonical: own[key] for canonical, key in _torch_names(algorithm).items()}
+            names = _torch_names(algorithm) if algorithm in TABLE_STATES else {key: key for key in own}
+            found = {canonical: own[key] for canonical, key in names.items()}
         else:
             # Only the owner of a table-wise table knows its states.
             here = bool(sharded[name].local_shards())

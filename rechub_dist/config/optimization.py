@@ -70,18 +70,41 @@ class ScheduleConfig(Section):
         return self
 
 
+TABLE_OPTIMIZERS = (
+    "sgd",
+    "adagrad",
+    "rowwise_adagrad",
+    "adam",
+    "lazy_adam",
+    "partial_rowwise_adam",
+    "momentum_sgd",
+    "ftrl",
+)
+_OF_TABLE_OPTIMIZERS = {
+    "initial_accumulator": ("adagrad", "rowwise_adagrad", "ftrl"),
+    "momentum": ("momentum_sgd",),
+    "l1": ("ftrl",),
+    "l2": ("ftrl",),
+    "beta": ("ftrl",),
+}
+
+
 class TableOptimizerConfig(Section):
     """The optimizer of embedding tables.
 
-    `sgd`, `adagrad` and `rowwise_adagrad` compute the same updates under every sharding. `adam` needs a replicated
-    table (it also updates rows without a gradient); `lazy_adam`, which updates only looked-up rows, needs a sharded
-    table on CUDA.
+    `sgd`, `adagrad` and `rowwise_adagrad` compute the same updates under every sharding. The others need a replicated
+    table: `adam` and `momentum_sgd` (which also update rows without a gradient), `ftrl`, and a `package.module:Class`
+    of a torch optimizer; or a sharded one on CUDA: `lazy_adam` and `partial_rowwise_adam`, which update only looked-up
+    rows, the latter with one second moment a row.
 
     Weight decay is of the rows that a step looks up: one that no batch reads keeps its weights. Only `adam` decays all
     rows at each step, as it updates all.
     """
 
-    name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "lazy_adam"] = "rowwise_adagrad"
+    name: str = Field(
+        "rowwise_adagrad",
+        description=f"{', '.join(TABLE_OPTIMIZERS)}, or package.module:Class of a torch optimizer",
+    )
     lr: float = Field(0.02, gt=0, le=MAX_FLOAT, description="base learning rate")
     eps: float = Field(1e-8, gt=0, le=MAX_FLOAT)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -96,6 +119,33 @@ class TableOptimizerConfig(Section):
         description="l2: weight_decay times the weights is added to the gradient; decoupled: weights are multiplied by "
         "1 - lr weight_decay",
     )
+    initial_accumulator: float = Field(
+        0.0, ge=0, le=MAX_FLOAT, description="adagrad, rowwise_adagrad, ftrl: initial sum of squared gradients"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum_sgd: momentum")
+    l1: float = Field(0.0, ge=0, le=MAX_FLOAT, description="ftrl: weight of the absolute values; makes weights zero")
+    l2: float = Field(0.0, ge=0, le=MAX_FLOAT, description="ftrl: weight of half the squares")
+    beta: float = Field(1.0, ge=0, le=MAX_FLOAT, description="ftrl: makes the first steps smaller")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of a package.module:Class besides lr, eps and betas included"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, given: str) -> str:
+        return check_name(given, TABLE_OPTIMIZERS)
+
+    @model_validator(mode="after")
+    def _keys_of_its_own(self) -> Self:
+        own = is_code(self.name)
+        if self.arguments and not own:
+            raise ValueError(f"arguments are for a package.module:Class; {self.name} takes its parameters beside lr")
+        for key, names in _OF_TABLE_OPTIMIZERS.items():
+            if self.name not in names and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is for {', '.join(names)}, not for {self.name}; leave it out")
+        if self.weight_decay and (own or self.name == "ftrl"):
+            raise ValueError(f"{self.name} takes no weight_decay; write {'arguments' if own else 'l1 and l2'} instead")
+        return self
 
 
 Sharding = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "replicated"]

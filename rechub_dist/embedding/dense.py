@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
 from rechub_dist.config import DenseRule, OptimizerConfig
 from rechub_dist.errors import UserError, nearest
+
+Maker = Callable[[list[Any]], torch.optim.Optimizer]  # of an optimizer, from parameters or groups of them
 
 
 def freeze(model: nn.Module, config: OptimizerConfig) -> None:

@@ -17,6 +17,8 @@ from rechub_dist.features import CrossFeature, LookupFeature, NegativeFeature, S
 REPLICATED: Final = "replicated"
 POOLED: Final = "pooled"
 CACHED: Final = "fused_uvm_caching"  # the kernel with tables in host memory and a cache on the GPU
+_CUDA_ONLY: Final = ("lazy_adam", "partial_rowwise_adam")
+_FUSED: Final = ("rowwise_adagrad", "adagrad", "sgd", *_CUDA_ONLY)
 # Of frozen tables: the one without state, whose updates are zero.
 _NONE: Final = TableOptimizerConfig(name="sgd").model_copy(update={"lr": 0.0})
 
@@ -192,31 +194,36 @@ def _refuse(placed: PlacedTable, device: str) -> None:
     """Raise UserError for what the kernels get wrong or do not support, before anything is built."""
     name, sharding, optimizer = placed.table.name, placed.sharding, placed.optimizer.name
     if sharding == REPLICATED:
-        if optimizer == "lazy_adam":
-            raise UserError(f"table {name!r}: lazy_adam needs a sharded table on CUDA; use adam for a replicated one")
+        if optimizer in _CUDA_ONLY:
+            raise UserError(f"table {name!r}: {optimizer} needs a sharded table on CUDA; use adam for a replicated one")
         return
+    if optimizer not in _FUSED and optimizer != "adam":
+        raise UserError(
+            f"table {name!r}: there is no fused kernel of {optimizer} for sharded tables; use {', '.join(_FUSED)}, or "
+            f"replicate the table (sharding: replicated)"
+        )
     if optimizer == "adam":
         raise UserError(
             f"table {name!r}: adam updates every row at each step, which sharded tables do not support; use "
             f"rowwise_adagrad, or replicate the table (sharding: replicated)"
         )
-    if placed.decays and optimizer not in ("rowwise_adagrad", "lazy_adam"):
+    if placed.decays and optimizer not in ("rowwise_adagrad", *_CUDA_ONLY):
         raise UserError(
             f"table {name!r}: the fused kernels of {optimizer} have no weight decay; use rowwise_adagrad, or replicate "
             f"the table (sharding: replicated)"
         )
-    if placed.decays and optimizer == "lazy_adam" and placed.optimizer.decay == "l2":
-        raise UserError(f"table {name!r}: lazy_adam decays weights apart from gradients only; set decay: decoupled")
-    if optimizer == "lazy_adam" and device != "cuda":
+    if placed.decays and optimizer in _CUDA_ONLY and placed.optimizer.decay == "l2":
+        raise UserError(f"table {name!r}: {optimizer} decays weights apart from gradients only; set decay: decoupled")
+    if optimizer in _CUDA_ONLY and device != "cuda":
         raise UserError(
-            f"table {name!r}: fused Adam (lazy_adam) is not available on CPU; use rowwise_adagrad, adagrad or sgd, "
+            f"table {name!r}: fused Adam ({optimizer}) is not available on CPU; use rowwise_adagrad, adagrad or sgd, "
             f"or replicate the table (sharding: replicated) and use adam"
         )
     if placed.kernel != "fused" and device != "cuda":
         raise UserError(f"table {name!r}: kernel {placed.kernel} needs CUDA; use kernel: fused on CPU")
-    if sharding in ("column_wise", "table_column_wise") and optimizer == "rowwise_adagrad":
+    if sharding in ("column_wise", "table_column_wise") and optimizer in ("rowwise_adagrad", "partial_rowwise_adam"):
         raise UserError(
-            f"table {name!r}: rowwise_adagrad on a {sharding} table keeps a state per column shard, which is a "
+            f"table {name!r}: {optimizer} on a {sharding} table keeps a state per column shard, which is a "
             f"different algorithm; use adagrad or sgd, or shard it row_wise or table_wise"
         )
     if placed.collection not in (POOLED, WEIGHTED) and sharding in ("table_row_wise", "table_column_wise"):

@@ -17,13 +17,15 @@ from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.optim.optimizers import Adam as FusedAdam
+from torchrec.optim.optimizers import PartialRowWiseAdam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from rechub_dist.config import OptimizerConfig, TableOptimizerConfig
 from rechub_dist.embedding.decay import ReplicatedDecay
-from rechub_dist.embedding.dense import parameter_groups
+from rechub_dist.embedding.dense import Maker, parameter_groups
+from rechub_dist.embedding.ftrl import Ftrl
 from rechub_dist.embedding.layout import REPLICATED, Layout, PlacedTable
-from rechub_dist.embedding.local import LocalTables
+from rechub_dist.embedding.local import LocalTables, module_key
 from rechub_dist.embedding.rates import Plateaus, Rates
 from rechub_dist.embedding.stage import Replicated
 from rechub_dist.errors import UserError, one_line
@@ -34,16 +36,23 @@ _DENSE: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
     "rowwise_adagrad": RowWiseAdagrad,
+    "momentum_sgd": torch.optim.SGD,
+    "ftrl": Ftrl,
 }
+_FUSED_ADAMS: dict[str, type[torch.optim.Optimizer]] = {
+    "lazy_adam": FusedAdam,
+    "partial_rowwise_adam": PartialRowWiseAdam,
+}
+_COUNTING = (EmbOptimType.ADAM, EmbOptimType.PARTIAL_ROWWISE_ADAM)
 
 
 def fused_optimizer(config: TableOptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """The optimizer class and arguments that select a fused kernel's optimizer in TorchRec."""
     arguments: dict[str, Any] = {"lr": config.lr}
-    if config.name == "lazy_adam":
+    if config.name in _FUSED_ADAMS:
         beta1, beta2 = config.betas
         moments = {"eps": config.eps, "beta1": beta1, "beta2": beta2}
-        return FusedAdam, {**arguments, **moments, "weight_decay": config.weight_decay}
+        return _FUSED_ADAMS[config.name], {**arguments, **moments, "weight_decay": config.weight_decay}
     if config.weight_decay and config.name == "rowwise_adagrad":
         mode = WeightDecayMode.L2 if config.decay == "l2" else WeightDecayMode.DECOUPLE
         arguments |= {"weight_decay": config.weight_decay, "weight_decay_mode": mode}
@@ -51,7 +60,7 @@ def fused_optimizer(config: TableOptimizerConfig) -> tuple[type[torch.optim.Opti
 
 
 def _with_eps(config: TableOptimizerConfig | OptimizerConfig, arguments: dict[str, Any]) -> dict[str, Any]:
-    return arguments if config.name == "sgd" else {**arguments, "eps": config.eps}
+    return arguments if config.name in ("sgd", "momentum_sgd", "ftrl") else {**arguments, "eps": config.eps}
 
 
 class Optimizers:
@@ -65,6 +74,7 @@ class Optimizers:
         dense: settings of the dense optimizer.
         rates: the learning rates.
         make_dense: creates the dense optimizer where it is the user's own class.
+        make_table: the same for the optimizer of a table, given its settings.
         group: the ranks, if they are not all of the default process group.
         clip_tables: clips the norm of the gradient of all replicated tables together.
         average: decay of the moving average of the dense parameters, if there is to be one.
@@ -83,7 +93,8 @@ class Optimizers:
         layout: Layout,
         dense: OptimizerConfig,
         rates: Rates,
-        make_dense: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+        make_dense: Maker | None = None,
+        make_table: Callable[[TableOptimizerConfig], Maker | None] = lambda _: None,
         group: dist.ProcessGroup | None = None,
         *,
         clip_tables: float | None = None,
@@ -101,9 +112,9 @@ class Optimizers:
         self.averages = {name: parameter.detach().clone() for name, parameter in averaged.items()}
         self.dense: torch.optim.Optimizer | None = None
         groups = parameter_groups(self.parameters, dense)
-        self._unknown = make_dense is not None and bool(groups)
+        self._unknown: dict[str, torch.optim.Optimizer] = {}  # users' own, by table; the dense one's is ""
         if groups and make_dense is not None:
-            self.dense = make_dense(groups)
+            self.dense = self._unknown[""] = make_dense(groups)
             _takes(self.dense, dense.name, groups)
             _room_for_state(self.dense, dense.name)
         elif groups:
@@ -113,24 +124,42 @@ class Optimizers:
         for placed in trained:
             local: LocalTables = train_module.stage.replicated.local
             weights = [local.weight(placed.table.name)]
-            self.replicated[placed.table.name] = _of_replicated(placed.optimizer, weights)
+            if (make := make_table(placed.optimizer)) is not None:
+                optimizer = self._unknown[placed.table.name] = make(weights)
+                _room_for_state(optimizer, placed.optimizer.name, "embedding.optimizer")
+            else:
+                optimizer = _of_replicated(placed.optimizer, weights)
+            self.replicated[placed.table.name] = optimizer
         self._decay = _decay(train_module.stage.replicated, [placed for placed in trained if placed.decays], group)
         self.fused: KeyedOptimizer = module.fused_optimizer
-        self._counting = [kernel for kernel in kernels(module) if kernel.optimizer == EmbOptimType.ADAM]
+        self._counting = [kernel for kernel in kernels(module) if kernel.optimizer in _COUNTING]
         denses = [self.dense] if self.dense else []
         self._all: list[Any] = [*denses, *self.replicated.values(), self.fused]
         for optimizer in self._all[:-1]:
-            if optimizer is not self.dense or not self._unknown:
+            if optimizer not in self._unknown.values():
                 _init_state(optimizer)
+        self._accumulators = {
+            f"{module_key(name)}.momentum1": placed.optimizer.initial_accumulator
+            for name, placed in layout.tables.items()
+            if placed.collection != REPLICATED and placed.optimizer.initial_accumulator
+        }
         self._base = [
             [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
             for optimizers in (denses, self._all[len(denses) :])
         ]
 
     def start(self) -> None:
-        """Start without a checkpoint: drops the state that `_room_for_state` has created for one to be loaded into."""
-        if self._unknown and self.dense is not None:
-            self.dense.state.clear()
+        """Start without a checkpoint: drops the state that `_room_for_state` has created for one to be loaded into.
+
+        And gives sharded tables their initial accumulators.
+        """
+        for optimizer in self._unknown.values():
+            optimizer.state.clear()
+        if self._accumulators:
+            states = list(self.fused.state_dict()["state"].values())
+            for name, initial in self._accumulators.items():
+                for shard in (shard for state in states if name in state for shard in state[name].local_shards()):
+                    shard.tensor.fill_(initial)
 
     def set_step(self, step: int, plateaus: Plateaus) -> float:
         """Set the learning rates of (0-based) `step`, and the step count of fused Adam's bias correction.
@@ -220,6 +249,12 @@ def _of_replicated(config: TableOptimizerConfig, weights: list[nn.Parameter]) ->
         arguments |= {"betas": config.betas, "weight_decay": config.weight_decay}
         if config.decay == "decoupled":
             config = config.model_copy(update={"name": "adamw"})
+    elif config.name == "momentum_sgd":
+        arguments["momentum"] = config.momentum
+    elif config.name == "ftrl":
+        arguments |= {key: getattr(config, key) for key in ("beta", "l1", "l2", "initial_accumulator")}
+    elif config.name in ("adagrad", "rowwise_adagrad"):
+        arguments["initial_accumulator_value"] = config.initial_accumulator
     return _made("embedding.optimizer", config, weights, arguments)
 
 
@@ -240,7 +275,7 @@ def _takes(optimizer: torch.optim.Optimizer, name: str, groups: list[dict[str, A
         raise UserError(f"optimizer.rules: {name} has no {key}; leave it out of the rules and of optimizer")
 
 
-def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:
+def _room_for_state(optimizer: torch.optim.Optimizer, name: str, where: str = "optimizer") -> None:
     """Make a user's optimizer create its state, by a step that is then undone.
 
     Raises:
@@ -256,7 +291,7 @@ def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:
         optimizer.step()
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
-            f"optimizer.name: {name} cannot make a step with dense gradients: {one_line(error)[:200]}; name another"
+            f"{where}.name: {name} cannot make a step with dense gradients: {one_line(error)[:200]}; name another"
         ) from error
     optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
@@ -264,13 +299,13 @@ def _room_for_state(optimizer: torch.optim.Optimizer, name: str) -> None:
             parameter.copy_(value)
     if _settings(optimizer) != settings:
         raise UserError(
-            f"optimizer.name: {name} keeps state outside of its parameters', which no checkpoint holds; name another"
+            f"{where}.name: {name} keeps state outside of its parameters', which no checkpoint holds; name another"
         )
     for state in optimizer.state.values():
         for key, value in state.items():
             if not isinstance(value, torch.Tensor):
                 raise UserError(
-                    f"optimizer.name: {name} keeps {key!r} as {type(value).__name__}, but checkpoints hold tensors; "
+                    f"{where}.name: {name} keeps {key!r} as {type(value).__name__}, but checkpoints hold tensors; "
                     f"make it one"
                 )
 
@@ -280,11 +315,13 @@ def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, str]]:
 
 
 def _init_state(optimizer: torch.optim.Optimizer) -> None:
-    """Create Adam's state now rather than at the first step, so that a checkpoint can be loaded into it."""
-    if not isinstance(optimizer, torch.optim.Adam):  # includes AdamW
-        return
+    """Create Adam's state and SGD's momentum before the first step, so that a checkpoint can be loaded into them."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
+                optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+            if not isinstance(optimizer, torch.optim.Adam):  # includes AdamW
+                continue
             optimizer.state[parameter] = {
                 "step": torch.tensor(0.0),
                 "exp_avg": torch.zeros_like(parameter),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rechub_dist.assembly.code import dense_optimizer
+from rechub_dist.assembly.code import dense_optimizer, table_optimizers
 from rechub_dist.assembly.identity import identity, other_than
 from rechub_dist.assembly.parts import Parts, build
 from rechub_dist.assembly.precision import check_precision
@@ -87,6 +87,7 @@ class Trainer:
         rt.together(lambda: check_precision(config.train, rt.device))
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         make_dense = rt.together(lambda: dense_optimizer(config))
+        make_table = rt.together(lambda: table_optimizers(config))
         self.parts: Parts = with_draws(parts, rt)
         objective, watched = self.parts.train_module.objective, (config.train.best_metric, config.train.best_mode)
         self._best_by = rt.together(lambda: watched_metric(*watched, objective.metrics(config.evaluation)))
@@ -118,6 +119,7 @@ class Trainer:
                 config.optimizer,
                 self._rates,
                 make_dense,
+                make_table,
                 rt.group,
                 clip_tables=config.embedding.clip_norm,
                 average=config.train.ema,

@@ -127,7 +127,7 @@ def metrics_ports(config: RunConfig, ranks: int) -> range:
 
 def _check_parts(config: RunConfig, pod: PodView) -> None:
     """Build the model and plan the sharding, as a rank does before any communication."""
-    from rechub_dist.assembly.code import dense_optimizer  # noqa: PLC0415 - torch takes seconds to import
+    from rechub_dist.assembly.code import dense_optimizer, table_optimizers  # noqa: PLC0415 - torch takes seconds to import
     from rechub_dist.assembly.parts import build  # noqa: PLC0415
     from rechub_dist.embedding.planning import (  # noqa: PLC0415
         Cluster,
@@ -140,6 +140,7 @@ def _check_parts(config: RunConfig, pod: PodView) -> None:
     world = pod.pods * pod.ranks
     parts = build(config, device=pod.device, world_size=world)
     dense_optimizer(config)
+    table_optimizers(config)
     given = config.embedding.memory_per_rank_gb
     share = memory_for_tables(pod.memory, pod.ranks)
     if given is None:
