@@ -38,8 +38,8 @@ class ScheduleConfig(Section):
     - plateau: gamma for each time that `patience` evaluations in a row have not improved on the best, not below f
     """
 
-    name: Literal["constant", "linear", "cosine", "step", "exponential", "polynomial", "one_cycle", "plateau"] = (
-        "constant"
+    name: Literal["constant", "linear", "cosine", "step", "exponential", "polynomial", "one_cycle", "plateau"] = Field(
+        "constant", description="its shape; the formulas are above"
     )
     warmup_steps: int = Field(0, ge=0, le=MAX_COUNT, description="steps of linear warm-up")
     decay_steps: int | None = Field(
@@ -106,13 +106,13 @@ class TableOptimizerConfig(Section):
         description=f"{', '.join(TABLE_OPTIMIZERS)}, or package.module:Class of a torch optimizer",
     )
     lr: float = Field(0.02, gt=0, le=MAX_FLOAT, description="base learning rate")
-    eps: float = Field(1e-8, gt=0, le=MAX_FLOAT)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0, le=MAX_FLOAT, description="adagrad, rowwise_adagrad and the Adams: in divisors")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="the Adams: decay of both moments")
     weight_decay: float = Field(
         0.0,
         ge=0,
         le=MAX_FLOAT,
-        description="weight decay of looked-up rows; sharded tables have it with rowwise_adagrad and lazy_adam",
+        description="weight decay of looked-up rows; sharded tables have it with rowwise_adagrad and on CUDA",
     )
     decay: Literal["l2", "decoupled"] = Field(
         "l2",
@@ -161,7 +161,7 @@ class TableRule(Section):
     sharding: Sharding | None = None
     kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] | None = None
     cache_load_factor: float | None = Field(None, gt=0, lt=1, description="overrides embedding.cache_load_factor")
-    optimizer: TableOptimizerConfig | None = None
+    optimizer: TableOptimizerConfig | None = Field(None, description="overrides embedding.optimizer, as a whole")
     init_std: float | None = Field(
         None,
         ge=0,
@@ -200,8 +200,8 @@ class EmbeddingConfig(Section):
     cache_load_factor: float = Field(
         0.2, gt=0, lt=1, description="kernel fused_uvm_caching: fraction of a table's rows that the GPU caches"
     )
-    optimizer: TableOptimizerConfig = TableOptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: TableOptimizerConfig = Field(TableOptimizerConfig(), description="of tables without a rule for it")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="of all tables' learning rates")
     dropout: float = Field(
         0.0,
         ge=0,
@@ -248,18 +248,20 @@ class OptimizerConfig(Section):
         description="adam, adamw, sgd, adagrad, or package.module:Class of a torch optimizer: torch.optim:RAdam",
     )
     lr: float = Field(1e-3, gt=0, le=MAX_FLOAT, description="base learning rate")
-    weight_decay: float = Field(0.0, ge=0, le=MAX_FLOAT)
+    weight_decay: float = Field(
+        0.0, ge=0, le=MAX_FLOAT, description="added to gradients, times the parameter; adamw: apart from gradients"
+    )
     weight_decay_of: Literal["all", "matrices"] = Field(
         "all", description="matrices: only of parameters of two or more dimensions, not of biases and norms"
     )
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0, le=MAX_FLOAT)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adam, adamw: decay of both moments")
+    eps: float = Field(1e-8, gt=0, le=MAX_FLOAT, description="adam, adamw, adagrad: in divisors")
     arguments: dict[str, Any] = Field(
         default_factory=dict,
         description="arguments of a package.module:Class besides lr, including weight_decay, betas and eps",
     )
     clip_norm: float | None = Field(None, gt=0, le=MAX_FLOAT, description="clip the norm of the dense gradient to this")
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="of the learning rate; below")
     rules: tuple[DenseRule, ...] = Field((), description="overrides for single parameters; the first match applies")
 
     @field_validator("name")

@@ -15,7 +15,7 @@ class RateChange(Section):
     """A factor of all learning rates, relative to what the schedules say, from a step on."""
 
     step: int = Field(ge=0, le=MAX_COUNT, description="how many steps have been done when it begins")
-    factor: float = Field(ge=0, le=MAX_FLOAT)
+    factor: float = Field(ge=0, le=MAX_FLOAT, description="of all learning rates from then on")
 
 
 class TrainConfig(Section):

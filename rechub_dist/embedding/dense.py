@@ -28,7 +28,7 @@ def freeze(model: nn.Module, config: OptimizerConfig) -> None:
             near = nearest(rule.parameters, {*named, *parts})
             raise UserError(f"optimizer.rules: {rule.parameters!r} matches no dense parameter: {near}")
     for name, parameter in named.items():
-        if (rule := _rule(name, config.rules)) is not None and rule.frozen:
+        if (found := _rule(name, config.rules)) is not None and found.frozen:
             parameter.requires_grad_(False)
 
 
