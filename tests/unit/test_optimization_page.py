@@ -31,7 +31,13 @@ EXAMPLES = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 BASE: dict[str, Any] = {
     "output_dir": "out",
     "data": {"root": "data", "dataset": SCHEMA, "labels": ["click"]},
-    "model": {"name": "DeepFM", "features": ["user", "item", "tags", "age"], "hidden_units": [8], "dropout_rates": 0.0, "embedding_dim": 8},
+    "model": {
+        "name": "DeepFM",
+        "features": ["user", "item", "tags", "age"],
+        "hidden_units": [8],
+        "dropout_rates": 0.0,
+        "embedding_dim": 8,
+    },
 }
 TABLES: list[tuple[type[Section], tuple[str, ...]]] = [
     (ScheduleConfig, tuple(ScheduleConfig.model_fields)),
