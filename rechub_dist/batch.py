@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,14 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from rechub_dist.skips import Skipped
+
+
+def _cut(ids: JaggedTensor, bounds: Sequence[int]) -> list[tuple[Tensor, slice]]:
+    """The lengths of each part between two bounds, and where its ids are."""
+    ends = torch.cat([ids.lengths().new_zeros(1), ids.lengths().cumsum(0)]).tolist()
+    return [
+        (ids.lengths()[start:end], slice(int(ends[start]), int(ends[end]))) for start, end in itertools.pairwise(bounds)
+    ]
 
 
 @dataclass
@@ -55,6 +64,43 @@ class Batch(Pipelineable):
             if name in collection.keys():  # noqa: SIM118 - no mapping
                 return collection[name]
         raise KeyError(name)
+
+    def split(self, parts: int, collection: str) -> list[Batch]:
+        """The batch in consecutive parts of about equal size, empty ones where it has fewer rows; no padding rows.
+
+        `weight_sums` stay those of the whole, so that the parts' losses add up to the whole's. What only metrics and
+        shared candidates need (`keys`, `candidates`) is left out.
+
+        Args:
+            parts: how many.
+            collection: the only one that the batch has.
+        """
+        assert self.jagged.keys() <= {collection}
+        bounds = [self.rows * part // parts for part in range(parts + 1)]
+        cut = {name: _cut(self.feature(name), bounds) for jagged in self.jagged.values() for name in jagged.keys()}  # noqa: SIM118
+        found = []
+        for part, (start, end) in enumerate(itertools.pairwise(bounds)):
+            ids = {name: parts_of[part] for name, parts_of in cut.items()}
+            jagged = KeyedJaggedTensor(
+                list(ids),
+                torch.cat([self.feature(name).values()[place] for name, (_, place) in ids.items()]),
+                lengths=torch.cat([lengths for lengths, _ in ids.values()]),
+                stride=end - start,
+            )
+            found.append(
+                replace(
+                    self,
+                    rows=end - start,
+                    dense=self.dense[start:end],
+                    jagged=dict.fromkeys(self.jagged, jagged),
+                    labels=self.labels[start:end],
+                    weights=None if self.weights is None else self.weights[start:end],
+                    id_weights={name: values[ids[name][1]] for name, values in self.id_weights.items()},
+                    candidates=None,
+                    keys={},
+                )
+            )
+        return found
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same batch on `device`; `keys` stay in host memory."""

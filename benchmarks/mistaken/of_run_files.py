@@ -113,7 +113,7 @@ RUN_FILES.settings(
     ("optimizer.name=torch.optim:RAdam", "optimizer.arguments={beta: [0.9, 0.9]}"),
     ("optimizer.name=torch.optim:Nothing",),
     ("optimizer.name=no_such_module:Adam",),
-    ("optimizer.schedule.name=cosine",),
+    ("optimizer.schedule.name=step",),
     ("embedding.optimizer.name=lazy_adam",),
     ("embedding.rules=[{tables: usr}]",),
     ("embedding.sharding=column_wise",),

@@ -23,8 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from rechub_dist.assembly.arguments import arguments_of, hints_of, name_of, parameters_of
-from rechub_dist.config import OptimizerConfig, OwnObjectiveConfig, PointwiseConfig, RetrievalConfig, RunConfig
+from rechub_dist.config import (
+    OptimizerConfig,
+    OwnObjectiveConfig,
+    PointwiseConfig,
+    RetrievalConfig,
+    RunConfig,
+    TableOptimizerConfig,
+)
 from rechub_dist.config.code import is_code, module_of, named_code
+from rechub_dist.embedding.dense import Maker
 from rechub_dist.errors import UserError, nearest, one_line
 from rechub_dist.features import Label
 from rechub_dist.metrics.metric import Metric
@@ -169,34 +177,47 @@ def metric_classes(config: RunConfig) -> dict[str, type[Metric[Any]]]:
     return found
 
 
-def dense_optimizer(config: RunConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None:
+def dense_optimizer(config: RunConfig) -> Maker | None:
     """What makes the optimizer that `optimizer.name` names as `package.module:Class`; None for our short names.
 
     Raises:
         UserError: there is none, it is no optimizer, or its arguments do not fit.
     """
-    chosen = config.optimizer
+    return _optimizer(config, "optimizer", config.optimizer, ("weight_decay", "betas", "eps"))
+
+
+def table_optimizers(config: RunConfig) -> Callable[[TableOptimizerConfig], Maker | None]:
+    """As `dense_optimizer`, for each optimizer that tables have by `embedding`; raises as that does."""
+    tables = config.embedding
+    chosen = {f"embedding.rules.{n}.optimizer": rule.optimizer for n, rule in enumerate(tables.rules) if rule.optimizer}
+    chosen["embedding.optimizer"] = tables.optimizer
+    made = [(one, _optimizer(config, key, one, ("betas", "eps"))) for key, one in chosen.items()]
+    return lambda wanted: next(maker for one, maker in made if one == wanted)
+
+
+def _optimizer(
+    config: RunConfig, key: str, chosen: OptimizerConfig | TableOptimizerConfig, settings: tuple[str, ...]
+) -> Maker | None:
+    """What makes the optimizer at `key`; `settings` are those that our short names alone take."""
     if not is_code(chosen.name):
         return None
-    found = _resolve("optimizer.name", chosen.name, config.code)
+    found = _resolve(f"{key}.name", chosen.name, config.code)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise UserError(f"optimizer.name: {chosen.name} is no torch.optim.Optimizer; name a class derived from it")
-    defaults = OptimizerConfig()
-    for key in ("weight_decay", "betas", "eps"):
-        if getattr(chosen, key) != getattr(defaults, key):
-            raise UserError(f"optimizer.{key}: is for our short names; write optimizer.arguments: {{{key}: ...}}")
+        raise UserError(f"{key}.name: {chosen.name} is no torch.optim.Optimizer; name a class derived from it")
+    defaults = type(chosen)()
+    for setting in settings:
+        if getattr(chosen, setting) != getattr(defaults, setting):
+            raise UserError(f"{key}.{setting}: is for our short names; write {key}.arguments: {{{setting}: ...}}")
     parameters = list(parameters_of(found))
     if "lr" not in parameters:
-        raise UserError(
-            f"optimizer.name: {chosen.name} takes no lr, which optimizer.lr and its schedule set; name one with lr"
-        )
+        raise UserError(f"{key}.name: {chosen.name} takes no lr, which {key}.lr and its schedule set; name one with lr")
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(
-            f"optimizer.name: {chosen.name} computes the loss several times a step, which no run does; choose another"
+            f"{key}.name: {chosen.name} computes the loss several times a step, which no run does; choose another"
         )
-    arguments = arguments_of("optimizer.arguments", found, chosen.arguments, others=(parameters[0], "lr"))
-    return lambda trained: call("optimizer.arguments", found, trained, lr=chosen.lr, **arguments)
+    arguments = arguments_of(f"{key}.arguments", found, chosen.arguments, others=(parameters[0], "lr"))
+    return lambda trained: call(f"{key}.arguments", found, trained, lr=chosen.lr, **arguments)
 
 
 def fingerprints(config: RunConfig) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torchrec.distributed.planner.types import Shard
 
-from rechub_dist.assembly.code import dense_optimizer
+from rechub_dist.assembly.code import dense_optimizer, table_optimizers
 from rechub_dist.assembly.parts import build
 from rechub_dist.config import RunConfig
 from rechub_dist.embedding.layout import REPLICATED
@@ -88,6 +88,7 @@ def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
     """
     parts = build(config, device=cluster.device, world_size=cluster.world_size)
     dense_optimizer(config)
+    table_optimizers(config)
     mark_optimizers(parts.train_module, parts.layout)
     skips = config.train.on_non_finite == "skip"
     kind = kind_of(config.distributed.pipeline, parts.layout, cluster.device, skips=skips)

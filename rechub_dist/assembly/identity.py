@@ -2,6 +2,7 @@
 
 Ranks, sharding, kernels, device, paths, cadence, logging, evaluation settings and a longer duration do not; nor does
 what acts at single steps alone: `warm_start` at the first, `train.on_non_finite` and `max_loss` at those that fail.
+Factors of `train.lr_changes` belong to it once they have acted; where a decay lasts for the run, so does its length.
 Nor does it matter whether the files hold derived columns and ids, or both are made as the files are read: what is
 compared is how columns are derived, where both runs compute them, and which value has which id.
 
@@ -24,11 +25,13 @@ import torch
 from rechub_dist.assembly.arguments import arguments_as_written
 from rechub_dist.assembly.code import model_class
 from rechub_dist.assembly.parts import Plan, plan
-from rechub_dist.config import EvaluationConfig, RetrievalConfig, RunConfig, stored_run
-from rechub_dist.config.code import module_of, named_code, refuse_code
+from rechub_dist.config import EvaluationConfig, RetrievalConfig, RunConfig, ScheduleConfig, stored_run
+from rechub_dist.config.code import module_of, named_code, only_trains, refuse_code
+from rechub_dist.config.optimization import DECAYS
 from rechub_dist.data.columns.vocabulary import vocabulary_fingerprint
 from rechub_dist.data.order.epoch import ORDER_VERSION
 from rechub_dist.derived import Derived
+from rechub_dist.embedding.rates import Rates, decay_steps
 from rechub_dist.errors import UserError
 from rechub_dist.features import (
     CatalogueFeature,
@@ -43,6 +46,7 @@ from rechub_dist.objectives.negatives import NEGATIVES
 
 _SINCE = {"mean": 0.0, "std": 1.0}  # fields that features have got, with what they were before
 _FACTS = ("train", "order_version", "vocabularies", "sampling_weights", "derived")
+_FACTS_OF_TRAINING = ("run_steps", "lr_changes")
 
 
 def vocabularies_of(parts: Plan) -> dict[str, str]:
@@ -51,12 +55,15 @@ def vocabularies_of(parts: Plan) -> dict[str, str]:
     return {name: fingerprint for name, fingerprint in found.items() if fingerprint is not None}
 
 
-def identity(parts: Plan, train: Any, computed: Iterable[Derived] = ()) -> dict[str, Any]:
-    """A run's identity, in the types of JSON.
+def identity(
+    parts: Plan, train: Any, computed: Iterable[Derived] = (), *, rates: Rates | None = None, step: int = 0
+) -> dict[str, Any]:
+    """A run's identity when it has done `step` steps, in the types of JSON.
 
     Args:
         train: identifies the data that it has trained on so far.
         computed: the derived columns that were computed as the data was read.
+        rates: its learning rates.
     """
     facts: dict[str, Any] = {"train": train, "order_version": ORDER_VERSION}
     if vocabularies := vocabularies_of(parts):
@@ -66,7 +73,17 @@ def identity(parts: Plan, train: Any, computed: Iterable[Derived] = ()) -> dict[
         facts["sampling_weights"] = hashlib.blake2b(weights, digest_size=8).hexdigest()
     if derived := {one.name: asdict(one) for one in computed}:
         facts["derived"] = derived
-    return _resolved(parts, facts)
+    return _resolved(parts, facts, {} if rates is None else _facts_of_training(rates, step))
+
+
+def _facts_of_training(rates: Rates, step: int) -> dict[str, Any]:
+    """The length of a run whose schedules last for it, and the changes of rates that have acted."""
+    facts: dict[str, Any] = {}
+    if any(schedule.name in DECAYS and schedule.decay_steps is None for schedule in (rates.dense, rates.tables)):
+        facts["run_steps"] = rates.run_steps
+    if begun := {first: factor for first, factor in rates.changes.items() if first < step}:
+        facts["lr_changes"] = begun
+    return facts
 
 
 def other_than(run: Mapping[str, Any], wanted: dict[str, Any], where: str, code: Path | None = None) -> list[str]:
@@ -78,12 +95,14 @@ def other_than(run: Mapping[str, Any], wanted: dict[str, Any], where: str, code:
         UserError: its configuration is of another version and means nothing here.
     """
     named, allowed = named_code(_trained_by(run, where).model_dump()), named_code(wanted)
-    if other := [key for key, name in named.items() if allowed.get(key) != name]:
+    if other := [key for key, name in named.items() if not only_trains(key) and allowed.get(key) != name]:
         return [f"{key} {json.dumps(named[key])} -> {json.dumps(_at(wanted, key))}" for key in other]
     saved = recorded(run, where, map(module_of, allowed.values()), code)
     known = "sampling_weights" in saved["data"] and "sampling_weights" in wanted["data"]
     both = saved["data"].get("derived", {}).keys() & wanted["data"].get("derived", {}).keys()
-    saved, wanted = (_derived_in(_one_source_of_weights(tree, known), both) for tree in (saved, wanted))
+    saved, wanted = (
+        _without_length(_derived_in(_one_source_of_weights(tree, known), both)) for tree in (saved, wanted)
+    )
     return differences(saved, wanted)
 
 
@@ -112,7 +131,9 @@ def recorded(
             f"wrote it ({run.get('versions', {}).get('rechub_dist', 'version unknown')}), or choose another output_dir"
         ) from error
     data = run["identity"]["data"]
-    return _resolved(found, {key: data[key] for key in _FACTS if key in data})
+    facts = {key: data[key] for key in _FACTS if key in data}
+    training = run["identity"].get("train") or {}
+    return _resolved(found, facts, {key: training[key] for key in _FACTS_OF_TRAINING if key in training})
 
 
 def _trained_by(run: Mapping[str, Any], where: str) -> RunConfig:
@@ -125,7 +146,7 @@ def _at(tree: Mapping[str, Any], key: str) -> Any:
     return tree[section].get(name)
 
 
-def _resolved(found: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _resolved(found: Plan, facts: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
     config, tables = found.config, found.layout.tables
     data, spec = config.data, found.spec
     tree = {
@@ -147,17 +168,34 @@ def _resolved(found: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
             "order": data.order,
             **facts,
         },
-        "train": {"precision": config.train.precision, "tf32": config.train.tf32},
-        "optimizer": config.optimizer.model_dump(mode="json"),
+        "train": {
+            **{key: getattr(config.train, key) for key in ("precision", "tf32", "accumulate", "ema")},
+            "lr_changes": {},
+            **training,
+        },
+        "optimizer": {
+            **config.optimizer.model_dump(mode="json"),
+            "schedule": _schedule(config.optimizer.schedule, training),
+        },
         "embedding": {
-            "schedule": config.embedding.schedule.model_dump(mode="json"),
+            "schedule": _schedule(config.embedding.schedule, training),
+            "clip_norm": config.embedding.clip_norm,
             "optimizers": {name: placed.optimizer.model_dump(mode="json") for name, placed in tables.items()},
             "widths": {name: placed.table.dim for name, placed in tables.items()},
             "init_std": {name: placed.table.init_std for name, placed in tables.items()},
+            "dropout": {name: placed.dropout for name, placed in tables.items()},
         },
     }
     found_tree: dict[str, Any] = json.loads(json.dumps(tree, default=str))
     return found_tree
+
+
+def _schedule(schedule: ScheduleConfig, training: Mapping[str, Any]) -> dict[str, Any]:
+    """The schedule's settings; a decay that lasts for the run has its steps."""
+    tree: dict[str, Any] = schedule.model_dump(mode="json")
+    if schedule.name in DECAYS and (run_steps := training.get("run_steps")) is not None:
+        tree["decay_steps"] = decay_steps(schedule, run_steps)
+    return tree
 
 
 def _parameters(found: Plan) -> dict[str, Any]:
@@ -217,6 +255,11 @@ def _derived_in(tree: dict[str, Any], names: Container[str]) -> dict[str, Any]:
     data = tree["data"]
     derived = {name: one for name, one in data.get("derived", {}).items() if name in names}
     return {**tree, "data": {**data, "derived": derived}}
+
+
+def _without_length(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree without the run's length, which shows in the schedules' decay_steps: those can be set."""
+    return {**tree, "train": {key: value for key, value in tree["train"].items() if key != "run_steps"}}
 
 
 def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:

@@ -25,6 +25,7 @@ from rechub_dist.config import (
 from rechub_dist.config.code import is_code
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.distributed.host import host_memory
+from rechub_dist.embedding.dense import freeze
 from rechub_dist.embedding.layout import REPLICATED, Layout, make_layout
 from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError, nearest
@@ -107,6 +108,7 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
         raise UserError("data.dataset: a stored configuration has to hold the schema itself; put back a copy of it")
     schema = parse_schema(config.data.dataset, config.data.root)
     model = build_model(config, schema)
+    freeze(model, config.optimizer)
     set_training(model, config.train, device)
     labels = _labels(config, schema)
     if isinstance(model, RecallModel) and config.data.labels is None and not model.num_tasks:
@@ -116,6 +118,10 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
     objective.set_metrics(KnownMetrics(metric_classes(config)))
     lookups = (*model.lookups(), *objective.lookups())
     layout = make_layout(lookups, config.embedding, device=device, world_size=world_size)
+    trained = (not placed.frozen for placed in layout.tables.values())
+    if not any(trained) and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("optimizer.rules and embedding.rules freeze every parameter and table; leave some out")
+    _check_whole_gradients(config, layout, objective)
     spec = BatchSpec(
         features=tuple(layout.features.values()),
         dense=model.dense_features(),
@@ -127,6 +133,24 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
         keys=objective.row_keys,
     )
     return Plan(config, schema, labels, layout, spec, model, chosen, objective)
+
+
+def _check_whole_gradients(config: RunConfig, layout: Layout, objective: Objective) -> None:
+    """Refuse what needs the gradients of a whole batch in one place, where there are none."""
+    asked = {"train.accumulate": config.train.accumulate > 1, "embedding.clip_norm": config.embedding.clip_norm}
+    sharded = [name for name, table in layout.tables.items() if table.collection != REPLICATED and not table.frozen]
+    if key := next((key for key, wanted in asked.items() if wanted and sharded), None):
+        raise UserError(
+            f"{key}: table {sharded[0]!r} is sharded, and a sharded table is updated within each backward pass, so "
+            f"there is no gradient to clip or add to; replicate all (embedding.sharding: replicated), or leave it out"
+        )
+    if config.train.accumulate > 1 and any(table.collection != REPLICATED for table in layout.tables.values()):
+        raise UserError("train.accumulate: needs frozen tables replicated, too; set sharding: replicated")
+    if config.train.accumulate > 1 and objective.negatives is not None and objective.negatives.shared:
+        raise UserError(
+            "train.accumulate: the objective compares each position with the whole batch, which is not there in parts; "
+            "choose negatives: sampled, not shared, or leave it out"
+        )
 
 
 def build(config: RunConfig, *, device: str, world_size: int) -> Parts:

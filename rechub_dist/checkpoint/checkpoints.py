@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
@@ -151,7 +150,7 @@ class Checkpoints:
             staged = self._buffer = stage(file, self._buffer)
         record = {
             "id": self._id,
-            "position": asdict(position),
+            "position": position.saved(),
             **run,
             "world_size": self._rt.world_size,
             "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -20,7 +20,7 @@ def check_coverage(manifest: CheckpointManifest, path: str) -> None:
         _check_places(name, saved, manifest, path)
         _check_pieces(name, saved, path)
     for table, placed in manifest.run["tables"].items():
-        for state in ("weight", *TABLE_STATES[placed["optimizer"]]):
+        for state in ("weight", *TABLE_STATES.get(placed["optimizer"], ())):
             name = f"tables/{table}/{state}"
             if name not in manifest.tensors:
                 raise DamagedError(f"{path}: the checkpoint lacks {name}")

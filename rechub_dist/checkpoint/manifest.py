@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
+from rechub_dist.config.optimization import TABLE_OPTIMIZERS
 from rechub_dist.errors import UserError, one_line
 
 BLOCK = 64 << 20  # bytes of a file that share a checksum
@@ -90,6 +91,14 @@ class SavedTensor:
         return self
 
 
+class SavedPlateau(TypedDict):
+    """The state of a plateau schedule."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+    reductions: Count
+    waited: Count
+
+
 class SavedPosition(TypedDict):
     """A `Position`, as it is written."""
 
@@ -101,6 +110,10 @@ class SavedPosition(TypedDict):
     evaluations_since_best: Count
     stopped_early: bool
     unevaluated: bool
+    plateaus: NotRequired[dict[str, SavedPlateau]]  # of runs with such schedules alone
+
+
+_OPTIMIZER = rf"^({'|'.join(TABLE_OPTIMIZERS)}|[\w.]+:\w+)$"
 
 
 class SavedTable(TypedDict):
@@ -110,7 +123,7 @@ class SavedTable(TypedDict):
     rows: Count
     dim: Count | None
     sharding: str
-    optimizer: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "lazy_adam"]
+    optimizer: Annotated[str, Field(pattern=_OPTIMIZER)]
 
 
 class _NamedModel(TypedDict):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
-from rechub_dist.checkpoint.manifest import SavedRun
+from rechub_dist.checkpoint.manifest import SavedPosition, SavedRun
 from rechub_dist.config import stored_tree
 
 
@@ -23,6 +23,11 @@ class Position:
     evaluations_since_best: int = 0
     stopped_early: bool = False
     unevaluated: bool = False  # saved before the evaluation due at this step
+    plateaus: dict[str, dict[str, int]] = field(default_factory=dict)  # state of plateau schedules, by section
+
+    def saved(self) -> SavedPosition:
+        """As a manifest has it: without what only some runs have, where it is empty."""
+        return cast(SavedPosition, {key: value for key, value in asdict(self).items() if key != "plateaus" or value})
 
 
 def position_of(run: SavedRun) -> Position:

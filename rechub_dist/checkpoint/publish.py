@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import cast
 
 from rechub_dist.checkpoint.coverage import check_coverage
@@ -59,7 +59,7 @@ class Publisher:
         """Record another position of the same step in its manifest, then apply retention."""
         try:
             saved = read_manifest(self._folder, position.step)
-            run = cast(SavedRun, {**saved.run, "position": asdict(position)})
+            run = cast(SavedRun, {**saved.run, "position": position.saved()})
             self._fence()
             self._folder.replace(f"{step_folder(position.step)}/{MANIFEST}", render(replace(saved, run=run)))
             return self.clean(position, run_id, saved=True)

@@ -2,11 +2,14 @@
 
 `tables/<table>/weight`, `tables/<table>/{sum, rowwise_sum, exp_avg, exp_avg_sq, step}`, `dense/<name>`,
 `dense_optim/<name>/<state>`, <name> being `objective/<name>` where it is learnt of the objective. Tables have their
-logical width, without padding.
+logical width, without padding. In a run that averages its dense parameters `dense/<name>` is the average, which is what
+others want, and `dense_optim/<name>/trained` the parameter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,9 +33,12 @@ def _fused_names(algorithm: str) -> dict[str, str]:
     return {name: name if place else "momentum1" for place, name in enumerate(TABLE_STATES[algorithm])}
 
 
-def weights_state(module: DistributedModelParallel, layout: Layout) -> dict[str, Entry]:
-    """The live tables, dense parameters and buffers, by canonical name. Not collective."""
-    return _weights_state(module.module, layout, sharded_weights(module, layout))
+def weights_state(
+    module: DistributedModelParallel, layout: Layout, averages: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, Entry]:
+    """The live tables, dense parameters (or `averages` of them) and buffers, by canonical name. Not collective."""
+    state = _weights_state(module.module, layout, sharded_weights(module, layout))
+    return state | {f"dense/{name}": Entry.whole(average) for name, average in averages.items()}
 
 
 def local_weights_state(step: nn.Module, layout: Layout) -> dict[str, Entry]:
@@ -57,16 +63,21 @@ def train_state(module: DistributedModelParallel, layout: Layout, optimizers: Op
     state = _weights_state(module.module, layout, sharded)
     if optimizers.dense is not None:
         for name, parameter in optimizers.parameters.items():
-            for key, value in optimizers.dense.state[parameter].items():
+            for key, value in optimizers.dense.state.get(parameter, {}).items():
                 state[f"dense_optim/{name}/{key}"] = Entry.whole(value)
+    for name, average in optimizers.averages.items():
+        state[f"dense_optim/{name}/trained"] = state[f"dense/{name}"]
+        state[f"dense/{name}"] = Entry.whole(average)
     fused: dict[str, Any] = {}
     for states in optimizers.fused.state_dict()["state"].values():
         fused.update(states)
     for name, placed in layout.tables.items():
         algorithm = placed.optimizer.name
         if placed.collection == REPLICATED:
-            own: dict[str, Tensor] = next(iter(optimizers.replicated[name].state.values()), {})
-            found = {canonical: own[key] for canonical, key in _torch_names(algorithm).items()}
+            optimizer = optimizers.replicated.get(name)
+            own: dict[str, Tensor] = {} if optimizer is None else next(iter(optimizer.state.values()), {})
+            names = _torch_names(algorithm) if algorithm in TABLE_STATES else {key: key for key in own}
+            found = {canonical: own[key] for canonical, key in names.items()}
         else:
             # Only the owner of a table-wise table knows its states.
             here = bool(sharded[name].local_shards())

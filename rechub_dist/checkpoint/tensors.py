@@ -27,13 +27,16 @@ DTYPES: dict[Dtype, torch.dtype] = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# Canonical names of a table's optimizer states, by optimizer.
+# Canonical names of a table's optimizer states, by our optimizers; a class of the user's own has names of its own.
 TABLE_STATES: dict[str, tuple[str, ...]] = {
     "sgd": (),
     "adagrad": ("sum",),
     "rowwise_adagrad": ("rowwise_sum",),
     "adam": ("exp_avg", "exp_avg_sq", "step"),
     "lazy_adam": ("exp_avg", "exp_avg_sq"),
+    "partial_rowwise_adam": ("exp_avg", "exp_avg_sq"),
+    "momentum_sgd": ("momentum_buffer",),
+    "ftrl": ("z", "n"),
 }
 
 

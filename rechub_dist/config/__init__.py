@@ -11,6 +11,7 @@ from rechub_dist.config.objectives import (
     SamplingConfig,
 )
 from rechub_dist.config.optimization import (
+    DenseRule,
     EmbeddingConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "VERSION",
     "CheckpointConfig",
     "DataConfig",
+    "DenseRule",
     "DistributedConfig",
     "EmbeddingConfig",
     "EntireSpaceConfig",

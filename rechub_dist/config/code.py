@@ -43,7 +43,16 @@ def named_code(tree: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, Any] = {f"{section}.{key}": (tree.get(section) or {}).get(key) for section, key in _KEYS}
     for number, metric in enumerate((tree.get("evaluation") or {}).get("metrics") or ()):
         found[f"evaluation.metrics.{number}"] = metric.get("name") if isinstance(metric, Mapping) else metric
+    tables = tree.get("embedding") or {}
+    found |= {"embedding.optimizer.name": (tables.get("optimizer") or {}).get("name")}
+    for number, rule in enumerate(tables.get("rules") or ()):
+        found[f"embedding.rules.{number}.optimizer.name"] = (rule.get("optimizer") or {}).get("name")
     return {key: name for key, name in found.items() if is_code(name) and not _within(module_of(name), _OURS)}
+
+
+def only_trains(key: str) -> bool:
+    """Whether the code that a key of a configuration names is imported where the run is trained, and only there."""
+    return key == "optimizer.name" or key.startswith("embedding.")
 
 
 def refuse_code(tree: Mapping[str, Any], allowed: Iterable[str], where: str, folder: Any = None) -> None:
@@ -59,8 +68,7 @@ def refuse_code(tree: Mapping[str, Any], allowed: Iterable[str], where: str, fol
         UserError: code is not allowed; names the flag that allows it.
     """
     allowed = tuple(allowed)
-    named = named_code(tree)
-    named.pop("optimizer.name", None)  # only used in training
+    named = {key: name for key, name in named_code(tree).items() if not only_trains(key)}
     refused = {key: name for key, name in named.items() if not _within(module_of(name), allowed)}
     if refused:
         flags = dict.fromkeys(f"--allow-code {module_of(name)}" for name in refused.values())

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rechub_dist.config.data import StorageConfig
-from rechub_dist.config.section import MAX_COUNT, MAX_SECONDS, Section
+from rechub_dist.config.section import MAX_COUNT, MAX_FLOAT, MAX_SECONDS, Section
+
+
+class RateChange(Section):
+    """A factor of all learning rates, relative to what the schedules say, from a step on."""
+
+    step: int = Field(ge=0, le=MAX_COUNT, description="how many steps have been done when it begins")
+    factor: float = Field(ge=0, le=MAX_FLOAT, description="of all learning rates from then on")
 
 
 class TrainConfig(Section):
@@ -49,9 +57,33 @@ class TrainConfig(Section):
         False,
         description="torch.compile the model for training; the first step may take minutes; needs a C++ compiler",
     )
+    accumulate: int = Field(
+        1,
+        gt=0,
+        le=MAX_COUNT,
+        description="compute a batch in so many parts, whose gradients add up, to save memory; replicated tables only",
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the dense parameters, which is evaluated and exported",
+    )
     max_loss: float | None = Field(None, gt=0, description="treat a loss above this as non-finite")
+    lr_changes: tuple[RateChange, ...] = Field(
+        (),
+        description="factors of all learning rates from a step on, until the next one; may be changed when a run "
+        "resumes, for steps that it has not done",
+    )
     trace_rows: bool = Field(False, description="log the stored rows that each step trained on, below output_dir/rows")
     histograms: bool = Field(True, description="write histograms of predictions and of table row norms to TensorBoard")
+
+    @field_validator("lr_changes")
+    @classmethod
+    def _one_after_the_other(cls, given: tuple[RateChange, ...]) -> tuple[RateChange, ...]:
+        if any(later.step <= change.step for change, later in itertools.pairwise(given)):
+            raise ValueError("the steps must rise")
+        return given
 
 
 class CheckpointConfig(Section):

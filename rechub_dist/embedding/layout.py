@@ -17,6 +17,10 @@ from rechub_dist.features import CrossFeature, LookupFeature, NegativeFeature, S
 REPLICATED: Final = "replicated"
 POOLED: Final = "pooled"
 CACHED: Final = "fused_uvm_caching"  # the kernel with tables in host memory and a cache on the GPU
+_CUDA_ONLY: Final = ("lazy_adam", "partial_rowwise_adam")
+_FUSED: Final = ("rowwise_adagrad", "adagrad", "sgd", *_CUDA_ONLY)
+# Of frozen tables: the one without state, whose updates are zero.
+_NONE: Final = TableOptimizerConfig(name="sgd").model_copy(update={"lr": 0.0})
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class PlacedTable:
             tables that some lookup reads unpooled).
         features: names of the features that read it, in lookup order.
         cache_load_factor: the share of its rows that fits the cache on the GPU; None where it has no cache.
+        frozen: whether it keeps its weights; its optimizer is one of learning rate zero then.
+        dropout: of its vectors in training.
     """
 
     table: Table
@@ -38,6 +44,13 @@ class PlacedTable:
     optimizer: TableOptimizerConfig
     features: tuple[str, ...]
     cache_load_factor: float | None = None
+    frozen: bool = False
+    dropout: float = 0.0
+
+    @property
+    def decays(self) -> bool:
+        """Whether its optimizer decays the rows that are looked up, and those alone."""
+        return self.optimizer.weight_decay > 0 and self.optimizer.name != "adam"
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
     tables, notes = {}, []
     for name, table in specs.items():
         readers = [lookup for lookup in unique if lookup.table.name == name]
-        placed = _place(table, readers, config)
+        placed = _place(table, readers, config, device)
         if _too_few_rows(placed, world_size):
             notes.append(
                 f"table {name!r}: {table.rows} rows cannot be sharded {placed.sharding} over {world_size} ranks, one "
@@ -129,8 +142,10 @@ def _initialised(table: Table, config: EmbeddingConfig) -> Table:
     return table if rule is None or rule.init_std is None else replace(table, init_std=rule.init_std)
 
 
-def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> PlacedTable:
+def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig, device: str) -> PlacedTable:
     rule = _rule(table, config)
+    frozen = rule is not None and rule.frozen
+    optimizer = _NONE if frozen else (rule and rule.optimizer) or config.optimizer
     sharding: Sharding
     if rule and rule.sharding:
         sharding = rule.sharding
@@ -142,7 +157,8 @@ def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> 
         sharding = config.sharding
     if sharding == REPLICATED:
         collection = REPLICATED
-    elif any(lookup.pooling is None for lookup in readers):
+    elif any(lookup.pooling is None for lookup in readers) or (optimizer.weight_decay and device == "cpu"):
+        # On CPU the kernels of pooled tables leave weight decay out without a word; those of unpooled ones do not.
         collection = f"d{table.stored_dim}"
     else:
         weighted = any(isinstance(lk.feature, SparseFeature) and lk.feature.weights for lk in readers)
@@ -159,9 +175,11 @@ def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig) -> 
         collection=collection,
         sharding=sharding,
         kernel=kernel,
-        optimizer=(rule and rule.optimizer) or config.optimizer,
+        optimizer=optimizer,
         features=tuple(dict.fromkeys(lookup.feature.name for lookup in readers)),
         cache_load_factor=(factor or config.cache_load_factor) if kernel == CACHED else None,
+        frozen=frozen,
+        dropout=config.dropout if rule is None or rule.dropout is None else rule.dropout,
     )
 
 
@@ -176,24 +194,36 @@ def _refuse(placed: PlacedTable, device: str) -> None:
     """Raise UserError for what the kernels get wrong or do not support, before anything is built."""
     name, sharding, optimizer = placed.table.name, placed.sharding, placed.optimizer.name
     if sharding == REPLICATED:
-        if optimizer == "lazy_adam":
-            raise UserError(f"table {name!r}: lazy_adam needs a sharded table on CUDA; use adam for a replicated one")
+        if optimizer in _CUDA_ONLY:
+            raise UserError(f"table {name!r}: {optimizer} needs a sharded table on CUDA; use adam for a replicated one")
         return
+    if optimizer not in _FUSED and optimizer != "adam":
+        raise UserError(
+            f"table {name!r}: there is no fused kernel of {optimizer} for sharded tables; use {', '.join(_FUSED)}, or "
+            f"replicate the table (sharding: replicated)"
+        )
     if optimizer == "adam":
         raise UserError(
             f"table {name!r}: adam updates every row at each step, which sharded tables do not support; use "
             f"rowwise_adagrad, or replicate the table (sharding: replicated)"
         )
-    if optimizer == "lazy_adam" and device != "cuda":
+    if placed.decays and optimizer not in ("rowwise_adagrad", *_CUDA_ONLY):
         raise UserError(
-            f"table {name!r}: fused Adam (lazy_adam) is not available on CPU; use rowwise_adagrad, adagrad or sgd, "
+            f"table {name!r}: the fused kernels of {optimizer} have no weight decay; use rowwise_adagrad, or replicate "
+            f"the table (sharding: replicated)"
+        )
+    if placed.decays and optimizer in _CUDA_ONLY and placed.optimizer.decay == "l2":
+        raise UserError(f"table {name!r}: {optimizer} decays weights apart from gradients only; set decay: decoupled")
+    if optimizer in _CUDA_ONLY and device != "cuda":
+        raise UserError(
+            f"table {name!r}: fused Adam ({optimizer}) is not available on CPU; use rowwise_adagrad, adagrad or sgd, "
             f"or replicate the table (sharding: replicated) and use adam"
         )
     if placed.kernel != "fused" and device != "cuda":
         raise UserError(f"table {name!r}: kernel {placed.kernel} needs CUDA; use kernel: fused on CPU")
-    if sharding in ("column_wise", "table_column_wise") and optimizer == "rowwise_adagrad":
+    if sharding in ("column_wise", "table_column_wise") and optimizer in ("rowwise_adagrad", "partial_rowwise_adam"):
         raise UserError(
-            f"table {name!r}: rowwise_adagrad on a {sharding} table keeps a state per column shard, which is a "
+            f"table {name!r}: {optimizer} on a {sharding} table keeps a state per column shard, which is a "
             f"different algorithm; use adagrad or sgd, or shard it row_wise or table_wise"
         )
     if placed.collection not in (POOLED, WEIGHTED) and sharding in ("table_row_wise", "table_column_wise"):

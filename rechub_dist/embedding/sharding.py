@@ -18,19 +18,21 @@ from rechub_dist.embedding.local import module_key
 from rechub_dist.embedding.optim import fused_optimizer, kernels
 from rechub_dist.embedding.planning import sharded_tables, sharders
 
+_SHARDED = ("stage.pooled.", "stage.unpooled.")
+
 
 def mark_optimizers(train_module: nn.Module, layout: Layout) -> None:
     """Mark the collections' parameters with their fused optimizers, which kernels and planner read."""
     placed = sharded_tables(layout)
     for name, parameter in train_module.named_parameters():
         table = placed.get(name.rsplit(".", 2)[-2])
-        if table is not None and name.startswith(("stage.pooled.", "stage.unpooled.")):
+        if table is not None and name.startswith(_SHARDED):
             cls, arguments = fused_optimizer(table.optimizer)
             _apply_optimizer_in_backward(cls, [parameter], arguments)
 
 
 def shard(
-    train_module: nn.Module,
+    train_module: Any,
     layout: Layout,
     plan: ShardingPlan | None,
     group: dist.ProcessGroup,
@@ -41,14 +43,22 @@ def shard(
 
     The tables' weights are uninitialised, except for zeros in storage padding. `bucket_mb` is DDP's, in MiB.
     """
+    reduced = any(
+        parameter.requires_grad for name, parameter in train_module.named_parameters() if not name.startswith(_SHARDED)
+    )
     module = DistributedModelParallel(
         train_module,
         env=ShardingEnv.from_process_group(group),
         device=device,
         plan=plan or ShardingPlan({}),
         sharders=sharders(),
+        init_data_parallel=reduced,
         data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=bucket_mb, static_graph=False),
     )
+    if not reduced:  # which DDP refuses, and so does not move
+        for child in (train_module.model, train_module.objective, train_module.stage.replicated):
+            if child is not None:
+                child.to(device)
     clear_padding(_parts(module, layout))
     return module
 

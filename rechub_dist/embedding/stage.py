@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, PoolingType
@@ -38,7 +39,10 @@ class EmbeddingStage(nn.Module):
         for collection in layout.collections:
             placed = layout.tables_in(collection)
             if collection == REPLICATED:
-                self.replicated = Replicated(LocalTables(layout.lookups_in(collection), seed))
+                local = LocalTables(layout.lookups_in(collection), seed)
+                for p in placed:
+                    local.weight(p.table.name).requires_grad_(not p.frozen)
+                self.replicated = Replicated(local)
                 continue
             bag = collection in (POOLED, WEIGHTED)
             configs = [
@@ -79,11 +83,16 @@ def _leave(weight: Tensor) -> None:
 
 
 class Replicated(nn.Module):
-    """The lookups in replicated tables, which are local."""
+    """The lookups in replicated tables, which are local.
+
+    Attributes:
+        looked_up: for the tables that are in it, bool [rows]: gets the rows that training has looked up.
+    """
 
     def __init__(self, local: LocalTables) -> None:
         super().__init__()
         self.local = local
+        self.looked_up: dict[str, Tensor] = {}
         self.features = tuple(dict.fromkeys(lookup.feature.name for lookup in local.lookups))
 
     def forward(self, batch: Batch) -> Embedded:
@@ -94,6 +103,10 @@ class Replicated(nn.Module):
             values = jagged[name]
             lengths = values.lengths()[: batch.rows]
             ids[name] = Jagged(values.values(), lengths, batch.id_weights.get(name), batch.longest.get(name))
+        if self.training and self.looked_up:
+            for lookup in self.local.lookups:
+                if (rows := self.looked_up.get(lookup.table.name)) is not None:
+                    rows.index_fill_(0, ids[lookup.feature.name].values.long(), value=True)
         with record_function(REPLICATED_LOOKUP):
             return self.local(ids)
 
@@ -106,6 +119,9 @@ class Assemble(nn.Module):
     ) -> None:
         super().__init__()
         self.dense = dense
+        self.dropouts = {
+            lookup.name: dropout for lookup in layout.lookups if (dropout := layout.tables[lookup.table.name].dropout)
+        }
         self.lookups = [
             (lookup, collection, names[collection][lookup.table.name, lookup.feature.name])
             for lookup in layout.lookups
@@ -137,8 +153,19 @@ class Assemble(nn.Module):
                 scaled = values if weights is None else values * weights[:, None]
                 total = values.new_zeros(batch.rows, lookup.dim).index_add(0, rows_of(lengths, len(values)), scaled)
             embedded.vectors[lookup.name] = pool(total, lengths, weights, lookup.pooling or "sum")
+        if self.training:
+            for name, dropout in self.dropouts.items():
+                _drop(embedded, name, dropout)
         embedded.dense.update(split_dense(batch.dense, self.dense))
         return embedded
+
+
+def _drop(embedded: Embedded, name: str, dropout: float) -> None:
+    """Dropout of what a lookup has read."""
+    if (sequence := embedded.sequences.get(name)) is not None:
+        embedded.sequences[name] = sequence._replace(values=F.dropout(sequence.values, dropout))
+    else:
+        embedded.vectors[name] = F.dropout(embedded.vectors[name], dropout)
 
 
 def split_dense(dense: Tensor, features: tuple[DenseFeature, ...]) -> dict[str, Tensor]:

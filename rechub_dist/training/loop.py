@@ -20,6 +20,7 @@ from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime, Stopped
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.optim import Optimizers
+from rechub_dist.embedding.rates import Plateaus
 from rechub_dist.reporting.device_memory import peak_memory
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.reporting.step_times import StepTimes
@@ -112,7 +113,7 @@ class Loop:
         with tf32_products(self.config.train.tf32):
             while True:
                 step = self.position.step
-                rate = self.optimizers.set_step(step)
+                rate = self.optimizers.set_step(step, self.position.plateaus)
                 # Dropout is drawn from (seed, step, rank), so a resumed run draws what the uninterrupted one did.
                 torch.manual_seed(seed_from(repr((self.config.seed, step, self.rt.rank))))
                 try:
@@ -161,11 +162,21 @@ class Loop:
         self.report.start("training", self.schedule.steps, due.step)
         patience = self.config.train.patience
         ends = patience is not None and found.evaluations_since_best >= patience
-        self.position = replace(found, stopped_early=ends, unevaluated=False)
+        plateaus = self.optimizers.rates.evaluated(found.plateaus, improved=found.evaluations_since_best == 0)
+        self._tell_reductions(found.plateaus, plateaus)
+        self.position = replace(found, stopped_early=ends, unevaluated=False, plateaus=plateaus)
         self.saves.amend(self.position)
         if ends:
             self.report.say(f"no better {self.validation.best_metric} for {patience} evaluations: stopping early")
         return ends
+
+    def _tell_reductions(self, before: Plateaus, after: Plateaus) -> None:
+        for section, state in after.items():
+            if state["reductions"] > before.get(section, {}).get("reductions", 0):
+                self.report.say(
+                    f"no better {self.validation.best_metric}: {section}.schedule reduces the learning rate "
+                    f"(reduction {state['reductions']})"
+                )
 
     def _wait(self) -> bool:
         """Wait for more data where it may come; False if the run is to end here."""

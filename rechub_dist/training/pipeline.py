@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist,
 
 from rechub_dist.assembly.readers import looks_ahead
 from rechub_dist.batch import Batch
+from rechub_dist.embedding.layout import REPLICATED
 from rechub_dist.embedding.optim import Optimizers, kernels
 from rechub_dist.embedding.planning import kind_of
 from rechub_dist.training.non_finite import NonFiniteGuard
@@ -54,6 +55,37 @@ def train_step(
     return local
 
 
+def accumulated_step(
+    module: DistributedModelParallel,
+    batch: Batch,
+    optimizers: Optimizers,
+    guard: NonFiniteGuard | None,
+    step: int,
+    parts: int,
+) -> Tensor | None:
+    """As `train_step`, the batch computed part after part; gradients are exchanged with the last. All tables are local.
+
+    Their losses add up to the batch's, as each is a sum over rows divided by what belongs to the whole batch.
+    """
+    optimizers.zero_grad()
+    if guard is not None:
+        guard.before()
+    *first, last = batch.split(parts, REPLICATED)
+    with module._dmp_wrapped_module.no_sync():  # DDP's
+        losses = [_backward(module, part) for part in first]
+    local = torch.stack([*losses, _backward(module, last)]).sum()
+    if guard is not None and not guard.accepts(step, local):
+        return None
+    optimizers.step()
+    return local
+
+
+def _backward(module: DistributedModelParallel, batch: Batch) -> Tensor:
+    loss, local = module(batch)
+    loss.backward()
+    return cast(Tensor, local)
+
+
 class PlainPipeline:
     """Forward, backward, step; one batch at a time. The next one is copied to another device meanwhile."""
 
@@ -63,16 +95,19 @@ class PlainPipeline:
         optimizers: Optimizers,
         device: torch.device,
         guard: NonFiniteGuard | None,
+        parts: int = 1,
     ) -> None:
         self._module = module
         self._optimizers = optimizers
         self._copies = _Copies(device) if looks_ahead(device) else None
         self._guard = guard if guard is not None and guard.skips else None
+        self._parts = parts
 
     def progress(self, batches: Iterator[Batch], step: int, /) -> Tensor | None:
         """Train on the next batch."""
         batch = next(batches) if self._copies is None else self._copies.take(batches)
-        local = train_step(self._module, batch, self._optimizers, self._guard, step)
+        given = (self._module, batch, self._optimizers, self._guard, step)
+        local = train_step(*given) if self._parts == 1 else accumulated_step(*given, self._parts)
         if self._copies is not None:
             self._copies.send_for(batches)
         return local
@@ -219,10 +254,13 @@ def make_pipeline(
     optimizers: Optimizers,
     device: torch.device,
     guard: NonFiniteGuard | None = None,
+    parts: int = 1,
 ) -> Pipeline:
-    """The pipeline for this device; see `kind_of`."""
+    """The pipeline for this device; see `kind_of`. `parts` is how many a batch is computed in."""
     skips = guard is not None and guard.skips
     kind = kind_of(setting, module.module.stage.layout, device.type, skips=skips)
     if kind == "prefetch":
         return PrefetchPipeline(module, optimizers, device)
-    return (SparseDistPipeline if kind == "sparse_dist" else PlainPipeline)(module, optimizers, device, guard)
+    if kind == "sparse_dist":
+        return SparseDistPipeline(module, optimizers, device, guard)
+    return PlainPipeline(module, optimizers, device, guard, parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rechub_dist.config import RunConfig
+from rechub_dist.config import RunConfig, TrainConfig
 from rechub_dist.data.passes import Pass, Passes
 
 
@@ -17,6 +17,11 @@ class Due(NamedTuple):
     run_ends: bool
     evaluate: bool
     save: bool
+
+
+def steps_of(train: TrainConfig, passes: Passes) -> int:
+    """Steps of a run over the passes that are known."""
+    return min(passes.steps, train.max_steps or passes.steps)
 
 
 class Schedule:
@@ -35,7 +40,7 @@ class Schedule:
     @property
     def steps(self) -> int:
         """Steps of the run."""
-        return min(self._passes.steps, self._train.max_steps or self._passes.steps)
+        return steps_of(self._train, self._passes)
 
     def ahead(self, step: int) -> Iterator[Due]:
         """The steps after `step`, to the end of its pass, at which something happens besides training."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rechub_dist.assembly.code import dense_optimizer
+from rechub_dist.assembly.code import dense_optimizer, table_optimizers
 from rechub_dist.assembly.identity import identity, other_than
 from rechub_dist.assembly.parts import Parts, build
 from rechub_dist.assembly.precision import check_precision
@@ -29,7 +29,9 @@ from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, environment, runtime
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.optim import Optimizers
+from rechub_dist.embedding.rates import Rates
 from rechub_dist.embedding.sharding import draw_tables
+from rechub_dist.errors import UserError
 from rechub_dist.evaluation.evaluate import calibrate
 from rechub_dist.metrics.direction import watched_metric
 from rechub_dist.reporting.health import Health
@@ -45,7 +47,7 @@ from rechub_dist.training.non_finite import NonFiniteGuard
 from rechub_dist.training.output import make_output, refuse_foreign, written
 from rechub_dist.training.pipeline import make_pipeline
 from rechub_dist.training.saves import Saves
-from rechub_dist.training.schedule import Schedule
+from rechub_dist.training.schedule import Schedule, steps_of
 from rechub_dist.training.validation import Validation
 
 
@@ -88,6 +90,7 @@ class Trainer:
         rt.together(lambda: check_precision(config.train, rt.device))
         parts = rt.together(lambda: build(config, device=rt.device.type, world_size=rt.world_size))
         make_dense = rt.together(lambda: dense_optimizer(config))
+        make_table = rt.together(lambda: table_optimizers(config))
         self.parts: Parts = with_draws(parts, rt)
         objective, watched = self.parts.train_module.objective, (config.train.best_metric, config.train.best_mode)
         self._best_by = rt.together(lambda: watched_metric(*watched, objective.metrics(config.evaluation)))
@@ -98,6 +101,7 @@ class Trainer:
             if reader is not None and self.passes.steps:
                 trained = self.passes.current(0).reader
                 rt.together(lambda seen=reader, trained=trained: check_kinds(trained, seen, self.parts.spec))  # type: ignore[misc]
+        self._rates = rt.together(lambda: self._known_rates(validates=valid is not None))
         if valid or test:
             check_items(self.parts, rt)
         self._lease = lease or Lease(config, rt)
@@ -112,7 +116,17 @@ class Trainer:
         self._begun_with: list[str] = []
         self.module = shard_train_module(self.parts, rt, notes=self._begun_with)
         self.optimizers = rt.together(
-            lambda: Optimizers(self.module, self.parts.layout, config.optimizer, config.embedding.schedule, make_dense)
+            lambda: Optimizers(
+                self.module,
+                self.parts.layout,
+                config.optimizer,
+                self._rates,
+                make_dense,
+                make_table,
+                rt.group,
+                clip_tables=config.embedding.clip_norm,
+                average=config.train.ema,
+            )
         )
         self.checkpoints.prepare()
         begins_at = self._resume()
@@ -143,10 +157,10 @@ class Trainer:
             rt,
             train_module,
             optimizers,
-            make_pipeline(config.distributed.pipeline, module, optimizers, rt.device, guard),
+            make_pipeline(config.distributed.pipeline, module, optimizers, rt.device, guard, config.train.accumulate),
             passes,
             Schedule(config, passes, validates=reader is not None),
-            Validation(parts, module, passes, reader, rt, report, watchdog, stop, self._best_by),
+            Validation(parts, module, optimizers, passes, reader, rt, report, watchdog, stop, self._best_by),
             Saves(self.checkpoints, parts, module, optimizers, passes, rt, report, watchdog, self._identity),
             report,
             watchdog,
@@ -157,6 +171,17 @@ class Trainer:
             trace,
             begins_at,
         )
+
+    def _known_rates(self, *, validates: bool) -> Rates:
+        """The run's learning rates; raises UserError for what its schedules need and do not have."""
+        config, train = self.config, self.config.train
+        schedules = {"optimizer": config.optimizer.schedule, "embedding": config.embedding.schedule}
+        for section, schedule in schedules.items():
+            if schedule.name == "plateau" and not validates:
+                raise UserError(f"{section}.schedule: plateau follows evaluations; name a split in data.valid")
+        known = train.max_steps if config.data.follow else steps_of(train, self.passes)
+        changes = {change.step: change.factor for change in train.lr_changes}
+        return Rates(config.optimizer.schedule, config.embedding.schedule, changes, known)
 
     def fit(self) -> Summary:
         """Train to the end, or to a signal; evaluate; keep checkpoints. Collective."""
@@ -214,7 +239,8 @@ class Trainer:
         step, best = self.position.step, self.position.best_step
         if best is not None and best != step:
             if best in self.checkpoints.steps():
-                self.checkpoints.load_weights(weights_state(self.module, self.parts.layout), best)
+                served = weights_state(self.module, self.parts.layout, self.optimizers.averages)
+                self.checkpoints.load_weights(served, best)
                 step = best
             else:
                 self.report.say(f"warning: the best weights, of step {best}, could not be saved; testing the last ones")
@@ -250,6 +276,7 @@ class Trainer:
             self.optimizers.start()
         if position is None and self.config.warm_start is not None:
             self._begun_with += warm_start(self.config.warm_start, self.config.checkpoint_storage, state, self.rt)
+            self.optimizers.start_from_averages()
         position = position or Position()
         metric, direction = self._best_by
         if position.best_step is None or position.best_mode == direction:
@@ -269,7 +296,8 @@ class Trainer:
         # What negatives are drawn by depends on all of the data.
         counted = negatives is not None and negatives.needs_counts
         computed = self.passes.current(step).reader.reading.computed if self.passes.steps else ()
-        return identity(self.parts, self.passes.identity(self.passes.steps if counted else step), computed)
+        data = self.passes.identity(self.passes.steps if counted else step)
+        return identity(self.parts, data, computed, rates=self._rates, step=step)
 
     def _differing(self, run: Mapping[str, Any], step: int, where: str) -> list[str]:
         """What the run of a checkpoint has other than this one, as far as it has come."""
@@ -280,10 +308,13 @@ class Trainer:
         rows = sum(placed.table.rows for placed in layout.tables.values())
         weights = sum(placed.table.rows * (placed.table.dim or 0) for placed in layout.tables.values())
         dense = sum(parameter.numel() for parameter in self.optimizers.parameters.values())
+        frozen = sum(p.numel() for p in self.optimizers.parameters.values() if not p.requires_grad)
+        frozen += sum(placed.table.rows * (placed.table.dim or 0) for placed in layout.tables.values() if placed.frozen)
+        parameters = f"{dense:,} dense parameters" + (f", {frozen:,} values frozen" if frozen else "")
         resumed = f", resumed at step {self.position.step}" if self.position.step else ""
         return (
-            f"{config.model.name}: {len(layout.tables)} tables of {rows:,} rows ({weights:,} weights), {dense:,} dense "
-            f"parameters; {self.rt.world_size} rank(s) on {self.rt.device.type}; {self.passes.rows:,} rows, "
+            f"{config.model.name}: {len(layout.tables)} tables of {rows:,} rows ({weights:,} weights), {parameters}; "
+            f"{self.rt.world_size} rank(s) on {self.rt.device.type}; {self.passes.rows:,} rows, "
             f"{self.loop.schedule.steps:,} steps of {config.data.batch_size:,}{resumed}"
         )
 
@@ -291,6 +322,8 @@ class Trainer:
         """Say what is bad about how the data lies, which files are left out and what is placed otherwise, once."""
         for note in self.parts.layout.notes:
             self.report.say(note)
+        for change in self.config.train.lr_changes:
+            self.report.say(f"from step {change.step} on, all learning rates are times {change.factor:g}")
         step = self.position.step
         train = self.passes.current(step).reader if self.passes.steps else None
         for split, reader in (("train", train), ("valid", self.valid_reader), ("test", self.test_reader)):

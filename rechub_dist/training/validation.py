@@ -17,6 +17,7 @@ from rechub_dist.distributed.process import Stop
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.layout import REPLICATED
+from rechub_dist.embedding.optim import Optimizers
 from rechub_dist.embedding.sharding import table_shards
 from rechub_dist.evaluation.evaluate import evaluate
 from rechub_dist.evaluation.measured import Evaluation
@@ -35,6 +36,7 @@ class Validation:
         self,
         parts: Parts,
         module: DistributedModelParallel,
+        optimizers: Optimizers,
         passes: Passes,
         reader: ParquetReader | None,
         rt: Runtime,
@@ -45,6 +47,7 @@ class Validation:
     ) -> None:
         self._parts = parts
         self._module = module
+        self._optimizers = optimizers
         self._passes = passes
         self._reader = reader
         self._rt = rt
@@ -73,7 +76,7 @@ class Validation:
         return replace(position, evaluations_since_best=position.evaluations_since_best + 1)
 
     def evaluate(self, reader: ParquetReader, split: str, step: int) -> Evaluation:
-        """Evaluate the weights, which are those of `step`.
+        """Evaluate the weights, which are those of `step`, with the averages of the dense ones if there are any.
 
         Raises:
             Stopped: on all ranks, if one was asked to stop.
@@ -86,7 +89,8 @@ class Validation:
             self._watchdog.mark(f"evaluating {split}", slow=True)
             self._report.advance(done)
 
-        found = evaluate(self._parts, reader, self._rt, advance, self._stop.asked)
+        with self._optimizers.averaged():
+            found = evaluate(self._parts, reader, self._rt, advance, self._stop.asked)
         seconds = max(1e-9, time.monotonic() - began)
         values = {**found.metrics, "samples_per_second": found.rows / seconds}
         if found.skipped:

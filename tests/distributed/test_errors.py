@@ -121,8 +121,9 @@ CONFIGURATION = [
     (["objective={name: retrieval}"], ["objective.name", "DeepFM is trained by pointwise, not by retrieval"]),
     (["data.labels=[click, stay]"], ["data.labels", "2 label(s) (click, stay)", "1 task(s)"]),
     (["train.best_metric=acu"], ["acu", "did you mean 'auc'"]),
-    (["optimizer.schedule.name=cosine"], ["cosine", "decay_steps"]),
-    (["embedding.schedule={name: linear, warmup_steps: 5}"], ["linear", "decay_steps"]),
+    (["optimizer.schedule.name=step"], ["optimizer.schedule", "step needs period"]),
+    (["embedding.schedule={name: linear, gamma: 0.5}"], ["embedding.schedule", "gamma is for step"]),
+    (["optimizer.schedule.name=plateau", "data.valid=null"], ["optimizer.schedule", "data.valid"]),
     (["optimizer.lr=1e30", "optimizer.name=sgd"], ["not finite"]),
 ]
 

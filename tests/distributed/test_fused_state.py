@@ -51,23 +51,30 @@ with runtime("cpu", 60) as rt:
     trainer.loop.saves.keep(trainer.position)
     trainer.checkpoints.check_last()
     _, again = opened(rt)
+    rowwise = {len(entry.shape) for key, entry in state.items() if key.endswith("/exp_avg_sq")}
+    assert rowwise == {1 if sys.argv[2] == "partial_rowwise_adam" else 2}, rowwise
     for key, entry in state.items():
         assert len(again[key].pieces) == 1
         assert torch.equal(entry.pieces[0].values, again[key].pieces[0].values), key
     # An evaluation's lookups count in the kernel, but not in the next training step.
     for kernel in kernels(trainer.module):
         kernel.iter_cpu.fill_(99)
-    trainer.optimizers.set_step(7)
+    trainer.optimizers.set_step(7, {})
     assert {(int(k.iter_cpu), int(k.iter)) for k in kernels(trainer.module)} == {(7, 7)}
 print("well")
 """
 
 
 @pytest.mark.slow
-def test_fused_adam_is_built_and_saved_whole(data_root: Path, tmp_path: Path) -> None:
-    table = {"sharding": "table_wise", "optimizer": {"name": "lazy_adam", "lr": 0.01, "betas": [0.8, 0.99]}}
+@pytest.mark.parametrize("name", ["lazy_adam", "partial_rowwise_adam"])
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+def test_fused_adam_is_built_and_saved_whole(data_root: Path, tmp_path: Path, name: str, sharding: str) -> None:
+    decay = {"weight_decay": 0.01, "decay": "decoupled"}
+    table = {"sharding": sharding, "optimizer": {"name": name, "lr": 0.01, "betas": [0.8, 0.99], **decay}}
     path = run_file(tmp_path, data_root, "DIN", embedding=table, train={"epochs": 1})
-    done = subprocess.run([sys.executable, "-O", "-c", ADAM, str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", ADAM, str(path), name], capture_output=True, text=True, check=False
+    )
     assert done.stdout.endswith("well\n"), done.stderr
 
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from rechub_dist.assembly.parts import build
-from rechub_dist.config import StorageConfig, TableOptimizerConfig
-from rechub_dist.data.counts import count_positives
-from rechub_dist.data.parquet.manifest import Manifest
-from rechub_dist.data.reader import ParquetReader
-from rechub_dist.embedded import Embedded, Jagged
-from rechub_dist.embedding.local import LocalTables
-from rechub_dist.embedding.stage import split_dense
 from rechub_dist.evaluation.evaluate import evaluate_run
 from rechub_dist.models import catalogue
 from rechub_tests.pipelined import pipelined_modules
+from rechub_tests.plain import PlainRun, rowwise_adagrad_
 from rechub_tests.ranks import RankPool
 from rechub_tests.representatives import each_model
 from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, losses, run_file, train
@@ -29,66 +21,30 @@ STEPS = 22  # two epochs of eleven steps, each with an uneven tail
 BATCH = 52
 
 
-def rowwise_adagrad_(weight: torch.Tensor, state: torch.Tensor, config: TableOptimizerConfig) -> None:
-    """Row-wise Adagrad from its definition: one accumulator a row, the mean of the squared gradient."""
-    grad = weight.grad
-    assert grad is not None
-    state += grad.square().mean(dim=1)
-    weight.data -= config.lr * grad / (state.sqrt() + config.eps)[:, None]
-
-
 def unsharded(path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Per-step losses and final table weights of a loop over whole global batches, without torchrec or ranks."""
-    config = config_of(path)
-    parts = build(config, device="cpu", world_size=1)
-    model, objective = parts.train_module.model, parts.train_module.objective
-    tables = LocalTables(parts.layout.lookups, config.seed)
-    placed = {name: table.optimizer for name, table in parts.layout.tables.items()}
-    states = {name: torch.zeros(len(tables.weight(name))) for name in placed}
+    run = PlainRun(path)
+    states = {name: torch.zeros(len(run.tables.weight(name))) for name in run.placed}
     others = {
         name: {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam}[optimizer.name](
-            [tables.weight(name)], lr=optimizer.lr, **({"eps": optimizer.eps} if optimizer.name != "sgd" else {})
+            [run.tables.weight(name)], lr=optimizer.lr, **({"eps": optimizer.eps} if optimizer.name != "sgd" else {})
         )
-        for name, optimizer in placed.items()
+        for name, optimizer in run.placed.items()
         if optimizer.name != "rowwise_adagrad"
     }
-    dense = torch.optim.Adam([*model.parameters(), *objective.parameters()], lr=config.optimizer.lr)
-    manifest = Manifest.read(f"{config.data.root}/{config.data.train}")
-    spec = parts.spec
-    if (negatives := objective.negatives) is not None:
-        if negatives.needs_counts:
-            negatives.set_counts(count_positives(manifest, negatives.item.feature, negatives.learned_history))
-        drawn = negatives.draw_weights(StorageConfig())
-        spec = replace(spec, cumulative={} if drawn is None else {"negatives": np.cumsum(drawn)})
-    reader = ParquetReader(
-        manifest,
-        spec,
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-    )
-    found = []
-    for epoch in range(config.train.epochs):
-        for batch in reader.batches(epoch):
-            ids = {
-                name: Jagged(batch.feature(name).values(), batch.feature(name).lengths(), batch.id_weights.get(name))
-                for name in parts.layout.features
-            }
-            embedded: Embedded = tables(ids, split_dense(batch.dense, parts.spec.dense))
-            batch.weight_sums = objective.weight_sums(batch)
-            model.zero_grad()
-            objective.zero_grad()
-            tables.zero_grad()
-            loss = objective(model(embedded), embedded, batch)
-            loss.backward()
-            dense.step()
-            for name, optimizer in placed.items():
-                if optimizer.name == "rowwise_adagrad":
-                    rowwise_adagrad_(tables.weight(name), states[name], optimizer)
-                else:
-                    others[name].step()
-            found.append(loss.item())
-    widths = {name: table.table.dim for name, table in parts.layout.tables.items()}
-    return found, {name: tables.weight(name).detach()[:, : widths[name]] for name in placed}
+    dense = torch.optim.Adam([*run.model.parameters(), *run.objective.parameters()], lr=run.config.optimizer.lr)
+
+    def update(*_: object) -> None:
+        dense.step()
+        for name, optimizer in run.placed.items():
+            if optimizer.name == "rowwise_adagrad":
+                rowwise_adagrad_(run.tables.weight(name), states[name], optimizer.lr, optimizer.eps)
+            else:
+                others[name].step()
+
+    found = run.train(update)
+    widths = {name: table.table.dim for name, table in run.parts.layout.tables.items()}
+    return found, {name: run.tables.weight(name).detach()[:, : widths[name]] for name in run.placed}
 
 
 MIXED = {

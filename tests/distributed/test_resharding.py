@@ -54,6 +54,7 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
     from rechub_dist.config import CheckpointConfig, StorageConfig  # noqa: PLC0415
     from rechub_dist.distributed.runtime import runtime  # noqa: PLC0415
     from rechub_dist.embedding.optim import Optimizers  # noqa: PLC0415
+    from rechub_dist.embedding.rates import Rates  # noqa: PLC0415
 
     compared = 0
     with runtime("cpu", 60) as rt:
@@ -61,7 +62,8 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
             config = config_of(path)
             parts = build(config, device="cpu", world_size=rt.world_size)
             module = shard_train_module(parts, rt)
-            optimizers = Optimizers(module, parts.layout, config.optimizer, config.embedding.schedule)
+            rates = Rates(config.optimizer.schedule, config.embedding.schedule)
+            optimizers = Optimizers(module, parts.layout, config.optimizer, rates)
             state = train_state(module, parts.layout, optimizers)
             first: dict[tuple[str, int], torch.Tensor] = {}
             for source in sources:

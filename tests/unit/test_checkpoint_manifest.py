@@ -154,7 +154,10 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "no model": (changed("run", "identity", "model", value=None), "run.identity.model: Input should be"),
     "tables": (changed("run", "tables", value=[]), "run.tables: Input should be an object"),
     "rows of a table": (changed("run", "tables", "user", "rows", value=102), "has 101 rows; its table has 102"),
-    "optimizer of a table": (changed("run", "tables", "user", "optimizer", value="x"), "optimizer: Input should be"),
+    "optimizer of a table": (
+        changed("run", "tables", "user", "optimizer", value="x"),
+        "optimizer: String should match",
+    ),
     "world size": (changed("run", "world_size", value=0), "run.world_size: Input should be greater"),
 }
 

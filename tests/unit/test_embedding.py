@@ -1,4 +1,4 @@
-"""LocalTables against a loop over rows; initial weights under any sharding; the learning rate's schedule."""
+"""LocalTables against a loop over rows; initial weights under any sharding."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rechub_dist.config import ScheduleConfig
 from rechub_dist.embedded import Jagged, Lookup
 from rechub_dist.embedding.init import BLOCK, Part, init_table, init_tables
 from rechub_dist.embedding.local import LocalTables
-from rechub_dist.embedding.optim import schedule_factor
-from rechub_dist.errors import UserError
 from rechub_dist.features import SequenceFeature, SparseFeature, Table
 from rechub_dist.seeds import seed_from
 
@@ -153,14 +150,3 @@ def test_initial_weights() -> None:
     assert not torch.equal(weights, other)
     init_table(other, table.linear, seed=1)
     assert not other.any()
-
-
-def test_schedules() -> None:
-    warm = ScheduleConfig(warmup_steps=4)
-    assert [schedule_factor(warm, step) for step in (0, 1, 3, 4, 100)] == [0.25, 0.5, 1.0, 1.0, 1.0]
-    linear = ScheduleConfig(name="linear", warmup_steps=2, decay_steps=10, final=0.2)
-    assert [round(schedule_factor(linear, step), 6) for step in (1, 2, 7, 12, 50)] == [1.0, 1.0, 0.6, 0.2, 0.2]
-    cosine = ScheduleConfig(name="cosine", decay_steps=10)
-    assert [round(schedule_factor(cosine, step), 6) for step in (0, 5, 10)] == [1.0, 0.5, 0.0]
-    with pytest.raises(UserError, match="decay_steps"):
-        schedule_factor(ScheduleConfig(name="cosine"), 0)

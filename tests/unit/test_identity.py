@@ -55,6 +55,12 @@ def test_a_record_of_any_model_resolves_to_the_identity_of_its_run(root: Path, t
         ("model.embedding_dim=8", "model.embedding_dim 6 -> 8"),
         ("train.precision=bf16", 'train.precision "fp32" -> "bf16"'),
         ("train.tf32=true", "train.tf32 false -> true"),
+        ("train.ema=0.99", "train.ema null -> 0.99"),
+        ("embedding.rules=[{tables: item, dropout: 0.5}]", "embedding.dropout.item 0.0 -> 0.5"),
+        ("embedding.dropout=0.1", "embedding.dropout.user 0.0 -> 0.1"),
+        ("embedding.optimizer.weight_decay=0.1", "embedding.optimizers.user.weight_decay 0.0 -> 0.1"),
+        ("embedding.rules=[{tables: user, frozen: true}]", 'embedding.optimizers.user.name "rowwise_adagrad" -> "sgd"'),
+        ("optimizer.rules=[{parameters: mlp.*, frozen: true}]", "optimizer.rules [] -> "),
         ("optimizer.betas=[0.9, 0.99]", "optimizer.betas [0.9, 0.999] -> [0.9, 0.99]"),
     ],
 )
