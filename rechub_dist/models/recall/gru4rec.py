@@ -30,7 +30,7 @@ class GRU4Rec(RecallModel):
 
     The settings that the authors published with their code for the loss bpr_max have an ELU of the scores (`elu`), a
     dropout after every GRU layer (`hidden_dropout_rate`), negatives in_batch_and_sampled with popularity to a power
-    (`objective.sampling`), and Adagrad.
+    (`objective.sampling`), and Adagrad: docs/models.md.
 
     Args:
         item_num: rows of the item table.
@@ -45,7 +45,7 @@ class GRU4Rec(RecallModel):
         hidden_dropout_rate: of the states of every layer, the last one's before they score included, as in the authors'
             code (dropout_p_hidden), so that `dropout_rate` is that of the embeddings alone (dropout_p_embed); None:
             `dropout_rate` between layers, none after the last.
-        elu: training scores s below 0 become elu (e^s - 1), which bounds them (final_act "elu-0.5"); None: they stay.
+        elu: training scores s below 0 become elu (e^s - 1), which bounds them (final_act "elu-1"); None: they stay.
             Rankings are the same, as it grows with s.
     """
 
