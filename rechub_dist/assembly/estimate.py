@@ -100,7 +100,7 @@ def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
         size = placed.table.rows * placed.table.stored_dim * 4
         if placed.collection == REPLICATED:
             rows, width = placed.table.rows, placed.table.stored_dim
-            states = {"sgd": 0, "adam": 2, "adagrad": 1}.get(placed.optimizer.name, 0)
+            states = {"sgd": 0, "adagrad": 1, "momentum_sgd": 1}.get(placed.optimizer.name, 2)
             total = size * (2 + states)  # weights, gradients, states
             device, host = (total, 0) if cluster.device == "cuda" else (0, total)
             shards = tuple(ShardEstimate(r, rows, width, device, host, 0.0) for r in range(cluster.world_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -42,3 +43,9 @@ def check_rate(parameter: str, value: float) -> None:
     """Refuse a dropout rate outside [0, 1)."""
     if not 0 <= value < 1:
         raise ValueError(f"{parameter} is {value}: it must be at least 0 and less than 1")
+
+
+def check_least(parameter: str, value: float, least: float) -> None:
+    """Refuse a value of `parameter` below `least`, and one that is no number."""
+    if not least <= value < math.inf:
+        raise ValueError(f"{parameter} is {value}: it must be at least {least:g}")

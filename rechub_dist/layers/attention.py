@@ -48,28 +48,34 @@ class ActivationUnit(nn.Module):
 class CausalSelfAttention(nn.Module):
     """softmax(Q K^T / sqrt(d / heads)) V, where position t sees positions 0 .. t (SASRec, section III-B).
 
-    Q, K and V are projections without bias of the input; as in the paper the heads are concatenated and not projected
-    again. In a right-padded row the padded keys come after every real position, so that the causal mask hides them
-    too; every position sees at least itself, so that a row of length 0 gives no NaN.
+    Q, K and V are projections of the input; as in the paper the heads are concatenated and not projected again. In a
+    right-padded row the padded keys come after every real position, so that the causal mask hides them too; every
+    position sees at least itself, so that a row of length 0 gives no NaN.
 
     Args:
         width: of the input and the output.
         num_heads: a divisor of `width`.
         dropout_rate: of the attention weights.
+        bias: whether the projections have biases; the paper's have none.
     """
 
-    def __init__(self, width: int, num_heads: int, dropout_rate: float) -> None:
+    def __init__(self, width: int, num_heads: int, dropout_rate: float, *, bias: bool = False) -> None:
         super().__init__()
         _check_heads(width, num_heads)
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key = nn.Linear(width, width, bias=bias)
+        self.value = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D], from finite values; those at padded positions mean nothing."""
-        q, k, v = (_split_heads(layer(x), self.num_heads) for layer in (self.query, self.key, self.value))
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D], from finite values; those at padded positions mean nothing.
+
+        K and V are projections of `keys`, [B, L, D], if given.
+        """
+        of = x if keys is None else keys
+        pairs = ((self.query, x), (self.key, of), (self.value, of))
+        q, k, v = (_split_heads(layer(inputs), self.num_heads) for layer, inputs in pairs)
         dropout = self.dropout_rate if self.training else 0.0
         heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # [B, heads, L, D / heads]
         return heads.transpose(1, 2).flatten(2)
@@ -122,22 +128,21 @@ class BilinearAttention(nn.Module):
 
         They sum to 1, or, in a row without a real position, to 0.
         """
-        scores = torch.einsum("blh,bh->bl", states, self.project(target))
-        # Not -inf: a row of it has no softmax, and its gradient would be NaN.
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return scores.softmax(dim=1).masked_fill(~mask, 0.0)
+        return _softmax(torch.einsum("blh,bh->bl", states, self.project(target)), mask)
 
 
 class AdditiveAttention(nn.Module):
-    """a_j = v^T sigmoid(A_1 q + A_2 h_j), no softmax (NARM, "Local Encoder").
+    """a_j = v^T sigmoid(A_1 q + A_2 h_j)  (NARM, "Local Encoder").
 
     Args:
         width: of a state h_j and of the query q.
         attention_size: rows of A_1 and A_2.
+        normalize: softmax of the a_j over the real positions; the paper has none.
     """
 
-    def __init__(self, width: int, attention_size: int) -> None:
+    def __init__(self, width: int, attention_size: int, *, normalize: bool = False) -> None:
         super().__init__()
+        self.normalize = normalize
         self.query = nn.Linear(width, attention_size, bias=False)
         self.key = nn.Linear(width, attention_size, bias=False)
         self.score = nn.Linear(attention_size, 1, bias=False)
@@ -145,8 +150,15 @@ class AdditiveAttention(nn.Module):
     def forward(self, states: Tensor, query: Tensor, mask: Tensor) -> Tensor:
         """Weights [B, L], 0 where padded, from finite states [B, L, H], query [B, H] and mask, bool [B, L]."""
         hidden = torch.sigmoid(self.query(query)[:, None] + self.key(states))  # [B, L, A]
-        weights: Tensor = self.score(hidden).squeeze(2).masked_fill(~mask, 0.0)
-        return weights
+        weights: Tensor = self.score(hidden).squeeze(2)
+        return _softmax(weights, mask) if self.normalize else weights.masked_fill(~mask, 0.0)
+
+
+def _softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Over the real positions, zeros elsewhere: [B, L] -> [B, L]."""
+    # Not -inf: a row of it has no softmax, and its gradient would be NaN.
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=1).masked_fill(~mask, 0.0)
 
 
 def _check_heads(width: int, num_heads: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
@@ -88,6 +89,18 @@ class RecallModel(Model):
     def item(self, embedded: Embedded) -> Tensor:
         """The item's vector, [B, D]."""
         raise NotImplementedError
+
+    def score(self, user: Tensor, items: Tensor) -> Tensor:
+        """The training scores of users [M, D], those of `forward`, for the same items [C, D]: [M, C].
+
+        Like `score_own`, it has no parameters. A model that scores in training otherwise than by inner products
+        overrides both.
+        """
+        return user @ items.T
+
+    def score_own(self, user: Tensor, items: Tensor) -> Tensor:
+        """The training scores of users [M, D] for items of their own, [M, K, D]: [M, K]; or one each, [M, D]: [M]."""
+        return (user * items).sum(dim=1) if items.dim() == 2 else torch.einsum("md,mkd->mk", user, items)
 
     def item_lookups(self) -> tuple[Lookup, ...]:
         """The part of `lookups()` that `item` reads; first the item's id, a SparseFeature with one id per row."""

@@ -21,6 +21,7 @@ class Ranking:
         history: the items that a user has seen, as the model reads them; None where it reads none.
         user: from what was looked up to user vectors [B, Q, D], and which of them are live, bool [B, Q].
         vectors: from what was looked up of n items to their vectors, [n, D].
+        score, score_own: training scores, of the same items for all users, and of a user's own (`RecallModel`).
     """
 
     lookups: tuple[Lookup, ...]
@@ -28,11 +29,21 @@ class Ranking:
     history: LookupFeature | None
     user: Callable[[Embedded], tuple[Tensor, Tensor]]
     vectors: Callable[[Embedded], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
+    score_own: Callable[[Tensor, Tensor], Tensor]
 
     @classmethod
     def by(cls, model: RecallModel) -> Ranking:
         """What this model ranks. Its methods are kept, it is not: the objective must not have it as a submodule."""
-        return cls(model.item_lookups(), model.item_dense_features(), model.history(), model.user, model.item)
+        return cls(
+            model.item_lookups(),
+            model.item_dense_features(),
+            model.history(),
+            model.user,
+            model.item,
+            model.score,
+            model.score_own,
+        )
 
     def scaled(self, scale: Callable[[], Tensor | float]) -> Ranking:
         """The same, with all scores multiplied by `scale()`, a scalar."""

@@ -119,7 +119,7 @@ class RetrievalObjective(Objective):
             loss = self._shared_loss(user, positive, ids, embedded, batch)
         else:
             scores, counts = self._own_scores(user, ids, embedded, batch)
-            loss = self._of_scores((user * positive).sum(dim=1), scores, counts)
+            loss = self._of_scores(self.ranking.score_own(user, positive), scores, counts)
         weights = row_weights(batch).index_select(0, place // output.user_mask.shape[1])
         total = (loss * weights).sum() / _at_least_tiny(batch.weight_sums[0], loss)
         if self.tasks is not None:
@@ -158,21 +158,21 @@ class RetrievalObjective(Objective):
         """Scores of each position's own drawn items, and which of them count: [M, K] each."""
         count = self.negatives.count
         drawn = embedded.sequences[NEGATIVES]  # [B, positions * K, D], a position's draws side by side
-        vectors = self._items(_real(drawn)).view(len(user), count, user.shape[1])
+        vectors = self._items(_real(drawn)).unflatten(0, (len(user), count))
         drawn_ids = batch.feature(NEGATIVES).values().view(len(user), count)
-        return torch.einsum("md,mkd->mk", user, vectors), drawn_ids != ids[:, None]
+        return self.ranking.score_own(user, vectors), drawn_ids != ids[:, None]
 
     def _shared_loss(self, user: Tensor, positive: Tensor, ids: Tensor, embedded: Embedded, batch: Batch) -> Tensor:
         """The loss of each position, [M], against the global batch's candidates."""
         vectors, candidates, repeated = self._candidates(positive, ids, embedded, batch)  # [C, D], [C] ascending
-        scores = user @ vectors.T  # [M, C]
+        scores = self.ranking.score(user, vectors)  # [M, C]
         if self.negatives.log_q:
             scores = scores - self._log_q(candidates, batch).to(scores.dtype)
         if self.loss == "softmax" and self.negatives.source != "sampled":  # the positives are among the candidates
             if repeated is not None:
                 scores = scores.masked_fill(repeated, -torch.inf)
             return F.cross_entropy(scores, torch.searchsorted(candidates, ids), reduction="none")
-        own = (user * positive).sum(dim=1)
+        own = self.ranking.score_own(user, positive)
         if self.negatives.log_q:
             own = own - self._log_q(ids, batch).to(own.dtype)
         counts = candidates != ids[:, None]

@@ -244,7 +244,8 @@ class Trainer:
                 step = best
             else:
                 self.report.say(f"warning: the best weights, of step {best}, could not be saved; testing the last ones")
-        calibrate(self.parts, self.rt, self.valid_reader)
+        with self.optimizers.averaged():
+            calibrate(self.parts, self.rt, self.valid_reader)
         try:
             return self.loop.validation.evaluate(self.test_reader, "test", step).metrics
         except Stopped:

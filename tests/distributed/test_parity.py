@@ -14,7 +14,7 @@ from rechub_tests.pipelined import pipelined_modules
 from rechub_tests.plain import PlainRun, rowwise_adagrad_
 from rechub_tests.ranks import RankPool
 from rechub_tests.representatives import each_model
-from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, losses, run_file, train
+from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, losses, parameters, run_file, train
 
 MODELS = tuple(catalogue())
 STEPS = 22  # two epochs of eleven steps, each with an uneven tail
@@ -154,6 +154,21 @@ def test_negatives_are_those_of_the_global_batch(
     assert any(name.startswith("sampled_ndcg") for name in again)
     for name, value in summaries[0].test.items():
         assert again[name] == pytest.approx(value, abs=1e-5, nan_ok=True)
+
+
+OPTIONS = [
+    ("MIND", {"readout": "max", "last_gradient": True, "routing_scale": 5.0}),
+    ("GRU4Rec", {"elu": 1.0}),
+    ("SASRec", {"block": "authors", "positions": "newest"}),
+    ("EDCN", {"bridge_type": "attention_pooling", "gate_batch_norm": True}),
+]
+
+
+@pytest.mark.parametrize(("model", "options"), OPTIONS)
+def test_options_of_models(pool: RankPool, data_root: Path, tmp_path: Path, model: str, options: dict) -> None:
+    path = run_file(tmp_path, data_root, model, model={"name": model, **parameters(model), **options})
+    pool.run(3, train, path)
+    torch.testing.assert_close(losses(path), unsharded(path)[0], rtol=0, atol=3e-6)
 
 
 def test_row_weights(pool: RankPool, data_root: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,9 @@ from rechub_tests.reference import affine, assert_same, first_order, relu_mlp, s
 IDS, DENSE = ["user", "tags", "history", "match"], ["age", "profile"]
 
 
-def built(attention_units: list[int], dropout_rate: float = 0.0) -> AFM:
+def built(attention_units: list[int], dropout_rate: float = 0.0, **options: Any) -> AFM:
     torch.manual_seed(0)
-    model = AFM([user, age, tags, history, match, profile], attention_units, 4, dropout_rate).double()
+    model = AFM([user, age, tags, history, match, profile], attention_units, 4, dropout_rate, **options).double()
     nn.init.normal_(model.bias)
     return model
 
@@ -60,6 +62,30 @@ def test_dropout_is_that_of_the_products() -> None:
         products = [mask[b, p] * product for p, product in enumerate(products_of(embedded, IDS, b))]
         expected = logit(model, products, first_order(model.first_order, embedded, IDS, DENSE, b))
         torch.testing.assert_close(logits[b], expected)
+    model.eval()
+    torch.testing.assert_close(model(embedded).logits, built([6]).eval()(embedded).logits)
+
+
+@pytest.mark.parametrize(("what", "shape"), [("weights", (3, 6)), ("output", (3, 4))])
+def test_dropout_of_the_attention_network(what: str, shape: tuple[int, ...]) -> None:
+    """As the authors' code has it: of the softmax's weights, or of the weighted sum."""
+    model = built([6], dropout_rate=0.5, dropout_on=what)
+    embedded = cases.make_batch(model, 3)
+    torch.manual_seed(7)
+    mask = nn.Dropout(0.5)(torch.ones(*shape, dtype=torch.float64))
+    torch.manual_seed(7)
+    logits = model(embedded).logits
+    for b in range(3):
+        products = products_of(embedded, IDS, b)
+        scores = [affine(model.attention.score, relu_mlp(model.attention.mlp.layers, product)) for product in products]
+        weights = softmax(scores)
+        if what == "weights":
+            weights = [kept * a for kept, a in zip(mask[b], weights, strict=True)]
+        pooled = sum(a * product for a, product in zip(weights, products, strict=True))
+        if what == "output":
+            pooled = mask[b] * pooled
+        first = first_order(model.first_order, embedded, IDS, DENSE, b)
+        torch.testing.assert_close(logits[b], model.bias + first + affine(model.projection, pooled))
     model.eval()
     torch.testing.assert_close(model(embedded).logits, built([6]).eval()(embedded).logits)
 
@@ -128,3 +154,8 @@ def test_the_model_gives_the_width() -> None:
 def test_wrong_arguments(features: list, units: list[int], rate: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AFM(features, units, 4, rate)
+
+
+def test_dropout_of_something_else() -> None:
+    with pytest.raises(ValueError, match="dropout_on is 'scores': use one of products, weights, output"):
+        AFM([user, tags], [4], 4, 0.0, dropout_on="scores")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import test_catalogue as proof
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +54,67 @@ def test_forward_and_gradients(gate_type: str, temperature: float, hidden_units:
         return torch.stack(rows)
 
     assert_same(model, embedded, embedded.vectors, formula)
+
+
+def bridged(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The bridge of one row."""
+    if layer.kind == "pointwise_addition":
+        return torch.stack([a + b for a, b in zip(x, y, strict=True)])
+    if layer.kind == "concatenation":
+        joined = affine(layer.linear, torch.cat([x, y]))
+        return joined * (joined > 0)
+    if layer.kind == "attention_pooling":
+        hidden = [affine(layer.linear, vector) for vector in (x, y)]
+        scores = [affine(layer.score, vector * (vector > 0)) for vector in hidden]
+        shares = softmax(scores)
+        return shares[0] * x + shares[1] * y
+    return torch.stack([a * b for a, b in zip(x, y, strict=True)])
+
+
+def normed(norm: nn.BatchNorm1d, rows: list[Tensor]) -> list[Tensor]:
+    """(x - mean) / sqrt(variance + eps) * gain + bias of each column."""
+    mean = sum(rows) / len(rows)
+    variance = sum((row - mean) ** 2 for row in rows) / len(rows)
+    return [(row - mean) / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias for row in rows]
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(
+    "bridge_type", ["hadamard_product", "pointwise_addition", "concatenation", "attention_pooling"]
+)
+def test_bridges_and_norms_of_gates(bridge_type: str, batch_norm: bool) -> None:
+    torch.manual_seed(0)
+    features = [user, age, shop, tags, history, profile]
+    model = EDCN(features, 2, [7, 18], "FGU", bridge_type=bridge_type, gate_batch_norm=batch_norm).double()
+    for norm in model.gate_norms:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    assert len(model.gate_norms) == (4 if batch_norm else 0)
+    embedded = cases.make_batch(model, 4)
+
+    def formula() -> Tensor:
+        bridges = [row_input(embedded, IDS, DENSE, b) for b in range(4)]
+        for layer in range(2):
+            gated = []
+            for tower in range(2):
+                rows = [gate_of(model, "FGU", layer, tower, 1.0) * bridge for bridge in bridges]
+                gated.append(normed(model.gate_norms[2 * layer + tower], rows) if batch_norm else rows)
+            if layer == 0:
+                starts = gated[0]
+            cross = [vector_cross(model.cross[layer], s, x) for s, x in zip(starts, gated[0], strict=True)]
+            deep = [relu_mlp(model.deep[layer].layers, x) for x in gated[1]]
+            bridges = [bridged(model.bridges[layer], x, y) for x, y in zip(cross, deep, strict=True)]
+        rows = zip(cross, deep, bridges, strict=True)
+        return torch.stack([affine(model.output, torch.cat(row)) for row in rows])
+
+    assert_same(model, embedded, embedded.vectors, formula)
+    for kind in proof.BATCHES:
+        proof.test_every_parameter_gets_a_gradient(model, kind)
+
+
+def test_a_plain_bridge_adds_nothing_to_a_checkpoint() -> None:
+    names = list(built("FGU").state_dict())
+    assert not [name for name in names if name.startswith(("bridges", "gate_norms"))]
 
 
 @pytest.mark.parametrize("gate_type", ["FGU", "BGU"])
@@ -111,6 +173,7 @@ def test_lookups() -> None:
         ({"features": []}, "features is empty"),
         ({"features": [user]}, "features has 1: .*at least two"),
         ({"gate_type": "GRU"}, "gate_type is 'GRU': use one of FGU, BGU"),
+        ({"bridge_type": "sum"}, "bridge_type is 'sum': use one of hadamard_product, pointwise_addition, conc"),
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
         ({"dropout_rates": [0.1]}, "1 dropout rates .* 2 hidden layers"),
         ({"activation": "rulu"}, "'rulu' is unknown"),

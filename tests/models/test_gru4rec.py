@@ -112,6 +112,35 @@ def test_dropout_is_for_training_only(num_layers: int) -> None:
     assert torch.equal(model(embedded).user, model(embedded).user)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_dropout_after_every_layer(num_layers: int) -> None:
+    torch.manual_seed(0)
+    model = GRU4Rec(11, 16, num_layers, 0.0, 16, hidden_dropout_rate=0.5).double()
+    assert (model.dropout.p, model.gru.dropout) == (0.0, 0.5 if num_layers > 1 else 0.0)
+    embedded = cases.make_batch(model, 20, lengths=[5] * 20)
+    assert (model(embedded).user == 0).double().mean() == pytest.approx(0.5, abs=0.05)
+    model.eval()
+    plain = GRU4Rec(11, 16, num_layers, 0.0, 16).double().eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model(embedded).user, plain(embedded).user)
+
+
+def test_scores_go_through_an_elu_in_training() -> None:
+    torch.manual_seed(0)
+    users, items, own = torch.randn(5, 4).double(), torch.randn(7, 4).double(), torch.randn(5, 3, 4).double()
+    plain, model = GRU4Rec(11, 4, 1, 0.0, 4), GRU4Rec(11, 4, 1, 0.0, 4, elu=0.5)
+
+    def formula(s: float) -> float:
+        return s if s > 0 else 0.5 * (math.exp(s) - 1)
+
+    for scores in (lambda m: m.score(users, items), lambda m: m.score_own(users, own)):
+        expected = [[formula(float(s)) for s in row] for row in scores(plain)]
+        torch.testing.assert_close(scores(model), torch.tensor(expected).double())
+        assert (scores(plain) < 0).any()
+    expected = [formula(float(u @ i)) for u, i in zip(users, own[:, 0], strict=True)]
+    torch.testing.assert_close(model.score_own(users, own[:, 0]), torch.tensor(expected).double())
+
+
 def test_the_states_have_a_map_where_they_need_one() -> None:
     def maps(hidden_size: int) -> list[str]:
         return [name for name, _ in GRU4Rec(11, hidden_size, 1, 0.0, 4).project.named_parameters()]
@@ -151,6 +180,8 @@ def test_features_bring_their_table() -> None:
         ({"num_layers": 0}, "num_layers is 0: it must be at least 1"),
         ({"embedding_dim": 0}, "embedding_dim is 0: it must be at least 1"),
         ({"max_length": 0}, "max_length is 0, must be at least 1"),
+        ({"hidden_dropout_rate": 1.0}, r"hidden_dropout_rate is 1\.0: it must be at least 0 and less than 1"),
+        ({"elu": 0.0}, r"elu is 0\.0: it must be a number above 0"),
         ({"dropout_rate": 1.0}, r"dropout_rate is 1\.0: it must be at least 0 and less than 1"),
     ],
 )

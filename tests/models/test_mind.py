@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -30,9 +31,13 @@ def live_of(interests: int, n: int) -> int:
     return max(1, min(interests, math.floor(math.log2(n)))) if n else 1
 
 
-def squashed(z: Tensor) -> Tensor:
+def squashed(z: Tensor, power: float) -> Tensor:
     square = sum(value**2 for value in z)
-    return square / (1 + square) * z / torch.sqrt(square) if square > 0 else z
+    return (square / (1 + square)) ** power * z / torch.sqrt(square) if square > 0 else z
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    return x.dot(y) / torch.sqrt(x.dot(x) * y.dot(y))
 
 
 def routed(routing: DynamicRouting, items: list[Tensor], live: int) -> list[Tensor]:
@@ -42,10 +47,14 @@ def routed(routing: DynamicRouting, items: list[Tensor], live: int) -> list[Tens
     b = [[routing.start[i, j] for j in range(live)] for i in range(len(items))]
     for iteration in range(routing.iterations):
         w = [softmax(logits) for logits in b]
-        z = [sum((w[i][j] * e for i, e in enumerate(mapped)), torch.zeros(len(S)).double()) for j in range(live)]
-        u = [squashed(vector) for vector in z]
-        if iteration + 1 < routing.iterations:
-            b = [[b[i][j] + u[j].dot(e) for j in range(live)] for i, e in enumerate(mapped)]
+        last = iteration + 1 == routing.iterations
+        rows = [e.detach() if routing.last_gradient and not last else e for e in mapped]
+        z = [sum((w[i][j] * e for i, e in enumerate(rows)), torch.zeros(len(S)).double()) for j in range(live)]
+        u = [squashed(vector, routing.squash_power) for vector in z]
+        if not last and routing.scale is None:
+            b = [[b[i][j] + u[j].dot(e) for j in range(live)] for i, e in enumerate(rows)]
+        elif not last:
+            b = [[routing.scale * cosine(z[j], e) for j in range(live)] for e in rows]
     return u
 
 
@@ -79,6 +88,90 @@ def test_forward_and_gradients(iterations: int, power: float, user_features: lis
 
     assert_same(model, embedded, leaves, formula, lambda o: torch.cat([o.user, o.item], dim=2))
     assert model(embedded).user_mask.all()
+
+
+ROUTINGS: list[dict[str, Any]] = [
+    {"squash_power": 0.5},
+    {"squash_power": 2.0},
+    {"routing_scale": 20.0},
+    {"last_gradient": True},
+    {"squash_power": 0.75, "routing_scale": 2.0, "last_gradient": True, "start_std": 0.3, "bilinear_std": 1.0},
+]
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+@pytest.mark.parametrize("options", ROUTINGS)
+def test_other_routings(options: dict[str, Any], iterations: int) -> None:
+    model = mind(iterations, readout="max", **options)
+    embedded = cases.make_batch(model, 6, lengths=LENGTHS)
+    leaves = cases.vectors_of(embedded)
+
+    def formula() -> Tensor:
+        rows = []
+        for b, n in enumerate(LENGTHS):
+            interests = interests_of(model, embedded, b, n)
+            interests += [interests[0]] * (3 - len(interests))
+            rows.append(torch.cat([*interests, leaves["item"][b]])[None])
+        return torch.stack(rows)
+
+    assert_same(model, embedded, leaves, formula, lambda o: torch.cat([o.user, o.item], dim=2))
+    output = model(cases.make_batch(model, 2, lengths=[0, 2]))
+    output.user.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_last_iteration_alone_gives_another_gradient() -> None:
+    gradients = []
+    for last in (False, True):
+        model = mind(3, last_gradient=last)
+        embedded = cases.make_batch(model, 2, lengths=[9, 4])
+        model(embedded).user.square().sum().backward()
+        gradients.append(model.routing.bilinear.weight.grad)
+    assert (gradients[0] - gradients[1]).abs().max() > 1e-6
+    assert gradients[1].abs().min() > 0
+
+
+def test_where_weights_start() -> None:
+    torch.manual_seed(0)
+    plain, other = MIND(11, 8, 1, 64, 64), MIND(11, 8, 1, 64, 64, bilinear_std=1.0, start_std=0.1, zero_biases=True)
+    assert float(plain.routing.bilinear.weight.std()) == pytest.approx(1 / math.sqrt(3 * 64), rel=0.1)
+    assert float(other.routing.bilinear.weight.std()) == pytest.approx(1, rel=0.1)
+    assert float(other.routing.start.std()) == pytest.approx(0.1, rel=0.2)
+    biases = [[layer.bias for layer in model.mlp.layers if isinstance(layer, nn.Linear)] for model in (plain, other)]
+    assert all(bias.any() for bias in biases[0])
+    assert not any(bias.any() for bias in biases[1])
+
+
+def test_the_best_interest_alone_is_the_limit_of_the_power() -> None:
+    best, sharp = mind(readout="best"), mind(attention_power=60.0)
+    interests = 3 * torch.randn(20, 3, 4).double()
+    label, live = torch.randn(20, 4).double(), torch.arange(3) < torch.randint(1, 4, (20, 1))
+    weights = best.label_weights(interests, live, label)
+    for b in range(20):
+        scores = [float(interests[b, j] @ label[b]) for j in range(int(live[b].sum()))]
+        assert weights[b].tolist() == [float(j == scores.index(max(scores))) for j in range(3)]
+        if max(scores) > 2:
+            torch.testing.assert_close(sharp.label_weights(interests, live, label)[b], weights[b], atol=1e-3, rtol=0)
+
+
+def test_training_by_the_maximum_scores_as_serving_does() -> None:
+    model = mind(readout="max", user_features=USER)
+    embedded = cases.make_batch(model, 6, lengths=LENGTHS)
+    output = model(embedded)
+    interests, live = model.user(embedded)
+    items, own = torch.randn(7, 4).double(), torch.randn(6, 2, 4).double()
+
+    def formula(b: int, item: Tensor) -> Tensor:
+        return max(sum(v[d] * item[d] for d in range(4)) for v in interests[b][live[b]])
+
+    assert output.user.shape == (6, 1, 12)
+    user = output.user[:, 0]
+    expected = torch.stack([torch.stack([formula(b, item) for item in items]) for b in range(6)])
+    torch.testing.assert_close(model.score(user, items), expected)
+    expected = torch.stack([torch.stack([formula(b, item) for item in own[b]]) for b in range(6)])
+    torch.testing.assert_close(model.score_own(user, own), expected)
+    torch.testing.assert_close(model.score_own(user, own[:, 1]), expected[:, 1])
+    assert model.score(user[:0], items).shape == (0, 7)
 
 
 @pytest.mark.parametrize("iterations", [1, 3])
@@ -170,15 +263,18 @@ def test_every_number_of_iterations_trains_the_map(iterations: int) -> None:
 
 def test_squash_keeps_directions_and_makes_lengths_below_one() -> None:
     z = torch.randn(50, 3, dtype=torch.float64) * torch.logspace(-3, 3, 50, dtype=torch.float64)[:, None]
-    u = squash(z)
     norm = z.norm(dim=1)
-    torch.testing.assert_close(u.norm(dim=1), norm**2 / (1 + norm**2))
-    assert (u.norm(dim=1) < 1).all()
-    torch.testing.assert_close(torch.cosine_similarity(u, z), torch.ones(50).double())
-    zero = torch.zeros(2, 3, requires_grad=True)
-    squash(zero).sum().backward()
-    assert not squash(zero).any()
-    assert not zero.grad.any()
+    for power in (0.5, 0.75, 1.0, 2.0):
+        u = squash(z, power)
+        torch.testing.assert_close(u.norm(dim=1), (norm**2 / (1 + norm**2)) ** power)
+        assert (u.norm(dim=1) < 1).all()
+        torch.testing.assert_close(u / u.norm(dim=1, keepdim=True), z / norm[:, None])
+        zero = torch.zeros(2, 3, requires_grad=True)
+        squash(zero, power).sum().backward()
+        assert not squash(zero, power).any()
+        assert zero.grad.isfinite().all()
+        if power >= 1:
+            assert (zero.grad.abs() < 1e-20).all()
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0, 3.0])
@@ -281,6 +377,9 @@ def test_user_features_may_be_none_or_an_empty_list() -> None:
         ({"routing_iterations": 0}, "routing_iterations is 0: it must be at least 1"),
         ({"hidden_size": 0}, "hidden_size is 0: it must be at least 1"),
         ({"embedding_dim": 0}, "embedding_dim is 0: it must be at least 1"),
+        ({"readout": "mean"}, "readout is 'mean': use one of attention, best, max"),
+        ({"squash_power": 0.4}, r"squash_power is 0\.4: it must be at least 0\.5"),
+        ({"routing_scale": 0.0}, r"routing_scale is 0\.0: it must be a number above 0"),
         ({"attention_power": 0.5}, r"attention_power is 0\.5: it must be at least 1"),
     ],
 )

@@ -10,7 +10,7 @@ from rechub_dist.embedded import Embedded, Sequence
 from rechub_dist.features import SequenceFeature, Table
 from rechub_dist.models import NARM
 from rechub_tests import cases
-from rechub_tests.reference import affine, assert_same, gru, sigmoid
+from rechub_tests.reference import affine, assert_same, gru, sigmoid, softmax
 
 
 def user_of(model: NARM, items: list[Tensor]) -> Tensor:
@@ -18,17 +18,21 @@ def user_of(model: NARM, items: list[Tensor]) -> Tensor:
     states = gru(model.gru, items)
     zeros = torch.zeros(model.gru.hidden_size, dtype=torch.float64)
     final = states[-1] if states else zeros
-    purpose = zeros
+    weights = []
     for h in states:
         hidden = sigmoid(affine(model.attention.query, final) + affine(model.attention.key, h))
-        purpose = purpose + sum(model.attention.score.weight[0, k] * hidden[k] for k in range(len(hidden))) * h
+        weights.append(sum(model.attention.score.weight[0, k] * hidden[k] for k in range(len(hidden))))
+    if model.attention.normalize:
+        weights = softmax(weights)
+    purpose = sum((a * h for a, h in zip(weights, states, strict=True)), zeros)
     return affine(model.project, torch.cat([final, purpose]))
 
 
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize(("hidden_size", "attention_size"), [(6, 3), (4, 1)])
-def test_forward_and_gradients(hidden_size: int, attention_size: int) -> None:
+def test_forward_and_gradients(hidden_size: int, attention_size: int, normalize: bool) -> None:
     torch.manual_seed(0)
-    model = NARM(11, hidden_size, attention_size, 0.0, 4).double()
+    model = NARM(11, hidden_size, attention_size, 0.0, 4, normalize_attention=normalize).double()
     lengths = [3, 0, 5, 1]
     embedded = cases.make_batch(model, 4, lengths=lengths)
     leaves = cases.vectors_of(embedded)
@@ -121,15 +125,18 @@ def test_not_even_nan_leaks_from_the_padding(fill: float) -> None:
     assert garbage.sequences["history"].values.grad.isfinite().all()
 
 
-def test_dropout_of_the_embeddings_and_of_the_session() -> None:
-    model = NARM(11, 64, 3, 0.25, 64).double()
+@pytest.mark.parametrize("of_embeddings", [None, 0.5])
+def test_dropout_of_the_embeddings_and_of_the_session(of_embeddings: float | None) -> None:
+    torch.manual_seed(0)
+    model = NARM(11, 64, 3, 0.25, 64, embedding_dropout_rate=of_embeddings).double()
     seen: list[tuple[Tensor, Tensor]] = []
-    model.dropout.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
+    for dropout in (model.embedding_dropout, model.dropout):
+        dropout.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
     embedded = cases.make_batch(model, 20, lengths=[5] * 20)
     model(embedded)
     assert [before.shape for before, _ in seen] == [(20, 5, 64), (20, 128)]
-    for before, after in seen:
-        assert (after[before != 0] == 0).double().mean() == pytest.approx(0.25, abs=0.05)
+    for (before, after), rate in zip(seen, (of_embeddings or 0.25, 0.25), strict=True):
+        assert (after[before != 0] == 0).double().mean() == pytest.approx(rate, abs=0.05)
     model.eval()
     assert torch.equal(model(embedded).user, model(embedded).user)
 

@@ -109,6 +109,18 @@ def test_gates_sum_to_one_and_are_not_constant() -> None:
         assert (gate[:, 0] - gate[:, 1]).abs().max() > 1e-6
 
 
+def test_experts_are_counted_by_task_or_by_level() -> None:
+    by_task = small(tasks=3, own=2, shared=1, levels=2)
+    by_level = small(tasks=3, own=6, shared=1, levels=2, experts_per="level")
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (by_task, by_level)]
+    assert shapes[0] == shapes[1]
+    assert [level.experts.groups for level in by_level.levels] == [7, 7]
+    with pytest.raises(ValueError, match="num_experts is 4 per level, which 3 tasks cannot share equally"):
+        small(tasks=3, own=4, experts_per="level")
+    with pytest.raises(ValueError, match="experts_per is 'gate': use one of task, level"):
+        small(experts_per="gate")
+
+
 @pytest.mark.parametrize("changes", [{"batch_norm": True}, {"activation": "dice"}])
 def test_statistics_stay_out_of_the_gates(changes: dict) -> None:
     model = small(tower_units=[3], **changes)

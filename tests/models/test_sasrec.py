@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -61,6 +63,88 @@ def test_forward_and_gradients() -> None:
     expected = torch.autograd.grad((weight * torch.stack(scores)).sum(), list(targets.values()))
     for name, a, e in zip(targets, actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def numpy_states(model: SASRec, items: np.ndarray, heads: int) -> np.ndarray:
+    """The states [n, D] of one left-padded history [n, D], as the authors' code computes them: [max_len, D] at a time.
+
+    Rows before the first item are padding, which is zeroed after every block and hidden as a key.
+    """
+    w = {name: value.detach().numpy() for name, value in model.named_parameters()}
+    length, width, n = model.max_len, items.shape[1], len(items)
+
+    def norm(name: str, x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(axis=1, keepdims=True)
+        deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-8)
+        return w[f"{name}.weight"] * centred / deviation + w[f"{name}.bias"]
+
+    def dense(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    real = (np.arange(length) >= length - n)[:, None]
+    x = np.zeros((length, width))
+    x[length - n :] = math.sqrt(width) * items
+    x = (x + w["positions"]) * real
+    hidden = ~np.tril(np.ones((length, length), bool)) | ~real[:, 0]
+    for block in range(len(model.blocks)):
+        of = f"blocks.{block}"
+        queries = norm(f"{of}.attention_norm", x)
+        q, k, v = (dense(f"{of}.attention.{p}", y) for p, y in (("query", queries), ("key", x), ("value", x)))
+        attended = []
+        for part in np.split(np.arange(width), heads):
+            scores = np.where(hidden, -(2.0**32) + 1, q[:, part] @ k[:, part].T / math.sqrt(len(part)))
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            attended.append(weights / weights.sum(axis=1, keepdims=True) @ v[:, part])
+        inputs = norm(f"{of}.network_norm", np.concatenate(attended, axis=1) + queries)
+        network = dense(f"{of}.network.3", np.maximum(dense(f"{of}.network.0", inputs), 0))
+        x = (network + inputs) * real
+    return norm("norm", x)[length - n :]
+
+
+def authors(num_layers: int = 2, **options: Any) -> SASRec:
+    torch.manual_seed(0)
+    options = {"block": "authors", "positions": "newest"} | options
+    model = SASRec(11, 6, HEADS, num_layers, D, 0.0, **options).double()
+    for parameter in model.parameters():  # norms and biases, which start as if they were not there, included
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_the_authors_block_is_their_code(num_layers: int) -> None:
+    model = authors(num_layers)
+    lengths = [3, 0, 6, 1]
+    embedded = cases.make_batch(model, 4, lengths=lengths)
+    output = model(embedded)
+    served, _ = model.user(embedded)
+    for b, n in enumerate(lengths):
+        if not n:
+            assert not served[b].any()
+            continue
+        expected = numpy_states(model, embedded.sequences["history"].values[b, :n].detach().numpy(), HEADS)
+        np.testing.assert_allclose(output.user[b, :n].detach().numpy(), expected, rtol=1e-9)
+        np.testing.assert_allclose(served[b, 0].detach().numpy(), expected[-1], rtol=1e-9)
+    output.user[output.user_mask].square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_positions_count_from_either_end() -> None:
+    for options in ({}, {"block": "paper"}):
+        oldest, newest = authors(positions="oldest", **options), authors(**options)
+        full, short = ([cases.make_batch(model, 1, lengths=[n]) for model in (oldest, newest)] for n in (6, 4))
+        torch.testing.assert_close(oldest(full[0]).user, newest(full[1]).user)
+        assert (oldest(short[0]).user - newest(short[1]).user).abs().max() > 1e-3
+        shifted = authors(**options)
+        shifted.positions.data = oldest.positions.data.roll(2, dims=0)  # position 0 where four of six items begin
+        torch.testing.assert_close(oldest(short[0]).user, shifted(short[1]).user)
+
+
+@pytest.mark.parametrize("fill", [math.nan, math.inf])
+def test_the_authors_block_leaks_no_padding(fill: float) -> None:
+    model = authors()
+    embedded = cases.make_batch(model, 3, lengths=[3, 0, 1])
+    garbage = cases.pad_with(embedded, fill)
+    torch.testing.assert_close(cases.real(model(garbage)), cases.real(model(embedded)))
 
 
 def test_a_state_sees_its_prefix_and_all_of_it() -> None:
@@ -152,6 +236,8 @@ def test_features_bring_their_table() -> None:
         ({"history": SequenceFeature("h", cases.ITEM, 50)}, "max_length 50, but max_len is 6: lower the one or raise"),
         ({"history": "x", "item": "x"}, "both named 'x': give them different names"),
         ({"hidden_size": 8, "history": cases.history}, "table 'item' has dim 4, .*hidden_size is 8"),
+        ({"block": "theirs"}, "block is 'theirs': use one of paper, authors"),
+        ({"positions": "left"}, "positions is 'left': use one of oldest, newest"),
         ({"num_heads": 3}, "num_heads is 3: it must divide the width 4"),
         ({"max_len": 0}, "max_len is 0"),
         ({"num_layers": 0}, "num_layers is 0"),

@@ -274,7 +274,7 @@ def test_crosses_and_items_of_encoded_features(vocabulary: str) -> None:
     ids = next(RowEncoder(spec).batches({"x": [1, 3], "y": [5, 6]}, 9))
     values = next(RowEncoder(spec.of_values()).batches({"x": ["b", "a"], "y": [5, 6]}, 9))
     assert same(ids, values)
-    ranking = Ranking((Lookup("x", one, one.table, "sum"),), (), None, no_vectors, no_vectors)
+    ranking = Ranking((Lookup("x", one, one.table, "sum"),), (), None, *[no_vectors] * 4)
     assert words(torch.tensor([3, 1, 0]), ranking).to_pylist() == ["a", "b", None]
 
 

@@ -12,13 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from rechub_dist.batch import Batch
 from rechub_dist.config import RetrievalConfig, SamplingConfig, StorageConfig
 from rechub_dist.data.counts import count_positives
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.distributed.collectives import gather_rows
+from rechub_dist.embedded import Embedded, to_padded
 from rechub_dist.errors import UserError
 from rechub_dist.features import Label, SequenceFeature, SparseFeature, Table
+from rechub_dist.models import NARM
 from rechub_dist.objectives import RetrievalObjective, losses
 from rechub_dist.objectives.negatives import Negatives
 from rechub_tests import cases_recall as recall
@@ -102,6 +107,51 @@ def test_no_rows(name: str) -> None:
 def test_one_process_gathers_its_own_rows() -> None:
     rows = torch.randn(3, 2)
     assert gather_rows(rows) is rows
+
+
+SOURCES = [
+    {"negatives": "in_batch", "loss": "softmax", "log_q": False},
+    {"negatives": "in_batch", "loss": "bpr_max"},
+    {"negatives": "sampled", "loss": "bpr", "num_negatives": 3},
+    {"negatives": "sampled", "loss": "softmax", "num_negatives": 3, "share_negatives": True},
+    {"negatives": "full", "loss": "hinge"},
+]
+
+
+@pytest.mark.parametrize("config", SOURCES)
+def test_losses_are_of_the_models_training_scores(config: dict[str, Any]) -> None:
+    """A model that doubles its scores has the loss of one whose users are twice as long."""
+
+    class Doubled(NARM):
+        def score(self, user: Tensor, items: Tensor) -> Tensor:
+            return 2 * super().score(user, items)
+
+        def score_own(self, user: Tensor, items: Tensor) -> Tensor:
+            return 2 * super().score_own(user, items)
+
+    doubled = Doubled(11, 4, 4, 0.0, 4)
+    longer = recall.narm()
+    longer.load_state_dict(doubled.state_dict())
+    longer.project.weight.data *= 2
+    table = torch.linspace(-1, 1, 44).view(11, 4).sin()
+    ids = {"item": [[3], [7], [3], [1]], "history": [[1, 2], [], [3, 4], [5]]}
+    ids["negatives"] = [[0, 5, 6], [2, 3, 8], [9, 10, 4], [0, 1, 2]]
+    ids["catalogue"] = [[*range(11)], [], [], []]
+    lengths = {name: torch.tensor([len(row) for row in rows]) for name, rows in ids.items()}
+    flat = {name: torch.tensor([i for row in rows for i in row]) for name, rows in ids.items()}
+    embedded = Embedded(
+        {"item": table[flat["item"]]},
+        {name: to_padded(table[flat[name]], lengths[name]) for name in ids if name != "item"},
+    )
+    jagged = KeyedJaggedTensor(list(ids), torch.cat([*flat.values()]), lengths=torch.cat([*lengths.values()]))
+    found = []
+    for model in (doubled, longer):
+        made = objective(model, **config)
+        batch = Batch(4, torch.empty(4, 0), {"all": jagged}, torch.empty(4, 0))
+        batch.weight_sums = made.weight_sums(batch)
+        found.append(made(model(embedded), embedded, batch))
+    torch.testing.assert_close(*found)
+    assert found[0] > 0
 
 
 # --- counts

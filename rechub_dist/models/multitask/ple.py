@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
-from rechub_dist.layers.arguments import check_layers
+from rechub_dist.layers.arguments import check_choice, check_layers
 from rechub_dist.layers.grouped import GroupedLinear, GroupedMLP
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.models.base import Model, check_tasks
+
+ExpertsPer = Literal["task", "level"]
 
 
 class PLE(Model):
@@ -24,7 +28,7 @@ class PLE(Model):
     Args:
         features: sparse, sequence (pooled by their mean) and dense features. Every table's width is its own `dim`.
         expert_units: widths of every expert, at least one.
-        num_experts: experts of each task in each level.
+        num_experts: experts of each task in each level, or of all tasks together: `experts_per`.
         num_layers: number of levels.
         num_shared_experts: shared experts in each level.
         task_types: "classification" or "regression" for each task, in the run's label order. A tower gives a logit or
@@ -34,6 +38,9 @@ class PLE(Model):
         tower_dropout_rates: the same for each tower.
         activation: of experts and towers.
         batch_norm: batch normalisation in experts and towers.
+        experts_per: what `num_experts` counts in each level: a "task"'s experts, the m_k of the paper (a level then has
+            `num_experts` times the tasks, and the shared ones), or those of the "level", of which each task gets an
+            equal part; shared ones are not among them.
     """
 
     paper = (
@@ -55,8 +62,10 @@ class PLE(Model):
         tower_dropout_rates: float | list[float] = 0.0,
         activation: str = "relu",
         batch_norm: bool = False,
+        experts_per: ExpertsPer = "task",
     ) -> None:
         super().__init__()
+        check_choice("experts_per", experts_per, get_args(ExpertsPer))
         if not expert_units:
             raise ValueError("expert_units is empty: give each expert at least one layer")
         check_layers("num_experts", num_experts)
@@ -64,6 +73,13 @@ class PLE(Model):
         check_layers("num_shared_experts", num_shared_experts)
         check_tasks(len(task_types), task_types)
         self.num_tasks, self.task_types = len(task_types), tuple(task_types)
+        if experts_per == "level":
+            if num_experts % self.num_tasks:
+                raise ValueError(
+                    f"num_experts is {num_experts} per level, which {self.num_tasks} tasks cannot share equally: give "
+                    f"a multiple of {self.num_tasks}"
+                )
+            num_experts //= self.num_tasks
         self.fields = Fields.of(features)
         self.levels = nn.ModuleList(
             _Level(

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
-from rechub_dist.layers.arguments import check_positive, check_rate
+from rechub_dist.layers.arguments import check_choice, check_positive, check_rate
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.linear import FirstOrder
 from rechub_dist.layers.mlp import MLP
 from rechub_dist.layers.pairs import pairs
 from rechub_dist.models.base import Model
 
+DropoutOn = Literal["products", "weights", "output"]
+
 
 class AFM(Model):
     """logit = w_0 + <w, x> + p^T sum over pairs of a_ij (v_i * v_j)  (section 3.2), where over all pairs
     a_ij = softmax(h^T ReLU(W (v_i * v_j) + b)).
 
-    The pairs are those of the id features; dense values, which have no embedding, are only in the first-order term. The
-    dropout is applied to the products v_i * v_j (section 3.3), before they enter the attention network and the sum.
+    The pairs are those of the id features; dense values, which have no embedding, are only in the first-order term.
+    `dropout_on` says what is dropped in training: the paper's products v_i * v_j, before they enter the attention
+    network and the sum (section 3.3), or something of the attention network, as in the authors' code: its weights a_ij,
+    after their softmax, or its output, the weighted sum that p multiplies.
 
     The paper's pairs are those of the features that a row has. Here a feature without ids (an empty history) is a zero
     vector: its pairs add nothing to the sum, but keep their share of the attention.
@@ -30,7 +36,8 @@ class AFM(Model):
         attention_units: widths of the attention network's hidden layers. The paper has one; further ones are ReLU
             layers with weights and biases of their own, and h follows the last.
         embedding_dim: width of all embeddings.
-        dropout_rate: dropout of the products.
+        dropout_rate: of what `dropout_on` names.
+        dropout_on: "products", "weights" or "output".
     """
 
     table_width = "embedding_dim"
@@ -45,8 +52,11 @@ class AFM(Model):
         attention_units: list[int],
         embedding_dim: int,
         dropout_rate: float,
+        *,
+        dropout_on: DropoutOn = "products",
     ) -> None:
         super().__init__()
+        check_choice("dropout_on", dropout_on, get_args(DropoutOn))
         self.fields = Fields.of(features, embedding_dim)
         if len(self.fields.lookups) < 2:
             raise ValueError(
@@ -60,6 +70,7 @@ class AFM(Model):
         self.attention = attention if len(self.fields.lookups) > 2 else None
         self.first_order = FirstOrder(features)
         self.dropout = nn.Dropout(dropout_rate)
+        self.dropout_on = dropout_on
         self.projection = nn.Linear(embedding_dim, 1, bias=False)  # p
         self.bias = nn.Parameter(torch.zeros(1))  # w_0
 
@@ -73,12 +84,15 @@ class AFM(Model):
         """Logits [B, 1]."""
         fields = embedded.stack(self.fields.names)  # [B, F, D]
         left, right = pairs(fields, fields)
-        products = self.dropout(left * right)  # [B, P, D]
-        if self.attention is None:
-            pooled = products.sum(dim=1)
-        else:
-            pooled = torch.einsum("bp,bpd->bd", self.attention(products), products)
+        products = self._dropped("products", left * right)  # [B, P, D]
+        weights = torch.ones_like(products[..., 0]) if self.attention is None else self.attention(products)
+        pooled = torch.einsum("bp,bpd->bd", self._dropped("weights", weights), products)
+        pooled = self._dropped("output", pooled)
         return Output(logits=self.bias + self.first_order(embedded) + self.projection(pooled))
+
+    def _dropped(self, what: str, values: Tensor) -> Tensor:
+        dropped: Tensor = self.dropout(values) if what == self.dropout_on else values
+        return dropped
 
 
 class PairAttention(nn.Module):

@@ -36,8 +36,13 @@ class DIEN(Model):
     The auxiliary loss ("Interest Extractor Layer") is `Output.aux["next_behavior"]`: the state h_t is trained to
     distinguish the next behaviour from a negative one, -log s(<h_t, e_{t+1}>) - log(1 - s(<h_t, ê_{t+1}>)), t < n.
     Two details differ from the paper. The inner product is the bilinear form h^T W e, so that states may have
-    any width; W = I gives the paper's. And we average a row's n - 1 terms, like the authors' code, instead of summing
-    them, so that the loss does not grow with the history. A row with fewer than two behaviours has 0.
+    any width; W = I gives the paper's. And we average a row's n - 1 terms instead of summing them, so that the loss
+    does not grow with the history. A row with fewer than two behaviours has 0.
+
+    The authors' code is another model than their paper's, which we follow: its attention is an MLP of [e, h, e - h,
+    e * h] under the softmax, its auxiliary loss has an MLP of [h, e] in place of the inner product and is averaged over
+    all positions of the padded batch, its AUGRU keeps (1 - a) u of the state, u being the share that a GRU keeps, so
+    that an input of weight 0 changes it nevertheless, and its MLP also reads the sum of the history.
 
     Args:
         features: the other features of user and context; may be empty.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,10 @@ from rechub_dist.layers.arguments import check_choice, check_layers
 from rechub_dist.layers.cross import VectorCross
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.mlp import MLP, dropouts
+from rechub_dist.layers.norm import batch_norm as normalize
 from rechub_dist.models.base import Model
+
+BridgeType = Literal["hadamard_product", "pointwise_addition", "concatenation", "attention_pooling"]
 
 
 class EDCN(Model):
@@ -24,7 +27,7 @@ class EDCN(Model):
         c_l = g^c_l * b_l,  h_l = g^d_l * b_l                      regulation: each tower has gates of its own
         cross_{l+1} = c_0 (c_l^T w_l) + a_l + c_l                  DCN's cross layer
         deep_{l+1}  = activation(W_l h_l + e_l)
-        b_{l+1} = cross_{l+1} * deep_{l+1}                         bridge, the Hadamard product
+        b_{l+1} = bridge(cross_{l+1}, deep_{l+1})                  by default their Hadamard product
 
     The gates are learned, one set per tower and layer, and do not depend on the row: n softmax(logits / temperature)
     over the n gates of a set, which sum to n and start near 1 with small random differences. The factor n is ours:
@@ -33,6 +36,16 @@ class EDCN(Model):
 
     - "FGU", field-wise gate unit (the paper's regulation): one gate per field;
     - "BGU", bit-wise gate unit: one gate per dimension.
+
+    The bridges are the paper's four (section 3.2), of x = cross_{l+1} and y = deep_{l+1}:
+
+    - "hadamard_product": x * y;
+    - "pointwise_addition": x + y;
+    - "concatenation": ReLU(W [x, y] + e);
+    - "attention_pooling": a_x x + a_y y, [a_x, a_y] = softmax of q^T ReLU(W x + e) and q^T ReLU(W y + e).
+
+    With `gate_batch_norm` c_l and h_l are batch-normalised after their gates, each by statistics and parameters of its
+    own, an option of the authors' code. The products of the next layers then have inputs of one size at any depth.
 
     The paper's towers have the width d throughout. Here a hidden layer with another number of units is followed by a
     linear map back to d, so that the requested sizes are kept.
@@ -47,6 +60,8 @@ class EDCN(Model):
         activation: the deep tower's activation.
         dropout_rates: of the deep tower, one rate per layer, or one for all.
         batch_norm: batch normalisation in the deep tower, before the activation.
+        bridge_type: "hadamard_product", "pointwise_addition", "concatenation" or "attention_pooling".
+        gate_batch_norm: batch normalisation after the gates.
     """
 
     paper = (
@@ -65,6 +80,8 @@ class EDCN(Model):
         activation: str = "relu",
         dropout_rates: float | list[float] = 0.0,
         batch_norm: bool = False,
+        bridge_type: BridgeType = "hadamard_product",
+        gate_batch_norm: bool = False,
     ) -> None:
         super().__init__()
         check_layers("cross_num", cross_num)
@@ -89,6 +106,9 @@ class EDCN(Model):
             )
             for units, rate in zip(hidden_units, dropouts(dropout_rates, hidden_units), strict=True)
         )
+        self.bridges = nn.ModuleList(Bridge(bridge_type, width) for _ in range(cross_num))
+        count = 2 * cross_num if gate_batch_norm else 0
+        self.gate_norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(count))  # cross and deep in turn
         self.output = nn.Linear(3 * width, 1)
 
     def lookups(self) -> tuple[Lookup, ...]:
@@ -101,12 +121,50 @@ class EDCN(Model):
         """Logits [B, 1]."""
         gates = self.regulation()  # [L, 2, d]
         bridge = self.fields.concat(embedded)  # [B, d]
-        start = gates[0, 0] * bridge
-        for (cross_gate, deep_gate), cross_layer, deep_layer in zip(gates, self.cross, self.deep, strict=True):
-            cross = cross_layer(start, cross_gate * bridge)
-            deep = deep_layer(deep_gate * bridge)
-            bridge = cross * deep
+        start = None
+        for layer in range(len(self.cross)):
+            to_cross, to_deep = (self._regulated(gates[layer, tower] * bridge, layer, tower) for tower in (0, 1))
+            start = to_cross if start is None else start
+            cross = self.cross[layer](start, to_cross)
+            deep = self.deep[layer](to_deep)
+            bridge = self.bridges[layer](cross, deep)
         return Output(logits=self.output(torch.cat([cross, deep, bridge], dim=1)))
+
+    def _regulated(self, gated: Tensor, layer: int, tower: int) -> Tensor:
+        """c_l or h_l, [B, d]."""
+        return normalize(self.gate_norms[2 * layer + tower], gated) if self.gate_norms else gated
+
+
+class Bridge(nn.Module):
+    """What the towers of one layer tell each other: twice [B, d] -> [B, d].
+
+    Args:
+        kind: one of `BridgeType`.
+        width: d.
+    """
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        check_choice("bridge_type", kind, get_args(BridgeType))
+        self.kind = kind
+        if kind == "concatenation":
+            self.linear = nn.Linear(2 * width, width)
+        elif kind == "attention_pooling":
+            self.linear = nn.Linear(width, width)
+            self.score = nn.Linear(width, 1, bias=False)
+
+    def forward(self, cross: Tensor, deep: Tensor) -> Tensor:
+        if self.kind == "hadamard_product":
+            return cross * deep
+        if self.kind == "pointwise_addition":
+            return cross + deep
+        if self.kind == "concatenation":
+            joined: Tensor = self.linear(torch.cat([cross, deep], dim=1)).relu()
+            return joined
+        both = torch.stack([cross, deep], dim=1)  # [B, 2, d]
+        weights = self.score(self.linear(both).relu()).softmax(dim=1)  # [B, 2, 1]
+        pooled: Tensor = (weights * both).sum(dim=1)
+        return pooled
 
 
 class Regulation(nn.Module):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
@@ -26,6 +28,10 @@ class GRU4Rec(RecallModel):
     The papers train on several sessions in parallel, one step of each at a time; here a row is a session, or a part of
     one, with all its steps, and the state starts at zero.
 
+    The settings that the authors published with their code for the loss bpr_max have an ELU of the scores (`elu`), a
+    dropout after every GRU layer (`hidden_dropout_rate`), negatives in_batch_and_sampled with popularity to a power
+    (`objective.sampling`), and Adagrad: docs/models.md.
+
     Args:
         item_num: rows of the item table.
         hidden_size: width of the GRU's states.
@@ -36,6 +42,11 @@ class GRU4Rec(RecallModel):
         item: the item that follows the history; a name makes a feature over the table of `history`. If both are
             names, the table is called "item".
         max_length: the longest history, if `history` is a name.
+        hidden_dropout_rate: of the states of every layer, the last one's before they score included, as in the authors'
+            code (dropout_p_hidden), so that `dropout_rate` is that of the embeddings alone (dropout_p_embed); None:
+            `dropout_rate` between layers, none after the last.
+        elu: training scores s below 0 become elu (e^s - 1), which bounds them (final_act "elu-1"); None: they stay.
+            Rankings are the same, as it grows with s.
     """
 
     table_width = "embedding_dim"
@@ -55,15 +66,24 @@ class GRU4Rec(RecallModel):
         history: SequenceFeature | str = "history",
         item: SparseFeature | str = "item",
         max_length: int = 50,
+        hidden_dropout_rate: float | None = None,
+        elu: float | None = None,
     ) -> None:
         super().__init__()
         check_positive("hidden_size", hidden_size)
         check_layers("num_layers", num_layers)
         check_positive("embedding_dim", embedding_dim)
         check_rate("dropout_rate", dropout_rate)
+        if hidden_dropout_rate is not None:
+            check_rate("hidden_dropout_rate", hidden_dropout_rate)
+        if elu is not None and not 0 < elu < math.inf:
+            raise ValueError(f"elu is {elu}: it must be a number above 0")
         self.history_lookup, self.item_lookup = history_and_item(history, item, item_num, max_length, embedding_dim)
         self.dropout = nn.Dropout(dropout_rate)
-        between = dropout_rate if num_layers > 1 else 0.0  # of which a single layer has none, and torch warns
+        self.hidden_dropout = nn.Dropout(hidden_dropout_rate or 0.0)
+        self.elu = elu
+        rate = dropout_rate if hidden_dropout_rate is None else hidden_dropout_rate
+        between = rate if num_layers > 1 else 0.0  # of which a single layer has none, and torch warns
         self.gru = nn.GRU(embedding_dim, hidden_size, num_layers, batch_first=True, dropout=between)
         same = hidden_size == embedding_dim
         self.project = nn.Identity() if same else nn.Linear(hidden_size, embedding_dim, bias=False)
@@ -98,4 +118,15 @@ class GRU4Rec(RecallModel):
         """The states [B, L, H]. Padding is at the end, so it does not affect the states of real positions."""
         history = embedded.sequences[self.history_lookup.name]
         states: Tensor = self.gru(self.dropout(zero_padding(history.values, history.mask)))[0]
-        return states
+        return self.hidden_dropout(states) if self.hidden_dropout.p else states
+
+    def score(self, user: Tensor, items: Tensor) -> Tensor:
+        """Inner products, through `elu`."""
+        return self._final(super().score(user, items))
+
+    def score_own(self, user: Tensor, items: Tensor) -> Tensor:
+        """The same for items of a user's own."""
+        return self._final(super().score_own(user, items))
+
+    def _final(self, scores: Tensor) -> Tensor:
+        return scores if self.elu is None else F.elu(scores, self.elu)

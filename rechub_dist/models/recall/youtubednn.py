@@ -30,7 +30,8 @@ class YoutubeDNN(RecallModel):
         hidden_units: hidden widths of the MLP.
         embedding_dim: width of u and v, and of every table that has no width of its own. If the id is the only
             item feature, its table must have this width.
-        max_seq_len: number of newest items in the mean; likewise for a list of time gaps.
+        max_seq_len: the most items in a mean, the newest ones; likewise for a list of time gaps. A feature is cut to
+            it, never lengthened: one with a smaller `max_length` keeps that, so raise both to have longer histories.
         dropout_rates: of the MLP, one rate per hidden layer, or one for all.
         activation: of the hidden layers.
         batch_norm: batch normalisation in the hidden layers.
