@@ -81,7 +81,7 @@ def parameters(model: str) -> dict[str, Any]:
     cls = catalogue()[model]
     found = example_parameters(cls, PLAIN, BEHAVIORS, TARGETS)
     for name in inspect.signature(cls.__init__).parameters:
-        if name.startswith("dropout"):
+        if name.startswith("dropout_rate"):
             found[name] = 0.0
         if name == "batch_norm":
             found[name] = True
