@@ -38,7 +38,7 @@ SIZES = {
 }
 # What printed run files say of training. Chosen on data sets of 6,000 to 590,000 rows, by the valid AUC of DeepFM and
 # DCNv2 (docs/models.md, "First settings"): small batches and early stopping reach what few steps of large ones do not.
-BATCH_SIZE: Final = 512
+BATCHES: Final = {"batch_size": 256, "eval_batch_size": 4096}
 TRAINING: Final = {
     "embedding": {"optimizer": {"lr": 0.02}},
     "optimizer": {"lr": 0.002},
@@ -103,7 +103,7 @@ def example_model(cls: type[Model]) -> Model:
 def example_run(cls: type[Model]) -> str:
     """A minimal run file."""
     name = cls.__name__
-    data: dict[str, Any] = {"root": ROOT, "batch_size": BATCH_SIZE}
+    data: dict[str, Any] = {"root": ROOT, **BATCHES}
     if tasks := example_model(cls).num_tasks:
         data["labels"] = [label.name for label in example_schema().labels[:tasks]]
     tree = {

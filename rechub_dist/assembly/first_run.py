@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from rechub_dist.assembly.examples import BATCH_SIZE, TRAINING, example_parameters
+from rechub_dist.assembly.examples import BATCHES, TRAINING, example_parameters
 from rechub_dist.config import VERSION
 from rechub_dist.data.importing.fitted import column_of, table_of
 from rechub_dist.data.importing.plan import DensePlan, Plan, SequencePlan, SparsePlan
@@ -109,7 +109,7 @@ def _run(name: str, where: str, roles: Roles, model: str, root: str, output_dir:
     tree = {
         "version": VERSION,
         "output_dir": output_dir,
-        "data": {"root": root, "batch_size": BATCH_SIZE, **({"labels": roles.labels[:tasks]} if tasks else {})},
+        "data": {"root": root, **BATCHES, **({"labels": roles.labels[:tasks]} if tasks else {})},
         "model": {"name": model, **parameters, **larger},
         **TRAINING,
     }

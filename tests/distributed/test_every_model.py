@@ -67,7 +67,7 @@ def test_the_printed_run_file_works(pool: RankPool, example_data: Path, tmp_path
     path = tmp_path / "run.yaml"
     path.write_text(text.replace(ROOT, str(example_data)))
     [summary] = pool.run(1, train, path, [f"output_dir={tmp_path}/out", "train.epochs=1"])
-    assert summary.step == 4  # 1600 rows in batches of 512
+    assert summary.step == 7  # 1600 rows in batches of 256
     reported = reported_by(load_run(path))
     assert list(summary.test) == list(reported)
     shown = console.export_text()
