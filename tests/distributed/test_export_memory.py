@@ -33,7 +33,8 @@ LIMIT = 1 << 30
 DIM = 256
 ROWS = 4 * LIMIT // (4 * DIM)
 MARK = 4999  # rows of the table that is made larger afterwards
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # what threads have in reserve counts as well
+# What threads and allocators have in reserve counts as well.
+SPARING = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def limited(folder: Path, *arguments: str) -> tuple[int, str, int]:
     log = folder / "log"
     with log.open("wb") as out:
         line = [sys.executable, *arguments]
-        process = subprocess.Popen(line, stdout=out, stderr=out, env={**os.environ, **ONE_THREAD})
+        process = subprocess.Popen(line, stdout=out, stderr=out, env={**os.environ, **SPARING})
         resource.prlimit(process.pid, resource.RLIMIT_DATA, (LIMIT, LIMIT))  # before it has imported anything
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
