@@ -11,6 +11,7 @@ from rechub_dist.config.objectives import (
     SamplingConfig,
 )
 from rechub_dist.config.optimization import (
+    CommunicationConfig,
     DenseRule,
     EmbeddingConfig,
     OptimizerConfig,
@@ -36,6 +37,7 @@ from rechub_dist.config.warm_start import PretrainedConfig, WarmStartConfig
 
 __all__ = [
     "CheckpointConfig",
+    "CommunicationConfig",
     "DataConfig",
     "DenseRule",
     "DistributedConfig",
