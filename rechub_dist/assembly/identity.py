@@ -180,6 +180,7 @@ def _resolved(found: Plan, facts: Mapping[str, Any], training: Mapping[str, Any]
         "embedding": {
             "schedule": _schedule(config.embedding.schedule, training),
             "clip_norm": config.embedding.clip_norm,
+            "communication": config.embedding.communication.model_dump(mode="json"),
             "optimizers": {name: placed.optimizer.model_dump(mode="json") for name, placed in tables.items()},
             "widths": {name: placed.table.dim for name, placed in tables.items()},
             "init_std": {name: placed.table.init_std for name, placed in tables.items()},

@@ -6,10 +6,12 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from rechub_dist.assembly.cluster import agreed_cluster
 from rechub_dist.assembly.parts import Parts
+from rechub_dist.config import CommunicationConfig
 from rechub_dist.distributed.batchnorm import globalize
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.embedding.planning import kind_of, make_plan
 from rechub_dist.embedding.sharding import mark_optimizers, shard
+from rechub_dist.errors import UserError
 
 
 def shard_train_module(
@@ -28,6 +30,9 @@ def shard_train_module(
         UserError: the tables do not fit, or the ranks are not of one run.
     """
     config, layout = parts.config, parts.layout
+    communication = config.embedding.communication if trains else None
+    if communication is not None and rt.device.type == "cpu":
+        rt.together(lambda: _refuse_bf16(communication))
     cluster = agreed_cluster(parts, rt)
     mark_optimizers(parts.train_module, layout)
     setting = config.distributed.pipeline if trains else "base"
@@ -37,4 +42,10 @@ def shard_train_module(
         notes.append(plan.note)
     globalize(parts.train_module.model)
     sharding = None if plan is None else plan.sharding
-    return shard(parts.train_module, layout, sharding, rt.group, rt.device, config.distributed.bucket_mb)
+    return shard(parts.train_module, layout, sharding, rt.group, rt.device, config.distributed.bucket_mb, communication)
+
+
+def _refuse_bf16(communication: CommunicationConfig) -> None:
+    for key in ("forward", "backward"):
+        if getattr(communication, key) == "bf16":
+            raise UserError(f"embedding.communication.{key}: bf16 cannot be exchanged on CPU; use fp16 or fp32")

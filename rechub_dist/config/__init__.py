@@ -11,6 +11,7 @@ from rechub_dist.config.objectives import (
     SamplingConfig,
 )
 from rechub_dist.config.optimization import (
+    CommunicationConfig,
     DenseRule,
     EmbeddingConfig,
     OptimizerConfig,
@@ -38,6 +39,7 @@ from rechub_dist.config.warm_start import PretrainedConfig, WarmStartConfig
 __all__ = [
     "VERSION",
     "CheckpointConfig",
+    "CommunicationConfig",
     "DataConfig",
     "DenseRule",
     "DistributedConfig",

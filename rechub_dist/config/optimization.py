@@ -178,6 +178,28 @@ class TableRule(Section):
         return self
 
 
+class CommunicationConfig(Section):
+    """The precision in which vectors and gradients of sharded tables travel between ranks; all else is fp32.
+
+    int8 is not offered: TorchRec's codec fails where a message is no multiple of its blocks.
+    """
+
+    forward: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="of looked-up vectors; bf16 needs CUDA")
+    backward: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="of their gradients; bf16 needs CUDA")
+    gradient_scale: float = Field(
+        1.0,
+        gt=0,
+        le=65536,
+        description="backward: fp16: multiplies gradients before they are sent, and divides them afterwards",
+    )
+
+    @model_validator(mode="after")
+    def _scale_of_fp16(self) -> Self:
+        if self.gradient_scale != 1 and self.backward != "fp16":
+            raise ValueError(f"gradient_scale is for backward: fp16, not for {self.backward}; leave it out")
+        return self
+
+
 class EmbeddingConfig(Section):
     """The embedding tables: width, sharding, optimizer."""
 
@@ -212,6 +234,9 @@ class EmbeddingConfig(Section):
     rules: tuple[TableRule, ...] = Field((), description="overrides for single tables; the first match applies")
     clip_norm: float | None = Field(
         None, gt=0, le=MAX_FLOAT, description="clip the norm of the tables' gradient to this; replicated tables only"
+    )
+    communication: CommunicationConfig = Field(
+        CommunicationConfig(), description="precision of what sharded tables exchange"
     )
     memory_per_rank_gb: float | None = Field(
         None,

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator, EmbeddingStorageEstimator
@@ -25,6 +27,7 @@ from torchrec.distributed.planner.types import (
 )
 from torchrec.distributed.types import CacheParams, ModuleSharder, PipelineType, ShardingPlan, ShardingType
 
+from rechub_dist.config import CommunicationConfig
 from rechub_dist.data.spec import WEIGHTED
 from rechub_dist.embedding.layout import CACHED, POOLED, REPLICATED, Layout, PlacedTable
 from rechub_dist.embedding.local import module_key
@@ -177,9 +180,19 @@ def sharded_tables(layout: Layout) -> dict[str, PlacedTable]:
     return {module_key(p.table.name): p for p in layout.tables.values() if p.collection != REPLICATED}
 
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    """The sharders of both kinds of collections."""
-    return [_PooledSharder(), _UnpooledSharder()]
+def sharders(
+    communication: CommunicationConfig | None = None, device: torch.device | None = None
+) -> list[ModuleSharder[nn.Module]]:
+    """The sharders of both kinds of collections, whose exchange on `device` has the precision of `communication`."""
+    codecs = None
+    if communication is not None:
+        precisions = QCommsConfig(
+            forward_precision=CommType(communication.forward),
+            backward_precision=CommType(communication.backward),
+            backward_loss_scale=communication.gradient_scale if communication.backward == "fp16" else None,
+        )
+        codecs = get_qcomm_codecs_registry(precisions, device=device)  # None for fp32
+    return [_PooledSharder(qcomm_codecs_registry=codecs), _UnpooledSharder(qcomm_codecs_registry=codecs)]
 
 
 def _constraint(placed: PlacedTable, cluster: Cluster, layout: Layout, kind: Kind) -> ParameterConstraints:

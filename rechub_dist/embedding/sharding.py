@@ -12,6 +12,7 @@ from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
+from rechub_dist.config import CommunicationConfig
 from rechub_dist.embedding.init import Part, clear_padding, init_tables
 from rechub_dist.embedding.layout import REPLICATED, Layout
 from rechub_dist.embedding.local import module_key
@@ -38,10 +39,12 @@ def shard(
     group: dist.ProcessGroup,
     device: torch.device,
     bucket_mb: int,
+    communication: CommunicationConfig | None = None,
 ) -> DistributedModelParallel:
     """Shard the train module's collections and wrap the rest in DDP. Collective.
 
     The tables' weights are uninitialised, except for zeros in storage padding. `bucket_mb` is DDP's, in MiB.
+    `communication` is the precision of what sharded tables exchange, if it is not fp32.
     """
     reduced = any(
         parameter.requires_grad for name, parameter in train_module.named_parameters() if not name.startswith(_SHARDED)
@@ -51,7 +54,7 @@ def shard(
         env=ShardingEnv.from_process_group(group),
         device=device,
         plan=plan or ShardingPlan({}),
-        sharders=sharders(),
+        sharders=sharders(communication, device),
         init_data_parallel=reduced,
         data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=bucket_mb, static_graph=False),
     )

@@ -369,3 +369,27 @@ def test_what_needs_whole_gradients(data_root: Path, tmp_path: Path, model: str,
         return
     with pytest.raises(UserError, match=message):
         build(config, device="cpu", world_size=1)
+
+
+@pytest.mark.parametrize(("model", "sharding"), [("DeepFM", "table_wise"), ("DIN", "row_wise")])
+def test_half_precision_between_ranks_is_near(
+    pool: RankPool, data_root: Path, tmp_path: Path, model: str, sharding: str
+) -> None:
+    settings = {"sharding": sharding, "optimizer": {"name": "rowwise_adagrad", "lr": 0.05}}
+    half = {"forward": "fp16", "backward": "fp16", "gradient_scale": 64.0}
+    path = run_file(tmp_path / "half", data_root, model, embedding={**settings, "communication": half})
+    pool.run(2, train, path)
+    run = PlainRun(path)
+    dense = torch.optim.Adam(run.model.parameters(), lr=0.01)
+    sums = {name: torch.zeros(len(run.tables.weight(name))) for name in run.placed}
+
+    def update(*_: Any) -> None:
+        dense.step()
+        for name, state in sums.items():
+            rowwise_adagrad_(run.tables.weight(name), state, 0.05)
+
+    found, wanted = torch.tensor(losses(path)), torch.tensor(run.train(update))
+    assert 1e-6 < float((found - wanted).abs().max()) < 2e-2
+    assert float((found - wanted).abs().mean()) < 3e-3
+    with pytest.raises(UserError, match=r"communication\.forward: bf16 cannot be exchanged on CPU"):
+        pool.run(2, train, run_file(tmp_path / "b", data_root, model, embedding={"communication": {"forward": "bf16"}}))

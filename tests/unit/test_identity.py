@@ -55,6 +55,7 @@ def test_a_record_of_any_model_resolves_to_the_identity_of_its_run(root: Path, t
         ("model.embedding_dim=8", "model.embedding_dim 6 -> 8"),
         ("train.precision=bf16", 'train.precision "fp32" -> "bf16"'),
         ("train.tf32=true", "train.tf32 false -> true"),
+        ("embedding.communication.forward=fp16", 'embedding.communication.forward "fp32" -> "fp16"'),
         ("train.ema=0.99", "train.ema null -> 0.99"),
         ("embedding.rules=[{tables: item, dropout: 0.5}]", "embedding.dropout.item 0.0 -> 0.5"),
         ("embedding.dropout=0.1", "embedding.dropout.user 0.0 -> 0.1"),

@@ -12,6 +12,7 @@ import yaml
 from rechub_dist.assembly.code import dense_optimizer, table_optimizers
 from rechub_dist.assembly.parts import build
 from rechub_dist.config import (
+    CommunicationConfig,
     DenseRule,
     EmbeddingConfig,
     OptimizerConfig,
@@ -47,6 +48,7 @@ TABLES: list[tuple[type[Section], tuple[str, ...]]] = [
     (TableOptimizerConfig, tuple(TableOptimizerConfig.model_fields)),
     (EmbeddingConfig, ("optimizer", "schedule", "dropout", "clip_norm", "rules")),
     (TableRule, ("tables", "optimizer", "frozen", "dropout", "init_std")),
+    (CommunicationConfig, tuple(CommunicationConfig.model_fields)),
     (TrainConfig, ("lr_changes", "accumulate", "ema")),
 ]
 
