@@ -69,7 +69,7 @@ def test_dropout_is_that_of_the_products() -> None:
 @pytest.mark.parametrize(("what", "shape"), [("weights", (3, 6)), ("output", (3, 4))])
 def test_dropout_of_the_attention_network(what: str, shape: tuple[int, ...]) -> None:
     """As the authors' code has it: of the softmax's weights, or of the weighted sum."""
-    model = built([6], dropout_rate=0.5, dropout_on=what)
+    model = built([6], dropout_rate=0.5, dropped=what)
     embedded = cases.make_batch(model, 3)
     torch.manual_seed(7)
     mask = nn.Dropout(0.5)(torch.ones(*shape, dtype=torch.float64))
@@ -157,5 +157,5 @@ def test_wrong_arguments(features: list, units: list[int], rate: float, message:
 
 
 def test_dropout_of_something_else() -> None:
-    with pytest.raises(ValueError, match="dropout_on is 'scores': use one of products, weights, output"):
-        AFM([user, tags], [4], 4, 0.0, dropout_on="scores")
+    with pytest.raises(ValueError, match="dropped is 'scores': use one of products, weights, output"):
+        AFM([user, tags], [4], 4, 0.0, dropped="scores")

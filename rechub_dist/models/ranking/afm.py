@@ -16,7 +16,7 @@ from rechub_dist.layers.mlp import MLP
 from rechub_dist.layers.pairs import pairs
 from rechub_dist.models.base import Model
 
-DropoutOn = Literal["products", "weights", "output"]
+Dropped = Literal["products", "weights", "output"]
 
 
 class AFM(Model):
@@ -24,7 +24,7 @@ class AFM(Model):
     a_ij = softmax(h^T ReLU(W (v_i * v_j) + b)).
 
     The pairs are those of the id features; dense values, which have no embedding, are only in the first-order term.
-    `dropout_on` says what is dropped in training: the paper's products v_i * v_j, before they enter the attention
+    `dropped` says what is dropped in training: the paper's products v_i * v_j, before they enter the attention
     network and the sum (section 3.3), or something of the attention network, as in the authors' code: its weights a_ij,
     after their softmax, or its output, the weighted sum that p multiplies.
 
@@ -36,8 +36,8 @@ class AFM(Model):
         attention_units: widths of the attention network's hidden layers. The paper has one; further ones are ReLU
             layers with weights and biases of their own, and h follows the last.
         embedding_dim: width of all embeddings.
-        dropout_rate: of what `dropout_on` names.
-        dropout_on: "products", "weights" or "output".
+        dropout_rate: of what `dropped` names.
+        dropped: "products", "weights" or "output".
     """
 
     table_width = "embedding_dim"
@@ -53,10 +53,10 @@ class AFM(Model):
         embedding_dim: int,
         dropout_rate: float,
         *,
-        dropout_on: DropoutOn = "products",
+        dropped: Dropped = "products",
     ) -> None:
         super().__init__()
-        check_choice("dropout_on", dropout_on, get_args(DropoutOn))
+        check_choice("dropped", dropped, get_args(Dropped))
         self.fields = Fields.of(features, embedding_dim)
         if len(self.fields.lookups) < 2:
             raise ValueError(
@@ -70,7 +70,7 @@ class AFM(Model):
         self.attention = attention if len(self.fields.lookups) > 2 else None
         self.first_order = FirstOrder(features)
         self.dropout = nn.Dropout(dropout_rate)
-        self.dropout_on = dropout_on
+        self.dropped = dropped
         self.projection = nn.Linear(embedding_dim, 1, bias=False)  # p
         self.bias = nn.Parameter(torch.zeros(1))  # w_0
 
@@ -84,14 +84,14 @@ class AFM(Model):
         """Logits [B, 1]."""
         fields = embedded.stack(self.fields.names)  # [B, F, D]
         left, right = pairs(fields, fields)
-        products = self._dropped("products", left * right)  # [B, P, D]
+        products = self._drop("products", left * right)  # [B, P, D]
         weights = torch.ones_like(products[..., 0]) if self.attention is None else self.attention(products)
-        pooled = torch.einsum("bp,bpd->bd", self._dropped("weights", weights), products)
-        pooled = self._dropped("output", pooled)
+        pooled = torch.einsum("bp,bpd->bd", self._drop("weights", weights), products)
+        pooled = self._drop("output", pooled)
         return Output(logits=self.bias + self.first_order(embedded) + self.projection(pooled))
 
-    def _dropped(self, what: str, values: Tensor) -> Tensor:
-        dropped: Tensor = self.dropout(values) if what == self.dropout_on else values
+    def _drop(self, what: str, values: Tensor) -> Tensor:
+        dropped: Tensor = self.dropout(values) if what == self.dropped else values
         return dropped
 
 
