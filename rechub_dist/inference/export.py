@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,13 +20,15 @@ from rechub_dist.checkpoint.tensors import framed
 from rechub_dist.checkpoint.trained import trained_config
 from rechub_dist.data.columns.frequencies import vocabulary_name
 from rechub_dist.data.columns.vocabulary import vocabulary_fingerprint
-from rechub_dist.data.parquet.outputs import whole_folder
+from rechub_dist.data.parquet.outputs import refuse_overlap, whole_folder
 from rechub_dist.data.prepare.writer import SCHEMA_FILE, VOCABULARIES, schema_text
 from rechub_dist.embedded import Lookup
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import Feature, FeatureSchema, SequenceFeature, SparseFeature
-from rechub_dist.inference.bundle.catalogue import ITEMS
+from rechub_dist.inference.bundle.deltas import DeltaManifest, State
 from rechub_dist.inference.bundle.manifest import (
+    ITEMS,
+    KIND,
     TABLES,
     BundleManifest,
     GraphName,
@@ -39,10 +41,10 @@ from rechub_dist.inference.bundle.manifest import (
     write_manifest,
 )
 from rechub_dist.inference.bundle.tables import LOW, SCALE, STORED, quantized
+from rechub_dist.inference.deltas import DELTA_KIND, compare, precision_of, write_delta
 from rechub_dist.inference.graphs import export_graph, parts_of
 from rechub_dist.inference.items import write_items
 
-KIND: Final = "bundle"
 Progress = Callable[[str, int, int], None]  # what is written, and how many bytes of how many
 
 
@@ -53,6 +55,7 @@ def export_bundle(
     tables: Precision = "fp32",
     overrides: Iterable[str] = (),
     allowed_code: Iterable[str] = (),
+    wanted: Literal["best"] | int = "best",
     check: Callable[[Path], dict[str, float]] | None = None,
     progress: Progress | None = None,
 ) -> BundleManifest:
@@ -66,6 +69,7 @@ def export_bundle(
         tables: how their numbers are stored; int8 has a scale for each row.
         overrides: `section.key=value`, where data has moved.
         allowed_code: modules of the run's own classes.
+        wanted: the step of another checkpoint.
         check: called with the bundle before it becomes visible; what it returns is kept in the manifest.
         progress: called with what is being done.
 
@@ -73,7 +77,7 @@ def export_bundle(
         UserError: there is no checkpoint, a vocabulary has changed since, or the model cannot be exported.
     """
     config = trained_config(output_dir, overrides, allowed_code=allowed_code)
-    folder, manifest = find_checkpoint(str(config.checkpoint.folder or config.output_dir), config.storage)
+    folder, manifest = find_checkpoint(str(config.checkpoint.folder or config.output_dir), config.storage, wanted)
     found = plan(config, device="cpu", world_size=1)
     _check_vocabularies(found, folder, manifest)
     say = progress or _nobody
@@ -111,6 +115,40 @@ def export_bundle(
             bundle = bundle.model_copy(update={"checked": check(work)})
             write_manifest(work, bundle)
     return bundle
+
+
+def export_delta(
+    output_dir: str,
+    out: Path,
+    since: State,
+    *,
+    tables: Precision | None = None,
+    overrides: Iterable[str] = (),
+    allowed_code: Iterable[str] = (),
+    check: Callable[[Path], dict[str, float]] | None = None,
+    progress: Progress | None = None,
+) -> DeltaManifest:
+    """Write what the bundle of a run's best checkpoint changes of a state. It is made whole beside, for the time.
+
+    Args:
+        output_dir, overrides, allowed_code, check, progress: as of `export_bundle`.
+        out: the folder; an earlier, unchanged delta is replaced.
+        since: the state.
+        tables: how their numbers are stored; default: as they are.
+
+    Raises:
+        UserError: as `export_bundle`; no delta leads there.
+    """
+    refuse_overlap(str(out), [str(since.base), *(str(place) for place, _ in since.deltas)])
+    with whole_folder(out, DELTA_KIND, replace=True) as work:
+        full = work / "full"
+        export_bundle(
+            output_dir, full, tables=tables or precision_of(since.manifest), overrides=overrides,
+            allowed_code=allowed_code, check=check, progress=progress,
+        )  # fmt: skip
+        found = write_delta(compare(since, full, progress or _nobody), work)
+        shutil.rmtree(full)
+    return found
 
 
 def _record(lookup: Lookup) -> LookupRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +21,20 @@ from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError, one_line
 from rechub_dist.features import CrossFeature, DenseFeature, Feature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.inference.bundle.candidates import Piece, pieces_of
-from rechub_dist.inference.bundle.catalogue import ITEMS, Catalogue, fixed
+from rechub_dist.inference.bundle.catalogue import Catalogue, fixed
+from rechub_dist.inference.bundle.deltas import read_state, state_tables
 from rechub_dist.inference.bundle.index import open_index
-from rechub_dist.inference.bundle.manifest import MANIFEST, SCHEMA, TABLES, GraphRecord, read_manifest, verify
+from rechub_dist.inference.bundle.manifest import (
+    ITEMS,
+    MANIFEST,
+    SCHEMA,
+    TABLES,
+    FileRecord,
+    GraphRecord,
+    check_content,
+)
 from rechub_dist.inference.bundle.search import Flags, Floats, Pairs
-from rechub_dist.inference.bundle.tables import open_tables, padded, pooled
+from rechub_dist.inference.bundle.tables import padded, pooled
 from rechub_dist.schema import parse_schema
 
 BATCH: Final = 4096  # rows that are scored at once
@@ -37,36 +47,42 @@ class Bundle:
     training was prepared from: values, not ids. Scores come as what the rows are.
 
     Args:
-        folder: of the bundle.
+        folder: of the bundle, or one that `rechub-dist publish` writes to.
+        deltas: folders of deltas that follow it, in order.
         threads: of onnxruntime; default: as many as there are cores.
         check: compare the tables, of items too, with their checksums, which reads them whole.
         index: a folder that `rechub-dist index` has written of this bundle's items, for `retrieve` to search.
+        former: an open bundle; files of it that are still the same are not compared again.
 
     Raises:
-        UserError: it is no bundle, is damaged or of a later format, onnxruntime is missing, or the index is of other
-            items.
+        UserError: it is no bundle, is damaged or of a later format, a delta does not follow, onnxruntime is missing, or
+            the index is of other items.
     """
 
     def __init__(
         self,
         folder: str | Path,
+        deltas: Iterable[str | Path] = (),
         *,
         threads: int | None = None,
         check: bool = False,
         index: str | Path | None = None,
+        former: Bundle | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder)
-        verify(
-            self.folder, self.manifest, [name for name in self.manifest.files if check or name not in (TABLES, ITEMS)]
-        )
-        self.schema: FeatureSchema = parse_schema(read_yaml(self.folder / SCHEMA), str(self.folder))
+        self._state = read_state(self.folder, map(Path, deltas))
+        self.manifest, self._files = self._state.manifest, self._state.files
+        left_out = set() if check else self._state.big_files
+        self._compared = {_stamp(path, file) for path, file in self._state.records.items() if path not in left_out}
+        for _, path, file in self._compared - (set() if former is None else former._compared):
+            check_content(path, file)
+        self.schema: FeatureSchema = parse_schema(read_yaml(self._files[SCHEMA]), str(self.folder))
         self._check_schema()
         self._vocabularies: list[Vocabulary] = []
         self.schema = replace(self.schema, features=tuple(map(self._with_vocabulary, self.schema.features)))
-        self._tables = open_tables(self.folder, self.manifest.tables)
+        self._tables = state_tables(self._state)
         self._lookups = {lookup.name: lookup for lookup in self.manifest.lookups}
-        self._sessions = {name: _session(self.folder / g.file, threads) for name, g in self.manifest.graphs.items()}
+        self._sessions = {name: _session(self._files[g.file], threads) for name, g in self.manifest.graphs.items()}
         for name, graph in self.manifest.graphs.items():
             self._check_graph(graph, self._sessions[name])
         if index is not None:
@@ -74,7 +90,7 @@ class Bundle:
 
     def _check_schema(self) -> None:
         """Refuse a schema that is not that of the manifest, or that names files from elsewhere."""
-        where = self.folder / SCHEMA
+        where = self._files[SCHEMA]
         features = {feature.name: feature for feature in self.schema.features}
         features |= {f.name: f for c in self.schema.features if isinstance(c, CrossFeature) for f in c.inputs}
         for feature in features.values():
@@ -95,20 +111,21 @@ class Bundle:
             return replace(feature, inputs=tuple(one for one in inputs if isinstance(one, SparseFeature)))
         if not isinstance(feature, SparseFeature | SequenceFeature) or feature.vocabulary is None:
             return feature
-        name = f"{Path(feature.vocabulary).relative_to(self.folder)} of bundle {self.manifest.seal[:12]}"
-        self._vocabularies.append(hold(feature.vocabulary, name))
+        file = str(Path(feature.vocabulary).relative_to(self.folder))
+        name = f"{file} of bundle {self.manifest.seal[:12]}"
+        self._vocabularies.append(hold(str(self._files[file]), name))
         return replace(feature, vocabulary=name)
 
     def _check_graph(self, graph: GraphRecord, session: Any) -> None:
         """Refuse a graph that does not read what the manifest says it reads."""
-        where = self.folder / graph.file
+        where = self._files[graph.file]
         dense = {f.name: f.dim for f in self.schema.features if isinstance(f, DenseFeature)}
         dims: list[int | None] = [self.manifest.tables[self._lookups[name].table].dim for name in graph.pooled]
         for name in graph.sequences:
             dims += [self.manifest.tables[self._lookups[name].table].dim, None]
         for name in graph.dense:
             if name not in dense:
-                raise UserError(f"{self.folder / SCHEMA} has no dense feature {name!r}, which {where} reads")
+                raise UserError(f"{self._files[SCHEMA]} has no dense feature {name!r}, which {where} reads")
             dims.append(dense[name])
         there = [entry.shape[-1] if len(entry.shape) > 1 else None for entry in session.get_inputs()]
         if there != dims or len(session.get_outputs()) != len(graph.outputs):
@@ -216,7 +233,7 @@ class Bundle:
             raise UserError(f"retrieve: {self.manifest.model} is no recall model; use score")
         item = next((f for f in self.schema.features if f.name == self.manifest.item), None)
         if not isinstance(item, SparseFeature):
-            raise UserError(f"{self.folder / SCHEMA} has no feature {self.manifest.item!r}; export the bundle again")
+            raise UserError(f"{self._files[SCHEMA]} has no feature {self.manifest.item!r}; export the bundle again")
         graph = self.manifest.graphs["item"]
         read = {self._lookups[name].feature for name in (*graph.pooled, *graph.sequences)}
         return Catalogue(
@@ -224,7 +241,7 @@ class Bundle:
             item,
             self._specs["item"],
             ids_alone=not graph.dense and read <= {item.name},
-            has_table=ITEMS in self.manifest.files,
+            table=self._files.get(ITEMS),
             vectors_of=lambda window: self._of_window("item", window)[0],
         )
 
@@ -298,13 +315,19 @@ class Bundle:
         inputs += [dense[name] for name in graph.dense]
         session = self._sessions[part]  # type: ignore[index]
         names = [entry.name for entry in session.get_inputs()]
-        return _computed(session, dict(zip(names, inputs, strict=True)), self.folder / graph.file)
+        return _computed(session, dict(zip(names, inputs, strict=True)), self._files[graph.file])
 
     def _seen(self, window: Window) -> Pairs | None:
         if self.manifest.history is None or not self.manifest.exclude_seen:
             return None
         ids, offsets, _ = _ids(window, self.manifest.history)
         return Pairs.of(ids, np.arange(window.rows + 1) if offsets is None else offsets)
+
+
+def _stamp(path: Path, file: FileRecord) -> tuple[tuple[int, int], Path, FileRecord]:
+    """What is the same as long as nobody has changed a file, and what it should hold."""
+    found = path.stat()
+    return (found.st_ino, found.st_mtime_ns), path, file
 
 
 def _session(path: Path, threads: int | None) -> Any:

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
+from rechub_dist.inference.bundle.deltas import DELTA, places
 from rechub_dist.inference.bundle.manifest import MANIFEST, BundleManifest, read_manifest
 from rechub_dist.inference.server.requests import JSON, Parsed, Reader, RequestError
 
@@ -75,7 +76,7 @@ class Version:
 
     def __init__(self, scorer: Scorer, max_rows: int) -> None:
         self.scorer, self.manifest = scorer, scorer.manifest
-        self.label = f"{self.manifest.step}-{self.manifest.seal[:12]}"
+        self.label = self.manifest.label
         self.opened = time.time()
         recall = self.manifest.kind == "recall"
         self.readers = {
@@ -153,7 +154,7 @@ class Served:
 
     Args:
         name: of the bundle.
-        folder: which later exports replace.
+        folder: which later exports replace, or publish to.
         opener: opens it.
         max_rows: of a request.
 
@@ -199,22 +200,23 @@ class Served:
                 raise UserError(f"{self.name}: there is no version before {self.current.label}")
             self.former, self.current = self.current, self.former
 
-    def _mark(self) -> tuple[int, int, int] | None:
-        """What changes when the folder is replaced."""
+    def _mark(self) -> tuple[tuple[int, int, int], ...] | None:
+        """What changes when the folder is replaced, or more is published in it."""
         try:
-            found = os.stat(self.folder / MANIFEST)
+            base, deltas = places(self.folder)
+            found = [os.stat(path) for path in (base / MANIFEST, *(delta / DELTA for delta in deltas))]
         except OSError:
             return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        return tuple((one.st_ino, one.st_mtime_ns, one.st_size) for one in found)
 
     def _open(self) -> Version:
-        """The folder's bundle, all of it of one export, though it be replaced meanwhile."""
+        """The folder's bundle, all of it of one export, though it be replaced meanwhile; what is published is not."""
         failure = UserError(f"{self.folder}: is replaced all the time")
         for _ in range(_TRIES):
             before = self._mark()
             try:
                 version = Version(self._opener(self.folder), self._max_rows)
-                if read_manifest(self.folder).seal == version.manifest.seal:
+                if places(self.folder)[0] != self.folder or read_manifest(self.folder).seal == version.manifest.seal:
                     return version
             except (UserError, OSError) as error:
                 failure = error if isinstance(error, UserError) else UserError(f"{self.folder}: {error}")
