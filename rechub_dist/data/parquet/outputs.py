@@ -32,6 +32,7 @@ from rechub_dist.errors import UserError
 
 MARK = "_rechub_dist.json"
 _WRITER = "rechub_dist"
+_HIDDEN = (".writing", ".replaced")  # ends of names, after a dot and a name of ours
 _HEAD = 1 << 20  # bytes of a file that are hashed to notice a change
 _GLOB = re.compile(r"[*?\[]")
 _SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # different schemes of the same store
@@ -185,6 +186,79 @@ def whole_folder(out: Path, kind: str, *, replace: bool = False, option: str = "
             _remove_marked(old, option)
         except OSError as error:
             raise _failed(out, error, option) from error
+
+
+@contextmanager
+def held_folder(folder: Path, kind: str, *, option: str = "--out") -> Iterator[Path]:
+    """A local folder that outputs are added to, by this process alone until the block ends.
+
+    What killed writers have left hidden in it is removed.
+
+    Args:
+        folder: new, empty, or one that was held for the same kind.
+        kind: what it holds.
+        option: the option that names the folder, for the error.
+
+    Raises:
+        UserError: it is a file, holds anything else, cannot be written, or another process holds it.
+    """
+    folder = _real(folder, option)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            foreign = next((path.name for path in folder.iterdir() if path.name != MARK), MARK)
+            if foreign != MARK and not (folder / MARK).is_file():
+                raise _foreign(folder, foreign, kind, option)
+            mark = stack.enter_context(os.fdopen(os.open(folder / MARK, os.O_RDWR | os.O_CREAT, 0o666), "r+"))
+            _lock(mark, folder, option)
+            text = (folder / MARK).read_bytes()
+            found = Mark.of(text)
+            if found is None and foreign == MARK and _begun(text):
+                found = Mark(kind, {})
+                _rewrite(mark, found)
+            if found is None or found.kind != kind:
+                raise _foreign(folder, foreign, kind, option)
+            for path in folder.iterdir():
+                if path.name.startswith(".") and path.name.endswith(_HIDDEN) and _marked(path):
+                    _remove_marked(path, option)
+        except OSError as error:
+            raise _failed(folder, error, option) from error
+        yield folder
+
+
+@contextmanager
+def scratch_folder(folder: Path, *, option: str = "--out") -> Iterator[Path]:
+    """A hidden folder in a held one, removed when the block ends; of what is in it, what is whole may be moved out.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    work = folder / ".scratch.writing"
+    try:
+        _remove_marked(work, option)
+        work.mkdir()
+        (work / MARK).write_text(Mark("scratch", {}).text(), encoding="utf-8")
+        yield work
+    except OSError as error:
+        raise _failed(work, error, option) from error
+    finally:
+        _remove_marked(work, option)
+
+
+def remove_output(folder: Path, kind: str, *, option: str = "--out") -> None:
+    """Remove an output in which no file was changed or added. It is hidden first, so that no part of it looks whole.
+
+    Raises:
+        UserError: it is not of the kind, holds something else, or cannot be removed.
+    """
+    check_replaceable(folder, kind, replace=True, option=option)
+    hidden = folder.with_name(f".{folder.name}.replaced")
+    try:
+        _remove_marked(hidden, option)
+        os.rename(folder, hidden)
+        _remove_marked(hidden, option)
+    except OSError as error:
+        raise _failed(folder, error, option) from error
 
 
 @contextmanager
@@ -347,14 +421,33 @@ def _remove_marked(folder: Path, option: str) -> None:
         return
     if not _marked(folder):
         raise UserError(f"{option}: {folder} is in the way and is not ours: remove it yourself")
-    with (folder / MARK).open() as file:
-        _lock(file, folder, option)
-        shutil.rmtree(folder)
+    if (folder / MARK).exists():
+        with (folder / MARK).open() as file:
+            _lock(file, folder, option)
+            for path in folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != MARK:  # the mark stays to the last, or the rest would be nobody's
+                    path.unlink()
+            (folder / MARK).unlink()
+    folder.rmdir()
 
 
 def _marked(folder: Path) -> bool:
+    """Whether a folder with a name that only we use is ours, wherever its writer was killed."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
     mark = folder / MARK
-    return not folder.is_symlink() and mark.is_file() and Mark.of(mark.read_bytes()) is not None
+    if not mark.exists():
+        return not any(folder.iterdir())
+    return mark.is_file() and _begun(mark.read_bytes())
+
+
+def _begun(text: bytes) -> bool:
+    """Whether this is a mark of ours, as far as it was written."""
+    ours = Mark("", {}).text().encode()
+    ours = ours[: ours.index(b"kind")]
+    return text.startswith(ours) or ours.startswith(text)
 
 
 def _lock(mark: TextIO, folder: Path, option: str) -> None:
@@ -368,10 +461,9 @@ def _lock(mark: TextIO, folder: Path, option: str) -> None:
 
 
 def _rewrite(file: TextIO, mark: Mark) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(mark.text())
-    file.flush()
+    text = mark.text().encode()
+    os.pwrite(file.fileno(), text, 0)  # over what is there: it is never empty again
+    os.ftruncate(file.fileno(), len(text))
 
 
 def _foreign(folder: object, name: str, kind: str | None, option: str) -> UserError:
