@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rechub_dist.data.parquet.outputs import refuse_overlap, whole_folder
+from rechub_dist.data.parquet.outputs import whole_folder
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.errors import UserError
 from rechub_dist.inference.bundle.deltas import (
     DELTA,

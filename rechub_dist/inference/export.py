@@ -20,7 +20,8 @@ from rechub_dist.checkpoint.tensors import framed
 from rechub_dist.checkpoint.trained import trained_config
 from rechub_dist.data.columns.frequencies import vocabulary_name
 from rechub_dist.data.columns.vocabulary import vocabulary_fingerprint
-from rechub_dist.data.parquet.outputs import refuse_overlap, whole_folder
+from rechub_dist.data.parquet.outputs import whole_folder
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.data.prepare.writer import SCHEMA_FILE, VOCABULARIES, schema_text
 from rechub_dist.embedded import Lookup
 from rechub_dist.errors import UserError, nearest

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rechub_dist.data.parquet.outputs import check_replaceable, refuse_overlap, whole_folder
+from rechub_dist.data.parquet.outputs import check_replaceable, whole_folder
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.data.parquet.pages import parquet_writer
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.inference.bundle.bundle import Bundle
