@@ -131,12 +131,12 @@ class _Publisher:
                 self._said(f"{self._folder}: version {made.label} is what was published last")
             elif isinstance(found, str):
                 self._show(bundle, number, KIND, f"version {made.label} in full ({found}), {_mb(_size(made))}")
-                self._clean()
             else:
                 with whole_folder(work / "delta", DELTA_KIND) as place:
                     rows = write_delta(found, place).rows
                 text = f"version {made.label}, {_rows(rows, made)}, {_mb(found.size)}, in full {_mb(_size(made))}"
                 self._show(work / "delta", number, DELTA_KIND, text)
+        self._clean()
 
     def _difference(self, made: BundleManifest, bundle: Path) -> Difference | str | None:
         """What an export changes of what was published last; None: nothing; text: why it is published in full."""
@@ -164,7 +164,7 @@ class _Publisher:
         found = publications(self._folder)
         bundles = [one.number for one in found if one.kind == KIND]
         for one in found:
-            if one.number < bundles[-2:][0]:
+            if one.number < min(bundles[-2:]):
                 try:
                     remove_output(one.path, one.kind, option=_OPTION)
                 except UserError as error:
