@@ -70,7 +70,7 @@ class Difference:
         return rows + sum(self.after.files[name].size for name in self.files)
 
 
-def compare(before: State, folder: Path, say: Progress) -> Difference:
+def compare(before: State, folder: Path, say: Progress | None = None) -> Difference:
     """Compare a state with a later export, block by block; in memory is a byte for each row.
 
     Rows differ when what is stored of them does: of int8 the steps, the scale or the lowest value.
@@ -87,7 +87,8 @@ def compare(before: State, folder: Path, say: Progress) -> Difference:
         for first, end in _blocks(table):
             flags[first:end] = _differ(stored_rows(old[name], first, end), stored_rows(table, first, end))
             done += (end - first) * _row_bytes(table)
-            say("compare", done, total)
+            if say is not None:
+                say("compare", done, total)
         if flags.any():
             changed[name] = flags
     files = tuple(n for n, file in after.files.items() if n != TABLES and before.manifest.files.get(n) != file)

@@ -147,7 +147,7 @@ def export_delta(
             output_dir, full, tables=tables or precision_of(since.manifest), overrides=overrides,
             allowed_code=allowed_code, check=check, progress=progress,
         )  # fmt: skip
-        found = write_delta(compare(since, full, progress or _nobody), work)
+        found = write_delta(compare(since, full, progress), work)
         shutil.rmtree(full)
     return found
 

@@ -57,7 +57,7 @@ class Wanted:
     check: Callable[[Path], dict[str, float]] | None = None
 
 
-def publish(wanted: Wanted, said: Callable[[str], None], progress: Progress) -> None:
+def publish(wanted: Wanted, said: Callable[[str], None], progress: Progress | None = None) -> None:
     """Publish a run's best checkpoint, unless that is what was published last.
 
     Args:
@@ -72,7 +72,7 @@ def publish(wanted: Wanted, said: Callable[[str], None], progress: Progress) -> 
         _Publisher(wanted, folder, said, progress).publish()
 
 
-def follow(wanted: Wanted, every: float, said: Callable[[str], None], progress: Progress) -> None:
+def follow(wanted: Wanted, every: float, said: Callable[[str], None], progress: Progress | None = None) -> None:
     """Publish a run's newest checkpoint whenever there is a newer one, until the process is ended.
 
     What fails is told, and tried again.
@@ -112,7 +112,7 @@ def newest_step(run: str) -> int | None:
 
 
 class _Publisher:
-    def __init__(self, wanted: Wanted, folder: Path, said: Callable[[str], None], progress: Progress) -> None:
+    def __init__(self, wanted: Wanted, folder: Path, said: Callable[[str], None], progress: Progress | None) -> None:
         self._wanted, self._folder = wanted, folder
         self._said, self._progress = said, progress
 

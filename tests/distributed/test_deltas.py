@@ -15,10 +15,12 @@ import pytest
 
 from rechub_dist.errors import UserError
 from rechub_dist.inference.bundle.bundle import Bundle
-from rechub_dist.inference.bundle.deltas import DELTA, ROWS, read_delta, read_state
+from rechub_dist.inference.bundle.deltas import DELTA, ROWS, DeltaManifest, read_delta, read_state
 from rechub_dist.inference.bundle.manifest import read_manifest
+from rechub_dist.inference.check import as_values
 from rechub_dist.inference.deltas import fold
 from rechub_dist.inference.export import export_bundle, export_delta
+from rechub_dist.typed import validated
 from rechub_tests.runs import run_file, train, write_data
 from rechub_tests.shop import DSSM, SASREC, import_shop, trained
 
@@ -76,7 +78,8 @@ def recalled(root: Path) -> dict[str, Days]:
     found = {}
     for name, model in (("DSSM", DSSM), ("SASRec", SASREC)):
         for step in STEPS:
-            run = trained(root / name, data, model, data={"root": str(data), "batch_size": 8}, train={"max_steps": step})
+            sections = {"data": {"root": str(data), "batch_size": 8}, "train": {"max_steps": step}}
+            run = trained(root / name, data, model, **sections)
             exported(root / name, run, step)
         found[name] = days_in(root / name, root / name / "out")
     return found
@@ -142,12 +145,10 @@ def test_items_and_vectors_follow(recalled: dict[str, Days], root: Path, tmp_pat
 
 
 def values_of(rows: pa.Table, bundle: Bundle) -> pa.Table:
-    from rechub_dist.inference.check import as_values  # noqa: PLC0415
-
     return as_values(rows, bundle.schema)
 
 
-def test_the_order_is_that_of_the_seals(ranked: dict[str, Days], tmp_path: Path) -> None:
+def test_the_order_is_that_of_the_seals(ranked: dict[str, Days]) -> None:
     days = ranked["fp32"]
     first, second, third = (read_manifest(days.full[step]).label for step in STEPS)
     with pytest.raises(UserError) as caught:
@@ -192,7 +193,9 @@ def test_damage_is_told(ranked: dict[str, Days], tmp_path: Path) -> None:
 def test_what_no_delta_can_say_is_to_be_exported_in_full(ranked: dict[str, Days], root: Path, tmp_path: Path) -> None:
     days = ranked["fp32"]
     before = read_state(days.full[1])
-    reason = r"no delta leads here: table 'user' is 101 x 6 in int8, and 101 x 6 in fp32 in version 1-.*; export in full"
+    reason = (
+        r"no delta leads here: table 'user' is 101 x 6 in int8, and 101 x 6 in fp32 in version 1-.*; export in full"
+    )
     with pytest.raises(UserError, match=reason):
         export_delta(str(days.run), tmp_path / "delta", before, tables="int8")
     train(run_file(tmp_path / "din", root / "data", "DIN", train={"max_steps": 1}))
@@ -236,13 +239,14 @@ def test_a_delta_is_not_trusted(ranked: dict[str, Days], tmp_path: Path) -> None
     tree = json.loads((delta / DELTA).read_text())
 
     def refused(reason: str, **changes: Any) -> None:
-        from rechub_dist.inference.bundle.deltas import DeltaManifest  # noqa: PLC0415
-        from rechub_dist.typed import validated  # noqa: PLC0415
 
-        with pytest.raises(UserError, match=reason):
+        def opened() -> None:
             made = validated("delta.json", DeltaManifest, {**tree, **changes}).sealed
             (delta / DELTA).write_text(made.model_dump_json())
             Bundle(days.full[1], [delta])
+
+        with pytest.raises(UserError, match=reason):
+            opened()
 
     refused("there is no table 'x'", rows={**tree["rows"], "x": 1})
     refused("there is no table 'user' of so many rows", rows={**tree["rows"], "user": 102})

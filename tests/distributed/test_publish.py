@@ -37,7 +37,7 @@ class Stream:
 
 def told(wanted: Wanted) -> list[str]:
     said: list[str] = []
-    publish(wanted, said.append, lambda what, done, total: None)
+    publish(wanted, said.append)
     return said
 
 
@@ -118,7 +118,7 @@ def published(number, last):
     if last:
         sys.addaudithook(count)
     wanted = module.Wanted(str(full / f"full-{number}"), folder, deltas=1)
-    module.publish(wanted, lambda text: None, lambda what, done, total: None)
+    module.publish(wanted, lambda text: None)
     os._exit(0)
 
 for line in sys.stdin:
@@ -127,7 +127,7 @@ for line in sys.stdin:
 
 
 def test_a_killed_publisher_leaves_what_was_there_or_what_is_new(tmp_path: Path) -> None:
-    """Killed before each thing that it does to the folder: the first bundle, a delta, and a bundle that removes others."""
+    """Killed before each thing that it does to the folder: the first bundle, deltas, a bundle that removes others."""
     stream, folder = Stream(tmp_path), tmp_path / "published"
     seals = {}
     for number in range(1, 6):
