@@ -143,11 +143,14 @@ def precision_of(manifest: BundleManifest) -> Precision:
 
 def _check_alike(before: State, folder: Path, after: BundleManifest) -> None:
     """Raise UserError if a state and an export differ in more than weights, vocabularies and items."""
-    now, then = after, before.manifest
-    reason = next((f"its {key} differ from those of" for key in _SAME if getattr(now, key) != getattr(then, key)), None)
+    now, then, reason = after, before.manifest, None
+    if any(getattr(now, key) != getattr(then, key) for key in _SAME):
+        reason = "its features are others than in"
+    if now.model != then.model:
+        reason = f"its model is {now.model}, and {then.model} in"
     for name in now.tables:
         one, other = now.tables[name], then.tables.get(name)
-        if other is not None and one != other:
+        if reason is None and other is not None and one != other:
             reason = (
                 f"table {name!r} is {one.rows} x {one.dim} in {one.precision}, and {other.rows} x {other.dim} in "
                 f"{other.precision} in"

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rechub_dist.data.parquet.outputs import whole_folder
 from rechub_dist.errors import UserError
 from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_dist.inference.bundle.deltas import DELTA, ROWS, DeltaManifest, read_delta, read_state
 from rechub_dist.inference.bundle.manifest import read_manifest
 from rechub_dist.inference.check import as_values
-from rechub_dist.inference.deltas import fold
+from rechub_dist.inference.deltas import compare, fold, write_delta
 from rechub_dist.inference.export import export_bundle, export_delta
 from rechub_dist.typed import validated
 from rechub_tests.runs import run_file, train, write_data
@@ -45,7 +46,8 @@ def exported(folder: Path, run: Path, step: int, tables: Any = "fp32") -> None:
     export_bundle(str(run), folder / f"full-{step}", tables=tables)
     if step != STEPS[0]:
         before = [folder / f"delta-{earlier}" for earlier in STEPS[1 : STEPS.index(step)]]
-        export_delta(str(run), folder / f"delta-{step}", read_state(folder / f"full-{STEPS[0]}", before))
+        with whole_folder(folder / f"delta-{step}", "delta") as work:
+            write_delta(compare(read_state(folder / f"full-{STEPS[0]}", before), folder / f"full-{step}"), work)
 
 
 def days_in(folder: Path, run: Path) -> Days:
@@ -64,7 +66,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranked(root: Path) -> dict[str, Days]:
     """By precision, DeepFM."""
     for step in STEPS:
-        train(run_file(root / "fm", root / "data", "DeepFM", data={"batch_size": 8}, train={"max_steps": step}))
+        # without a valid split none is best, and the newest is exported
+        sections = {"data": {"batch_size": 8, "valid": None}, "train": {"max_steps": step}}
+        train(run_file(root / "fm", root / "data", "DeepFM", **sections))
         for precision in PRECISIONS:
             (root / precision).mkdir(exist_ok=True)
             exported(root / precision, root / "fm" / "out", step, precision)
@@ -78,7 +82,7 @@ def recalled(root: Path) -> dict[str, Days]:
     found = {}
     for name, model in (("DSSM", DSSM), ("SASRec", SASREC)):
         for step in STEPS:
-            sections = {"data": {"root": str(data), "batch_size": 8}, "train": {"max_steps": step}}
+            sections = {"data": {"root": str(data), "batch_size": 8, "valid": None}, "train": {"max_steps": step}}
             run = trained(root / name, data, model, **sections)
             exported(root / name, run, step)
         found[name] = days_in(root / name, root / name / "out")
@@ -199,7 +203,7 @@ def test_what_no_delta_can_say_is_to_be_exported_in_full(ranked: dict[str, Days]
     with pytest.raises(UserError, match=reason):
         export_delta(str(days.run), tmp_path / "delta", before, tables="int8")
     train(run_file(tmp_path / "din", root / "data", "DIN", train={"max_steps": 1}))
-    with pytest.raises(UserError, match="no delta leads here: its model differ from those of version 1-"):
+    with pytest.raises(UserError, match="no delta leads here: its model is DIN, and DeepFM in version 1-"):
         export_delta(str(tmp_path / "din" / "out"), tmp_path / "delta", before)
     assert not [path.name for path in tmp_path.iterdir() if "delta" in path.name]
 
@@ -212,20 +216,20 @@ def test_the_commands(ranked: dict[str, Days], tmp_path: Path) -> None:
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout, done.stderr
 
-    # the valid split is there, so it is compared with the run: one more key in the manifest than in full-3
+    # it is compared with the run, of which the manifest says more than that of full-3
     code, out, err = rechub(
         "export", days.run, "--out", tmp_path / "d", "--since", days.full[1], "--since", days.deltas[2]
     )
     assert code == 0, err
     label = read_manifest(days.full[2]).label
-    assert f"d: DeepFM, step 3, follows version {label}, 0.0 MB, in full 0.0 MB" in out
+    assert f"d: DeepFM, step 3, follows version {label}, 0.1 MB, in full 0.1 MB" in out
     assert f"user: {read_delta(days.deltas[3]).rows['user']} of 101 rows have changed" in out
-    assert "largest differences from the run's own on 90 rows: predicted_click " in out
+    assert "largest differences from the run's own on 530 rows: predicted_click " in out
     code, out, err = rechub("fold", days.full[1], days.deltas[2], tmp_path / "d", "--out", tmp_path / "bundle")
     assert code == 0, err
     made = Bundle(tmp_path / "bundle", check=True).manifest
-    assert made.checked["rows"] == 90
-    assert out == f"{tmp_path / 'bundle'}: DeepFM, step 3, version {made.label}, 0.0 MB\n"
+    assert made.checked["rows"] == 530
+    assert out == f"{tmp_path / 'bundle'}: DeepFM, step 3, version {made.label}, 0.1 MB\n"
     code, _, err = rechub("fold", days.full[1], tmp_path / "d", "--out", tmp_path / "other")
     assert (code, err.count("\n")) == (2, 1)
     assert "is missing" in err
