@@ -58,6 +58,7 @@ def export(
     Example: rechub-dist export runs/deepfm --out bundles/deepfm --tables fp16
     """
     from rechub_dist.inference.bundle.deltas import read_state  # noqa: PLC0415
+    from rechub_dist.inference.deltas import precision_of  # noqa: PLC0415
     from rechub_dist.inference.export import export_bundle, export_delta  # noqa: PLC0415 - torch is slow to import
 
     quiet_libraries()
@@ -77,10 +78,9 @@ def export(
             )  # fmt: skip
             made = delta.result
     whole = sum(file.size for file in made.files.values())
-    precision = next((table.precision for table in made.tables.values()), "fp32")
     print(f"{out}: {made.model}, step {made.step}, ", end="")
     if before is None:
-        print(f"{whole / 1e6:,.1f} MB, tables in {precision}")
+        print(f"{whole / 1e6:,.1f} MB, tables in {precision_of(made)}")
     else:
         size = sum(file.size for file in delta.files.values())
         print(f"follows version {before.manifest.label}, {size / 1e6:,.1f} MB, in full {whole / 1e6:,.1f} MB")
@@ -146,12 +146,15 @@ def publish(
     def said(text: str) -> None:
         print(text, flush=True)
 
-    signal.signal(signal.SIGTERM, _stop)
-    with _progress() as progress:
-        if every is None:
-            publish_once(wanted, said, progress)
-        else:
-            follow(wanted, every, said, progress)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        with _progress() as progress:
+            if every is None:
+                publish_once(wanted, said, progress)
+            else:
+                follow(wanted, every, said, progress)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(*_: object) -> None:

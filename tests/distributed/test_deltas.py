@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from rechub_dist.cli.main import app
 from rechub_dist.data.parquet.outputs import whole_folder
 from rechub_dist.errors import UserError
 from rechub_dist.inference.bundle.bundle import Bundle
@@ -25,6 +27,7 @@ from rechub_dist.typed import validated
 from rechub_tests.runs import run_file, train, write_data
 from rechub_tests.shop import DSSM, SASREC, import_shop, trained
 
+ROOT = Path(__file__).parents[2]
 STEPS = (1, 2, 3)
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -208,31 +211,36 @@ def test_what_no_delta_can_say_is_to_be_exported_in_full(ranked: dict[str, Days]
     assert not [path.name for path in tmp_path.iterdir() if "delta" in path.name]
 
 
-def test_the_commands(ranked: dict[str, Days], tmp_path: Path) -> None:
-    days = ranked["int8"]
-
-    def rechub(*arguments: object) -> tuple[int, str, str]:
-        line = [sys.executable, "-m", "rechub_dist", *map(str, arguments)]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout, done.stderr
-
-    # it is compared with the run, of which the manifest says more than that of full-3
-    code, out, err = rechub(
-        "export", days.run, "--out", tmp_path / "d", "--since", days.full[1], "--since", days.deltas[2]
-    )
-    assert code == 0, err
-    label = read_manifest(days.full[2]).label
-    assert f"d: DeepFM, step 3, follows version {label}, 0.1 MB, in full 0.1 MB" in out
-    assert f"user: {read_delta(days.deltas[3]).rows['user']} of 101 rows have changed" in out
-    assert "largest differences from the run's own on 530 rows: predicted_click " in out
-    code, out, err = rechub("fold", days.full[1], days.deltas[2], tmp_path / "d", "--out", tmp_path / "bundle")
-    assert code == 0, err
-    made = Bundle(tmp_path / "bundle", check=True).manifest
-    assert made.checked["rows"] == 530
-    assert out == f"{tmp_path / 'bundle'}: DeepFM, step 3, version {made.label}, 0.1 MB\n"
-    code, _, err = rechub("fold", days.full[1], tmp_path / "d", "--out", tmp_path / "other")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "is missing" in err
+def test_the_commands_of_the_page(ranked: dict[str, Days], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line of docs/export.md on deltas, in its order."""
+    days, said = ranked["int8"], []
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"## Deltas\n.*?```sh\n(.*?)```", text, re.DOTALL)
+    for name, target in (("runs", days.run), ("bundles", days.full[1])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "deepfm").symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    for line in block.splitlines():
+        name, *arguments = shlex.split(line)
+        assert name == "rechub-dist"
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, f"{line}: {done.output} {done.exception}"
+        said.append(done.output)
+    assert len(said) == 4
+    first, third = (read_manifest(days.full[step]) for step in (1, 3))
+    assert f"deltas/tuesday: DeepFM, step 3, follows version {first.label}, 0.1 MB, in full 0.1 MB" in said[0]
+    rows = read_delta(tmp_path / "deltas" / "tuesday").rows["user"]
+    assert f"user: {rows} of 101 rows have changed" in said[0]
+    assert "largest differences from the run's own on 530 rows: predicted_click " in said[0]
+    assert "user: 0 of 101 rows have changed" in said[1]  # it has not been trained meanwhile
+    made = Bundle(tmp_path / "bundles" / "wednesday", check=True).manifest
+    assert said[2] == f"bundles/wednesday: DeepFM, step 3, version {made.label}, 0.1 MB\n"
+    assert made.files == third.files
+    assert made.checked["rows"] == 530  # which exports in the tests are not compared with
+    assert said[3].startswith("published/deepfm/000001-bundle: version 3-")
+    done = CliRunner().invoke(app, ["fold", "bundles/wednesday", "deltas/wednesday", "--out", "other"])
+    assert isinstance(done.exception, UserError)
+    assert "is missing" in str(done.exception)
 
 
 def test_a_delta_is_not_trusted(ranked: dict[str, Days], tmp_path: Path) -> None:
