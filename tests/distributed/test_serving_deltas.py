@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +149,16 @@ def test_items_follow(bundles: dict[str, Path], tmp_path: Path) -> None:
         check(first)
         put(delta(tmp_path / "delta", first, second), target, "000002-delta")
         check(second)
+
+
+def test_a_bundle_ends_with_its_last_use(bundles: dict[str, Path]) -> None:
+    """A server that takes in a delta a minute must not wait for the garbage collector to let go of tables and items."""
+    gc.disable()
+    try:
+        found = Bundle(bundles["sas"], threads=1)
+        found.retrieve({"history": [["item 3"]]})
+        end = weakref.ref(found)
+        del found
+        assert end() is None
+    finally:
+        gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -235,6 +236,7 @@ class Bundle:
         if not isinstance(item, SparseFeature):
             raise UserError(f"{self._files[SCHEMA]} has no feature {self.manifest.item!r}; export the bundle again")
         graph = self.manifest.graphs["item"]
+        twin = copy(self)  # were it the bundle itself, each would hold the other, and the tables, after the last use
         read = {self._lookups[name].feature for name in (*graph.pooled, *graph.sequences)}
         return Catalogue(
             self.folder,
@@ -242,7 +244,7 @@ class Bundle:
             self._specs["item"],
             ids_alone=not graph.dense and read <= {item.name},
             table=self._files.get(ITEMS),
-            vectors_of=lambda window: self._of_window("item", window)[0],
+            vectors_of=lambda window: twin._of_window("item", window)[0],
         )
 
     @property
