@@ -86,7 +86,13 @@ def _train(root: Path, rows: int, dim: int, steps: int) -> None:
     tree: dict[str, Any] = {
         "output_dir": str(root / "run"),
         "data": {"root": str(root / "data"), "batch_size": batch, "valid": None, "test": None},
-        "model": {"name": "DeepFM", "features": ["user"], "hidden_units": [64], "embedding_dim": dim},
+        "model": {
+            "name": "DeepFM",
+            "features": ["user"],
+            "hidden_units": [64],
+            "dropout_rates": 0.0,
+            "embedding_dim": dim,
+        },
         "train": {"epochs": 1, "max_steps": steps},
         "monitor": {"profile_every": None},
     }
