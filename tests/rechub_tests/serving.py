@@ -150,6 +150,9 @@ def serving(log: Path, *arguments: str, env: Mapping[str, str] = {}) -> Iterator
         server.wait_for("serving at ")
         server.url = log.read_text().rpartition("serving at ")[2].strip().replace("0.0.0.0", "127.0.0.1")
         yield server
+    except BaseException as error:
+        error.add_note(f"the server said: {log.read_text()[-4000:]}")
+        raise
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
