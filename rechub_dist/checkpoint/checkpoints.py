@@ -263,7 +263,7 @@ class Checkpoints:
             f"output_dir (or checkpoint.folder) to start from scratch"
         )
 
-    def load_best(self, state: Tensors, vocabularies: dict[str, str]) -> int:
+    def load_best(self, state: Tensors, vocabularies: dict[str, str], step: int | None = None) -> int:
         """Load the best checkpoint, or the newest if none is marked best, into `state`; returns its step.
 
         Collective: call on every rank.
@@ -271,12 +271,13 @@ class Checkpoints:
         Args:
             state: the tensors to fill.
             vocabularies: fingerprints of the current vocabularies, by feature.
+            step: of another checkpoint.
 
         Raises:
             UserError: there is no checkpoint, it is damaged, or it was trained with other vocabularies.
         """
         with no_other():
-            manifest = self._opened()
+            manifest = self._opened(step)
         trained = manifest.run["identity"]["data"].get("vocabularies", {})
         other = [name for name, fingerprint in vocabularies.items() if trained.get(name) != fingerprint]
         if other:

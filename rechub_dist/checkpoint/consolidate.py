@@ -14,7 +14,8 @@ from rechub_dist.checkpoint.folder import Folder, step_folder
 from rechub_dist.checkpoint.load import read_rows
 from rechub_dist.checkpoint.manifest import CheckpointManifest, SavedTensor
 from rechub_dist.checkpoint.tensors import DTYPES, framed
-from rechub_dist.data.parquet.outputs import check_file, refuse_overlap, whole_file
+from rechub_dist.data.parquet.outputs import check_file, whole_file
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.embedding.local import LocalTables
 from rechub_dist.errors import UserError, nearest
 

@@ -19,7 +19,7 @@ from rechub_dist.cli.checkpoint import checkpoint_app
 from rechub_dist.cli.convert import convert_app
 from rechub_dist.cli.data import data_app
 from rechub_dist.cli.entry import AllowCode, Overrides, is_main, run_app
-from rechub_dist.cli.export import export
+from rechub_dist.cli.export import export, fold, publish
 from rechub_dist.cli.init import init
 from rechub_dist.cli.kubernetes import k8s_app
 from rechub_dist.cli.plan import plan
@@ -221,6 +221,8 @@ def predict(
 app.command()(init)
 app.command()(plan)
 app.command()(export)
+app.command()(fold)
+app.command()(publish)
 app.command()(vectors)
 app.command()(index)
 app.command()(retrieve)

@@ -150,9 +150,9 @@ def retrieve(
 @contextmanager
 def _bundle(source: str, out: str, overrides: list[str], allowed_code: list[str]) -> Iterator[str]:
     """The folder of a bundle; that of a run is made for the time, where the output goes to."""
-    from rechub_dist.inference.bundle.manifest import MANIFEST  # noqa: PLC0415
+    from rechub_dist.inference.bundle.deltas import is_bundle  # noqa: PLC0415
 
-    if "://" not in source and (Path(source) / MANIFEST).exists():
+    if "://" not in source and is_bundle(Path(source)):
         if overrides or allowed_code:
             raise UserError(f"{source} is a bundle: --set and --allow-code are for runs; leave them out")
         yield source

@@ -23,7 +23,11 @@ _ACCESS, _LOAD = "Who may", "How much"
 
 def serve(
     bundles: Annotated[
-        list[str], typer.Argument(metavar="FOLDER | NAME=FOLDER...", help="Bundles; the name is else the folder's.")
+        list[str],
+        typer.Argument(
+            metavar="FOLDER | NAME=FOLDER...",
+            help="Bundles, or folders to `publish` to; the name is else the folder's.",
+        ),
     ],
     address: Annotated[
         str, typer.Option(help="Address of this host to listen on.", rich_help_panel=_ACCESS)
@@ -37,7 +41,8 @@ def serve(
         bool, typer.Option("--no-token", help="Ask for none on other addresses than loopback.", rich_help_panel=_ACCESS)
     ] = False,
     watch: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=0.1, help="Reload folders that have been replaced.")
+        float | None,
+        typer.Option(metavar="SECONDS", min=0.1, help="Reload folders that were replaced or published to."),
     ] = None,
     shadow: Annotated[
         list[str] | None,
@@ -107,8 +112,12 @@ def serve(
         grace=grace, deadline=None if deadline_ms is None else deadline_ms / 1000,
     )  # fmt: skip
 
+    former: dict[Path, Bundle] = {}
+
     def opened(folder: Path) -> Bundle:
-        return Bundle(folder, threads=1, check=check)  # many requests at once, each by one thread
+        # many requests at once, each by one thread
+        former[folder] = Bundle(folder, threads=1, check=check, former=former.get(folder))
+        return former[folder]
 
     served = [Served(name, folder, opened, max_rows, indexes.get(name)) for name, folder in found.items()]
     beside = {name: Served(f"{name}.shadow", folder, opened, max_rows) for name, folder in shadows.items()}

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,13 +20,16 @@ from rechub_dist.checkpoint.trained import trained_config
 from rechub_dist.data.columns.frequencies import vocabulary_name
 from rechub_dist.data.columns.vocabulary import vocabulary_fingerprint
 from rechub_dist.data.parquet.outputs import whole_folder
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.data.prepare.writer import SCHEMA_FILE, VOCABULARIES, schema_text
 from rechub_dist.embedded import Lookup
 from rechub_dist.errors import UserError
 from rechub_dist.features import Feature, FeatureSchema, SequenceFeature, SparseFeature
-from rechub_dist.inference.bundle.catalogue import ITEMS
+from rechub_dist.inference.bundle.deltas import DeltaManifest, State
 from rechub_dist.inference.bundle.engines import PACKAGES
 from rechub_dist.inference.bundle.manifest import (
+    ITEMS,
+    KIND,
     TABLES,
     BundleManifest,
     GraphName,
@@ -42,14 +45,14 @@ from rechub_dist.inference.bundle.manifest import (
 from rechub_dist.inference.bundle.tables import DTYPES, precision_of, stored, tensors_of
 from rechub_dist.inference.card import CARD, card, metrics_of
 from rechub_dist.inference.comparison import Comparison
-from rechub_dist.inference.formats import DEFAULT, Format, check_formats
+from rechub_dist.inference.deltas import DELTA_KIND, compare, stored_precision, write_delta
+from rechub_dist.inference.formats import DEFAULT, Format, check_formats, formats_of
 from rechub_dist.inference.from_checkpoint import load_dense, open_run
 from rechub_dist.inference.graphs import export_graph, parts_of
 from rechub_dist.inference.items import write_items
 from rechub_dist.inference.triton import add_repository
 from rechub_dist.inference.whole import Whole, add_whole, check_sizes
 
-KIND: Final = "bundle"
 Progress = Callable[[str, int, int], None]  # what is written, and how many bytes of how many
 
 
@@ -62,6 +65,7 @@ def export_bundle(
     whole: Whole | None = None,
     overrides: Iterable[str] = (),
     allowed_code: Iterable[str] = (),
+    wanted: Literal["best"] | int = "best",
     check: Callable[[Path], Comparison] | None = None,
     progress: Progress | None = None,
 ) -> BundleManifest:
@@ -77,6 +81,7 @@ def export_bundle(
         whole: of `whole` and `triton`, how large and compared on what.
         overrides: `section.key=value`, where data has moved.
         allowed_code: modules of the run's own classes.
+        wanted: the step of another checkpoint.
         check: called with the bundle before it becomes visible; what it finds is kept in the manifest.
         progress: called with what is being done.
 
@@ -85,7 +90,7 @@ def export_bundle(
     """
     check_formats(formats)
     config = trained_config(output_dir, overrides, allowed_code=allowed_code)
-    folder, manifest = find_checkpoint(str(config.checkpoint.folder or config.output_dir), config.storage)
+    folder, manifest = find_checkpoint(str(config.checkpoint.folder or config.output_dir), config.storage, wanted)
     found = plan(config, device="cpu", world_size=1)
     _check_vocabularies(found, folder, manifest)
     say = progress or _nobody
@@ -94,7 +99,7 @@ def export_bundle(
     load_dense(found, folder, manifest)
     found.objective.eval()
     if config.evaluation.calibration is not None:
-        found.objective.set_calibrators(open_run(output_dir, overrides, allowed_code).calibrators)
+        found.objective.set_calibrators(open_run(output_dir, overrides, allowed_code, wanted).calibrators)
     parts = parts_of(found)
     whole = whole or Whole()
     if "whole" in formats:
@@ -140,6 +145,41 @@ def export_bundle(
         bundle = bundle.model_copy(update={"files": bundle.files | {CARD: record(work / CARD)}})
         write_manifest(work, bundle)
     return bundle
+
+
+def export_delta(
+    output_dir: str,
+    out: Path,
+    since: State,
+    *,
+    tables: Precision | None = None,
+    whole: Whole | None = None,
+    overrides: Iterable[str] = (),
+    allowed_code: Iterable[str] = (),
+    check: Callable[[Path], Comparison] | None = None,
+    progress: Progress | None = None,
+) -> DeltaManifest:
+    """Write what the bundle of a run's best checkpoint changes of a state. It is made whole beside, for the time.
+
+    Args:
+        output_dir, whole, overrides, allowed_code, check, progress: as of `export_bundle`.
+        out: the folder; an earlier, unchanged delta is replaced.
+        since: the state.
+        tables: how their numbers are stored; default: as they are. It is written for what the state is.
+
+    Raises:
+        UserError: as `export_bundle`; no delta leads there.
+    """
+    refuse_overlap(str(out), [str(since.base), *(str(place) for place, _ in since.deltas)])
+    with whole_folder(out, DELTA_KIND, replace=True) as work:
+        full = work / "full"
+        export_bundle(
+            output_dir, full, tables=tables or stored_precision(since.manifest), formats=formats_of(since.manifest),
+            whole=whole, overrides=overrides, allowed_code=allowed_code, check=check, progress=progress,
+        )  # fmt: skip
+        found = write_delta(compare(since, full, progress), work)
+        shutil.rmtree(full)
+    return found
 
 
 def _record(lookup: Lookup) -> LookupRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import torch
@@ -88,14 +88,21 @@ def batches_of(run: Run, rows: pa.Table, spec: BatchSpec) -> list[Batch]:
     return batches
 
 
-def open_run(output_dir: str, settings: Iterable[str] = (), allowed_code: Iterable[str] = ()) -> Run:
+def open_run(
+    output_dir: str,
+    settings: Iterable[str] = (),
+    allowed_code: Iterable[str] = (),
+    wanted: Literal["best"] | int = "best",
+) -> Run:
     """The best weights of a run, as `load`; its tables are read when `hold` says which of their rows. On the CPU.
+
+    `wanted` is the step of another checkpoint.
 
     Raises:
         UserError: there is no checkpoint, or it is damaged.
     """
     config = in_one_process(trained_config(output_dir, settings, allowed_code=allowed_code), "cpu")
-    folder, manifest = find_checkpoint(str(config.checkpoint.folder or config.output_dir), config.storage)
+    folder, manifest = find_checkpoint(str(config.checkpoint.folder or config.output_dir), config.storage, wanted)
     found = plan(config, device="cpu", world_size=1)
     load_dense(found, folder, manifest)
 

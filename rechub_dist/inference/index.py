@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rechub_dist.data.parquet.outputs import check_replaceable, refuse_overlap, whole_folder
+from rechub_dist.data.parquet.outputs import check_replaceable, whole_folder
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.data.parquet.pages import parquet_writer
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_dist.inference.bundle.catalogue import ITEM, VECTOR
+from rechub_dist.inference.bundle.deltas import is_bundle
 from rechub_dist.inference.bundle.index import (
     FAISS,
     ITEMS,
@@ -29,7 +31,6 @@ from rechub_dist.inference.bundle.index import (
     Measured,
     faiss_module,
 )
-from rechub_dist.inference.bundle.manifest import MANIFEST as BUNDLE_MANIFEST
 from rechub_dist.inference.bundle.manifest import record, versions
 from rechub_dist.inference.bundle.search import Floats
 from rechub_dist.inference.written import read_vectors
@@ -162,7 +163,7 @@ class Source:
 
 def batches_of(source: str) -> Source:
     """The vectors of items in a bundle or a folder of them. Raises UserError if it is neither."""
-    if "://" not in source and (Path(source) / BUNDLE_MANIFEST).exists():
+    if "://" not in source and is_bundle(Path(source)):
         bundle = Bundle(source)
         return Source(bundle.catalogue.batches(), bundle.fingerprint)
     written = read_vectors(source, (ITEM, VECTOR))

@@ -17,7 +17,8 @@ from rechub_dist.data.columns.values import one_array
 from rechub_dist.data.columns.vocabulary import Vocabulary, vocabulary_of
 from rechub_dist.data.parquet.files import DataFile, OpenFiles
 from rechub_dist.data.parquet.manifest import Manifest
-from rechub_dist.data.parquet.outputs import claim, refuse_overlap
+from rechub_dist.data.parquet.outputs import claim
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.data.stored import Stored, StoredRows
 from rechub_dist.distributed.runtime import Runtime, device_type, runtime

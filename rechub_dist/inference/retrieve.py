@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from rechub_dist.data.given import windows
-from rechub_dist.data.parquet.outputs import claim, refuse_overlap
+from rechub_dist.data.parquet.outputs import claim
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.inference.bundle.bundle import BATCH, Bundle
 from rechub_dist.inference.written import SOURCE_FILE, FileRows, PartFile, finish, part_name
 

@@ -52,6 +52,7 @@ def load(
     *,
     settings: Iterable[str] = (),
     allowed_code: Iterable[str] = (),
+    step: int | None = None,
 ) -> Run:
     """The best weights of a trained run (its newest, where none are best), whole in this process.
 
@@ -64,6 +65,7 @@ def load(
         overrides: dotted keys with other values than in training: `{"data.root": "/new/place"}`.
         settings: the same as text, `data.root=/new/place`.
         allowed_code: modules of the run's own classes, which may be imported.
+        step: of another checkpoint than the best.
 
     Raises:
         UserError: there is no checkpoint, the newest one is damaged, or a vocabulary is not that of the training.
@@ -77,7 +79,7 @@ def load(
         parts = build(config, device=kind, world_size=1)
     parts.train_module.to(rt.device).eval()
     checkpoints = open_checkpoints(config, rt)
-    step = checkpoints.load_best(local_weights_state(parts.train_module, parts.layout), vocabularies_of(parts))
+    step = checkpoints.load_best(local_weights_state(parts.train_module, parts.layout), vocabularies_of(parts), step)
     calibrate(parts, rt)
     return Run(config, parts, rt, step)
 

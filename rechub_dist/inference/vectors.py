@@ -15,7 +15,8 @@ from typing import Final, Literal
 import pyarrow as pa
 
 from rechub_dist.data.given import windows
-from rechub_dist.data.parquet.outputs import claim, refuse_overlap
+from rechub_dist.data.parquet.outputs import claim
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.errors import UserError
 from rechub_dist.inference.bundle.bundle import BATCH, Bundle, lists_of_vectors
 from rechub_dist.inference.written import SOURCE_FILE, FileRows, PartFile, finish, part_name

@@ -15,6 +15,8 @@ import pytest
 
 from rechub_dist.checkpoint.find import find_checkpoint
 from rechub_dist.config import StorageConfig
+from rechub_dist.inference.bundle.bundle import Bundle
+from rechub_dist.inference.bundle.manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -37,13 +39,16 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> Path:
         script = folder / "bin" / name
         script.write_text(f'#!/bin/sh\nexec {sys.executable} {module} "$@"\n')
         script.chmod(0o755)
-    env = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["sh", "-e"], input=blocks(PAGE)[0], text=True, cwd=folder, env=env, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "said").write_text(done.stdout + done.stderr)
+    (folder / "said").write_text(typed(folder, blocks(PAGE)[0]))
     return folder
+
+
+def typed(folder: Path, block: str) -> str:
+    """What the commands of a block say."""
+    env = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-e"], input=block, text=True, cwd=folder, env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 def vocabulary(days: Path, day: str, name: str) -> dict[str, int]:
@@ -82,6 +87,18 @@ def test_drift_is_told(days: Path) -> None:
     facts = [json.loads((days / "data" / day / "import.json").read_text()) for day in ("2024-05-01", "2024-05-02")]
     before, now = (fact["labels"]["test"]["clicked"] for fact in facts)
     assert f"test: mean of clicked {now:.4f} (before: {before:.4f})" in said
+
+
+def test_each_day_is_published(days: Path) -> None:
+    """By the third block. There are new items on the second day, so that it is a whole bundle again."""
+    said = typed(days, blocks(PAGE)[2])
+    first, second = (days / "published" / "daily" / f"{number:06d}-bundle" for number in (1, 2))
+    assert f"published/daily/{first.name}: version " in said
+    assert "in full (no delta leads here: table 'item' is " in said
+    found = Bundle(days / "published" / "daily", check=True)
+    assert found.manifest == read_manifest(second)
+    assert found.manifest.checked["rows"] > 100
+    assert read_manifest(first).tables["item"].rows < found.manifest.tables["item"].rows
 
 
 def test_the_page_says_what_the_script_does() -> None:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from rechub_dist.cli.main import app
 from rechub_dist.errors import UserError
 from rechub_dist.inference.bundle.bundle import Bundle
-from rechub_dist.inference.bundle.catalogue import ITEMS
+from rechub_dist.inference.bundle.manifest import ITEMS
 from rechub_dist.inference.check import as_values, check_bundle
 from rechub_dist.inference.export import export_bundle
 from rechub_dist.inference.from_checkpoint import open_run

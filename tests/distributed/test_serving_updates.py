@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import shutil
 import signal
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -21,10 +16,9 @@ import pytest
 from rechub_dist.errors import UserError
 from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_dist.inference.server.versions import Served
-from rechub_tests.serving import TOKEN, Server, label, make_bundles, rows_of, serving, variant, wait_until
+from rechub_tests.serving import TOKEN, VARIANTS, Exports, load, make_bundles, rows_of, serving, wait_until
 
 ADMIN = {"env": {"SERVING_TOKEN": TOKEN}}
-VARIANTS = 5
 
 
 @pytest.fixture(scope="module")
@@ -32,67 +26,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_bundles(tmp_path_factory.mktemp("bundles"))
 
 
-class Exports:
-    """Later exports of a bundle, and what each makes of the same rows."""
-
-    def __init__(self, bundle: Path, rows: list[dict[str, Any]], folder: Path) -> None:
-        self.rows, self._base = rows, bundle
-        self.folders = [variant(bundle, folder / str(step), step) for step in range(1, VARIANTS + 1)]
-        self.labels = [label(one) for one in self.folders]
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
-        self.scores = {label(one): Bundle(one).score(columns)["predicted_click"] for one in self.folders}
-        scores = list(self.scores.values())
-        assert min(np.abs(one - two).max() for one, two in itertools.pairwise(scores)) > 1e-3
-
-    def put(self, number: int, target: Path) -> str:
-        """Replace a folder as an export does; the version that it then holds."""
-        variant(self._base, target, number + 1)
-        assert label(target) == self.labels[number]
-        return self.labels[number]
-
-    def check(self, answer: httpx.Response) -> str:
-        """An answer is wholly of the version that it names."""
-        assert answer.status_code == 200, answer.text
-        found = answer.json()
-        assert found["version"] == answer.headers["x-rechub-version"]
-        assert str(found["step"]) == found["version"].partition("-")[0]
-        wanted = self.scores[found["version"]]
-        np.testing.assert_allclose(found["columns"]["predicted_click"], wanted, rtol=1e-5, atol=1e-6)
-        return str(found["version"])
-
-
 @pytest.fixture(scope="module")
 def exports(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Exports:
     return Exports(bundles["din"], rows_of(bundles["rows"], bundles["din"], 40), tmp_path_factory.mktemp("exports"))
-
-
-@contextmanager
-def load(server: Server, exports: Exports, clients: int = 4) -> Iterator[list[str]]:
-    """Clients that ask all the time; every answer is checked. Their versions, by the time of the answer."""
-    seen: list[str] = []
-    failures: list[BaseException] = []
-    done = threading.Event()
-
-    def ask() -> None:
-        with server.client(TOKEN) as client:
-            while not done.is_set():
-                try:
-                    seen.append(exports.check(client.post("/score", json={"rows": exports.rows})))
-                except BaseException as error:
-                    failures.append(error)
-                    return
-
-    threads = [threading.Thread(target=ask) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
-    if failures:
-        raise failures[0]
 
 
 @pytest.mark.parametrize("reloads", [20, pytest.param(100, marks=pytest.mark.slow)])

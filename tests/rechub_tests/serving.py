@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +28,7 @@ from rechub_dist.inference.export import export_bundle
 from rechub_tests.runs import SCHEMA, run_file, train, write_data
 
 ITEMS = 61
+VARIANTS = 5
 TOKEN = "correct horse battery staple"
 ARROW = "application/vnd.apache.arrow.stream"
 
@@ -147,6 +150,9 @@ def serving(log: Path, *arguments: str, env: Mapping[str, str] = {}) -> Iterator
         server.wait_for("serving at ")
         server.url = log.read_text().rpartition("serving at ")[2].strip().replace("0.0.0.0", "127.0.0.1")
         yield server
+    except BaseException as error:
+        error.add_note(f"the server said: {log.read_text()[-4000:]}")
+        raise
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -159,3 +165,61 @@ def wait_until(condition: Any, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.02)
+
+
+class Exports:
+    """Later exports of a bundle, and what each makes of the same rows."""
+
+    def __init__(self, bundle: Path, rows: list[dict[str, Any]], folder: Path) -> None:
+        self.rows, self._base = rows, bundle
+        self.folders = [variant(bundle, folder / str(step), step) for step in range(1, VARIANTS + 1)]
+        self.labels = [label(one) for one in self.folders]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        self.scores = {label(one): Bundle(one).score(columns)["predicted_click"] for one in self.folders}
+        scores = list(self.scores.values())
+        assert min(np.abs(one - two).max() for one, two in itertools.pairwise(scores)) > 1e-3
+
+    def put(self, number: int, target: Path) -> str:
+        """Replace a folder as an export does; the version that it then holds."""
+        variant(self._base, target, number + 1)
+        assert label(target) == self.labels[number]
+        return self.labels[number]
+
+    def check(self, answer: httpx.Response) -> str:
+        """An answer is wholly of the version that it names."""
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert found["version"] == answer.headers["x-rechub-version"]
+        assert str(found["step"]) == found["version"].partition("-")[0]
+        wanted = self.scores[found["version"]]
+        np.testing.assert_allclose(found["columns"]["predicted_click"], wanted, rtol=1e-5, atol=1e-6)
+        return str(found["version"])
+
+
+@contextmanager
+def load(server: Server, exports: Exports, clients: int = 4) -> Iterator[list[str]]:
+    """Clients that ask all the time; every answer is checked. Their versions, by the time of the answer."""
+    seen: list[str] = []
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with server.client(TOKEN) as client:
+            while not done.is_set():
+                try:
+                    seen.append(exports.check(client.post("/score", json={"rows": exports.rows})))
+                except BaseException as error:
+                    failures.append(error)
+                    return
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]

@@ -11,7 +11,8 @@ import pytest
 
 from rechub_dist.config import StorageConfig
 from rechub_dist.data.parquet import outputs
-from rechub_dist.data.parquet.outputs import MARK, claim, refuse_overlap, whole_file, whole_folder
+from rechub_dist.data.parquet.outputs import MARK, claim, whole_file, whole_folder
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.data.parquet.storage import locate
 from rechub_dist.errors import UserError
 

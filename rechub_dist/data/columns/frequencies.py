@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from rechub_dist.data.columns.strings import is_string
 from rechub_dist.data.parquet.kinds import is_list
 from rechub_dist.data.parquet.manifest import Manifest
-from rechub_dist.data.parquet.outputs import check_file, refuse_overlap, whole_file
+from rechub_dist.data.parquet.outputs import check_file, whole_file
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.data.parquet.pages import read_schema, write_parquet
 from rechub_dist.data.parquet.scan import THREADS, scan
 from rechub_dist.errors import UserError, nearest

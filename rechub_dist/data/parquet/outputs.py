@@ -1,4 +1,4 @@
-"""Writes outputs without ever destroying a user's files: marks, replacement of earlier outputs, overlap with inputs.
+"""Writes outputs without ever destroying a user's files: marks, and replacement of earlier outputs.
 
 Every output folder has a mark, `_rechub_dist.json`: the kind of output, and the files that it consists of. Only these
 are ever removed, and only for an output of the same kind; a folder with anything else in it is refused. Names that
@@ -18,23 +18,20 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, TextIO
-from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rechub_dist.config import StorageConfig
-from rechub_dist.data.parquet.storage import is_remote, locate
+from rechub_dist.data.parquet.storage import locate
 from rechub_dist.errors import UserError
 
 MARK = "_rechub_dist.json"
 _WRITER = "rechub_dist"
+_HIDDEN = (".writing", ".replaced")  # ends of names, after a dot and a name of ours
 _HEAD = 1 << 20  # bytes of a file that are hashed to notice a change
-_GLOB = re.compile(r"[*?\[]")
-_SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # different schemes of the same store
 
 
 @dataclass(frozen=True)
@@ -71,30 +68,6 @@ class _Written(BaseModel):
     writer: Literal["rechub_dist"]
     kind: str
     files: dict[str, str | None]
-
-
-def refuse_overlap(out: str, inputs: Iterable[str], *, option: str = "--out") -> None:
-    """Check that an output is not an input, does not contain one, and would not be read as part of one.
-
-    Links, bind mounts and different spellings of an address are resolved. Within an input, names that begin with `_` or
-    `.` are allowed, as they are not data.
-
-    Args:
-        out: file, folder or address.
-        inputs: files, folders, patterns or addresses. Pass the files that were found as well as the pattern or folder,
-            as each may be a link to somewhere else.
-        option: the option that names the output, for the error.
-
-    Raises:
-        UserError: they overlap.
-    """
-    target = _Place.of(out)
-    for source in dict.fromkeys(inputs):
-        if (how := _overlap(target, source)) is not None:
-            raise UserError(
-                f"{option}: {out} {how} the input {source}: inputs are never overwritten; name another "
-                "place for the output"
-            )
 
 
 def claim(
@@ -188,6 +161,79 @@ def whole_folder(out: Path, kind: str, *, replace: bool = False, option: str = "
 
 
 @contextmanager
+def held_folder(folder: Path, kind: str, *, option: str = "--out") -> Iterator[Path]:
+    """A local folder that outputs are added to, by this process alone until the block ends.
+
+    What killed writers have left hidden in it is removed.
+
+    Args:
+        folder: new, empty, or one that was held for the same kind.
+        kind: what it holds.
+        option: the option that names the folder, for the error.
+
+    Raises:
+        UserError: it is a file, holds anything else, cannot be written, or another process holds it.
+    """
+    folder = _real(folder, option)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            foreign = next((path.name for path in folder.iterdir() if path.name != MARK), MARK)
+            if foreign != MARK and not (folder / MARK).is_file():
+                raise _foreign(folder, foreign, kind, option)
+            mark = stack.enter_context(os.fdopen(os.open(folder / MARK, os.O_RDWR | os.O_CREAT, 0o666), "r+"))
+            _lock(mark, folder, option)
+            text = (folder / MARK).read_bytes()
+            found = Mark.of(text)
+            if found is None and foreign == MARK and _begun(text):
+                found = Mark(kind, {})
+                _rewrite(mark, found)
+            if found is None or found.kind != kind:
+                raise _foreign(folder, foreign, kind, option)
+            for path in folder.iterdir():
+                if path.name.startswith(".") and path.name.endswith(_HIDDEN) and _marked(path):
+                    _remove_marked(path, option)
+        except OSError as error:
+            raise _failed(folder, error, option) from error
+        yield folder
+
+
+@contextmanager
+def scratch_folder(folder: Path, *, option: str = "--out") -> Iterator[Path]:
+    """A hidden folder in a held one, removed when the block ends; of what is in it, what is whole may be moved out.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    work = folder / ".scratch.writing"
+    try:
+        _remove_marked(work, option)
+        work.mkdir()
+        (work / MARK).write_text(Mark("scratch", {}).text(), encoding="utf-8")
+        yield work
+    except OSError as error:
+        raise _failed(work, error, option) from error
+    finally:
+        _remove_marked(work, option)
+
+
+def remove_output(folder: Path, kind: str, *, option: str = "--out") -> None:
+    """Remove an output in which no file was changed or added. It is hidden first, so that no part of it looks whole.
+
+    Raises:
+        UserError: it is not of the kind, holds something else, or cannot be removed.
+    """
+    check_replaceable(folder, kind, replace=True, option=option)
+    hidden = folder.with_name(f".{folder.name}.replaced")
+    try:
+        _remove_marked(hidden, option)
+        os.rename(folder, hidden)
+        _remove_marked(hidden, option)
+    except OSError as error:
+        raise _failed(folder, error, option) from error
+
+
+@contextmanager
 def whole_file(
     path: Path, ours: Callable[[Path], bool], what: str = "one of ours", *, option: str = "--out"
 ) -> Iterator[Path]:
@@ -258,69 +304,6 @@ def _real(path: Path, option: str) -> Path:
     return Path(os.path.realpath(path))
 
 
-class _Place:
-    """What a path or address refers to, comparable with others.
-
-    Attributes:
-        store: '' for local disks, else the kind of the store.
-        path: without links, `.` and `..`.
-        lineage: identities of the path itself, `[0]`, and of each folder above it.
-    """
-
-    def __init__(self, store: str, path: str) -> None:
-        self.store, self.path = store, path
-        folders = [path]
-        while (above := posixpath.dirname(folders[-1])) != folders[-1]:
-            folders.append(above)
-        self.lineage = [_identity(folder) if not store else folder for folder in folders]
-
-    @classmethod
-    def of(cls, where: str) -> _Place:
-        if is_remote(where):
-            parts = urlsplit(where.partition("?")[0])
-            container = parts.username or parts.netloc
-            path = posixpath.normpath(f"/{container}/{parts.path}")
-            return cls(_SAME.get(parts.scheme, parts.scheme), path)
-        return cls("", os.path.realpath(where.removeprefix("file://").partition("?")[0] if "://" in where else where))
-
-    def holds(self, other: _Place) -> bool:
-        """Whether `other` is the same place, or below it."""
-        return self.store == other.store and self.lineage[0] in other.lineage
-
-    def below(self, other: _Place) -> list[str]:
-        """The path components from this place to one that it holds."""
-        steps = other.lineage.index(self.lineage[0])
-        return other.path.split("/")[-steps:] if steps else []
-
-
-def _identity(path: str) -> object:
-    """The same for all names of a folder or file."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return path
-    return found.st_dev, found.st_ino
-
-
-def _overlap(out: _Place, source: str) -> str | None:
-    """How an output and an input overlap, as a verb; None if they do not."""
-    pattern: list[str] = []
-    if _GLOB.search(source) and not (not is_remote(source) and os.path.exists(source)):
-        parts = (source.partition("?")[0] if is_remote(source) else source).split("/")
-        fixed = next((i for i, part in enumerate(parts) if _GLOB.search(part)), len(parts))
-        source, pattern = "/".join(parts[:fixed]) or ("/" if source.startswith("/") else "."), parts[fixed:]
-    place = _Place.of(source)
-    if place.holds(out):
-        names = place.below(out)
-        if not names and not pattern:
-            return "is"
-        if any(name.startswith(("_", ".")) for name in names):
-            return None
-        matched = all(part == "**" or fnmatchcase(name, part) for name, part in zip(names, pattern, strict=False))
-        return ("lies in" if len(names) >= len(pattern) else "may hold") if "**" in pattern or matched else None
-    return "holds" if out.holds(place) else None
-
-
 def _contents(folder: Path) -> dict[str, str | None]:
     """The files below a folder, except its mark, each with its size and a digest of its first megabyte."""
     found: dict[str, str | None] = {}
@@ -347,14 +330,33 @@ def _remove_marked(folder: Path, option: str) -> None:
         return
     if not _marked(folder):
         raise UserError(f"{option}: {folder} is in the way and is not ours: remove it yourself")
-    with (folder / MARK).open() as file:
-        _lock(file, folder, option)
-        shutil.rmtree(folder)
+    if (folder / MARK).exists():
+        with (folder / MARK).open() as file:
+            _lock(file, folder, option)
+            for path in folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != MARK:  # the mark stays to the last, or the rest would be nobody's
+                    path.unlink()
+            (folder / MARK).unlink()
+    folder.rmdir()
 
 
 def _marked(folder: Path) -> bool:
+    """Whether a folder with a name that only we use is ours, wherever its writer was killed."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
     mark = folder / MARK
-    return not folder.is_symlink() and mark.is_file() and Mark.of(mark.read_bytes()) is not None
+    if not mark.exists():
+        return not any(folder.iterdir())
+    return mark.is_file() and _begun(mark.read_bytes())
+
+
+def _begun(text: bytes) -> bool:
+    """Whether this is a mark of ours, as far as it was written."""
+    ours = Mark("", {}).text().encode()
+    ours = ours[: ours.index(b"kind")]
+    return text.startswith(ours) or ours.startswith(text)
 
 
 def _lock(mark: TextIO, folder: Path, option: str) -> None:
@@ -368,10 +370,9 @@ def _lock(mark: TextIO, folder: Path, option: str) -> None:
 
 
 def _rewrite(file: TextIO, mark: Mark) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(mark.text())
-    file.flush()
+    text = mark.text().encode()
+    os.pwrite(file.fileno(), text, 0)  # over what is there: it is never empty again
+    os.ftruncate(file.fileno(), len(text))
 
 
 def _foreign(folder: object, name: str, kind: str | None, option: str) -> UserError:

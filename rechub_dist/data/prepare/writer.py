@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from rechub_dist.data.parquet.outputs import refuse_overlap, whole_folder
+from rechub_dist.data.parquet.outputs import whole_folder
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.data.parquet.pages import parquet_writer
 from rechub_dist.features import CrossFeature, DenseFeature, Feature, FeatureSchema, Table, TimeGapFeature
 

@@ -19,7 +19,8 @@ from rechub_dist.data.order.epoch import permutation
 from rechub_dist.data.parquet.files import DataFile
 from rechub_dist.data.parquet.footers import corrupt
 from rechub_dist.data.parquet.manifest import Manifest, prepared_splits
-from rechub_dist.data.parquet.outputs import MARK, refuse_overlap, whole_folder
+from rechub_dist.data.parquet.outputs import MARK, whole_folder
+from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.data.parquet.pages import open_parquet, parquet_writer
 from rechub_dist.data.parquet.partitions import COMPLETE
 from rechub_dist.data.parquet.storage import exists

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +22,21 @@ from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 from rechub_dist.features import CrossFeature, DenseFeature, Feature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.inference.bundle.candidates import Candidates, Piece
-from rechub_dist.inference.bundle.catalogue import ITEMS, Catalogue, fixed
+from rechub_dist.inference.bundle.catalogue import Catalogue, fixed
+from rechub_dist.inference.bundle.deltas import read_state, state_tables
 from rechub_dist.inference.bundle.engines import Computation, Engine, engine_of, open_graph
 from rechub_dist.inference.bundle.index import IndexManifest, open_index
-from rechub_dist.inference.bundle.manifest import MANIFEST, SCHEMA, TABLES, GraphRecord, read_manifest, verify
+from rechub_dist.inference.bundle.manifest import (
+    ITEMS,
+    MANIFEST,
+    SCHEMA,
+    TABLES,
+    FileRecord,
+    GraphRecord,
+    check_content,
+)
 from rechub_dist.inference.bundle.search import Flags, Floats, Pairs
-from rechub_dist.inference.bundle.tables import open_tables, padded, pooled
+from rechub_dist.inference.bundle.tables import padded, pooled
 from rechub_dist.inference.bundle.whole import ids_of, whole_inputs
 from rechub_dist.schema import parse_schema
 
@@ -39,39 +50,47 @@ class Bundle:
     training was prepared from: values, not ids. Scores come as what the rows are.
 
     Args:
-        folder: of the bundle.
+        folder: of the bundle, or one that `rechub-dist publish` writes to.
+        deltas: folders of deltas that follow it, in order.
         threads: that compute one call; default: as many as there are cores. Torch has one such number for the process.
         check: compare the tables, of items too, with their checksums, which reads them whole.
         index: a folder that `rechub-dist index` has written of this bundle's items, for `retrieve` to search.
         engine: what computes the graphs: `onnx` (onnxruntime) or `torch`; default: the first of them that the bundle
             has graphs for and that is installed.
+        former: an open bundle; files of it that are still the same are not compared again.
 
     Raises:
-        UserError: it is no bundle, is damaged or of a later format, what computes its graphs is missing, or the index
-            is of other items.
+        UserError: it is no bundle, is damaged or of a later format, a delta does not follow, what computes its graphs
+            is missing, or the index is of other items.
     """
 
     def __init__(
         self,
         folder: str | Path,
+        deltas: Iterable[str | Path] = (),
         *,
         threads: int | None = None,
         check: bool = False,
         index: str | Path | None = None,
         engine: Engine | None = None,
+        former: Bundle | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder)
+        self._state = read_state(self.folder, map(Path, deltas))
+        self.manifest, self._files = self._state.manifest, self._state.files
         graphs = self.manifest.graphs
         self.engine: Engine = engine_of(self.folder, graphs, engine)
-        files = {name: self.folder / str(graph.file_for(self.engine)) for name, graph in graphs.items()}
-        apart = self.manifest.apart(self.engine) | (set() if check else {TABLES, ITEMS})
-        verify(self.folder, self.manifest, [name for name in self.manifest.files if name not in apart])
-        self.schema: FeatureSchema = parse_schema(read_yaml(self.folder / SCHEMA), str(self.folder))
+        files = {name: self._files[str(graph.file_for(self.engine))] for name, graph in graphs.items()}
+        left_out = {self._files[name] for name in self.manifest.apart(self.engine)}
+        left_out |= set() if check else self._state.big_files
+        self._compared = {_stamp(path, file) for path, file in self._state.records.items() if path not in left_out}
+        for _, path, file in self._compared - (set() if former is None else former._compared):
+            check_content(path, file)
+        self.schema: FeatureSchema = parse_schema(read_yaml(self._files[SCHEMA]), str(self.folder))
         self._check_schema()
         self._vocabularies: list[Vocabulary] = []
         self.schema = replace(self.schema, features=tuple(map(self._with_vocabulary, self.schema.features)))
-        self._tables = open_tables(self.folder, self.manifest.tables)
+        self._tables = state_tables(self._state)
         self._lookups = {lookup.name: lookup for lookup in self.manifest.lookups}
         self._computations = {name: open_graph(self.engine, file, threads) for name, file in files.items()}
         for name, graph in graphs.items():
@@ -82,7 +101,7 @@ class Bundle:
 
     def _check_schema(self) -> None:
         """Refuse a schema that is not that of the manifest, or that names files from elsewhere."""
-        where = self.folder / SCHEMA
+        where = self._files[SCHEMA]
         features = {feature.name: feature for feature in self.schema.features}
         features |= {f.name: f for c in self.schema.features if isinstance(c, CrossFeature) for f in c.inputs}
         for feature in features.values():
@@ -103,8 +122,9 @@ class Bundle:
             return replace(feature, inputs=tuple(one for one in inputs if isinstance(one, SparseFeature)))
         if not isinstance(feature, SparseFeature | SequenceFeature) or feature.vocabulary is None:
             return feature
-        name = f"{Path(feature.vocabulary).relative_to(self.folder)} of bundle {self.manifest.seal[:12]}"
-        self._vocabularies.append(hold(feature.vocabulary, name))
+        file = str(Path(feature.vocabulary).relative_to(self.folder))
+        name = f"{file} of bundle {self.manifest.seal[:12]}"
+        self._vocabularies.append(hold(str(self._files[file]), name))
         return replace(feature, vocabulary=name)
 
     def _check_graph(self, graph: GraphRecord, computation: Computation, where: Path) -> None:
@@ -115,7 +135,7 @@ class Bundle:
             dims += [self.manifest.tables[self._lookups[name].table].dim, None]
         for name in graph.dense:
             if name not in dense:
-                raise UserError(f"{self.folder / SCHEMA} has no dense feature {name!r}, which {where} reads")
+                raise UserError(f"{self._files[SCHEMA]} has no dense feature {name!r}, which {where} reads")
             dims.append(dense[name])
         if computation.widths != dims or computation.outputs != len(graph.outputs):
             raise UserError(f"{where} does not read and answer what {MANIFEST} says; export the bundle again")
@@ -221,16 +241,17 @@ class Bundle:
             raise UserError(f"retrieve: {self.manifest.model} is no recall model; use score")
         item = next((f for f in self.schema.features if f.name == self.manifest.item), None)
         if not isinstance(item, SparseFeature):
-            raise UserError(f"{self.folder / SCHEMA} has no feature {self.manifest.item!r}; export the bundle again")
+            raise UserError(f"{self._files[SCHEMA]} has no feature {self.manifest.item!r}; export the bundle again")
         graph = self.manifest.graphs["item"]
+        twin = copy(self)  # were it the bundle itself, each would hold the other, and the tables, after the last use
         read = {self._lookups[name].feature for name in (*graph.pooled, *graph.sequences)}
         return Catalogue(
             self.folder,
             item,
             self._specs["item"],
             ids_alone=not graph.dense and read <= {item.name},
-            has_table=ITEMS in self.manifest.files,
-            vectors_of=lambda window: self.of_window("item", window)[0],
+            table=self._files.get(ITEMS),
+            vectors_of=lambda window: twin.of_window("item", window)[0],
         )
 
     def use_index(self, index: str | Path) -> IndexManifest:
@@ -338,6 +359,12 @@ class Bundle:
         if self.manifest.history is None or not self.manifest.exclude_seen:
             return None
         return Pairs.of(*_several(window, self.manifest.history))
+
+
+def _stamp(path: Path, file: FileRecord) -> tuple[tuple[int, int], Path, FileRecord]:
+    """What is the same as long as nobody has changed a file, and what it should hold."""
+    found = path.stat()
+    return (found.st_ino, found.st_mtime_ns), path, file
 
 
 def _piece_with(feature: str, pieces: list[Piece]) -> Piece:

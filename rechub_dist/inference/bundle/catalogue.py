@@ -27,7 +27,6 @@ from rechub_dist.inference.bundle.index import Index, by_index
 from rechub_dist.inference.bundle.search import Flags, Floats, Ints, Pairs, exact
 from rechub_dist.inference.bundle.where import rows_where
 
-ITEMS: Final = "items.parquet"
 CHUNK: Final = 8192  # items whose vectors are computed at once
 _FEW: Final = 20_000  # items among which exact search is at least as fast as an index
 _SHARE: Final = 0.05  # of the catalogue, below which an index that has to pass the others by finds too few
@@ -48,7 +47,7 @@ class Catalogue:
         item: the feature of the item's id.
         spec: what an item's vector is made of, of rows that hold values.
         ids_alone: whether that is its id alone.
-        has_table: whether the bundle has a table of items.
+        table: the bundle's table of items; None where it has none.
         vectors_of: the vectors of a window's items, float32 [n, D].
     """
 
@@ -56,13 +55,13 @@ class Catalogue:
     item: SparseFeature
     spec: BatchSpec
     ids_alone: bool
-    has_table: bool
+    table: Path | None
     vectors_of: Callable[[Window], Floats]
 
     def __post_init__(self) -> None:
         self._filters: dict[str, Ints] = {}
         # held open: a later export may replace the folder
-        self._held = (self.folder / ITEMS).open("rb") if self.has_table else None
+        self._held = None if self.table is None else self.table.open("rb")
         self._index: Index | None = None
 
     def __len__(self) -> int:
@@ -110,7 +109,7 @@ class Catalogue:
     @cached_property
     def ids(self) -> Ints:
         """The id of the item at each place, int64 [N]."""
-        if not self.has_table:
+        if self.table is None:
             return self._known
         spec = BatchSpec(features=(replace(self.item, encoded=False),), derived=self.spec.derived)
         found = [self._ids(window) for window, _ in self._table_windows(spec, (), 0, 1)]
@@ -210,9 +209,9 @@ class Catalogue:
     @property
     def columns(self) -> list[str]:
         """The columns of the table of items; none where the bundle has no such table."""
-        if not self.has_table:
+        if self.table is None:
             return []
-        with self._opened() as file:
+        with _opened(self.table) as file:
             return list(file.schema_arrow.names)
 
     @cached_property
@@ -236,12 +235,10 @@ class Catalogue:
     def _ids(self, window: Window) -> Ints:
         if self.item.name in window.flat:
             return np.asarray(window.ids[window.flat.index(self.item.name)]).astype(np.int64)
-        raise UserError(
-            f"{self.folder / ITEMS}: column {self.item.source!r} has not one item in each row; export again"
-        )
+        raise UserError(f"{self.table}: column {self.item.source!r} has not one item in each row; export again")
 
     def _windows(self, columns: Sequence[str], shard: int, shards: int) -> Iterator[tuple[Window, pa.Table]]:
-        if self.has_table:
+        if self.table is not None:
             yield from self._table_windows(self.spec, columns, shard, shards)
             return
         if not self.ids_alone:
@@ -257,8 +254,9 @@ class Catalogue:
     def _table_windows(
         self, spec: BatchSpec, columns: Sequence[str], shard: int, shards: int
     ) -> Iterator[tuple[Window, pa.Table]]:
-        where = str(self.folder / ITEMS)
-        with self._opened() as file:
+        assert self.table is not None
+        where = str(self.table)
+        with _opened(self.table) as file:
             uses = list(dict.fromkeys([*reading(spec, file.schema_arrow.names).uses, *columns]))
             read = [name for name in uses if name in file.schema_arrow.names]  # what is missing is told with the rest
             for group in range(file.num_row_groups)[shard::shards]:
@@ -271,12 +269,12 @@ class Catalogue:
                     for window in windows(piece, spec, CHUNK, where):
                         yield window, piece.select(list(columns))
 
-    def _opened(self) -> pq.ParquetFile:
-        path = self.folder / ITEMS
-        try:
-            return open_parquet(path)
-        except UNREADABLE as error:
-            raise UserError(f"{path} cannot be read: {one_line(error)}; export the bundle again") from None
+
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        return open_parquet(path)
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; export the bundle again") from None
 
 
 def fixed(vectors: Floats) -> pa.Array:

@@ -16,9 +16,9 @@ bundle/
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 import xxhash
 from pydantic import Field, field_validator, model_validator
@@ -29,10 +29,12 @@ from rechub_dist.features import MAX_DIM, MAX_ROWS
 from rechub_dist.typed import validated
 
 FORMAT: Final = 1
+KIND: Final = "bundle"  # of output, as its mark says
 MANIFEST: Final = "bundle.json"
 TABLES: Final = "tables.safetensors"
 SCHEMA: Final = "dataset.yaml"
 REPOSITORY: Final = "model_repository"
+ITEMS: Final = "items.parquet"
 GraphName = Literal["score", "user", "item"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 _BLOCK: Final = 16 << 20
@@ -43,6 +45,22 @@ def _inside(name: str) -> str:
     if not parts or Path(name).is_absolute() or ".." in parts or "\\" in name:
         raise ValueError(f"{name!r} leads out of the bundle")
     return name
+
+
+class Sealed(Section):
+    """A manifest with a `seal`, the last of its keys: xxh3, 128 bits, of the rest, so that damage to it shows."""
+
+    if TYPE_CHECKING:
+        seal: str
+
+    @property
+    def sealed(self) -> Self:
+        """The manifest with its seal, which keys that a later release adds, with a default, leave as it is."""
+        rest = self.model_copy(update={"seal": ""}).model_dump_json(exclude_defaults=True)
+        return self.model_copy(update={"seal": xxhash.xxh3_128_hexdigest(rest.encode())})
+
+
+SealedT = TypeVar("SealedT", bound=Sealed)
 
 
 class FileRecord(Section):
@@ -139,7 +157,7 @@ class WholeRecord(Section):
         return [*found, *self.dense]
 
 
-class BundleManifest(Section):
+class BundleManifest(Sealed):
     """The content of bundle.json."""
 
     format: Literal[1] = FORMAT
@@ -194,10 +212,14 @@ class BundleManifest(Section):
         return graphs | repository | {whole.file for whole in self.whole.values()}
 
     @property
-    def sealed(self) -> Self:
-        """The manifest with its seal, which keys that a later release adds, with a default, leave as it is."""
-        rest = self.model_copy(update={"seal": ""}).model_dump_json(exclude_defaults=True)
-        return self.model_copy(update={"seal": xxhash.xxh3_128_hexdigest(rest.encode())})
+    def label(self) -> str:
+        """How the version is named: its step, and the first digits of its seal."""
+        return label(self.step, self.seal)
+
+
+def label(step: int, seal: str) -> str:
+    """How a version is named."""
+    return f"{step}-{seal[:12]}"
 
 
 def record(path: Path) -> FileRecord:
@@ -227,35 +249,52 @@ def read_manifest(folder: Path) -> BundleManifest:
         UserError: it is no bundle, of a later format, or a file is missing or has another size.
     """
     path = folder / MANIFEST
-    try:
-        tree = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no bundle: it has no {MANIFEST}; rechub-dist export makes one") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}; export the bundle again") from None
-    if isinstance(tree, dict) and isinstance(found := tree.get("format"), int) and found > FORMAT:
-        raise UserError(f"{path}: format {found} is of a later release, this one reads {FORMAT}; upgrade rechub_dist")
-    manifest = validated(str(path), BundleManifest, tree)
-    if manifest.sealed.seal != manifest.seal:
-        raise UserError(f"{path} is damaged: it does not match its seal; export the bundle again")
-    for name, file in manifest.files.items():
-        where = folder / name
-        if not where.is_file() or where.is_symlink():
-            raise UserError(f"{where} is missing; export the bundle again")
-        if (size := where.stat().st_size) != file.size:
-            raise UserError(f"{where} is damaged: {size} bytes instead of {file.size}; export the bundle again")
+    manifest = read_sealed(path, BundleManifest, "bundle", "export")
+    check_sizes(folder, manifest.files, "export the bundle again")
     return manifest
 
 
-def verify(folder: Path, manifest: BundleManifest, names: Iterable[str] | None = None) -> None:
-    """Check the content of files against their checksums; default: of all.
+def read_sealed(path: Path, kind: type[SealedT], what: str, command: str) -> SealedT:
+    """A manifest as it was sealed.
+
+    Args:
+        path: of the file.
+        kind: of the manifest.
+        what: its folder is, for errors.
+        command: that makes one.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: there is none, it is damaged, or of a later format.
     """
-    for name in manifest.files if names is None else names:
-        if record(folder / name) != manifest.files[name]:
-            raise UserError(f"{folder / name} is damaged: it does not match its checksum; export the bundle again")
+    again = f"{command} the {what} again"
+    try:
+        tree = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is no {what}: it has no {path.name}; rechub-dist {command} makes one") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}; {again}") from None
+    if isinstance(tree, dict) and isinstance(found := tree.get("format"), int) and found > FORMAT:
+        raise UserError(f"{path}: format {found} is of a later release, this one reads {FORMAT}; upgrade rechub_dist")
+    manifest = validated(str(path), kind, tree)
+    if manifest.sealed.seal != manifest.seal:
+        raise UserError(f"{path} is damaged: it does not match its seal; {again}")
+    return manifest
+
+
+def check_sizes(folder: Path, files: Mapping[str, FileRecord], again: str) -> None:
+    """Raise UserError, which says what to do, unless all files are there at their full size."""
+    for name, file in files.items():
+        where = folder / name
+        if not where.is_file() or where.is_symlink():
+            raise UserError(f"{where} is missing; {again}")
+        if (size := where.stat().st_size) != file.size:
+            raise UserError(f"{where} is damaged: {size} bytes instead of {file.size}; {again}")
+
+
+def check_content(path: Path, file: FileRecord) -> None:
+    """Raise UserError if a file does not match its checksum."""
+    if record(path) != file:
+        raise UserError(f"{path} is damaged: it does not match its checksum; export the bundle again")
 
 
 def versions() -> dict[str, Any]:

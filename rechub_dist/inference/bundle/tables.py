@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rechub_dist.errors import UserError
-from rechub_dist.inference.bundle.manifest import TABLES, Precision, TableRecord
+from rechub_dist.inference.bundle.manifest import Precision, TableRecord
 
 Floats = NDArray[np.float32]
 Ints = NDArray[Any]
 
 SCALE: Final = ".scale"
 LOW: Final = ".low"
-DTYPES: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "I64": np.dtype("<i8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1"),
+}  # fmt: skip
 _MOST: Final = float(np.finfo(np.float16).max)
 _LONGEST_HEADER: Final = 64 << 20
 
@@ -77,6 +80,14 @@ def _steps(
     return np.clip(steps, 0, most).astype(np.uint8), scale, low
 
 
+class Table(Protocol):
+    """A table [rows, dim] to look up in."""
+
+    def rows(self, ids: Ints) -> Floats:
+        """The vectors of ids [n], float32 [n, dim]. The ids are within the table."""
+        ...
+
+
 @dataclass(frozen=True)
 class MappedTable:
     """A table [rows, dim], of which the system reads what is looked up.
@@ -106,13 +117,12 @@ class MappedTable:
         return found
 
 
-def open_tables(folder: Path, tables: dict[str, TableRecord]) -> dict[str, MappedTable]:
-    """The tables of a bundle.
+def mapped_tensors(path: Path, mode: Literal["r", "r+"] = "r") -> Callable[[str, str, tuple[int, ...]], NDArray[Any]]:
+    """What maps a tensor of a safetensors file, given its name, type and shape; raises UserError if it is not there.
 
     Raises:
-        UserError: the file does not hold the tables that the manifest names.
+        UserError: it is no such file.
     """
-    path = folder / TABLES
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
@@ -132,8 +142,20 @@ def open_tables(folder: Path, tables: dict[str, TableRecord]) -> dict[str, Mappe
         right = isinstance(entry, dict) and entry.get("dtype") == kind and tuple(entry.get("shape", ())) == shape
         if not right or end - begin != wanted or begin < 0 or 8 + length + end > size:
             raise UserError(f"{path}: table {name!r} is not there as {kind} {list(shape)}; export the bundle again")
-        return np.memmap(path, dtype, "r", offset=8 + length + begin, shape=shape)
+        return np.memmap(path, dtype, mode, offset=8 + length + begin, shape=shape)
 
+    return mapped
+
+
+def open_tables(
+    path: Path, tables: Mapping[str, TableRecord], mode: Literal["r", "r+"] = "r"
+) -> dict[str, MappedTable]:
+    """The tables in a file; with mode `r+` what is written into them is written into the file.
+
+    Raises:
+        UserError: the file does not hold the tables that the manifest names.
+    """
+    mapped = mapped_tensors(path, mode)
     return {
         name: MappedTable(
             table, *(mapped(tensor, *kind_and_shape) for tensor, kind_and_shape in tensors_of(name, table).items())
@@ -142,7 +164,7 @@ def open_tables(folder: Path, tables: dict[str, TableRecord]) -> dict[str, Mappe
     }
 
 
-def pooled(table: MappedTable, ids: Ints, offsets: Ints | None, weights: Floats | None, mean: bool) -> Floats:
+def pooled(table: Table, ids: Ints, offsets: Ints | None, weights: Floats | None, mean: bool) -> Floats:
     """The sums or means of the rows' vectors, float32 [B, dim]; `offsets` [B + 1] is None for one id in each row.
 
     A mean divides by the number of ids, or by the sum of their weights; rows without ids are zero.
@@ -167,7 +189,7 @@ def pooled(table: MappedTable, ids: Ints, offsets: Ints | None, weights: Floats 
     return (sums / np.where(divisor > 0, divisor, 1)[:, None]).astype(np.float32, copy=False)
 
 
-def padded(table: MappedTable, ids: Ints, offsets: Ints, length: int | None) -> tuple[Floats, NDArray[np.int64]]:
+def padded(table: Table, ids: Ints, offsets: Ints, length: int | None) -> tuple[Floats, NDArray[np.int64]]:
     """The rows' vectors right-padded with zeros, float32 [B, L, dim], and the lengths, int64 [B].
 
     L is `length`, else that of the longest row, and at least 1.
@@ -176,6 +198,7 @@ def padded(table: MappedTable, ids: Ints, offsets: Ints, length: int | None) -> 
     longest = length or max(1, int(lengths.max(initial=0)))
     row = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
-    found = np.zeros((len(lengths), longest, table.record.dim), np.float32)
-    found[row, place] = table.rows(ids)
+    vectors = table.rows(ids)
+    found = np.zeros((len(lengths), longest, vectors.shape[1]), np.float32)
+    found[row, place] = vectors
     return found, lengths

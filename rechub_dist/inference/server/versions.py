@@ -16,6 +16,7 @@ from pydantic_core import to_json
 
 from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
+from rechub_dist.inference.bundle.deltas import DELTA, places
 from rechub_dist.inference.bundle.index import MANIFEST as INDEX
 from rechub_dist.inference.bundle.index import IndexManifest
 from rechub_dist.inference.bundle.manifest import MANIFEST, BundleManifest, read_manifest
@@ -86,7 +87,7 @@ class Version:
 
     def __init__(self, scorer: Scorer, max_rows: int, index: Path | None = None) -> None:
         self.scorer, self.manifest = scorer, scorer.manifest
-        self.label = f"{self.manifest.step}-{self.manifest.seal[:12]}"
+        self.label = self.manifest.label
         self.opened = time.time()
         recall = self.manifest.kind == "recall"
         self.index: IndexManifest | None = None
@@ -176,7 +177,7 @@ class Served:
 
     Args:
         name: of the bundle.
-        folder: which later exports replace.
+        folder: which later exports replace, or publish to.
         opener: opens it.
         max_rows: of a request.
         index: the folder of an index of its items, which later ones replace, or None.
@@ -224,9 +225,10 @@ class Served:
             self.former, self.current = self.current, self.former
 
     def _mark(self) -> tuple[int, ...] | None:
-        """What changes when a folder is replaced; None while there is no bundle."""
+        """What changes when a folder is replaced, or more is published in it; None while there is no bundle."""
         try:
-            found = [os.stat(self.folder / MANIFEST)]
+            base, deltas = places(self.folder)
+            found = [os.stat(path) for path in (base / MANIFEST, *(delta / DELTA for delta in deltas))]
         except OSError:
             return None
         if self._index is not None:
@@ -235,14 +237,16 @@ class Served:
         return tuple(number for one in found for number in (one.st_ino, one.st_mtime_ns, one.st_size))
 
     def _open(self) -> Version:
-        """The folder's bundle, all of it of one export, though it be replaced meanwhile."""
+        """The folder's bundle, all of it of one export, though it be replaced meanwhile; what is published is not."""
         failure = UserError(f"{self.folder}: is replaced all the time")
         for _ in range(_TRIES):
             before = self._mark()
             try:
                 version = Version(self._opener(self.folder), self._max_rows, self._index)
                 meanwhile = version.unindexed is not None and self._mark() != before
-                if read_manifest(self.folder).seal == version.manifest.seal and not meanwhile:
+                published = places(self.folder)[0] != self.folder
+                same = published or read_manifest(self.folder).seal == version.manifest.seal
+                if same and not meanwhile:
                     return version
             except (UserError, OSError) as error:
                 failure = error if isinstance(error, UserError) else UserError(f"{self.folder}: {error}")
