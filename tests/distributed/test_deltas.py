@@ -238,7 +238,7 @@ def test_the_commands_of_the_page(ranked: dict[str, Days], tmp_path: Path, monke
     assert made.files == third.files
     assert made.checked["rows"] == 530  # which exports in the tests are not compared with
     assert "/published/deepfm/000001-bundle: version 3-" in said[3]
-    done = CliRunner().invoke(app, ["fold", "bundles/wednesday", "deltas/wednesday", "--out", "other"])
+    done = CliRunner().invoke(app, ["fold", "bundles/deepfm", "deltas/wednesday", "--out", "other"])
     assert isinstance(done.exception, UserError)
     assert "is missing" in str(done.exception)
 
