@@ -146,10 +146,10 @@ def _check_whole_gradients(config: RunConfig, layout: Layout, objective: Objecti
         )
     if config.train.accumulate > 1 and any(table.collection != REPLICATED for table in layout.tables.values()):
         raise UserError("train.accumulate: needs frozen tables replicated, too; set sharding: replicated")
-    if config.train.accumulate > 1 and objective.negatives is not None and objective.negatives.shared:
+    if config.train.accumulate > 1 and objective.whole_batch:
         raise UserError(
-            "train.accumulate: the objective compares each position with the whole batch, which is not there in parts; "
-            "choose negatives: sampled, not shared, or leave it out"
+            "train.accumulate: the objective compares rows of the whole batch, which is not there in parts: choose "
+            "negatives: sampled, not shared, and neither group_loss nor a task_weighting by gradients, or leave it out"
         )
 
 

@@ -85,6 +85,11 @@ class Objective(nn.Module):
         """The columns whose values it needs of each row to train, as `Batch.keys` has them."""
         return ()
 
+    @property
+    def whole_batch(self) -> bool:
+        """Whether the loss of a row, or what weighs it, depends on the other rows of the global batch."""
+        return self.negatives is not None and self.negatives.shared
+
     def lookups(self) -> tuple[Lookup, ...]:
         """What the objective looks up besides the model: negatives, for one."""
         return ()

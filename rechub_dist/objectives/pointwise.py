@@ -15,7 +15,7 @@ from rechub_dist.features import Label
 from rechub_dist.objectives.base import TaskObjective, one_a_row
 from rechub_dist.objectives.groups import GroupLoss, Groups
 from rechub_dist.objectives.label_losses import LabelLoss, default_loss
-from rechub_dist.objectives.weighting import make_weighting, weighted
+from rechub_dist.objectives.weighting import OfGradients, make_weighting, weighted
 
 
 class PointwiseObjective(TaskObjective):
@@ -54,6 +54,11 @@ class PointwiseObjective(TaskObjective):
     def row_keys(self) -> tuple[str, ...]:
         """The column of the groups."""
         return () if self._group_loss is None else (self._group_loss.column,)
+
+    @property
+    def whole_batch(self) -> bool:
+        """With a loss within groups, or weights that follow gradients, it does."""
+        return self._group_loss is not None or isinstance(self.weighting, OfGradients)
 
     def learned(self) -> dict[str, Tensor]:
         """What the weighting of its labels learns, too."""
