@@ -357,14 +357,14 @@ def test_a_run_that_starts_warm_from_averages_trains_them(pool: RankPool, data_r
         ("DeepFM", "train.accumulate=2", "train.accumulate: table 'user' is sharded, .* within each backward pass"),
         ("DeepFM", "embedding.clip_norm=1", "embedding.clip_norm: table 'user' is sharded"),
         ("DeepFM", "embedding.rules=[{tables: '*', frozen: true}]", ""),
-        ("DSSM", "embedding.sharding=replicated", "compares rows of the whole batch"),
+        ("DSSM", "objective.negatives=in_batch", "compares rows of the whole batch"),
         ("MMoE", "objective={name: pointwise, task_weighting: gradnorm}", "compares rows of the whole batch"),
     ],
 )
 def test_what_needs_whole_gradients(data_root: Path, tmp_path: Path, model: str, override: str, message: str) -> None:
     accumulates = model in ("DSSM", "MMoE")
     path = run_file(tmp_path, data_root, model, train={"accumulate": 2 if accumulates else 1})
-    config = load_run(path, [override])
+    config = load_run(path, [override, *(["embedding.sharding=replicated"] if accumulates else [])])
     if not message:
         build(config, device="cpu", world_size=1)
         return
