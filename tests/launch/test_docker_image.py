@@ -44,7 +44,8 @@ def test_the_pins_are_what_the_project_asks_for(accelerator: str) -> None:
     extras = project["project"]["optional-dependencies"]
     torchrec = [need for need in extras["cuda"] if need.startswith("torchrec")]
     assert torchrec
-    wanted = [*project["project"]["dependencies"], *extras[accelerator], *torchrec, *extras["ray"]]
+    also = [need for extra in ("ray", "export", "index") for need in extras[extra]]
+    wanted = [*project["project"]["dependencies"], *extras[accelerator], *torchrec, *also]
     found = pins(accelerator)
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(found[requirement.name], prereleases=True), requirement
