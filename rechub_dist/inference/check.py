@@ -65,7 +65,7 @@ def _of_scores(run: Run, bundle: Bundle, table: pa.Table, values: pa.Table) -> C
     first = 0
     for batch in batches_of(run, table, spec if labelled else prediction_spec(parts)):
         output = parts.train_module.model(parts.train_module.stage(batch))
-        for name, values_of_run in tasks.predictions(output).items():
+        for name, values_of_run in tasks.calibrated(output).items():
             wanted[name].append(values_of_run.float().cpu().numpy())
         if labelled:
             of_run.add(output, batch)

@@ -23,7 +23,7 @@ from rechub_dist.errors import UserError, one_line
 from rechub_dist.features import CrossFeature, LookupFeature, SparseFeature
 from rechub_dist.inference.bundle.bundle import BATCH, Bundle
 from rechub_dist.inference.bundle.engines import ONNX, OnnxGraph
-from rechub_dist.inference.bundle.manifest import BundleManifest, GraphRecord, WholeRecord, records_of
+from rechub_dist.inference.bundle.manifest import TABLES, BundleManifest, GraphRecord, WholeRecord, records_of
 from rechub_dist.inference.bundle.tables import MappedTable, open_tables
 from rechub_dist.inference.bundle.whole import whole_inputs
 from rechub_dist.inference.check import ROWS, as_values, first_rows, rows_to_check
@@ -70,7 +70,7 @@ def add_whole(work: Path, found: Plan, parts: Sequence[Part], manifest: BundleMa
         UserError: there are no rows, the model cannot be exported so, or its answers are not those of the bundle.
     """
     require_exporter(ONNX)
-    bundle, tables = Bundle(work), open_tables(work, manifest.tables)
+    bundle, tables = Bundle(work), open_tables(work / TABLES, manifest.tables)
     rows = as_values(first_rows(whole.data or rows_to_check(found.config), ROWS), bundle.schema)
     records: dict[Any, WholeRecord] = {}
     for part in parts:

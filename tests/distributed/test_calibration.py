@@ -56,7 +56,7 @@ def test_every_way_says_the_same(pool: RankPool, data: Path, tmp_path: Path, met
     assert one["log_loss"] == pytest.approx(mine["log_loss"], abs=1e-6)
     export_bundle(out, tmp_path / "bundle", overrides=calibrated)
     bundle = Bundle(tmp_path / "bundle")
-    assert check_bundle(run, bundle, str(data / "test"))[column] < 1e-5
+    assert check_bundle(run, bundle, str(data / "test")).differences[column] < 1e-5
     rows = as_values(pq.read_table(data / "test"), bundle.schema)
     uncalibrated = plain.predict(data / "test")[column].to_numpy()
     assert not np.allclose(bundle.score(rows)[column].to_numpy(), uncalibrated, atol=1e-4)

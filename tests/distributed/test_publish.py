@@ -73,7 +73,7 @@ def test_where_no_delta_can_lead_there_is_a_bundle(tmp_path: Path) -> None:
     told(Wanted(str(stream.run), folder))
     [text] = told(Wanted(str(stream.run), folder, tables="int8"))
     assert "000002-bundle: version 1-" in text
-    assert "in full (no delta leads here: table 'user' is 40000 x 6 in int8, and 40000 x 6 in fp32 in version" in text
+    assert "in full (no delta leads here: table 'user' is 40000 x 6 in fp16, and 40000 x 6 in fp32 in version" in text
     (folder / "000002-bundle" / "score.onnx").unlink()  # nobody can go on from there
     [text] = told(Wanted(str(stream.run), folder, tables="int8"))
     assert "000003-bundle: version 1-" in text

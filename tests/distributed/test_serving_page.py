@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from rechub_tests.serving import TOKEN, label, make_bundle, serving, variant, write_worded
+from rechub_tests.serving import ITEMS, TOKEN, label, make_bundle, serving, variant, write_worded
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 
@@ -32,6 +33,13 @@ def curls() -> list[str]:
 
 def test_the_commands(tmp_path: Path) -> None:
     data = write_worded(tmp_path / "data")
+    names = [f"item {i}" for i in range(ITEMS)]
+    prices = [i / ITEMS for i in range(ITEMS)]
+    (data / "items").mkdir()
+    pq.write_table(
+        pa.table({"item": names, "category": ["book", "film"] * (ITEMS // 2) + ["book"], "price": prices}),
+        data / "items" / "items.parquet",
+    )
     model = {"features": ["user", "item", "tags", "age"], "embedding_dim": 4}
     ctr = make_bundle(tmp_path / "ctr", data, "DeepFM", model=model)
     recall = make_bundle(tmp_path / "recall", data, "SASRec")
@@ -48,10 +56,14 @@ def test_the_commands(tmp_path: Path) -> None:
             assert done.returncode == 0, (line, done.stdout, done.stderr)
             path = re.search(r"localhost:8000(/[a-z./]*)", line)
             assert path is not None
-            answers[path[1]] = done.stdout if path[1] == "/metrics" else json.loads(done.stdout)
-        assert len(curls()) == 11
+            name = "filtered" if "where=" in line else path[1]
+            answers[name] = done.stdout if name == "/metrics" else json.loads(done.stdout)
+        assert len(curls()) == 12
         assert len(answers["/bundles/ctr/score"]["columns"]["predicted_click"]) == 2
         assert len(answers["/bundles/recall/retrieve"]["columns"]["predicted_items"][0]) == 3
+        found = answers["filtered"]["columns"]["predicted_items"][0]
+        assert found
+        assert {int(name.removeprefix("item ")) % 2 for name in found} == {0}
         assert answers["/admin/reload"]["versions"] == {"ctr": after}
         assert answers["/admin/rollback"]["versions"] == {"ctr": before}
         assert "rechub_serving_requests_total" in answers["/metrics"]

@@ -16,8 +16,7 @@ import pytest
 
 from rechub_dist.data.parquet.outputs import whole_folder
 from rechub_dist.inference.bundle.bundle import Bundle
-from rechub_dist.inference.bundle.catalogue import ITEMS
-from rechub_dist.inference.bundle.manifest import read_manifest, record, write_manifest
+from rechub_dist.inference.bundle.manifest import ITEMS, read_manifest, record, write_manifest
 from rechub_dist.inference.export import export_bundle
 from rechub_dist.inference.index import Wanted, make_index
 from rechub_tests.serving import TOKEN, Server, label, make_bundles, rows_of, serving, variant, wait_until

@@ -34,7 +34,7 @@ WIDE = [
 ]
 CASES: dict[str, dict[str, Any]] = {
     "ftrl for the wide part": {"optimizer": {"name": "sgd", "lr": 0.1}, "rules": WIDE},
-    "momentum": {"sharding": "replicated", "optimizer": {"name": "momentum_sgd", "lr": 0.05, "momentum": 0.8}},
+    "momentum": {"sharding": "replicated", "optimizer": {"name": "momentum_sgd", "lr": 0.02, "momentum": 0.8}},
     "accumulators": {
         "optimizer": {"name": "rowwise_adagrad", "lr": 0.05, "initial_accumulator": 0.01},
         "rules": [
@@ -70,7 +70,7 @@ def test_equals_plain_torch(pool: RankPool, data_root: Path, tmp_path: Path, cas
         if chosen.name == "sgd":
             torchs.append(torch.optim.SGD([weights[name]], lr=0.1))
         elif chosen.name == "momentum_sgd":
-            torchs.append(torch.optim.SGD([weights[name]], lr=0.05, momentum=0.8))
+            torchs.append(torch.optim.SGD([weights[name]], lr=0.02, momentum=0.8))
         elif chosen.name == "adagrad":
             torchs.append(torch.optim.Adagrad([weights[name]], lr=0.05, eps=1e-8, initial_accumulator_value=0.02))
         elif chosen.name == "torch.optim:NAdam":

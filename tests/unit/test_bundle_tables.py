@@ -28,7 +28,7 @@ def opened(folder: Path, values: Any, precision: Precision) -> MappedTable:
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(body), len(body) + array.nbytes]}
         body += array.tobytes()
     (folder / TABLES).write_bytes(framed(header) + body)
-    return open_tables(folder, {"t": record})["t"]
+    return open_tables(folder / TABLES, {"t": record})["t"]
 
 
 @pytest.mark.parametrize("precision", get_args(Precision))
