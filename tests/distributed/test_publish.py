@@ -136,6 +136,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_publisher_leaves_what_was_there_or_what_is_new(tmp_path: Path) -> None:
     """Killed before each thing that it does to the folder: the first bundle, deltas, a bundle that removes others."""
     stream, folder = Stream(tmp_path), tmp_path / "published"

@@ -54,7 +54,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("case", "ranks"), [(case, ranks) for case in CASES for ranks in ((1, 2), (2, 1))])
+@pytest.mark.parametrize("ranks", [(1, 2), pytest.param((2, 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", CASES)
 def test_equals_plain_torch(pool: RankPool, data_root: Path, tmp_path: Path, case: str, ranks: tuple[int, int]) -> None:
     path = run_file(tmp_path, data_root, "DeepFM", embedding=CASES[case], train={"epochs": 1, "log_every": 1})
     pool.run(ranks[0], train, path, ["train.max_steps=4"])
