@@ -93,7 +93,7 @@ def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
     skips = config.train.on_non_finite == "skip"
     kind = kind_of(config.distributed.pipeline, parts.layout, cluster.device, skips=skips)
     plan = make_plan(parts.train_module, parts.layout, cluster, config.data.batch_size, kind)
-    chosen = {option.name: option for option in (() if plan is None else plan.options)}
+    chosen = {} if plan is None else plan.shards
     names = {placed.table.name: key for key, placed in sharded_tables(parts.layout).items()}
     tables = []
     for name, placed in parts.layout.tables.items():
@@ -106,8 +106,7 @@ def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
             shards = tuple(ShardEstimate(r, rows, width, device, host, 0.0) for r in range(cluster.world_size))
             kernel = ""
         else:
-            option = chosen[names[name]]
-            shards = tuple(_shard(s) for s in option.shards)
+            shards = tuple(_shard(s) for s in chosen[names[name]])
             kernel = placed.kernel
         tables.append(
             TableEstimate(name, placed.table.rows, placed.table.dim or 0, placed.sharding, kernel, size, shards)

@@ -20,6 +20,7 @@ from torchrec.distributed.planner.types import (
     ParameterConstraints,
     PlannerError,
     PlannerErrorType,
+    Shard,
     ShardingOption,
     Topology,
     TopologyFactory,
@@ -113,11 +114,14 @@ _GB = 1024**3
 
 @dataclass(frozen=True)
 class Planned:
-    """A sharding plan, and a note about it for the user, if any."""
+    """A sharding plan, which the main rank sends to the others, and a note about it for the user, if any.
+
+    `shards` are those of each table by its name in TorchRec, with their memory and cost.
+    """
 
     sharding: ShardingPlan
     note: str
-    options: tuple[ShardingOption, ...] = ()  # what was chosen of each table, with its shards' memory and cost
+    shards: dict[str, tuple[Shard, ...]]
 
 
 def make_plan(train_module: nn.Module, layout: Layout, cluster: Cluster, batch_size: int, kind: Kind) -> Planned | None:
@@ -172,7 +176,8 @@ def make_plan(train_module: nn.Module, layout: Layout, cluster: Cluster, batch_s
         if error.error_type not in _SHORTAGES:
             raise
         raise UserError(_shortage(enumerator.enumerate(train_module, sharders()), cluster, placed)) from error
-    return Planned(plan, _note(chosen, cluster) if cuda else "", tuple(chosen))
+    shards = {option.name: tuple(option.shards) for option in chosen}  # not the options: these hold the modules
+    return Planned(plan, _note(chosen, cluster) if cuda else "", shards)
 
 
 def sharded_tables(layout: Layout) -> dict[str, PlacedTable]:
