@@ -104,7 +104,13 @@ def evaluate(
         train_module.train(training)
 
 
-def calibrate(parts: Parts, runtime: Runtime, reader: ParquetReader | None = None) -> None:
+def calibrate(
+    parts: Parts,
+    runtime: Runtime,
+    reader: ParquetReader | None = None,
+    advance: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Have the objective calibrate its probabilities, where the configuration asks for that. Collective.
 
     The same rows give the same calibration on any number of ranks: each has all predictions.
@@ -112,8 +118,10 @@ def calibrate(parts: Parts, runtime: Runtime, reader: ParquetReader | None = Non
     Args:
         parts: with the weights to calibrate.
         reader: of the valid split; default: that of the configuration.
+        advance, stop: as of `evaluate`.
 
     Raises:
+        Stopped: as `evaluate`.
         UserError: no label is a probability, there is no valid split, or it has one class only.
     """
     method = parts.config.evaluation.calibration
@@ -130,7 +138,7 @@ def calibrate(parts: Parts, runtime: Runtime, reader: ParquetReader | None = Non
             f"{CALIBRATION}: is fitted on the valid split, which {parts.config.data.root} has not; leave it out"
         )
     objective.set_calibrators({})
-    found = evaluate(parts, reader, runtime)
+    found = evaluate(parts, reader, runtime, advance, stop)
     calibrators: dict[str, nn.Module] = {}
     for name in names:
         try:

@@ -32,7 +32,6 @@ from rechub_dist.embedding.optim import Optimizers
 from rechub_dist.embedding.rates import Rates
 from rechub_dist.embedding.sharding import draw_tables
 from rechub_dist.errors import UserError
-from rechub_dist.evaluation.evaluate import calibrate
 from rechub_dist.metrics.direction import watched_metric
 from rechub_dist.reporting.health import Health
 from rechub_dist.reporting.logs import log_to
@@ -244,9 +243,9 @@ class Trainer:
                 step = best
             else:
                 self.report.say(f"warning: the best weights, of step {best}, could not be saved; testing the last ones")
-        with self.optimizers.averaged():
-            calibrate(self.parts, self.rt, self.valid_reader)
         try:
+            with self.optimizers.averaged():
+                self.loop.validation.calibrate()
             return self.loop.validation.evaluate(self.test_reader, "test", step).metrics
         except Stopped:
             self.loop.preempted = True

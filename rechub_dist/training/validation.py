@@ -19,7 +19,7 @@ from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.layout import REPLICATED
 from rechub_dist.embedding.optim import Optimizers
 from rechub_dist.embedding.sharding import table_shards
-from rechub_dist.evaluation.evaluate import evaluate
+from rechub_dist.evaluation.evaluate import calibrate, evaluate
 from rechub_dist.evaluation.measured import Evaluation
 from rechub_dist.metrics.direction import Direction, goodness
 from rechub_dist.reporting.reporter import Reporter, short
@@ -74,6 +74,18 @@ class Validation:
                 evaluations_since_best=0,
             )
         return replace(position, evaluations_since_best=position.evaluations_since_best + 1)
+
+    def calibrate(self) -> None:
+        """Fit the calibration of probabilities on the valid split with the weights as they are, where one is asked for.
+
+        Raises:
+            Stopped: as `evaluate`.
+        """
+
+        def advance(_done: int) -> None:  # a pass over valid is no stall
+            self._watchdog.mark("calibrating", slow=True)
+
+        calibrate(self._parts, self._rt, self._reader, advance, self._stop.asked)
 
     def evaluate(self, reader: ParquetReader, split: str, step: int) -> Evaluation:
         """Evaluate the weights, which are those of `step`, with the averages of the dense ones if there are any.
