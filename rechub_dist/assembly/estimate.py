@@ -9,9 +9,10 @@ from torchrec.distributed.planner.types import Shard
 
 from rechub_dist.assembly.code import dense_optimizer, table_optimizers
 from rechub_dist.assembly.parts import build
+from rechub_dist.assembly.sharded import planned
 from rechub_dist.config import RunConfig
 from rechub_dist.embedding.layout import REPLICATED
-from rechub_dist.embedding.planning import Cluster, kind_of, make_plan, sharded_tables
+from rechub_dist.embedding.planning import Cluster, sharded_tables
 from rechub_dist.embedding.sharding import mark_optimizers
 
 
@@ -90,9 +91,7 @@ def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
     dense_optimizer(config)
     table_optimizers(config)
     mark_optimizers(parts.train_module, parts.layout)
-    skips = config.train.on_non_finite == "skip"
-    kind = kind_of(config.distributed.pipeline, parts.layout, cluster.device, skips=skips)
-    plan = make_plan(parts.train_module, parts.layout, cluster, config.data.batch_size, kind)
+    plan = planned(parts, cluster, config.distributed.pipeline)
     chosen = {} if plan is None else plan.shards
     names = {placed.table.name: key for key, placed in sharded_tables(parts.layout).items()}
     tables = []

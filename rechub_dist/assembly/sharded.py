@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from rechub_dist.assembly.cluster import agreed_cluster
@@ -9,7 +11,7 @@ from rechub_dist.assembly.parts import Parts
 from rechub_dist.config import CommunicationConfig
 from rechub_dist.distributed.batchnorm import globalize
 from rechub_dist.distributed.runtime import Runtime
-from rechub_dist.embedding.planning import kind_of, make_plan
+from rechub_dist.embedding.planning import Cluster, Planned, kind_of, make_plan
 from rechub_dist.embedding.sharding import mark_optimizers, shard
 from rechub_dist.errors import UserError
 
@@ -35,14 +37,19 @@ def shard_train_module(
         rt.together(lambda: _refuse_bf16(communication))
     cluster = agreed_cluster(parts, rt)
     mark_optimizers(parts.train_module, layout)
-    setting = config.distributed.pipeline if trains else "base"
-    kind = kind_of(setting, layout, rt.device.type, skips=config.train.on_non_finite == "skip")
-    plan = rt.from_main(lambda: make_plan(parts.train_module, layout, cluster, config.data.batch_size, kind))
+    plan = rt.from_main(lambda: planned(parts, cluster, config.distributed.pipeline if trains else "base"))
     if notes is not None and plan is not None and plan.note:
         notes.append(plan.note)
     globalize(parts.train_module.model)
     sharding = None if plan is None else plan.sharding
     return shard(parts.train_module, layout, sharding, rt.group, rt.device, config.distributed.bucket_mb, communication)
+
+
+def planned(parts: Parts, cluster: Cluster, pipeline: Literal["auto", "base", "sparse_dist"]) -> Planned | None:
+    """The plan of a run's tables, whose optimizers are marked; raises as `make_plan`. Not collective."""
+    config, layout = parts.config, parts.layout
+    kind = kind_of(pipeline, layout, cluster.device, skips=config.train.on_non_finite == "skip")
+    return make_plan(parts.train_module, layout, cluster, config.data.batch_size, kind)
 
 
 def _refuse_bf16(communication: CommunicationConfig) -> None:
