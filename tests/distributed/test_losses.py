@@ -18,10 +18,12 @@ from rechub_tests.ranks import RankPool
 from rechub_tests.runs import SCHEMA, last_checkpoint, losses, output, read_checkpoint, run_file, train
 
 RANKS = [1, pytest.param(2, marks=pytest.mark.slow), 3]
-# Rows of unlike weight, and labels of both types.
+# Rows of unlike weight, and labels of both types. Smooth activations: where a sum rounds otherwise, the kink of a ReLU
+# can turn that into another step altogether, and this compares steps.
+SMOOTH = "silu"
 TASKS: dict[str, Any] = {
     "data": {"dataset": {**SCHEMA, "weight": "importance"}, "labels": ["click", "buy", "stay"], "batch_size": 52},
-    "model": {"task_types": ["classification", "classification", "regression"], "num_tasks": 3},
+    "model": {"task_types": ["classification", "classification", "regression"], "num_tasks": 3, "activation": SMOOTH},
     "embedding": {"sharding": "row_wise"},
 }
 POINTWISE: list[dict[str, Any]] = [
@@ -39,11 +41,11 @@ POINTWISE: list[dict[str, Any]] = [
 ]
 
 
-def check(pool: RankPool, path: Path, ranks: int) -> None:
+def check(pool: RankPool, path: Path, ranks: int, within: float = 3e-6) -> None:
     """Losses and tables of a run on so many ranks are those of plain torch."""
     pool.run(ranks, train, path)
     expected, weights = unsharded(path)
-    torch.testing.assert_close(losses(path), expected, rtol=0, atol=3e-6)
+    torch.testing.assert_close(losses(path), expected, rtol=0, atol=within)
     state = last_checkpoint(path)
     for name, weight in weights.items():
         assert (state[f"tables/{name}/weight"] - weight).norm() < 1e-4 * weight.norm(), name
@@ -68,9 +70,12 @@ WEIGHTED: list[tuple[str, dict[str, Any]]] = [
 
 def tasks_of(model: str) -> dict[str, Any]:
     """The sections of a run of three labels; with batch normalisation, whose backward pass is an exchange, too."""
-    more: dict[str, Any] = {"PLE": {"num_tasks": None, "num_layers": 2}}.get(model, {})
+    more: dict[str, Any] = {
+        "MMoE": {"activation": None, "expert_activation": SMOOTH, "tower_activation": SMOOTH},
+        "PLE": {"num_tasks": None, "num_layers": 2},
+    }.get(model, {})
     sizes = {key: value for key, value in {**TASKS["model"], **more}.items() if value is not None}
-    return {**TASKS, "model": sizes}
+    return {**TASKS, "model": sizes, "optimizer": {"lr": 0.001}}
 
 
 @pytest.mark.parametrize(("model", "objective"), WEIGHTED)
@@ -79,7 +84,8 @@ def test_weighting_of_labels(
     pool: RankPool, data_root: Path, tmp_path: Path, model: str, objective: dict[str, Any], ranks: int
 ) -> None:
     tree = {"name": "pointwise", **objective}
-    check(pool, run_file(tmp_path, data_root, model, **tasks_of(model), objective=tree), ranks)
+    # weights that come from gradients carry their rounding on: a relative 2e-7 of the first weights is 6e-6 in the end
+    check(pool, run_file(tmp_path, data_root, model, **tasks_of(model), objective=tree), ranks, within=2e-5)
 
 
 @pytest.mark.parametrize("objective", [objective for _, objective in WEIGHTED[:2]])
