@@ -16,6 +16,7 @@ from rechub_dist.errors import UserError
 from rechub_dist.training.trainer import Summary, Trainer
 from rechub_tests.damage import spoil_footer, spoil_pages
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import SCHEMA, losses, output, records, run_file, train, write_data
 
 SKIP = {"on_bad_file": "skip"}
@@ -43,9 +44,7 @@ def unweigh(path: Path, group: int) -> None:
 
 # Of an unshuffled epoch, batches of 20 rows lie wholly in the bad row group.
 @pytest.mark.parametrize("data", [{}, {"shuffle": False, "batch_size": 20}], ids=["shuffled", "whole_batches"])
-@pytest.mark.parametrize(
-    ("ranks", "pipeline"), [(1, "base"), pytest.param(2, "base", marks=pytest.mark.slow), (2, "sparse_dist")]
-)
+@pytest.mark.parametrize(("ranks", "pipeline"), [slow(1, "base"), slow(2, "base"), (2, "sparse_dist")])
 def test_skipped_rows_are_as_rows_without_weight(
     pool: RankPool, tmp_path: Path, ranks: int, pipeline: str, data: dict[str, Any]
 ) -> None:
@@ -73,6 +72,7 @@ def test_skipped_rows_are_as_rows_without_weight(
     assert sum(line["rows"] for line in skipped) == 2 * 70  # in two epochs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["DCNv2", "SASRec"])  # with batch normalisation; with drawn negatives
 def test_the_number_of_ranks_does_not_matter(pool: RankPool, own_data: Path, tmp_path: Path, model: str) -> None:
     spoil_pages(own_data / "train" / "part-0.parquet", 0)

@@ -117,6 +117,7 @@ def test_a_run_of_old_forgets_a_best_step_that_was_the_worst(pool: RankPool, dat
     assert again.best_step == min(errors, key=errors.__getitem__)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_costs_no_step(pool: RankPool, tmp_path: Path) -> None:
     root = tmp_path / "root"
     write_data(root)

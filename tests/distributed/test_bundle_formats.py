@@ -138,6 +138,7 @@ def schema() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_repository_of_a_graph_without_tables(din: Path, tmp_path: Path) -> None:
     export_bundle(str(din / "out"), tmp_path / "bundle", formats=("onnx", "triton"))
     inputs = check_repository(tmp_path / "bundle" / "model_repository" / "DIN")

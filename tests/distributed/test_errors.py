@@ -183,6 +183,7 @@ def test_the_command_exits_with_2_and_one_line(data_root: Path, tmp_path: Path) 
     assert done.stderr == f"error: {path}: unknown key 'train.epoch': did you mean 'epochs'?\n"
 
 
+@pytest.mark.slow
 def test_local_ranks_exit_with_2_and_one_line(own_data: Path, tmp_path: Path) -> None:
     bad_id(own_data)
     path = run_file(tmp_path, own_data, "DeepFM")
@@ -240,6 +241,7 @@ def test_ids_of_another_kind_in_valid_are_told_before_training(pool: RankPool, t
     assert not output(path).exists()
 
 
+@pytest.mark.slow
 def test_evaluate_and_data_commands(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, data_root, "DeepFM", train={"epochs": 1})
     summary = pool.run(1, train, path)[0]

@@ -194,6 +194,7 @@ def test_a_run_file_for_data_that_are_there(name: str) -> None:
         assert "item" not in config.model.parameters["features"]
 
 
+@pytest.mark.slow
 def test_run_files_for_data_by_command(tmp_path: Path) -> None:
     def models(*arguments: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "rechub_dist", "models", *arguments]

@@ -16,6 +16,8 @@ import pytest
 from rechub_tests.listening import listening, others_reach
 from rechub_tests.runs import done_steps, output, run_file, wait_for, write_data
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -48,8 +50,8 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     [
         "",
         "--nproc 2",
-        pytest.param("--nproc 1", marks=pytest.mark.slow),
-        pytest.param("--nproc 2 --rdzv 0.0.0.0:29417", marks=pytest.mark.slow),
+        "--nproc 1",
+        "--nproc 2 --rdzv 0.0.0.0:29417",
     ],
 )
 def test_training_listens_on_loopback(options: str, endless: Path) -> None:
@@ -68,7 +70,6 @@ def test_training_listens_on_loopback(options: str, endless: Path) -> None:
         assert process.returncode == 0, text
 
 
-@pytest.mark.slow
 def test_evaluation_listens_on_loopback(endless: Path) -> None:
     seen = set()
     data = str(endless.parent / "data" / "test")

@@ -23,6 +23,7 @@ from rechub_dist.training.trainer import Summary
 from rechub_tests.damage import spoil_pages
 from rechub_tests.pipelined import train_watched
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import last_checkpoint, losses, output, records, run_file, train, write_data
 
 STEPS = 15  # of 18: the run ends within an epoch
@@ -69,7 +70,7 @@ def same(path: Path, reference: Path, tolerance: float = 0.0) -> None:
 
 
 @pytest.mark.parametrize("kind", ["base", "sparse_dist"])
-@pytest.mark.parametrize("model", ["DeepFM", "DIN"])
+@pytest.mark.parametrize("model", [slow("DeepFM"), "DIN"])
 def test_the_same_run(pool: RankPool, data_root: Path, tmp_path: Path, model: str, kind: str) -> None:
     """Over ends of passes, evaluations and saves."""
     sections = {**SECTIONS, "distributed": {"pipeline": kind, "timeout_seconds": 60}}
@@ -79,6 +80,7 @@ def test_the_same_run(pool: RankPool, data_root: Path, tmp_path: Path, model: st
     same(paths[1], paths[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [

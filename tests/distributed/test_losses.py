@@ -15,9 +15,10 @@ from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_dist.inference.export import export_bundle
 from rechub_dist.inference.run import load
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import SCHEMA, last_checkpoint, losses, output, read_checkpoint, run_file, train
 
-RANKS = [1, pytest.param(2, marks=pytest.mark.slow), 3]
+RANKS = [slow(1), slow(2), 3]
 # Rows of unlike weight, and labels of both types. Smooth activations: where a sum rounds otherwise, the kink of a ReLU
 # can turn that into another step altogether, and this compares steps.
 SMOOTH = "silu"
@@ -88,6 +89,7 @@ def test_weighting_of_labels(
     check(pool, run_file(tmp_path, data_root, model, **tasks_of(model), objective=tree), ranks, within=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [objective for _, objective in WEIGHTED[:2]])
 def test_weighting_in_the_sparse_dist_pipeline(
     pool: RankPool, data_root: Path, tmp_path: Path, objective: dict[str, Any]
@@ -151,9 +153,9 @@ def test_a_run_with_groups_is_evaluated_and_predicts_without_them(
 
 RETRIEVAL: list[tuple[str, dict[str, Any]]] = [
     ("SASRec", {"loss": "gbce", "gbce_reduction": "mean", "num_negatives": 3}),
-    ("SASRec", {"loss": "softmax", "negatives": "full", "temperature": 0.5}),
+    slow("SASRec", {"loss": "softmax", "negatives": "full", "temperature": 0.5}),
     ("DSSM", {"temperature": "learn"}),
-    ("FacebookDSSM", {"loss": "softmax", "temperature": "learn", "temperature_start": 0.2}),
+    slow("FacebookDSSM", {"loss": "softmax", "temperature": "learn", "temperature_start": 0.2}),
     ("GRU4Rec", {"loss": "bpr", "negatives": "sampled", "num_negatives": 2, "temperature": "learn"}),
 ]
 
@@ -188,6 +190,7 @@ def test_a_learnt_temperature_is_resumed_to_the_bit(pool: RankPool, data_root: P
     assert first[TEMPERATURE] != found[TEMPERATURE] != np.float32(np.log(0.05))
 
 
+@pytest.mark.slow
 def test_scores_of_a_bundle_are_divided_by_the_learnt_temperature(
     pool: RankPool, data_root: Path, tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def scrape(port: int) -> dict[tuple[str, ...], float]:
     return found
 
 
+@pytest.mark.slow
 def test_what_a_run_tells(training: tuple[Path, int, subprocess.Popen[str]]) -> None:
     path, port, process = training
     wait_for(process, lambda: done_steps(path) > 30)

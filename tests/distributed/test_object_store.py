@@ -40,6 +40,7 @@ def remote_run(folder: Path, port: int, **storage: Any) -> Path:
     return run_file(folder, Path("/"), "DeepFM", data={**data, "root": f"s3://{BUCKET}/shop"})
 
 
+@pytest.mark.slow
 def test_a_run_through_faults_is_the_run_on_local_files(
     pool: RankPool, proxy: FaultyProxy, data_root: Path, tmp_path: Path
 ) -> None:
@@ -56,7 +57,8 @@ def test_a_run_through_faults_is_the_run_on_local_files(
         assert [r["auc"] for r in records(remote, split)] == [r["auc"] for r in records(local, split)]
 
 
-@pytest.mark.parametrize("fault", ["503", pytest.param("hang", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["503", "hang"])
 @pytest.mark.parametrize("on_bad_file", ["error", "skip"])
 def test_an_object_that_cannot_be_had_stops_all_ranks(
     pool: RankPool, proxy: FaultyProxy, tmp_path: Path, fault: Fault, on_bad_file: str

@@ -18,6 +18,7 @@ from rechub_dist.evaluation.evaluate import evaluate_run
 from rechub_dist.seeds import seed_from
 from rechub_tests.plain import PlainRun, assert_same_weights, rowwise_adagrad_
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, losses, run_file, train
 
 MIXED = [{"tables": "user*", "sharding": "row_wise"}, {"tables": "item*", "sharding": "replicated"}]
@@ -116,14 +117,14 @@ def test_a_model_may_be_frozen_whole(pool: RankPool, data_root: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("optimizer", "decay", "sharding", "ranks"),
     [
-        ("rowwise_adagrad", "l2", "table_wise", 1),
+        slow("rowwise_adagrad", "l2", "table_wise", 1),
         ("rowwise_adagrad", "l2", "row_wise", 2),
-        ("rowwise_adagrad", "l2", "mixed", 3),
+        slow("rowwise_adagrad", "l2", "mixed", 3),
         ("rowwise_adagrad", "decoupled", "mixed", 2),
         ("adagrad", "l2", "replicated", 2),
-        ("adagrad", "decoupled", "replicated", 1),
-        ("sgd", "l2", "replicated", 2),
-        ("adam", "l2", "replicated", 2),
+        slow("adagrad", "decoupled", "replicated", 1),
+        slow("sgd", "l2", "replicated", 2),
+        slow("adam", "l2", "replicated", 2),
         ("adam", "decoupled", "replicated", 2),
     ],
 )
@@ -252,6 +253,7 @@ def adagrad(run: PlainRun) -> list[torch.optim.Optimizer]:
     return [torch.optim.Adagrad(weights, lr=0.05, eps=1e-8), torch.optim.Adam(run.model.parameters(), lr=0.01)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "parts", "ranks"), [("DIN", 3, 1), ("DIN", 2, 2), ("SASRec", 50, 3), ("SharedBottom", 4, 2)]
 )

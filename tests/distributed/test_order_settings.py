@@ -32,6 +32,7 @@ def mixed(root: Path, **second: Any) -> dict[str, Any]:
     return {"root": str(root), "batch_size": 64, "eval_batch_size": 50, "labels": ["click"], "mix": mix}
 
 
+@pytest.mark.slow
 def test_a_mix_is_elastic_and_its_weights_are_part_of_the_run(pool: RankPool, sources: Path, tmp_path: Path) -> None:
     # 48 rows of the 530 and 16 of the 200: 12 steps an epoch, and the other source begins anew after 13
     path = run_file(tmp_path / "run", sources, "DIN", data=mixed(sources, repeat=True))

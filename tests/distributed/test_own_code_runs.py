@@ -73,6 +73,7 @@ def own_run(folder: Path, root: Path, module: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_same_run_under_another_name(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     ours = run_file(tmp_path / "ours", data_root, "DeepFM")
     theirs = own_run(tmp_path / "theirs", data_root, "own_ranks_code")
@@ -166,6 +167,7 @@ def test_the_example(tmp_path: Path) -> None:
     assert "--allow-code model --allow-code loss --allow-code metric --set code=examples/own_model" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_exported(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     path = own_run(tmp_path, data_root, "own_exported_code")
     pool.run(1, train, path, ["model.name=own_exported_code:Net"])

@@ -13,7 +13,7 @@ from rechub_dist.models import catalogue
 from rechub_tests.pipelined import pipelined_modules
 from rechub_tests.plain import PlainRun, rowwise_adagrad_
 from rechub_tests.ranks import RankPool
-from rechub_tests.representatives import each_model
+from rechub_tests.representatives import each_model, slow
 from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, losses, parameters, run_file, train
 
 MODELS = tuple(catalogue())
@@ -65,7 +65,7 @@ PLACEMENTS: dict[str, dict] = {
     "mixed": MIXED,
 }
 CASES = [
-    *each_model("table_wise", 2),
+    *(slow(model, "table_wise", 2) for model in catalogue()),
     *each_model("row_wise", 3),
     *((model, "table_wise", 1) for model in ("DeepFM", "DIN", "SASRec", "SharedBottom")),
     *(("DeepFM", placement, 2) for placement in ("column_wise", "sgd", "replicated", "replicated_adam", "mixed")),
@@ -73,7 +73,7 @@ CASES = [
     ("SASRec", "column_wise", 2),
     ("SASRec", "replicated_adam", 2),
     ("DeepFM", "mixed", 4),
-    ("DIN", "row_wise", 4),
+    slow("DIN", "row_wise", 4),
 ]
 
 
@@ -107,6 +107,7 @@ def evaluation(path: Path) -> dict[str, float]:
     return evaluate_run(config, f"{config.data.root}/test")[1].metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_ranks_without_a_single_row(pool: RankPool, data_root: Path, tmp_path: Path, model: str) -> None:
     # 200 rows in batches of 199: the second batch of an epoch has one row for three ranks.
@@ -117,20 +118,20 @@ def test_ranks_without_a_single_row(pool: RankPool, data_root: Path, tmp_path: P
 
 
 RETRIEVAL = [
-    ("SASRec", {"loss": "softmax", "negatives": "full"}),
-    ("SASRec", {"loss": "gbce", "num_negatives": 3}),
+    slow("SASRec", {"loss": "softmax", "negatives": "full"}),
+    slow("SASRec", {"loss": "gbce", "num_negatives": 3}),
     ("SASRec", {"loss": "softmax", "negatives": "sampled", "num_negatives": 4, "share_negatives": True}),
     ("GRU4Rec", {"loss": "bpr_max", "negatives": "in_batch_and_sampled", "num_negatives": 2}),
-    ("GRU4Rec", {"loss": "top1_max", "negatives": "in_batch"}),
+    slow("GRU4Rec", {"loss": "top1_max", "negatives": "in_batch"}),
     ("NARM", {"loss": "bpr", "negatives": "sampled", "sampling": {"name": "popularity", "power": 0.5}}),
-    ("DSSM", {"negatives": "in_batch", "log_q": False}),
+    slow("DSSM", {"negatives": "in_batch", "log_q": False}),
     ("YoutubeDNN", {"negatives": "in_batch_and_sampled", "sampling": {"name": "popularity"}, "num_negatives": 3}),
-    ("MIND", {"loss": "softmax", "negatives": "full"}),
+    slow("MIND", {"loss": "softmax", "negatives": "full"}),
 ]
 
 
 @pytest.mark.parametrize(("model", "objective"), RETRIEVAL)
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("ranks", [slow(2), 3])
 def test_negatives_are_those_of_the_global_batch(
     pool: RankPool, data_root: Path, tmp_path: Path, model: str, objective: dict, ranks: int
 ) -> None:
@@ -164,6 +165,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "options"), OPTIONS)
 def test_options_of_models(pool: RankPool, data_root: Path, tmp_path: Path, model: str, options: dict) -> None:
     path = run_file(tmp_path, data_root, model, model={"name": model, **parameters(model), **options})

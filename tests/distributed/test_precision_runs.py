@@ -27,6 +27,7 @@ def curves(pool: RankPool, root: Path, folder: Path, model: str, ranks: int, **s
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("model", ["DeepFM", "DIN", "MMoE", "SASRec", "DSSM"])
 def test_the_losses_of_bf16_are_near_those_of_fp32(
@@ -39,6 +40,7 @@ def test_the_losses_of_bf16_are_near_those_of_fp32(
     assert np.mean(found[9:]) < np.mean(found[:9])
 
 
+@pytest.mark.slow
 def test_bf16_under_the_pipeline(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     found = []
     for pipeline in ("base", "sparse_dist"):

@@ -50,6 +50,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_bundle_then_deltas_then_a_bundle(tmp_path: Path) -> None:
     stream, folder = Stream(tmp_path), tmp_path / "published"
     wanted = Wanted(str(stream.run), folder, deltas=2)

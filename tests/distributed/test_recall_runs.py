@@ -78,6 +78,7 @@ def test_items_that_are_missing_or_twice(
         pool.run(2, train, several_features(tmp_path, items_root))
 
 
+@pytest.mark.slow
 def test_weighted_features_of_replicated_tables(pool: RankPool, items_root: Path, tmp_path: Path) -> None:
     """A pass over the items has no ids of users' features, and so no weights for them."""
     model = {"user_features": ["user", "brands"], "item_features": ["item", "shop"]}

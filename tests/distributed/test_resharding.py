@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import RECORD, config_of, output, run_file, train
 
 PLACEMENTS: dict[str, dict[str, Any]] = {
@@ -91,10 +92,10 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
     ("optimizer", "model"),
     [
         ("rowwise_adagrad", "DeepFM"),
-        pytest.param("adagrad", "DIN", marks=pytest.mark.slow),
+        slow("adagrad", "DIN"),
         ("adam", "DeepFM"),
-        pytest.param("adagrad", "DeepFM", marks=pytest.mark.slow),
-        pytest.param("sgd", "DIN", marks=pytest.mark.slow),
+        slow("adagrad", "DeepFM"),
+        slow("sgd", "DIN"),
     ],
 )
 def test_any_placement_loads_under_any_other(

@@ -50,7 +50,8 @@ def equal_runs(path: Path, reference: Path) -> None:
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("victim", [pytest.param("agent", marks=pytest.mark.slow), "worker"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["agent", "worker"])
 def test_sigkill_at_a_random_step(pool: RankPool, data_root: Path, tmp_path: Path, victim: str) -> None:
     # Dropout on: the resumed run must draw what the uninterrupted one drew. A step must take long enough to be hit.
     model = {"dropout_rates": 0.2, "hidden_units": [1024, 1024]}
@@ -84,6 +85,7 @@ def test_sigkill_at_a_random_step(pool: RankPool, data_root: Path, tmp_path: Pat
     equal_runs(path, reference)
 
 
+@pytest.mark.slow
 def test_the_end_of_another_rank_is_one_line(data_root: Path, tmp_path: Path) -> None:
     """Without an agent that would end this rank first."""
     path = run_file(tmp_path, data_root, "DeepFM", train={"epochs": 10**4, "log_every": 1})
@@ -111,6 +113,7 @@ def test_the_end_of_another_rank_is_one_line(data_root: Path, tmp_path: Path) ->
     assert "trainer.py" in json.loads(log[-1])["exc_info"]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     sections = {"model": {"hidden_units": [1024, 1024]}, "train": {"epochs": 6, "log_every": 1}}
     reference = run_file(tmp_path / "reference", data_root, "DeepFM", **sections)

@@ -286,6 +286,7 @@ def test_a_cut_off_output_is_written_anew(shop: Shop, tmp_path: Path) -> None:
         write_retrieved(wanted)
 
 
+@pytest.mark.slow
 def test_the_export_refuses_items_that_are_not_there(shop: Shop, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(shop.root, root)
@@ -301,6 +302,7 @@ def test_the_export_refuses_items_that_are_not_there(shop: Shop, tmp_path: Path)
     assert ITEMS not in Bundle(tmp_path / "bundle").manifest.files
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line of docs/index.md, in its order; then its Python."""
     text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")

@@ -151,6 +151,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_training_goes_on_over_a_full_disk(pool: RankPool, data_root: Path, tmp_path: Path, small_disk: Path) -> None:
     section = {"every_steps": 4, "folder": str(small_disk / "saves"), "keep_last": 9}
     path = run_file(tmp_path, data_root, "DeepFM", checkpoint=section, train={"epochs": 2, "log_every": 1})
@@ -230,6 +231,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_sigkill_during_a_save_leaves_the_one_before(tmp_path: Path) -> None:
     script = tmp_path / "saves.py"
     script.write_text(textwrap.dedent(KILLED))
@@ -291,6 +293,7 @@ def server() -> Iterator[int]:
         yield port
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_checkpoints_on_s3(pool: RankPool, data_root: Path, tmp_path: Path, server: int) -> None:
     storage = {"endpoint": f"http://127.0.0.1:{server}", "region": "us-east-1", "options": KEYS}
     local = run_file(tmp_path / "local", data_root, "DeepFM")

@@ -31,6 +31,7 @@ def curls() -> list[str]:
     return [line for line in text.replace("\n  ", " ").splitlines() if line.startswith("curl ")]
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path: Path) -> None:
     data = write_worded(tmp_path / "data")
     names = [f"item {i}" for i in range(ITEMS)]

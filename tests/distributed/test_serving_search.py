@@ -105,6 +105,7 @@ def test_an_index_is_searched_while_it_is_of_what_answers(shop: Path, tmp_path: 
         assert first != label(target)
 
 
+@pytest.mark.slow
 def test_a_watch_sees_a_new_index(shop: Path, tmp_path: Path) -> None:
     make_index(str(shop), tmp_path / "index", Wanted("flat", k=5))
     arguments = (f"recall={shop}", "--index", f"recall={tmp_path / 'index'}", "--watch", "0.1")
@@ -115,6 +116,7 @@ def test_a_watch_sees_a_new_index(shop: Path, tmp_path: Path) -> None:
         assert client.get("/bundles").json()["recall"]["index"]["kind"] == "hnsw"
 
 
+@pytest.mark.slow
 def test_filters_are_those_of_the_version_that_answers(shop: Path, tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     variant(shop, target, 1)
@@ -148,6 +150,7 @@ def test_filters_are_those_of_the_version_that_answers(shop: Path, tmp_path: Pat
         assert client.post("/retrieve", params={"where": "x" * 5000}, json={"columns": USERS}).status_code == 422
 
 
+@pytest.mark.slow
 def test_indexes_that_cannot_be_served_are_one_line(shop: Path, small: dict[str, Path], tmp_path: Path) -> None:
     make_index(str(shop), tmp_path / "index", Wanted("flat", k=5))
     for arguments, told in (

@@ -31,10 +31,10 @@ def exports(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     return Exports(bundles["din"], rows_of(bundles["rows"], bundles["din"], 40), tmp_path_factory.mktemp("exports"))
 
 
-@pytest.mark.parametrize("reloads", [20, pytest.param(100, marks=pytest.mark.slow)])
-def test_reloads_under_load(exports: Exports, tmp_path: Path, reloads: int) -> None:
+@pytest.mark.slow
+def test_reloads_under_load(exports: Exports, tmp_path: Path) -> None:
     """No request fails, none is answered by two versions, and after a reload only the new one answers."""
-    target = tmp_path / "bundle"
+    target, reloads = tmp_path / "bundle", 100
     first = exports.put(0, target)
     with (
         serving(tmp_path / "log", str(target), "--token-env", "SERVING_TOKEN", **ADMIN) as server,
@@ -102,6 +102,7 @@ def test_a_bad_bundle_changes_nothing(exports: Exports, tmp_path: Path) -> None:
         assert server.metric("rechub_serving_reloads_total", bundle="bundle", result="unchanged") == 1
 
 
+@pytest.mark.slow
 def test_a_signal_and_a_watch_reload(exports: Exports, tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     exports.put(0, target)

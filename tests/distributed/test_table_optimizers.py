@@ -14,6 +14,7 @@ from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
 from rechub_tests.plain import PlainRun, assert_same_weights, rowwise_adagrad_
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import config_of, last_checkpoint, losses, run_file, train
 
 
@@ -54,7 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("ranks", [(1, 2), pytest.param((2, 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [(1, 2), slow((2, 1))])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_plain_torch(pool: RankPool, data_root: Path, tmp_path: Path, case: str, ranks: tuple[int, int]) -> None:
     path = run_file(tmp_path, data_root, "DeepFM", embedding=CASES[case], train={"epochs": 1, "log_every": 1})

@@ -9,6 +9,7 @@ import socket
 import time
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -31,6 +32,7 @@ def hang(rank: int, port: int, folder: Path) -> None:
         dist.all_reduce(torch.ones(7, 2))
 
 
+@pytest.mark.slow
 def test_a_rank_tells_in_which_exchange_it_hangs(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

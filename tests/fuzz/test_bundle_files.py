@@ -61,6 +61,7 @@ def test_bytes_of_any_file(bundle: Scored, name: str, changes: list[Cut]) -> Non
     assert found is None or np.array_equal(found, wanted)
 
 
+@pytest.mark.slow
 @fuzz(60)
 @given(cuts(BYTES))
 def test_a_program_that_somebody_has_sealed_again(bundle: Scored, changes: list[Cut]) -> None:

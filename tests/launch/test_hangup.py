@@ -32,7 +32,8 @@ def wait_for_step(path: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_saves_and_stops(launch_data: Path, tmp_path: Path, ranks: int) -> None:
     path = long_run(tmp_path, launch_data)
     command = [sys.executable, "-m", "rechub_dist", "train", str(path)]
@@ -44,7 +45,8 @@ def test_a_run_saves_and_stops(launch_data: Path, tmp_path: Path, ranks: int) ->
     assert run.saw(f"preempted at step {step}, resume with"), run.text
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_outlives_its_terminal_until_it_has_saved(launch_data: Path, tmp_path: Path, ranks: int) -> None:
     path = long_run(tmp_path, launch_data)
     pid, terminal = pty.fork()
@@ -66,7 +68,8 @@ def test_a_run_outlives_its_terminal_until_it_has_saved(launch_data: Path, tmp_p
     assert f"preempted at step {step}, resume with" in said
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_nohup_keeps_it_running(launch_data: Path, tmp_path: Path, ranks: int) -> None:
     path = long_run(tmp_path, launch_data)
     command = [sys.executable, "-m", "rechub_dist", "train", str(path)]

@@ -36,6 +36,7 @@ def test_the_pods_get_the_run_file(kind: str, tmp_path: Path) -> None:
     assert {m["name"]: m["mountPath"] for m in container(template)["volumeMounts"]}["run"] == "/run"
 
 
+@pytest.mark.slow
 def test_a_schema_beside_the_run_file_comes_inline(tmp_path: Path) -> None:
     (tmp_path / "schema.yaml").write_text("{features: {a: {kind: sparse, rows: 5}}, labels: {click: {}}}")
     (tmp_path / "run.yaml").write_text(
@@ -141,6 +142,7 @@ def test_gpus(kind: str) -> None:
     assert "nvidia.com/gpu" not in container(trainer_pod(render(kind)))["resources"]["limits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_pods_go_to_different_nodes(kind: str) -> None:
     for spread, policy in (("preferred", "ScheduleAnyway"), ("required", "DoNotSchedule")):
@@ -329,6 +331,7 @@ def test_a_run_that_would_leave_nothing_or_find_nothing_is_refused(left_out: str
     assert f"{left_out} NAME" in done.stderr
 
 
+@pytest.mark.slow
 def test_code_of_ones_own_is_for_the_image_to_bring(tmp_path: Path) -> None:
     (tmp_path / "schema.yaml").write_text("{features: {a: {kind: sparse, rows: 5}}, labels: {click: {}}}")
     (tmp_path / "own_pods_code.py").write_text("from rechub_dist.models import DeepFM\nclass Net(DeepFM): ...\n")

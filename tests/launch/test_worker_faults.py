@@ -106,6 +106,7 @@ def test_sigterm_while_a_checkpoint_is_written(launch_data: Path, tmp_path: Path
         assert again.saw(f"resumed at step {step}")
 
 
+@pytest.mark.slow
 def test_sigterm_before_training_ends_at_once(launch_data: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, launch_data, "DeepFM", model=BIG)
     run = command(path)
@@ -179,6 +180,7 @@ def spoilt(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_shows_its_rows(
     pool: RankPool, spoilt: Path, tmp_path: Path
 ) -> None:

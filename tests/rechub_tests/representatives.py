@@ -12,6 +12,11 @@ from rechub_dist.models import catalogue
 MODELS = ("DeepFM", "DIN", "ESMM", "DSSM", "SASRec")
 
 
+def slow(*values: Any) -> Any:
+    """A parameter set that is run with what is slow."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def each_model(*rest: Any) -> list[Any]:
     """A parameter set for each model, `(model, *rest)`; slow, unless the model stands for others."""
-    return [pytest.param(model, *rest, marks=() if model in MODELS else pytest.mark.slow) for model in catalogue()]
+    return [pytest.param(model, *rest) if model in MODELS else slow(model, *rest) for model in catalogue()]

@@ -147,6 +147,7 @@ A_BIG_PLAN: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_threads_and_memory_change_nothing(tmp_path: Path) -> None:
     pq.write_table(a_big_log(120_000), tmp_path / "log.parquet")
     plan = A_BIG_PLAN | {"log": {"path": str(tmp_path / "log.parquet")}}
@@ -368,6 +369,7 @@ import_data(read_plan(Path(sys.argv[1])), Path(sys.argv[2]), memory=64 << 20, pr
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_import_leaves_nothing_to_see(tmp_path: Path, how: int) -> None:
     pq.write_table(a_big_log(120_000), tmp_path / "log.parquet")

@@ -64,6 +64,7 @@ def test_an_example_is_a_plan(example: str) -> None:
     assert isinstance(plan_of(BASE | parse_yaml(example, "docs/import.md")), Plan)
 
 
+@pytest.mark.slow
 def test_the_ten_minute_way(tmp_path: Path) -> None:
     draw = random.Random(0)
     (tmp_path / "ratings.csv").write_text(

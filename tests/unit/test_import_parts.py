@@ -16,6 +16,7 @@ from rechub_dist.data.importing.plan import plan_of
 from rechub_dist.errors import UserError
 from rechub_tests.import_cases import TYPES, random_log, random_plan, random_tables, run_import, write_rows
 from rechub_tests.import_parts import assert_same, events, everything
+from rechub_tests.representatives import slow
 
 
 def one_by_one(_what: str, task: Any, job: Job, count: int) -> list[Any]:
@@ -44,7 +45,7 @@ def random_case(seed: int, folder: Path) -> dict[str, Any]:
     return plan
 
 
-@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 40))])
+@pytest.mark.parametrize("seed", [*range(4), *map(slow, range(4, 40))])
 def test_rows_and_descriptions_are_those_of_one_database(seed: int, tmp_path: Path) -> None:
     plan = random_case(seed, tmp_path)
     run_import(plan, tmp_path / "one")

@@ -103,6 +103,7 @@ def test_what_is_not_there(server: int, data: str) -> None:
             Manifest.read(path, settings(server))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["503", "reset", "cut", "hang", "slow"])
 def test_a_fault_passes(proxy: FaultyProxy, data: str, fault: Fault) -> None:
     manifest = Manifest.read(data, settings(proxy.port, cache=False))
@@ -111,14 +112,16 @@ def test_a_fault_passes(proxy: FaultyProxy, data: str, fault: Fault) -> None:
     assert proxy.met == [fault] * 2
 
 
+@pytest.mark.slow
 def test_faults_while_the_footers_are_read(proxy: FaultyProxy, data: str) -> None:
     proxy.plan = ["503", "cut", "reset", "hang"]
     assert Manifest.read(data, settings(proxy.port, cache=False)).rows == 2 * ROWS
     assert sorted(proxy.met) == ["503", "cut", "hang", "reset"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["503", "reset", "cut", "hang", "slow"])
-@pytest.mark.parametrize("skip_bad", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("skip_bad", [False, True])
 def test_a_store_that_stays_broken_is_named_and_never_skipped(
     proxy: FaultyProxy, data: str, fault: Fault, skip_bad: bool
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_store_that_stays_broken_is_named_and_never_skipped(
     assert len(proxy.met) >= 2
 
 
+@pytest.mark.slow
 def test_a_refusal_is_not_repeated(proxy: FaultyProxy, data: str) -> None:
     manifest = Manifest.read(data, settings(proxy.port, cache=False))
     proxy.plan = ["403"]
