@@ -215,7 +215,7 @@ def test_rows_that_appear_or_vanish_meanwhile_are_noticed(tmp_path: Path) -> Non
 def test_nothing_appears_where_it_is_killed_and_the_next_one_succeeds(tmp_path: Path) -> None:
     source = write(tmp_path / "source", [[20_000] * 10])
     script = "from rechub_dist.cli.main import main; main()"
-    arguments = ["data", "rechunk", str(source), "--out", str(tmp_path / "out"), "--row-group-rows", "50", "--shuffle"]
+    arguments = ["data", "rechunk", str(source), "--out", str(tmp_path / "out"), "--row-group-rows", "5", "--shuffle"]
     command: list[Any] = [sys.executable, "-c", script, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     work = tmp_path / ".out.writing"
