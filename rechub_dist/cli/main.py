@@ -100,6 +100,10 @@ def train(
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Take the output folders over from a running run, which then ends.")
     ] = False,
+    profile: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, metavar="N", help="Trace N steps, and print where their time goes."),
+    ] = None,
     show_torchrun: Annotated[bool, typer.Option(help="Print the equivalent torchrun command first.")] = False,
 ) -> None:
     """Train, evaluate and save as RUN.yaml says; resume if its output folder has a checkpoint.
@@ -112,7 +116,8 @@ def train(
     require_builds()
     from rechub_dist.data.run_file import load_run  # noqa: PLC0415 - torch takes seconds to import; --help should not
 
-    config = load_run(run_file, set_ or [])
+    set_ = [*(set_ or []), *([] if profile is None else [f"monitor.profile_steps={profile}"])]
+    config = load_run(run_file, set_)
     if (nproc is not None or rdzv is not None or nnodes != "1") and not _is_worker():
         from rechub_dist.launching.launcher import Launch, launch  # noqa: PLC0415
 

@@ -123,6 +123,12 @@ class MonitorConfig(Section):
         le=MAX_COUNT,
         description="profile one step in so many: time for data, embedding, dense and communication; null: never",
     )
+    profile_steps: int | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="trace so many steps after the first 10 and print where their time goes; as train --profile",
+    )
     json_lines: bool = Field(False, description="log rank 0's messages to stderr as JSON lines")
 
 

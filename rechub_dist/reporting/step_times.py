@@ -70,11 +70,11 @@ def split(events: Any, seconds: float) -> dict[str, float]:
     names = [(event.name, event.time_range.start, event.time_range.end) for event in events]
     waiting = union([(a, b) for name, a, b in names if name == WAITING_FOR_DATA])
     computing = union([(a, b) for name, a, b in names if _COMPUTE.match(name)])
-    transfer = _without(union([(a, b) for name, a, b in names if _TRANSFER.match(name)]), computing)
-    transfer = _without(transfer, waiting)
+    transfer = without(union([(a, b) for name, a, b in names if _TRANSFER.match(name)]), computing)
+    transfer = without(transfer, waiting)
     embedding = union([(a, b) for name, a, b in names if _EMBEDDING.match(name)])
-    embedding = _without(_without(embedding, waiting), transfer)
-    found = {"data": _total(waiting), "embedding": _total(embedding), "communication": _total(transfer)}
+    embedding = without(without(embedding, waiting), transfer)
+    found = {"data": total(waiting), "embedding": total(embedding), "communication": total(transfer)}
     return {**found, "dense": max(0.0, seconds - sum(found.values()))}
 
 
@@ -89,7 +89,7 @@ def union(spans: Spans) -> Spans:
     return joined
 
 
-def _without(spans: Spans, others: Spans) -> Spans:
+def without(spans: Spans, others: Spans) -> Spans:
     """`spans` minus `others`; both sorted and disjoint."""
     left: Spans = []
     for start, end in spans:
@@ -107,6 +107,6 @@ def _without(spans: Spans, others: Spans) -> Spans:
     return left
 
 
-def _total(spans: Spans) -> float:
+def total(spans: Spans) -> float:
     """Total length in seconds of spans in microseconds."""
     return sum(end - start for start, end in spans) / 1e6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -22,6 +22,7 @@ from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.optim import Optimizers
 from rechub_dist.embedding.rates import Plateaus
 from rechub_dist.reporting.device_memory import peak_memory
+from rechub_dist.reporting.profile import Profile
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.reporting.step_times import StepTimes
 from rechub_dist.seeds import seed_from
@@ -60,6 +61,7 @@ class Loop:
     lease: Lease
     guard: NonFiniteGuard
     times: StepTimes
+    profile: Profile | None
     trace: Trace | None
     position: Position
     preempted: bool = False
@@ -117,7 +119,7 @@ class Loop:
                 # Dropout is drawn from (seed, step, rank), so a resumed run draws what the uninterrupted one did.
                 torch.manual_seed(seed_from(repr((self.config.seed, step, self.rt.rank))))
                 try:
-                    with self.times.step(step + 1):
+                    with self._profiled(step + 1):
                         # lookup, model, objective, backward, step: see `pipeline.train_step`
                         loss = self.pipeline.progress(batches, step)
                 except StopIteration:
@@ -130,6 +132,12 @@ class Loop:
                 self._tell(meter, feed, current, rate, last=step + 1 == end)
         self.pipeline.release()
         self.seconds += time.monotonic() - began
+
+    def _profiled(self, step: int) -> AbstractContextManager[None]:
+        """The context of a step, under the profiler if that is due."""
+        if self.profile is not None and self.profile.wants(step):
+            return self.profile.step(step)
+        return self.times.step(step)
 
     def _tell(self, meter: Meter, feed: Feed, current: Pass, rate: float, *, last: bool) -> None:
         """Records and progress after a step, `last` of its segment."""

@@ -36,6 +36,7 @@ from rechub_dist.metrics.direction import watched_metric
 from rechub_dist.reporting.health import Health
 from rechub_dist.reporting.logs import log_to
 from rechub_dist.reporting.metrics import Metrics
+from rechub_dist.reporting.profile import Profile
 from rechub_dist.reporting.records import read_records
 from rechub_dist.reporting.reporter import Reporter
 from rechub_dist.reporting.step_times import StepTimes
@@ -167,6 +168,9 @@ class Trainer:
             self._lease,
             guard,
             StepTimes(config.monitor.profile_every),
+            Profile(config.monitor.profile_steps, config.output_dir / "profile", rt.rank, report.say)
+            if config.monitor.profile_steps
+            else None,
             trace,
             begins_at,
         )
@@ -195,6 +199,8 @@ class Trainer:
                 self._warn()
                 if not loop.preempted and not start.stopped_early and self._has_more(start):
                     loop.train()
+                if loop.profile is not None:
+                    loop.profile.finish()
                 test = {} if loop.preempted else self._final()
             self.checkpoints.wait()
             loop.saves.tell()
