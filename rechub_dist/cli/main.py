@@ -18,6 +18,7 @@ from rechub_dist.builds import require_builds, versions
 from rechub_dist.cli.checkpoint import checkpoint_app
 from rechub_dist.cli.convert import convert_app
 from rechub_dist.cli.data import data_app
+from rechub_dist.cli.doctor import doctor
 from rechub_dist.cli.entry import AllowCode, Overrides, is_main, run_app
 from rechub_dist.cli.export import export, fold, publish
 from rechub_dist.cli.init import init
@@ -223,6 +224,7 @@ def predict(
         show_summary(Console(), f"{config.model.name} on {data}", {"step": step, "rows": rows, "predictions": out})
 
 
+app.command()(doctor)
 app.command()(init)
 app.command()(plan)
 app.command()(export)
