@@ -22,6 +22,7 @@ from rechub_dist.cli.doctor import doctor
 from rechub_dist.cli.entry import AllowCode, Overrides, is_main, run_app
 from rechub_dist.cli.export import export, fold, publish
 from rechub_dist.cli.init import init
+from rechub_dist.cli.keys import config
 from rechub_dist.cli.kubernetes import k8s_app
 from rechub_dist.cli.plan import plan
 from rechub_dist.cli.retrieval import index, retrieve, vectors
@@ -226,6 +227,7 @@ def predict(
 
 app.command()(doctor)
 app.command()(init)
+app.command()(config)
 app.command()(plan)
 app.command()(export)
 app.command()(fold)

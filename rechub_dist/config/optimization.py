@@ -158,8 +158,10 @@ class TableRule(Section):
     """
 
     tables: str = Field(description="glob pattern of table names, such as *.linear")
-    sharding: Sharding | None = None
-    kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] | None = None
+    sharding: Sharding | None = Field(None, description="as in embedding; default: that of embedding")
+    kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] | None = Field(
+        None, description="as in embedding; default: that of embedding"
+    )
     cache_load_factor: float | None = Field(None, gt=0, lt=1, description="overrides embedding.cache_load_factor")
     optimizer: TableOptimizerConfig | None = Field(None, description="overrides embedding.optimizer, as a whole")
     init_std: float | None = Field(
