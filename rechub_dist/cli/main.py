@@ -25,6 +25,7 @@ from rechub_dist.cli.init import init
 from rechub_dist.cli.keys import config
 from rechub_dist.cli.kubernetes import k8s_app
 from rechub_dist.cli.plan import plan
+from rechub_dist.cli.report import report
 from rechub_dist.cli.retrieval import index, retrieve, vectors
 from rechub_dist.cli.serve import serve
 from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
@@ -229,6 +230,7 @@ app.command()(doctor)
 app.command()(init)
 app.command()(config)
 app.command()(plan)
+app.command()(report)
 app.command()(export)
 app.command()(fold)
 app.command()(publish)
