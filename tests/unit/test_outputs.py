@@ -1,6 +1,7 @@
 """Outputs: what may be written over, and what is refused with everything left as it was."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from rechub_dist.config import StorageConfig
 from rechub_dist.data.parquet import outputs
-from rechub_dist.data.parquet.outputs import MARK, claim, whole_file, whole_folder
+from rechub_dist.data.parquet.outputs import MARK, claim, scratch_folder, whole_file, whole_folder
 from rechub_dist.data.parquet.overlap import refuse_overlap
 from rechub_dist.data.parquet.storage import locate
 from rechub_dist.errors import UserError
@@ -270,3 +271,19 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ):
             pass
     assert outputs.Mark.of(b"[]") is None
+
+
+def test_a_signal_while_scratch_is_removed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = shutil.rmtree
+    signals = [SystemExit(0)]
+
+    def removed(path: Path) -> None:
+        if signals:
+            raise signals.pop()
+        whole(path)
+
+    monkeypatch.setattr(outputs.shutil, "rmtree", removed)
+    with pytest.raises(SystemExit), scratch_folder(tmp_path) as work:
+        (work / "bundle").mkdir()
+        (work / "bundle" / "file").write_text("")
+    assert list(tmp_path.iterdir()) == []

@@ -214,7 +214,11 @@ def scratch_folder(folder: Path, *, option: str = "--out") -> Iterator[Path]:
     except OSError as error:
         raise _failed(work, error, option) from error
     finally:
-        _remove_marked(work, option)
+        try:
+            _remove_marked(work, option)
+        except (SystemExit, KeyboardInterrupt):  # of a signal, in the middle of that: what it has left goes, too
+            _remove_marked(work, option)
+            raise
 
 
 def remove_output(folder: Path, kind: str, *, option: str = "--out") -> None:
