@@ -62,6 +62,7 @@ def test_a_second_command_is_refused(launch_data: Path, tmp_path: Path) -> None:
 def test_a_run_that_slept_finds_its_folder_taken(launch_data: Path, tmp_path: Path, ranks: int) -> None:
     path = long_run(tmp_path, launch_data, 3)
     run = command(path, ranks=ranks)
+    run.wait_for("step 10: saved")
     wait_for_step(path, 12)
     tree = run.tree()
     for pid in tree:

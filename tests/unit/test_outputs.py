@@ -284,6 +284,5 @@ def test_a_signal_while_scratch_is_removed_leaves_nothing(tmp_path: Path, monkey
 
     monkeypatch.setattr(outputs.shutil, "rmtree", removed)
     with pytest.raises(SystemExit), scratch_folder(tmp_path) as work:
-        (work / "bundle").mkdir()
-        (work / "bundle" / "file").write_text("")
+        shutil.copytree(Path(__file__).parent, work / "bundle")
     assert list(tmp_path.iterdir()) == []
