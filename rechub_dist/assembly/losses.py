@@ -43,8 +43,15 @@ def label_losses(config: RunConfig, chosen: PointwiseConfig, labels: tuple[Label
 
 
 def _ours(where: str, label: Label, name: str, given: Mapping[str, Any]) -> LabelLoss:
-    loss = LOSSES[label.type][name]
-    return partial(loss, **arguments_of(f"{where}.loss_arguments", loss, given, others=_TENSORS))
+    loss, where = LOSSES[label.type][name], f"{where}.loss_arguments"
+    arguments = arguments_of(where, loss, given, others=_TENSORS)
+    weights = arguments.get("class_weights")
+    if weights is not None and len(weights) != label.classes:
+        raise UserError(
+            f"{where}.class_weights: {len(weights)} weights for label {label.name!r} of {label.classes} classes; give "
+            "one for each class, in their order"
+        )
+    return partial(loss, **arguments)
 
 
 def _unlike(loss: str, labels: tuple[Label, ...]) -> str:

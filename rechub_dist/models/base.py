@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, LookupFeature, SequenceFeature
-from rechub_dist.layers.arguments import MAX_LAYERS
+from rechub_dist.layers.arguments import MAX_LAYERS, check_outputs
 
-TASK_TYPES = ("classification", "regression")
+TASK_TYPES = ("classification", "regression", "multiclass")
 
 
 class Model(nn.Module):
@@ -24,6 +24,7 @@ class Model(nn.Module):
         objectives: names of the objectives that can train it; the first is the default.
         num_tasks: logits per row, and so labels of a run.
         task_types: the labels' types in order; None: any types.
+        outputs: logits of each label in order, one a class for a label of several; empty: one each.
     """
 
     table_width: ClassVar[str | None] = None
@@ -31,6 +32,7 @@ class Model(nn.Module):
     objectives: ClassVar[tuple[str, ...]] = ("pointwise",)
     num_tasks: int = 1
     task_types: tuple[str, ...] | None = None
+    outputs: tuple[int, ...] = ()
 
     def lookups(self) -> tuple[Lookup, ...]:
         """The tables that the model reads."""
@@ -129,8 +131,8 @@ class RecallModel(Model):
         return max(found, key=lambda feature: feature.max_length)
 
 
-def check_tasks(num_tasks: int, task_types: list[str]) -> None:
-    """Check that there is at least one task, and a known type for each."""
+def check_tasks(num_tasks: int, task_types: list[str], outputs: list[int] | None = None) -> tuple[int, ...]:
+    """Check that there is at least one task, and a known type for each; returns the number of outputs of each."""
     if max(num_tasks, len(task_types)) > MAX_LAYERS:
         raise ValueError(f"{max(num_tasks, len(task_types))} tasks: a model has at most {MAX_LAYERS}")
     if num_tasks < 1 or len(task_types) != num_tasks:
@@ -140,3 +142,10 @@ def check_tasks(num_tasks: int, task_types: list[str]) -> None:
     for kind in task_types:
         if kind not in TASK_TYPES:
             raise ValueError(f"task type {kind!r} is unknown: use one of {', '.join(TASK_TYPES)}")
+    counts = check_outputs(outputs, num_tasks)
+    for kind, count in zip(task_types, counts, strict=True):
+        if (kind == "multiclass") != (count > 1):
+            raise ValueError(
+                f"a task of type {kind} has {count} output(s): give a multiclass task one a class, others 1"
+            )
+    return counts

@@ -1,6 +1,7 @@
 """Losses of one label: from its logits [B], or a regression's values, and the labels [B] to one loss a row, [B].
 
-B may be 0. `LOSSES` says which are for which type of label; keyword arguments are those of a run file.
+Those of a label of C classes have logits [B, C], and labels 0 .. C - 1. B may be 0. `LOSSES` says which are for which
+type of label; keyword arguments are those of a run file.
 """
 
 from __future__ import annotations
@@ -66,10 +67,27 @@ def huber(values: Tensor, labels: Tensor, *, delta: Positive = 1.0) -> Tensor:
     return F.huber_loss(values, labels, reduction="none", delta=delta)
 
 
+def softmax(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    class_weights: list[Positive] | None = None,
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+) -> Tensor:
+    """-w_y log p_y, p = softmax(logits), w = `class_weights`, by default 1.
+
+    With `label_smoothing` e, 1 - e of that, plus -e / C times the sum over classes of w_c log p_c (Szegedy et al. 2016,
+    section 7).
+    """
+    weights = None if class_weights is None else logits.new_tensor(class_weights)
+    return F.cross_entropy(logits, labels.long(), weights, reduction="none", label_smoothing=label_smoothing)
+
+
 # By the labels' type; the first is the default.
 LOSSES: dict[LabelType, dict[str, Callable[..., Tensor]]] = {
     "classification": {"cross_entropy": cross_entropy, "focal": focal},
     "regression": {"squared_error": squared_error, "huber": huber},
+    "multiclass": {"softmax": softmax},
 }
 
 
