@@ -120,8 +120,7 @@ def checked_classes(
     wrong = np.flatnonzero((y != given) | (y < 0) | (y >= p.shape[1]))
     if len(wrong):
         raise ValueError(f"a label is {given[wrong[0]]}: labels must be integers from 0 to {p.shape[1] - 1}")
-    bad = np.isnan(p).any(axis=1)
-    return np.where(bad[:, None], math.nan, p) if bad.any() else p, y, w
+    return np.where(np.isnan(p).any(axis=1, keepdims=True), math.nan, p), y, w
 
 
 def _losses(p: Array, y: NDArray[np.int64], step: float) -> Array:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, LookupFeature, SequenceFeature
-from rechub_dist.layers.arguments import MAX_LAYERS, check_outputs
+from rechub_dist.layers.arguments import MAX_LAYERS
 
 TASK_TYPES = ("classification", "regression", "multiclass")
 
@@ -131,8 +131,8 @@ class RecallModel(Model):
         return max(found, key=lambda feature: feature.max_length)
 
 
-def check_tasks(num_tasks: int, task_types: list[str], outputs: list[int] | None = None) -> tuple[int, ...]:
-    """Check that there is at least one task, and a known type for each; returns the number of outputs of each."""
+def check_tasks(num_tasks: int, task_types: list[str]) -> None:
+    """Check that there is at least one task, and a known type for each."""
     if max(num_tasks, len(task_types)) > MAX_LAYERS:
         raise ValueError(f"{max(num_tasks, len(task_types))} tasks: a model has at most {MAX_LAYERS}")
     if num_tasks < 1 or len(task_types) != num_tasks:
@@ -142,10 +142,3 @@ def check_tasks(num_tasks: int, task_types: list[str], outputs: list[int] | None
     for kind in task_types:
         if kind not in TASK_TYPES:
             raise ValueError(f"task type {kind!r} is unknown: use one of {', '.join(TASK_TYPES)}")
-    counts = check_outputs(outputs, num_tasks)
-    for kind, count in zip(task_types, counts, strict=True):
-        if (kind == "multiclass") != (count > 1):
-            raise ValueError(
-                f"a task of type {kind} has {count} output(s): give a multiclass task one a class, others 1"
-            )
-    return counts

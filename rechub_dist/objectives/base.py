@@ -124,8 +124,10 @@ class Objective(nn.Module):
         asked for, then those of the labels.
 
         Raises:
-            UserError: metrics that there are not, or that these predictions cannot be measured by.
+            UserError: metrics that there are not, or that these predictions cannot be measured by; or as
+                `check_calibration`.
         """
+        self.check_calibration(evaluation)
         kinds = () if self.tasks is None else self.tasks.scored.values()
         self.known_metrics.check(evaluation.wanted, kinds, rankings=self.ranking is not None)
         rankings = self.rankings(evaluation)
@@ -138,6 +140,19 @@ class Objective(nn.Module):
             if name not in found:
                 raise UserError(f"evaluation.combined: no metric {name!r}: {nearest(name, found)}")
         return found if evaluation.combined is None else {COMBINED: "max", **found}
+
+    def check_calibration(self, evaluation: EvaluationConfig) -> None:
+        """Refuse a calibration of predictions that are not one probability a row.
+
+        Raises:
+            UserError: a label has several classes.
+        """
+        several = [] if self.tasks is None else list(self.tasks.classes)
+        if evaluation.calibration is not None and several:
+            raise UserError(
+                f"evaluation.calibration: {several[0]} is a label of several classes, and only those of type "
+                "classification can be calibrated; leave it out"
+            )
 
     def group_keys(self, evaluation: EvaluationConfig) -> tuple[str, ...]:
         """The columns of the data that these metrics group rows by; raises as `metrics`."""

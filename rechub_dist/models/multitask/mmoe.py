@@ -69,11 +69,9 @@ class MMoE(Model):
         softmax = gate_activation == "softmax"
         if softmax and num_experts == 1:
             raise ValueError("num_experts is 1, of which a softmax gate is always 1: give at least 2 experts")
-        if task_types is None:
-            check_tasks(num_tasks, ["classification"] * max(0, min(num_tasks, MAX_LAYERS)))
-            self.outputs = check_outputs(outputs, num_tasks)
-        else:
-            self.outputs = check_tasks(num_tasks, task_types, outputs)
+        every = ["classification"] * max(0, min(num_tasks, MAX_LAYERS))
+        check_tasks(num_tasks, every if task_types is None else task_types)
+        self.outputs = check_outputs(outputs, num_tasks)
         self.num_tasks = num_tasks
         self.task_types = None if task_types is None else tuple(task_types)
         self.fields = Fields.of(features)

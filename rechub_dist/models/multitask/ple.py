@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature, Outputs
-from rechub_dist.layers.arguments import check_choice, check_layers
+from rechub_dist.layers.arguments import check_choice, check_layers, check_outputs
 from rechub_dist.layers.grouped import GroupedLinear, GroupedMLP, side_by_side
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.models.base import Model, check_tasks
@@ -73,7 +73,8 @@ class PLE(Model):
         check_layers("num_experts", num_experts)
         check_layers("num_layers", num_layers)
         check_layers("num_shared_experts", num_shared_experts)
-        self.outputs = check_tasks(len(task_types), task_types, outputs)
+        check_tasks(len(task_types), task_types)
+        self.outputs = check_outputs(outputs, len(task_types))
         self.num_tasks, self.task_types = len(task_types), tuple(task_types)
         if experts_per == "level":
             if num_experts % self.num_tasks:

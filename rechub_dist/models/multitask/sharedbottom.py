@@ -6,6 +6,7 @@ from torch import nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature, Outputs
+from rechub_dist.layers.arguments import check_outputs
 from rechub_dist.layers.grouped import GroupedMLP, side_by_side
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.mlp import MLP
@@ -46,7 +47,8 @@ class SharedBottom(Model):
         outputs: Outputs = None,
     ) -> None:
         super().__init__()
-        self.outputs = check_tasks(num_tasks, task_types, outputs)
+        check_tasks(num_tasks, task_types)
+        self.outputs = check_outputs(outputs, num_tasks)
         self.num_tasks, self.task_types = num_tasks, tuple(task_types)
         self.fields = Fields.of(features)
         self.bottom = MLP(self.fields.width, hidden_units, dropout_rates, activation=activation, batch_norm=batch_norm)
