@@ -14,8 +14,8 @@ from rechub_dist.models import Model, catalogue
 
 def outputs_for(labels: Sequence[Label], cls: type[Model]) -> dict[str, list[int]]:
     """The argument of a model's constructor by which it has the outputs that the labels need, if one has several."""
-    name = _parameter(cls)
-    return {} if name is None or not _several(labels) else {name: [label.outputs for label in labels]}
+    name = _parameter(cls) if any(label.classes is not None for label in labels) else None
+    return {} if name is None else {name: [label.outputs for label in labels]}
 
 
 def check_outputs(name: str, model: Model, labels: Sequence[Label]) -> None:
@@ -40,10 +40,6 @@ def check_outputs(name: str, model: Model, labels: Sequence[Label]) -> None:
         f"{', '.join(label.name for label in labels)} need {[label.outputs for label in labels]}; make them alike, or "
         "leave that to the labels"
     )
-
-
-def _several(labels: Sequence[Label]) -> bool:
-    return any(label.classes is not None for label in labels)
 
 
 def _parameter(cls: type[Model]) -> str | None:
