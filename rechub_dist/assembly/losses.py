@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from rechub_dist.assembly.arguments import arguments_of
@@ -11,7 +10,7 @@ from rechub_dist.assembly.code import POINTWISE, named_loss
 from rechub_dist.config import PointwiseConfig, RunConfig
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import Label
-from rechub_dist.objectives.label_losses import LOSSES, LabelLoss
+from rechub_dist.objectives.label_losses import LOSSES, LabelLoss, made_of
 
 _TENSORS = ("logits", "values", "labels")
 
@@ -51,7 +50,7 @@ def _ours(where: str, label: Label, name: str, given: Mapping[str, Any]) -> Labe
             f"{where}.class_weights: {len(weights)} weights for label {label.name!r} of {label.classes} classes; give "
             "one for each class, in their order"
         )
-    return partial(loss, **arguments)
+    return made_of(loss, arguments)
 
 
 def _unlike(loss: str, labels: tuple[Label, ...]) -> str:

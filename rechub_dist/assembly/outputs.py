@@ -24,7 +24,7 @@ def check_outputs(name: str, model: Model, labels: Sequence[Label]) -> None:
     Raises:
         UserError: naming the label, and models that can have them.
     """
-    found = model.outputs or (1,) * len(labels)
+    found = model.label_outputs or (1,) * len(labels)
     wrong = next((label for label, count in zip(labels, found, strict=True) if label.outputs != count), None)
     if wrong is None:
         return
@@ -33,7 +33,7 @@ def check_outputs(name: str, model: Model, labels: Sequence[Label]) -> None:
         able = ", ".join(one for one, cls in catalogue().items() if _parameter(cls) is not None)
         raise UserError(
             f"data.labels: {wrong.name!r} has {wrong.classes} classes, and {name} gives one number for a label; choose "
-            f"{able}, or a model of your own with `outputs`"
+            f"{able}, or a model of your own with label_outputs"
         )
     raise UserError(
         f"model.{parameter or 'name'}: {name} has {list(found)} outputs, and the labels "

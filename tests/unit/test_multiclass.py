@@ -35,7 +35,7 @@ from rechub_dist.metrics.catalogue import KnownMetrics
 from rechub_dist.metrics.metric import Scored
 from rechub_dist.models import catalogue, family
 from rechub_dist.objectives import PointwiseObjective, TaskObjective
-from rechub_dist.objectives.label_losses import softmax
+from rechub_dist.objectives.label_losses import Softmax
 from rechub_dist.schema import parse_schema
 from rechub_tests.runs import SCHEMA, run_file
 
@@ -128,16 +128,16 @@ def test_softmax_is_the_formula() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(7, C, dtype=torch.float64), torch.tensor([0.0, 1, 2, 3, 4, 4, 0])
     log_p, y = logits.log_softmax(dim=1), labels.long()
-    assert torch.equal(softmax(logits, labels), F.cross_entropy(logits, y, reduction="none"))
+    assert torch.equal(Softmax()(logits, labels), F.cross_entropy(logits, y, reduction="none"))
     weights, e = [2.0, 1.0, 0.5, 1.0, 3.0], 0.1
     w = torch.tensor(weights, dtype=torch.float64)
     own = -w[y] * log_p.gather(1, y[:, None])[:, 0]
-    torch.testing.assert_close(softmax(logits, labels, class_weights=weights), own)
+    torch.testing.assert_close(Softmax(class_weights=weights)(logits, labels), own)
     smoothed = (1 - e) * own - e / C * (w * log_p).sum(dim=1)
-    torch.testing.assert_close(softmax(logits, labels, class_weights=weights, label_smoothing=e), smoothed)
-    assert softmax(logits[:0], labels[:0]).shape == (0,)
+    torch.testing.assert_close(Softmax(class_weights=weights, label_smoothing=e)(logits, labels), smoothed)
+    assert Softmax()(logits[:0], labels[:0]).shape == (0,)
     extreme = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
-    loss = softmax(extreme, torch.tensor([1.0]))
+    loss = Softmax()(extreme, torch.tensor([1.0]))
     loss.backward()
     assert loss.isfinite().all()
     assert extreme.grad is not None
@@ -177,6 +177,13 @@ def test_a_group_loss_beside_it_compares_the_logits_of_the_labels_of_two_classes
     swapped = Batch(**{**vars(batch), "labels": batch.labels[:, [1]]})
     with_rating = both.parts(Output(logits=torch.cat([logits[:, 1:], logits[:, :1]], dim=1)), batch)
     assert torch.equal(with_rating[1:], alone.parts(Output(logits=logits[:, :1]), swapped))
+
+
+def test_class_weights_lie_where_the_objective_does(folder: Path) -> None:
+    own = {"loss": "softmax", "loss_arguments": {"class_weights": [1, 2, 3, 4, 5]}}
+    objective = parts_of(folder, "DCN", ["rating"], objective={"name": "pointwise", **own}).objective
+    assert [value.tolist() for value in objective.buffers()] == [[1, 2, 3, 4, 5]]
+    assert objective.state_dict() == objective.learned() == {}
 
 
 class _OwnObjective(TaskObjective):
@@ -245,7 +252,7 @@ def test_each_model_has_an_output_a_class_or_is_refused(folder: Path, model: str
             assert set(able.split(", ")) == ABLE
         return
     found = parts_of(folder, model, names)
-    assert found.model.outputs == ((1, C) if several else (C,))
+    assert found.model.label_outputs == ((1, C) if several else (C,))
     assert "outputs" not in found.config.model.parameters
     embedded = Embedded()
     for lookup in found.model.lookups():
@@ -292,7 +299,7 @@ def test_outputs_that_do_not_fit(
 
 def test_types_may_be_left_to_the_labels(folder: Path) -> None:
     found = parts_of(folder, "MMoE", ["stay", "rating"], model={"task_types": None, "num_tasks": 2})
-    assert found.model.outputs == (1, C)
+    assert found.model.label_outputs == (1, C)
 
 
 # ---- metrics

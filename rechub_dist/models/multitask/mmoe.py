@@ -71,7 +71,7 @@ class MMoE(Model):
             raise ValueError("num_experts is 1, of which a softmax gate is always 1: give at least 2 experts")
         every = ["classification"] * max(0, min(num_tasks, MAX_LAYERS))
         check_tasks(num_tasks, every if task_types is None else task_types)
-        self.outputs = check_outputs(outputs, num_tasks)
+        self.label_outputs = check_outputs(outputs, num_tasks)
         self.num_tasks = num_tasks
         self.task_types = None if task_types is None else tuple(task_types)
         self.fields = Fields.of(features)
@@ -92,7 +92,7 @@ class MMoE(Model):
             tower_dropout_rates,
             activation=tower_activation,
             batch_norm=batch_norm,
-            out_dim=max(self.outputs),
+            out_dim=max(self.label_outputs),
         )
 
     def lookups(self) -> tuple[Lookup, ...]:
@@ -114,4 +114,4 @@ class MMoE(Model):
         else:
             gates = self.gate_activation(gates.flatten(1)).view_as(gates)
         mixed = torch.bmm(gates, experts)  # [B, T, D]
-        return Output(logits=side_by_side(self.towers(mixed), self.outputs))
+        return Output(logits=side_by_side(self.towers(mixed), self.label_outputs))

@@ -74,7 +74,7 @@ class PLE(Model):
         check_layers("num_layers", num_layers)
         check_layers("num_shared_experts", num_shared_experts)
         check_tasks(len(task_types), task_types)
-        self.outputs = check_outputs(outputs, len(task_types))
+        self.label_outputs = check_outputs(outputs, len(task_types))
         self.num_tasks, self.task_types = len(task_types), tuple(task_types)
         if experts_per == "level":
             if num_experts % self.num_tasks:
@@ -105,7 +105,7 @@ class PLE(Model):
             tower_dropout_rates,
             activation=activation,
             batch_norm=batch_norm,
-            out_dim=max(self.outputs),
+            out_dim=max(self.label_outputs),
         )
 
     def lookups(self) -> tuple[Lookup, ...]:
@@ -125,7 +125,7 @@ class PLE(Model):
         states = self.fields.concat(embedded)
         for level in self.levels:
             states = level(states)
-        return Output(logits=side_by_side(self.towers(states), self.outputs))
+        return Output(logits=side_by_side(self.towers(states), self.label_outputs))
 
 
 class _Level(nn.Module):

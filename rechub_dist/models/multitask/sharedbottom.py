@@ -48,7 +48,7 @@ class SharedBottom(Model):
     ) -> None:
         super().__init__()
         check_tasks(num_tasks, task_types)
-        self.outputs = check_outputs(outputs, num_tasks)
+        self.label_outputs = check_outputs(outputs, num_tasks)
         self.num_tasks, self.task_types = num_tasks, tuple(task_types)
         self.fields = Fields.of(features)
         self.bottom = MLP(self.fields.width, hidden_units, dropout_rates, activation=activation, batch_norm=batch_norm)
@@ -59,7 +59,7 @@ class SharedBottom(Model):
             task_dropout_rates,
             activation=activation,
             batch_norm=batch_norm,
-            out_dim=max(self.outputs),
+            out_dim=max(self.label_outputs),
         )
 
     def lookups(self) -> tuple[Lookup, ...]:
@@ -74,4 +74,4 @@ class SharedBottom(Model):
     def forward(self, embedded: Embedded) -> Output:
         """Logits [B, sum of outputs]."""
         shared = self.bottom(self.fields.concat(embedded))
-        return Output(logits=side_by_side(self.towers(shared), self.outputs))
+        return Output(logits=side_by_side(self.towers(shared), self.label_outputs))

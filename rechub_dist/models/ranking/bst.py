@@ -71,7 +71,7 @@ class BST(Model):
         outputs: Outputs = None,
     ) -> None:
         super().__init__()
-        self.outputs = check_outputs(outputs, 1)
+        self.label_outputs = check_outputs(outputs, 1)
         check_layers("num_layers", num_layers)
         check_positive("hidden_size", hidden_size)
         check_rate("dropout_rate", dropout_rate)
@@ -103,7 +103,7 @@ class BST(Model):
             dropout_rate,
             activation=activation,
             batch_norm=batch_norm,
-            out_dim=self.outputs[0],
+            out_dim=self.label_outputs[0],
         )
 
     def lookups(self) -> tuple[Lookup, ...]:

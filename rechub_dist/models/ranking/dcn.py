@@ -43,14 +43,14 @@ class DCN(Model):
         outputs: Outputs = None,
     ) -> None:
         super().__init__()
-        self.outputs = check_outputs(outputs, 1)
+        self.label_outputs = check_outputs(outputs, 1)
         check_layers("cross_num", cross_num)
         self.fields = Fields.of(features)
         width = self.fields.width
         self.cross = CrossNetwork(VectorCross(width) for _ in range(cross_num))
         mlp = MLP(width, hidden_units, dropout_rates, activation=activation, batch_norm=batch_norm)
         self.mlp = mlp if hidden_units else None
-        self.output = nn.Linear(width + mlp.out_dim if hidden_units else width, self.outputs[0])
+        self.output = nn.Linear(width + mlp.out_dim if hidden_units else width, self.label_outputs[0])
 
     def lookups(self) -> tuple[Lookup, ...]:
         return self.fields.lookups

@@ -62,7 +62,7 @@ class DCNv2(Model):
         outputs: Outputs = None,
     ) -> None:
         super().__init__()
-        self.outputs = check_outputs(outputs, 1)
+        self.label_outputs = check_outputs(outputs, 1)
         check_layers("cross_num", cross_num)
         check_choice("structure", structure, ("parallel", "stacked"))
         self.fields = Fields.of(features)
@@ -74,7 +74,7 @@ class DCNv2(Model):
         # Without hidden layers the MLP is the identity, so that the stacked form is the cross network alone.
         self.parallel = structure == "parallel" and bool(hidden_units)
         self.mlp = MLP(width, hidden_units, dropout_rates, activation=activation, batch_norm=batch_norm)
-        self.output = nn.Linear(width + self.mlp.out_dim if self.parallel else self.mlp.out_dim, self.outputs[0])
+        self.output = nn.Linear(width + self.mlp.out_dim if self.parallel else self.mlp.out_dim, self.label_outputs[0])
 
     def lookups(self) -> tuple[Lookup, ...]:
         return self.fields.lookups

@@ -84,7 +84,7 @@ class DIEN(Model):
         outputs: Outputs = None,
     ) -> None:
         super().__init__()
-        self.outputs = check_outputs(outputs, 1)
+        self.label_outputs = check_outputs(outputs, 1)
         check_choice("gru_type", gru_type, get_args(GruType))
         if not interest_units:
             raise ValueError("interest_units is empty: give at least one width")
@@ -114,7 +114,7 @@ class DIEN(Model):
             dropout_rates,
             activation=activation,
             batch_norm=batch_norm,
-            out_dim=self.outputs[0],
+            out_dim=self.label_outputs[0],
         )
 
     def lookups(self) -> tuple[Lookup, ...]:

@@ -51,7 +51,7 @@ class DIN(Model):
         outputs: Outputs = None,
     ) -> None:
         super().__init__()
-        self.outputs = check_outputs(outputs, 1)
+        self.label_outputs = check_outputs(outputs, 1)
         check_distinct([*features, *target_features, *behavior_features])
         check_pairs(behavior_features, target_features)
         self.fields = Fields.of([*features, *target_features])
@@ -65,7 +65,7 @@ class DIN(Model):
             dropout_rates,
             activation=activation,
             batch_norm=batch_norm,
-            out_dim=self.outputs[0],
+            out_dim=self.label_outputs[0],
         )
 
     def lookups(self) -> tuple[Lookup, ...]:

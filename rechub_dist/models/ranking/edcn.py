@@ -86,7 +86,7 @@ class EDCN(Model):
         outputs: Outputs = None,
     ) -> None:
         super().__init__()
-        self.outputs = check_outputs(outputs, 1)
+        self.label_outputs = check_outputs(outputs, 1)
         check_layers("cross_num", cross_num)
         if len(hidden_units) != cross_num:
             raise ValueError(
@@ -112,7 +112,7 @@ class EDCN(Model):
         self.bridges = nn.ModuleList(Bridge(bridge_type, width) for _ in range(cross_num))
         count = 2 * cross_num if gate_batch_norm else 0
         self.gate_norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(count))  # cross and deep in turn
-        self.output = nn.Linear(3 * width, self.outputs[0])
+        self.output = nn.Linear(3 * width, self.label_outputs[0])
 
     def lookups(self) -> tuple[Lookup, ...]:
         return self.fields.lookups
