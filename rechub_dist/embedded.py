@@ -100,7 +100,7 @@ class Output:
     """What a model returns: ranking models `logits`, recall models `user` and `item`, and `logits` of further tasks.
 
     Attributes:
-        logits: float [B, T], one column per label, in the run's label order.
+        logits: float [B, T], one column per label, in the run's label order; a label of C classes has C columns.
         user: float [B, Q, D], the user's vectors (one per position, or one per interest).
         user_mask: bool [B, Q], True where `user` is real.
         item: float [B, N, D]; for models that train on every position, N = Q and item[:, t] is the item that follows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from rechub_dist.derived import Derived, check_derived
 
@@ -17,6 +17,7 @@ IdPolicy = Literal["error", "drop", "unknown"]
 MAX_ROWS: Final = 1 << 40  # of a table
 MAX_DIM: Final = 1 << 16  # of a table, and of a dense feature
 MAX_LENGTH: Final = 1 << 24  # of a history, and of what a row may have of anything
+MAX_CLASSES: Final = 10_000  # of a label
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,17 @@ class RowsOf:
     """
 
     parameter: str
+
+
+@dataclass(frozen=True)
+class OfLabels:
+    """Marks the parameter of a model's constructor that says how many outputs each of its labels has.
+
+    A run file omits it: it is then `Label.outputs` of the run's labels, where one has several.
+    """
+
+
+Outputs = Annotated[list[int] | None, OfLabels()]
 
 
 @dataclass(frozen=True)
@@ -325,11 +337,32 @@ def _with_dim(table: Table, dim: int) -> Table:
 
 @dataclass(frozen=True)
 class Label:
-    """A target column of any numeric or boolean type. Classification labels must be 0 or 1; nulls are an error."""
+    """A target column of any numeric or boolean type; nulls are an error.
+
+    Classification labels must be 0 or 1, those of type multiclass one of the integers 0 .. `classes` - 1.
+
+    Raises:
+        ValueError: `classes` beside another type than multiclass, or none beside that, or fewer than 2.
+    """
 
     name: str
     column: str | None = None
-    type: Literal["classification", "regression"] = "classification"
+    type: Literal["classification", "regression", "multiclass"] = "classification"
+    classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.type != "multiclass":
+            if self.classes is not None:
+                raise ValueError(f"classes are those of type: multiclass, and this label is of type {self.type}")
+        elif self.classes is None:
+            raise ValueError("type: multiclass needs classes, the number of values 0, 1, 2 .. that the label may have")
+        elif not 2 <= self.classes <= MAX_CLASSES:
+            raise ValueError(f"classes is {self.classes}, must be at least 2 and at most {MAX_CLASSES:,}")
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model gives for it: one logit a class, else one logit or value."""
+        return self.classes or 1
 
     @property
     def source(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from rechub_dist.assembly.arguments import arguments_of
@@ -11,7 +10,7 @@ from rechub_dist.assembly.code import POINTWISE, named_loss
 from rechub_dist.config import PointwiseConfig, RunConfig
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import Label
-from rechub_dist.objectives.label_losses import LOSSES, LabelLoss
+from rechub_dist.objectives.label_losses import LOSSES, LabelLoss, made_of
 
 _TENSORS = ("logits", "values", "labels")
 
@@ -43,8 +42,15 @@ def label_losses(config: RunConfig, chosen: PointwiseConfig, labels: tuple[Label
 
 
 def _ours(where: str, label: Label, name: str, given: Mapping[str, Any]) -> LabelLoss:
-    loss = LOSSES[label.type][name]
-    return partial(loss, **arguments_of(f"{where}.loss_arguments", loss, given, others=_TENSORS))
+    loss, where = LOSSES[label.type][name], f"{where}.loss_arguments"
+    arguments = arguments_of(where, loss, given, others=_TENSORS)
+    weights = arguments.get("class_weights")
+    if weights is not None and len(weights) != label.classes:
+        raise UserError(
+            f"{where}.class_weights: {len(weights)} weights for label {label.name!r} of {label.classes} classes; give "
+            "one for each class, in their order"
+        )
+    return made_of(loss, arguments)
 
 
 def _unlike(loss: str, labels: tuple[Label, ...]) -> str:

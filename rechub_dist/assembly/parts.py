@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rechub_dist.assembly.arguments import arguments_of
 from rechub_dist.assembly.code import RETRIEVAL, call, metric_classes, model_class, named_loss, own_objective
 from rechub_dist.assembly.losses import label_losses
+from rechub_dist.assembly.outputs import check_outputs, outputs_for
 from rechub_dist.assembly.precision import set_training
 from rechub_dist.batch import Batch
 from rechub_dist.config import (
@@ -107,10 +108,10 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
     if not isinstance(config.data.dataset, dict):  # which loading a run file inlines, and so a run stores
         raise UserError("data.dataset: a stored configuration has to hold the schema itself; put back a copy of it")
     schema = parse_schema(config.data.dataset, config.data.root)
-    model = build_model(config, schema)
+    labels = _labels(config, schema)
+    model = build_model(config, schema, labels)
     freeze(model, config.optimizer)
     set_training(model, config.train, device)
-    labels = _labels(config, schema)
     if isinstance(model, RecallModel) and config.data.labels is None and not model.num_tasks:
         labels = ()  # whatever the schema has
     chosen = config.objective or default_objective(config, model.objectives[0])
@@ -164,8 +165,8 @@ def build(config: RunConfig, *, device: str, world_size: int) -> Parts:
     return Parts(**vars(found), train_module=TrainModule(stage, found.model, found.objective, world_size))
 
 
-def build_model(config: RunConfig, schema: FeatureSchema) -> Model:
-    """The model that `model:` names, with feature names turned into the schema's features.
+def build_model(config: RunConfig, schema: FeatureSchema, labels: tuple[Label, ...] = ()) -> Model:
+    """The model that `model:` names, with feature names turned into the schema's features, and outputs for the labels.
 
     Raises:
         UserError: an unknown model, parameter or feature; a missing or ill-typed parameter; whatever the model refuses.
@@ -173,7 +174,7 @@ def build_model(config: RunConfig, schema: FeatureSchema) -> Model:
     cls = model_class(config)
     schema = _with_widths(config, cls, schema)
     where = f"model ({cls.__name__})"
-    arguments = arguments_of("model", cls, config.model.parameters, schema)
+    arguments = arguments_of("model", cls, {**outputs_for(labels, cls), **config.model.parameters}, schema)
     if not is_code(config.model.name):  # a class of the user's own may do other things when it is made
         _check_size(where, cls, arguments)
     model: Model = call(where, cls, **arguments)
@@ -230,6 +231,7 @@ def _objective(config: RunConfig, chosen: ObjectiveConfig, model: Model, labels:
             raise UserError(
                 f"model.task_types: {kind} for label {label.name!r}, which is of type {label.type}; make them alike"
             )
+    check_outputs(name, model, labels)
     if isinstance(chosen, OwnObjectiveConfig):
         return own_objective(config, chosen, model, labels)
     if isinstance(chosen, RetrievalConfig):

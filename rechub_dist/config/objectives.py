@@ -10,7 +10,7 @@ from rechub_dist.config.code import check_name, is_code
 from rechub_dist.config.section import MAX_BATCH, MAX_FLOAT, Section
 from rechub_dist.errors import nearest, shown
 
-LABEL_LOSSES: Final = ("cross_entropy", "focal", "squared_error", "huber")
+LABEL_LOSSES: Final = ("cross_entropy", "focal", "squared_error", "huber", "softmax")
 RETRIEVAL_LOSSES: Final = ("bce", "gbce", "softmax", "bpr", "bpr_max", "top1_max", "hinge")
 TaskWeight = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
 OWN: Final = "package.module:Class"
@@ -71,7 +71,7 @@ class GroupLossConfig(Section):
 
 
 class PointwiseConfig(_OwnLoss):
-    """Cross-entropy for classification labels, squared error for regression labels; a weighted sum over labels."""
+    """Cross-entropy for labels of two or more classes, squared error for regressions; a weighted sum over labels."""
 
     losses = LABEL_LOSSES
     with_arguments = True
@@ -85,9 +85,10 @@ class PointwiseConfig(_OwnLoss):
     )
     loss: str | None = Field(
         None,
-        description="cross_entropy or focal, for classification labels; squared_error or huber, for regression labels "
-        "(docs/losses.md); or your own for both: package.module:name of a function of logits [B] and labels [B] that "
-        "returns one loss per row, [B], or of a class whose instances are such functions",
+        description="cross_entropy or focal, for classification labels; squared_error or huber, for regression labels; "
+        "softmax, for labels of several classes (docs/losses.md); or your own for all: package.module:name of a "
+        "function of logits [B] (of C classes [B, C]) and labels [B] that returns one loss per row, [B], or of a class "
+        "whose instances are such functions",
     )
     label_losses: dict[str, LabelLossConfig] = Field(
         default_factory=dict, description="losses of single labels, in place of `loss`: {like: {loss: focal}}"

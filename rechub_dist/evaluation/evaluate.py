@@ -122,12 +122,14 @@ def calibrate(
 
     Raises:
         Stopped: as `evaluate`.
-        UserError: no label is a probability, there is no valid split, or it has one class only.
+        UserError: no label is a probability, one has several classes, there is no valid split, or that has one class
+            only.
     """
     method = parts.config.evaluation.calibration
     if method is None:
         return
     objective = parts.train_module.objective
+    objective.check_calibration(parts.config.evaluation)
     kinds = {} if objective.tasks is None else objective.tasks.scored
     names = [name for name, kind in kinds.items() if kind == "classification"]
     if not names:

@@ -29,7 +29,8 @@ class Evaluation:
     """Metrics by name, and by label the predictions, targets and weights of all rows, [3, N].
 
     With several labels a metric's name is `click/auc`, and `mean/auc` is the labels' mean. `skipped` rows of bad files
-    are in none of them; `skips` says which.
+    are in none of them; `skips` says which. Labels of several classes are not among those that are `scored`: all rows
+    of many classes have no place in a rank's memory.
     """
 
     metrics: dict[str, float]
@@ -57,7 +58,9 @@ class Measured:
         self._metrics = objective.measures(wanted)
         self._keys = objective.task_keys(wanted)
         self._means = MEAN_AUC in objective.task_metrics(wanted)
-        self._rows = {name: AllRows() for name in objective.scored}
+        self._classes = objective.classes
+        self._rows = {name: AllRows(self._classes.get(name, 1)) for name in objective.scored}
+        self._count = 0
         for name, metrics in self._metrics.items():
             for metric in metrics.values():
                 if isinstance(metric, OfAllRows):
@@ -76,7 +79,7 @@ class Measured:
 
     def add_scores(self, scores: Mapping[str, Scores], batch: Batch) -> None:
         """As `add`, of what something else has predicted of the batch."""
-        self._there.append(torch.stack([torch.stack(scores[name], dim=1) for name in self._objective.scored], dim=1))
+        self._there.append(torch.cat([_table(scores[name]) for name in self._objective.scored], dim=1))
         self._grouped.append(batch.keys)
         if sum(rows.numel() for rows in self._there) >= _FETCHED:
             self._fetch()
@@ -91,32 +94,43 @@ class Measured:
         runtime.raise_together(self._fault)
         values: dict[str, float] = {}
         for name, metrics in self._metrics.items():
-            self._rows[name].merge(runtime)
+            if name not in self._classes:
+                self._rows[name].merge(runtime)
             for reported, metric in metrics.items():
                 metric.merge(runtime)
                 values[self._objective.metric(name, reported)] = metric.compute()
         if self._means:
             aucs = [values[self._objective.metric(label.name, "auc")] for label in self._objective.labels]
             values[MEAN_AUC] = float(np.mean(aucs))
-        scored = {name: rows.whole for name, rows in self._rows.items()}
-        return Evaluation(values, next(iter(scored.values())).shape[1], scored)
+        scored = {name: rows.whole for name, rows in self._rows.items() if name not in self._classes}
+        return Evaluation(values, int(runtime.all_reduce_sum(torch.tensor([self._count]))), scored)
 
     def _fetch(self) -> None:
         if not self._there or self._fault is not None:
             self._there, self._grouped = [], []
             return
-        found = torch.cat(self._there).cpu().numpy()  # [N, names, 3]
+        found = torch.cat(self._there).cpu().numpy()  # [N, sum over names of predictions + 2]
+        self._count += len(found)
         keys = {
             key: pa.concat_arrays([part[key] for part in self._grouped if len(part[key])] or [pa.nulls(0)])
             for key in self._keys
         }
         self._there, self._grouped = [], []
         try:
-            for column, name in enumerate(self._objective.scored):
-                predictions, targets, weights = found[:, column].T
-                rows = Scored(predictions, targets, weights, keys)
-                self._rows[name].update(rows)
+            end = 0
+            for name in self._objective.scored:
+                first, end = end, end + self._classes.get(name, 1) + 2
+                predictions = found[:, first : end - 2] if name in self._classes else found[:, first]
+                rows = Scored(predictions, found[:, end - 2], found[:, end - 1], keys)
+                if name not in self._classes:
+                    self._rows[name].update(rows)
                 for metric in self._metrics[name].values():
                     metric.update(rows)
         except UserError as error:
             self._fault = str(error)
+
+
+def _table(scores: Scores) -> Tensor:
+    """The rows' predictions, targets and weights, [B, 3], of C classes [B, C + 2]."""
+    predictions = scores.predictions if scores.predictions.dim() == 2 else scores.predictions[:, None]
+    return torch.cat([predictions, scores.targets[:, None], scores.weights[:, None]], dim=1)

@@ -24,7 +24,7 @@ from rechub_dist.evaluation.measured import Measured
 from rechub_dist.features import FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_dist.inference.check_items import compare_items
-from rechub_dist.inference.comparison import Comparison, largest
+from rechub_dist.inference.comparison import Comparison, as_array, largest
 from rechub_dist.inference.from_checkpoint import batches_of
 from rechub_dist.inference.run import Run
 from rechub_dist.objectives.base import Scores
@@ -60,7 +60,7 @@ def _of_scores(run: Run, bundle: Bundle, table: pa.Table, values: pa.Table) -> C
     metrics = tasks.wanted_of_tasks(run.config.evaluation)
     of_run, of_bundle = Measured(tasks, metrics), Measured(tasks, metrics)
     scores = bundle.score(values)
-    got = {name: scores[f"predicted_{name}"].to_numpy() for name in tasks.scored}
+    got = {name: as_array(scores[f"predicted_{name}"]) for name in tasks.scored}
     wanted: dict[str, list[NDArray[Any]]] = {name: [] for name in got}
     first = 0
     for batch in batches_of(run, table, spec if labelled else prediction_spec(parts)):

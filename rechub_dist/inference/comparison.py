@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from rechub_dist.errors import UserError
@@ -81,6 +82,14 @@ def refuse(found: Comparison, tables: Precision, tolerance: float | None = None,
             f"{name} is {bundle:.5f} for the bundle and {run:.5f} for the run, and a loss of {max_cost:g} is allowed: "
             "there is no bundle; --max-cost allows more"
         )
+
+
+def as_array(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A column's numbers, [n], or lists of one size, [n, C]."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.to_numpy())
+    flat = np.concatenate([np.empty(0, np.float32), *(chunk.flatten().to_numpy() for chunk in column.chunks)])
+    return flat.reshape(len(column), column.type.list_size)
 
 
 def largest(one: NDArray[Any], other: NDArray[Any]) -> float:

@@ -28,6 +28,7 @@ from rechub_dist.evaluation.batches import agreed_batches, on_device
 from rechub_dist.evaluation.evaluate import load_best
 from rechub_dist.evaluation.ranking import catalogue_of, seen_items, with_missing, with_no_weights
 from rechub_dist.features import SparseFeature
+from rechub_dist.inference.bundle.catalogue import numbers
 from rechub_dist.inference.written import PartFile, finish, part_name
 from rechub_dist.metrics.ranking import Catalogue, best_of_parts, top_items
 from rechub_dist.objectives import Ranking
@@ -76,8 +77,8 @@ def predict(wanted: Prediction, parts: Parts, reader: ParquetReader, runtime: Ru
 
     A row of the output has `source_file` and `source_row` (int64, within the file), the columns to keep, and
 
-    - `predicted_<name>`, float32, for each label (and what else the objective scores): a probability, or the value of
-      a regression;
+    - `predicted_<name>`, float32, for each label (and what else the objective scores): a probability, the value of
+      a regression, or of a label of C classes a list of fixed size, C, of their probabilities;
     - of a recall model `predicted_items` and `predicted_scores`, lists of at most `top_k`, the best first: the
       catalogue's items (but not the id that stands for unknown ones) without those in the row's history, if
       evaluation leaves them out as well. Items are in the
@@ -144,7 +145,7 @@ def user_vectors(parts: Parts, batch: Batch) -> tuple[Tensor, Tensor]:
 def _scores(parts: Parts, batch: Batch) -> dict[str, pa.Array]:
     train_module = parts.train_module
     found = train_module.objective.calibrated(train_module.model(train_module.stage(batch)))
-    return {f"predicted_{name}": pa.array(values.float().cpu().numpy()) for name, values in found.items()}
+    return {f"predicted_{name}": numbers(values.float().cpu().numpy()) for name, values in found.items()}
 
 
 def _items(parts: Parts, batch: Batch, catalogue: Catalogue, top_k: int, runtime: Runtime) -> dict[str, pa.Array]:

@@ -131,8 +131,9 @@ class Run:
             top_k: items a row, of a recall model.
 
         Returns:
-            `predicted_<label>`, float32, a probability or value; of a recall model `predicted_items`, the best first,
-            and `predicted_scores`. For files also `source_file`, `source_row` and the columns to keep.
+            `predicted_<label>`, float32, a probability or value, of C classes a list of C; of a recall model
+            `predicted_items`, the best first, and `predicted_scores`. For files also `source_file`, `source_row` and
+            the columns to keep.
         """
         if top_k < 1:
             raise UserError(f"top_k: must be at least 1, got {top_k}")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from rechub_dist.features import MAX_CLASSES
+
 MAX_WIDTH: Final = 1 << 24  # of a layer
 MAX_LAYERS: Final = 1000
 
@@ -37,6 +39,17 @@ def check_widths(parameter: str, widths: Sequence[int]) -> None:
         raise ValueError(f"{parameter} are {list(widths)}: every width must be at least 1")
     if any(units > MAX_WIDTH for units in widths):
         raise ValueError(f"{parameter} are {list(widths)}: every width must be at most {MAX_WIDTH:,}")
+
+
+def check_outputs(outputs: Sequence[int] | None, labels: int) -> tuple[int, ...]:
+    """The number of outputs of each label, 1 where none is said; refuse those that there cannot be."""
+    if outputs is None:
+        return (1,) * labels
+    if len(outputs) != labels:
+        raise ValueError(f"outputs are {list(outputs)}: give one number for each label, {labels}")
+    if not all(1 <= count <= MAX_CLASSES for count in outputs):
+        raise ValueError(f"outputs are {list(outputs)}: each must be at least 1 and at most {MAX_CLASSES:,}")
+    return tuple(outputs)
 
 
 def check_rate(parameter: str, value: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,13 @@ class GroupedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.einsum("ni,gio->ngo" if x.dim() == 2 else "ngi,gio->ngo", x, self.weight)
         return y if self.bias is None else y + self.bias
+
+
+def side_by_side(values: Tensor, widths: Sequence[int]) -> Tensor:
+    """The first widths[g] values of each group g: [N, G, max(widths)] -> [N, sum(widths)]."""
+    if values.shape[2] == 1:
+        return values.squeeze(2)
+    return torch.cat([values[:, group, :width] for group, width in enumerate(widths)], dim=1)
 
 
 class GroupedMLP(nn.Module):

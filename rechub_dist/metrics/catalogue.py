@@ -14,6 +14,7 @@ from rechub_dist.metrics.collected import AUC, MAE, MSE, Calibration, LogLoss, N
 from rechub_dist.metrics.direction import Direction
 from rechub_dist.metrics.grouped import GroupedAUC
 from rechub_dist.metrics.metric import Metric, Scored
+from rechub_dist.metrics.multiclass import Accuracy, ClassLogLoss, ClassNormalizedEntropy, MacroAUC
 from rechub_dist.metrics.recommended import (
     MAP,
     MRR,
@@ -27,8 +28,8 @@ from rechub_dist.metrics.recommended import (
 from rechub_dist.metrics.sums import F1, RMSE, CalibrationError, Precision, Recall
 from rechub_dist.typed import typed
 
-LabelType = Literal["classification", "regression"]
-# Of probabilities, and of any predictions.
+LabelType = Literal["classification", "regression", "multiclass"]
+# Of probabilities, of these and of values, and of the probabilities of several classes.
 PROBABILITIES: dict[str, type[Metric[Scored]]] = {
     "auc": AUC,
     "log_loss": LogLoss,
@@ -41,6 +42,12 @@ PROBABILITIES: dict[str, type[Metric[Scored]]] = {
     "f1": F1,
 }
 VALUES: dict[str, type[Metric[Scored]]] = {"mse": MSE, "rmse": RMSE, "mae": MAE}
+MULTICLASS: dict[str, type[Metric[Scored]]] = {
+    "log_loss": ClassLogLoss,
+    "normalized_entropy": ClassNormalizedEntropy,
+    "accuracy": Accuracy,
+    "macro_auc": MacroAUC,
+}
 RANKINGS: dict[str, type[RankingMetric]] = {
     "hit_rate": HitRate,
     "recall": RankingRecall,
@@ -54,9 +61,9 @@ RANKINGS: dict[str, type[RankingMetric]] = {
 DEFAULTS: dict[LabelType, tuple[str, ...]] = {
     "classification": ("auc", "log_loss", "normalized_entropy", "calibration"),
     "regression": ("mse", "mae"),
+    "multiclass": ("log_loss", "normalized_entropy", "accuracy"),
 }
 RANKING_DEFAULTS = ("hit_rate", "recall", "ndcg", "mrr")
-CLASSIFICATION = "labels of type classification"
 _WHERE = "evaluation.metrics"
 _MISSING = object()
 
@@ -66,7 +73,7 @@ class KnownMetrics:
 
     Args:
         own: by the name that a run file gives, `package.module:Class`. One with an attribute `depth` is of rankings,
-            any other of labels of both types.
+            any other of labels of type classification and regression.
     """
 
     def __init__(self, own: Mapping[str, type[Metric[Any]]] | None = None) -> None:
@@ -75,20 +82,35 @@ class KnownMetrics:
         self._values = VALUES | {name: cls for name, cls in own.items() if not hasattr(cls, "depth")}
         self._probabilities = PROBABILITIES
 
-    def of_label(self, wanted: Sequence[MetricConfig], kind: LabelType) -> dict[str, Metric[Scored]]:
+    def of_label(
+        self, wanted: Sequence[MetricConfig], kind: LabelType, classes: int | None = None
+    ) -> dict[str, Metric[Scored]]:
         """New metrics of one label of type `kind`, by the names that they are reported by, in order.
 
         Those of `wanted` that cannot measure it are left out.
 
+        Args:
+            wanted: as the run file has them.
+            kind: of the label.
+            classes: their number, of a label of type multiclass.
+
         Raises:
             UserError: parameters that a metric does not take, or two metrics of one name.
         """
-        known = self._values if kind == "regression" else self._probabilities | self._values
+        known, more = self._of_type(kind), {} if classes is None else {"classes": classes}
         found = _Made()
         for item in _spelt_out(wanted, DEFAULTS[kind]):
             if item.name in known:
-                found.add(item.reported, item, known[item.name])
+                if more.keys() & item.parameters.keys():
+                    raise UserError(f"{_WHERE}: {item.name}: its classes are those of the label; leave them out")
+                found.add(item.reported, item, known[item.name], **more)
         return found.metrics
+
+    def _of_type(self, kind: LabelType) -> dict[str, type[Metric[Scored]]]:
+        """What measures labels of a type."""
+        if kind == "multiclass":
+            return MULTICLASS
+        return self._values if kind == "regression" else self._probabilities | self._values
 
     def of_rankings(self, wanted: Sequence[MetricConfig], ks: Sequence[int]) -> dict[str, RankingMetric]:
         """New metrics of a ranking, by the names that they are reported by, each at every k unless it has its own.
@@ -119,18 +141,25 @@ class KnownMetrics:
         """
         kinds = set(kinds)
         valid = set(self._rankings) if rankings else set()
-        valid |= set(self._values) if kinds else set()
-        valid |= set(self._probabilities) if "classification" in kinds else set()
-        every = self._rankings.keys() | self._values.keys() | self._probabilities.keys()
+        valid |= {name for kind in kinds for name in self._of_type(kind)}
+        every = self._rankings.keys() | self._values.keys() | self._probabilities.keys() | MULTICLASS.keys()
         for item in wanted:
             if item.is_default or item.name in valid:
                 continue
             if item.name not in every:
                 raise UserError(f"{_WHERE}: no metric {item.name!r}: {nearest(item.name, {*valid, DEFAULT})}")
-            what = "rankings, which recall models have" if item.name in self._rankings else CLASSIFICATION
+            what = self._measured_by(item.name)
             if not kinds and item.name in self._values:
                 what = "labels"
             raise UserError(f"{_WHERE}: {item.name} is a metric of {what}, and this run has none; leave it out")
+
+    def _measured_by(self, name: str) -> str:
+        """What a metric is of, in words."""
+        if name in self._rankings:
+            return "rankings, which recall models have"
+        if name in self._values:
+            return "labels of type classification or regression"
+        return f"labels of type {'classification' if name in self._probabilities else 'multiclass'}"
 
 
 class _Made:

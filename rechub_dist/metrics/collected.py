@@ -13,16 +13,18 @@ from rechub_dist.metrics import binary
 from rechub_dist.metrics.direction import Direction
 from rechub_dist.metrics.metric import Scored
 
-_NONE = np.empty((3, 0), np.float32)
-
 
 class AllRows:
     """Predictions, targets and weights of one label, of this rank's rows, then of all ranks'.
 
     Several metrics may share one: rows that the last `update` brought already are not taken twice.
+
+    Args:
+        predictions: how many a row has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, predictions: int = 1) -> None:
+        self._none = np.empty((predictions + 2, 0), np.float32)
         self._parts: list[Scored] = []
         self._whole: NDArray[np.floating] | None = None
 
@@ -34,15 +36,15 @@ class AllRows:
     def merge(self, ranks: Runtime) -> None:
         """Bring the rows of all ranks to each, in rank order; nothing if that is done. Collective."""
         if self._whole is None:
-            parts = [np.stack([rows.predictions, rows.targets, rows.weights]) for rows in self._parts]
+            parts = [np.vstack([rows.predictions.T, rows.targets, rows.weights]) for rows in self._parts]
             self._parts = []
-            own = np.concatenate([_NONE, *parts], axis=1)
+            own = np.concatenate([self._none, *parts], axis=1)
             del parts
             self._whole = ranks.gather(torch.from_numpy(np.ascontiguousarray(own.T))).numpy().T
 
     @property
     def whole(self) -> NDArray[np.floating]:
-        """Predictions, targets and weights of all rows, [3, N]; after `merge`."""
+        """Predictions, targets and weights of all rows, [3, N], of C classes [C + 2, N]; after `merge`."""
         assert self._whole is not None, "merge comes first"
         return self._whole
 

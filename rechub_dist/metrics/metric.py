@@ -53,8 +53,9 @@ class Scored:
     """N rows that a model has scored for one label.
 
     Attributes:
-        predictions: probabilities of a classification label, values of a regression label; float [N].
-        targets: what they are to be, 0 or 1 for classification; float [N].
+        predictions: probabilities of a classification label, values of a regression label, float [N]; the
+            probabilities of each class of a label of C classes, [N, C].
+        targets: what they are to be, 0 or 1 for classification, the class of several; float [N].
         weights: each row counts so many times; float [N], not negative.
         keys: by column that a metric groups by, the rows' own values as Arrow holds them, int64 or large_string [N].
     """

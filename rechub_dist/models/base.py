@@ -11,7 +11,7 @@ from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, LookupFeature, SequenceFeature
 from rechub_dist.layers.arguments import MAX_LAYERS
 
-TASK_TYPES = ("classification", "regression")
+TASK_TYPES = ("classification", "regression", "multiclass")
 
 
 class Model(nn.Module):
@@ -24,6 +24,7 @@ class Model(nn.Module):
         objectives: names of the objectives that can train it; the first is the default.
         num_tasks: logits per row, and so labels of a run.
         task_types: the labels' types in order; None: any types.
+        label_outputs: logits of each label in order, one a class for a label of several; empty: one each.
     """
 
     table_width: ClassVar[str | None] = None
@@ -31,6 +32,7 @@ class Model(nn.Module):
     objectives: ClassVar[tuple[str, ...]] = ("pointwise",)
     num_tasks: int = 1
     task_types: tuple[str, ...] | None = None
+    label_outputs: tuple[int, ...] = ()
 
     def lookups(self) -> tuple[Lookup, ...]:
         """The tables that the model reads."""

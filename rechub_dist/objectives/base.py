@@ -114,7 +114,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def predictions(self, output: Output) -> dict[str, Tensor]:
-        """What the output says of each row's labels, by the names of `tasks.scored`: float [B] each."""
+        """What the output says of each row's labels, by the names of `tasks.scored`: float [B], of C classes [B, C]."""
         raise NotImplementedError
 
     def metrics(self, evaluation: EvaluationConfig) -> dict[str, Direction]:
@@ -124,8 +124,10 @@ class Objective(nn.Module):
         asked for, then those of the labels.
 
         Raises:
-            UserError: metrics that there are not, or that these predictions cannot be measured by.
+            UserError: metrics that there are not, or that these predictions cannot be measured by; or as
+                `check_calibration`.
         """
+        self.check_calibration(evaluation)
         kinds = () if self.tasks is None else self.tasks.scored.values()
         self.known_metrics.check(evaluation.wanted, kinds, rankings=self.ranking is not None)
         rankings = self.rankings(evaluation)
@@ -138,6 +140,19 @@ class Objective(nn.Module):
             if name not in found:
                 raise UserError(f"evaluation.combined: no metric {name!r}: {nearest(name, found)}")
         return found if evaluation.combined is None else {COMBINED: "max", **found}
+
+    def check_calibration(self, evaluation: EvaluationConfig) -> None:
+        """Refuse a calibration of predictions that are not one probability a row.
+
+        Raises:
+            UserError: a label has several classes.
+        """
+        several = [] if self.tasks is None else list(self.tasks.classes)
+        if evaluation.calibration is not None and several:
+            raise UserError(
+                f"evaluation.calibration: {several[0]} is a label of several classes, and only those of type "
+                "classification can be calibrated; leave it out"
+            )
 
     def group_keys(self, evaluation: EvaluationConfig) -> tuple[str, ...]:
         """The columns of the data that these metrics group rows by; raises as `metrics`."""
@@ -160,7 +175,10 @@ class Objective(nn.Module):
 
 
 class Scores(NamedTuple):
-    """What an evaluation measures of B rows under one name: float [B] each; a row with weight 0 does not count."""
+    """What an evaluation measures of B rows under one name: float [B] each; a row with weight 0 does not count.
+
+    Predictions of a label of C classes are [B, C].
+    """
 
     predictions: Tensor
     targets: Tensor
@@ -175,11 +193,12 @@ class TaskObjective(Objective):
     `objective.arguments`.
 
     Args:
-        labels: of the run, in the order of the model's logits.
+        labels: of the run, in the order of the model's logits; a label of C classes has C of them.
         task_weights: by label; 1 where none is given.
 
     Attributes:
         scored: name and type of all that `predictions` returns.
+        classes: their number, for each label of type multiclass.
 
     Raises:
         UserError: no label, or a task weight for a label that is not trained.
@@ -198,6 +217,7 @@ class TaskObjective(Objective):
         self.labels = labels
         self.task_weights = tuple(task_weights.get(name, 1.0) for name in names)
         self.scored = {label.name: label.type for label in labels}
+        self.classes = {label.name: label.classes for label in labels if label.classes is not None}
 
     @property
     def tasks(self) -> TaskObjective:
@@ -219,7 +239,7 @@ class TaskObjective(Objective):
         if predictions.keys() != self.scored.keys():
             raise UserError(f"objective.name: predicts {', '.join(predictions)}, but scores {', '.join(self.scored)}")
         for name, found in predictions.items():
-            one_a_row(found, targets[name][0], f"objective.name: its prediction of {name}")
+            one_a_row(found, targets[name][0], f"objective.name: its prediction of {name}", self.classes.get(name))
         return {name: Scores(predictions[name], *targets[name]) for name in self.scored}
 
     def settings(self) -> dict[str, Any]:
@@ -228,7 +248,10 @@ class TaskObjective(Objective):
 
     def measures(self, wanted: Sequence[MetricConfig]) -> dict[str, dict[str, Metric[Scored]]]:
         """New metrics of each name of `scored` that can be measured by them, by the names of the metrics."""
-        return {name: self.known_metrics.of_label(wanted, kind) for name, kind in self.scored.items()}
+        return {
+            name: self.known_metrics.of_label(wanted, kind, self.classes.get(name))
+            for name, kind in self.scored.items()
+        }
 
     def task_metrics(self, wanted: Sequence[MetricConfig]) -> dict[str, Direction]:
         """Those of each name of `scored`, with several the name before a slash; then the labels' mean AUC."""
@@ -268,19 +291,21 @@ class TaskObjective(Objective):
         return loss / batch.weight_sums[0].clamp(min=torch.finfo(torch.float32).tiny).to(loss.dtype)
 
 
-def one_a_row(found: Any, rows: Tensor, where: str) -> Tensor:
-    """What code of a user's own has returned, if that is one number a row as in `rows`, [B].
+def one_a_row(found: Any, rows: Tensor, where: str, classes: int | None = None) -> Tensor:
+    """What code of a user's own has returned, if that is one number a row as in `rows`, [B], or one for each class.
 
     A mean, say, would otherwise be multiplied by the rows' weights.
 
     Raises:
         UserError: it is something else; `where` names the code.
     """
-    if not isinstance(found, Tensor) or found.shape != rows.shape:
+    shape = rows.shape if classes is None else (len(rows), classes)
+    if not isinstance(found, Tensor) or found.shape != shape:
         what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(
-            f"{where}: returns {what} for {len(rows)} rows; let it return one number a row, [B], not their mean or sum"
-        )
+        wanted = "one number a row, [B], not their mean or sum"
+        if classes is not None:
+            wanted = f"the probabilities of {classes} classes a row, [B, {classes}]"
+        raise UserError(f"{where}: returns {what} for {len(rows)} rows; let it return {wanted}")
     return found
 
 

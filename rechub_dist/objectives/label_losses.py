@@ -1,17 +1,19 @@
 """Losses of one label: from its logits [B], or a regression's values, and the labels [B] to one loss a row, [B].
 
-B may be 0. `LOSSES` says which are for which type of label; keyword arguments are those of a run file.
+Those of a label of C classes have logits [B, C], and labels 0 .. C - 1. B may be 0. `LOSSES` says which are for which
+type of label; keyword arguments are those of a run file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from rechub_dist.config.section import MAX_FLOAT
 from rechub_dist.metrics.catalogue import LabelType
@@ -66,13 +68,49 @@ def huber(values: Tensor, labels: Tensor, *, delta: Positive = 1.0) -> Tensor:
     return F.huber_loss(values, labels, reduction="none", delta=delta)
 
 
-# By the labels' type; the first is the default.
-LOSSES: dict[LabelType, dict[str, Callable[..., Tensor]]] = {
+class Softmax(nn.Module):
+    """-w_y log p_y, p = softmax(logits), w = `class_weights`, by default 1.
+
+    With `label_smoothing` e, 1 - e of that, plus -e / C times the sum over classes of w_c log p_c (Szegedy et al. 2016,
+    section 7).
+    """
+
+    weights: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        class_weights: list[Positive] | None = None,
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ) -> None:
+        super().__init__()
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer(
+            "weights", weights, persistent=False
+        )  # copied at each step, it would have a GPU waited for
+        self.smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weights = None if self.weights is None else self.weights.to(logits)
+        return F.cross_entropy(logits, labels.long(), weights, reduction="none", label_smoothing=self.smoothing)
+
+
+# By the labels' type, functions, or classes whose instances are such functions; the first is the default.
+LOSSES: dict[LabelType, dict[str, Callable[..., Any]]] = {
     "classification": {"cross_entropy": cross_entropy, "focal": focal},
     "regression": {"squared_error": squared_error, "huber": huber},
+    "multiclass": {"softmax": Softmax},
 }
 
 
 def default_loss(kind: LabelType) -> LabelLoss:
     """The loss of labels of a type that a run names none for."""
-    return next(iter(LOSSES[kind].values()))
+    return made_of(next(iter(LOSSES[kind].values())), {})
+
+
+def made_of(loss: Callable[..., Any], arguments: Mapping[str, Any]) -> LabelLoss:
+    """One of `LOSSES` with its arguments filled in."""
+    if isinstance(loss, type):
+        made: LabelLoss = loss(**arguments)
+        return made
+    return partial(loss, **arguments) if arguments else loss

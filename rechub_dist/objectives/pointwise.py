@@ -19,14 +19,15 @@ from rechub_dist.objectives.weighting import OfGradients, make_weighting, weight
 
 
 class PointwiseObjective(TaskObjective):
-    """Binary cross-entropy of a classification label's logit, the squared error of a regression label's value.
+    """Binary cross-entropy of a classification label's logit, the squared error of a regression label's value, the
+    cross-entropy of the softmax of a label of several classes.
 
     What the model returns as `Output.aux` is added with the weight `aux_weight`. With `config.group_loss` a part of the
     loss of each classification label, or all of it, is one within groups of rows.
 
     Args:
-        losses: by label, in place of these, functions of its logits [B] and labels [B] that return a loss a row, [B].
-            B may be 0. Predictions stay what they are: probabilities of classification labels.
+        losses: by label, in place of these, functions of its logits [B], of C classes [B, C], and labels [B] that
+            return a loss a row, [B]. B may be 0. Predictions stay what they are: probabilities, but of regressions.
         shared: the model's parameters that all tasks share (`Model.shared_parameters`); they stay outside.
     """
 
@@ -74,9 +75,14 @@ class PointwiseObjective(TaskObjective):
 
     def _each(self, output: Output, labels: Tensor) -> list[Tensor]:
         """Each label's losses of single rows, [B]."""
+        columns = zip(self._losses, self._logits(output), labels.unbind(dim=1), strict=True)
+        return [one_a_row(loss(logits, wanted), wanted, "objective.loss") for loss, logits, wanted in columns]
+
+    def _logits(self, output: Output) -> list[Tensor]:
+        """Each label's logits, [B], of C classes [B, C]."""
         assert output.logits is not None
-        columns = zip(self._losses, output.logits.unbind(dim=1), labels.unbind(dim=1), strict=True)
-        return [one_a_row(loss(logits, wanted), logits, "objective.loss") for loss, logits, wanted in columns]
+        parts = output.logits.split([label.outputs for label in self.labels], dim=1)
+        return [part if label.classes else part[:, 0] for label, part in zip(self.labels, parts, strict=True)]
 
     def forward(self, output: Output, embedded: Embedded, batch: Batch) -> Tensor:
         """This rank's part of the loss."""
@@ -91,20 +97,23 @@ class PointwiseObjective(TaskObjective):
 
     def parts(self, output: Output, batch: Batch) -> Tensor:
         """This rank's part of each label's loss, [T]: a label's loss is its sum over ranks."""
-        assert output.logits is not None
         found = [self._of_rows(losses, batch) for losses in self._each(output, batch.labels)]
         if (of_group := self._group_loss) is not None:
-            groups = Groups.gathered(of_group.column, output.logits, batch)
+            one_each = [logits if logits.dim() == 1 else logits[:, 0] for logits in self._logits(output)]
+            groups = Groups.gathered(of_group.column, torch.stack(one_each, dim=1), batch)
             for t, label in enumerate(self.labels):
                 if label.type == "classification":
                     found[t] = (1 - of_group.share) * found[t] + of_group.share * of_group(groups, t)
         return torch.stack(found)
 
     def predictions(self, output: Output) -> dict[str, Tensor]:
-        """Of each label: the probability, or the value of a regression."""
-        assert output.logits is not None
-        logits = output.logits.float().unbind(dim=1)
-        return {
-            label.name: logit.sigmoid() if label.type == "classification" else logit
-            for label, logit in zip(self.labels, logits, strict=True)
-        }
+        """Of each label: the probability, of several classes that of each, or the value of a regression."""
+        found = {}
+        for label, logits in zip(self.labels, self._logits(output), strict=True):
+            values = logits.float()
+            if label.type == "classification":
+                values = values.sigmoid()
+            elif label.type == "multiclass":
+                values = values.softmax(dim=1)
+            found[label.name] = values
+        return found

@@ -45,7 +45,7 @@ class Uncertainty(TaskWeighting):
     def __init__(self, config: PointwiseConfig, labels: tuple[Label, ...], shared: Sequence[nn.Parameter]) -> None:  # noqa: ARG002
         super().__init__()
         self.log_variances = nn.Parameter(torch.zeros(len(labels)))
-        self._scales = tuple(1.0 if label.type == "classification" else 0.5 for label in labels)
+        self._scales = tuple(0.5 if label.type == "regression" else 1.0 for label in labels)
 
     def forward(self, parts: Tensor, share: Tensor) -> Tensor:
         scaled = [scale * part for scale, part in zip(self._scales, parts, strict=True)]

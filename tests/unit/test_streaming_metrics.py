@@ -16,7 +16,7 @@ from rechub_dist.config import MetricConfig
 from rechub_dist.config.evaluation import DEFAULT
 from rechub_dist.distributed.runtime import Runtime, runtime
 from rechub_dist.metrics.binary import binary_metrics, regression_metrics
-from rechub_dist.metrics.catalogue import PROBABILITIES, RANKINGS, VALUES, KnownMetrics
+from rechub_dist.metrics.catalogue import MULTICLASS, PROBABILITIES, RANKINGS, VALUES, KnownMetrics
 from rechub_dist.metrics.grouped import group_aucs
 from rechub_dist.metrics.metric import Ranked, Scored
 from rechub_dist.metrics.ranking import best_of_parts, ranking_metrics
@@ -178,4 +178,4 @@ def test_the_best_of_parts() -> None:
 def test_all_are_documented() -> None:
     lines = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8").splitlines()
     rows = [line.split(" | ")[0].strip("| `") for line in lines if line.startswith("| `")]
-    assert sorted(rows) == sorted([*PROBABILITIES, *VALUES, *RANKINGS])
+    assert sorted(rows) == sorted([*PROBABILITIES, *VALUES, *MULTICLASS, *RANKINGS])

@@ -147,7 +147,10 @@ def _needs(types: dict[str, pa.DataType], spec: BatchSpec) -> Iterator[tuple[str
         yield dense.source, kind, fits, f"dense feature {dense.name!r}", wanted
     for label in spec.labels:
         kind = types[label.source]
-        yield label.source, kind, _are_numbers(kind), f"label {label.name!r}", "a number or a boolean"
+        wanted = "a number or a boolean"
+        if label.classes is not None:
+            wanted = f"an integer from 0 to {label.classes - 1}; write the number of each value's class into the files"
+        yield label.source, kind, _are_numbers(kind), f"label {label.name!r}", wanted
     if spec.weight:
         kind = types[spec.weight]
         yield spec.weight, kind, _are_numbers(kind), "the row weight", "a number"

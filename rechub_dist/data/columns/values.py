@@ -239,12 +239,19 @@ def read_label(array: pa.Array, label: Label, where: str) -> Numbers:
     """The values of a label, of any numeric type [n].
 
     Raises:
-        UserError: a value is missing or not finite, or a classification label is neither 0 nor 1.
+        UserError: a value is missing or not finite, a classification label is neither 0 nor 1, or one of several
+            classes is none of them.
     """
     values = _numbers(array)
     if label.type == "classification":
         wrong = ~((values == 0) | (values == 1))
         wanted = "a classification label must be 0 or 1; fix the data, or set type: regression"
+    elif label.classes is not None:
+        wrong = ~((values >= 0) & (values < label.classes) & (values == np.floor(values)))
+        wanted = (
+            f"a label of {label.classes} classes must be an integer from 0 to {label.classes - 1}; fix the data, or "
+            "the schema's classes"
+        )
     else:
         wrong = ~(np.abs(values) <= _MOST)
         wanted = "a label must be a finite number; remove the row"

@@ -22,7 +22,7 @@ from rechub_dist.data.spec import BatchSpec
 from rechub_dist.errors import UserError
 from rechub_dist.features import CrossFeature, DenseFeature, Feature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.inference.bundle.candidates import Candidates, Piece
-from rechub_dist.inference.bundle.catalogue import Catalogue, fixed
+from rechub_dist.inference.bundle.catalogue import Catalogue, fixed, numbers
 from rechub_dist.inference.bundle.deltas import read_state, state_tables
 from rechub_dist.inference.bundle.engines import Computation, Engine, engine_of, open_graph
 from rechub_dist.inference.bundle.index import IndexManifest, open_index
@@ -153,7 +153,7 @@ class Bundle:
         return tuple(column_names(self._specs[part]))
 
     def score(self, rows: Any) -> Any:
-        """The probability (or value) of each label, float32: columns `predicted_<label>`.
+        """The probability (or value) of each label, float32: columns `predicted_<label>`, of C classes lists of C.
 
         Raises:
             UserError: a row does not fit, or the model is a recall model.
@@ -162,7 +162,8 @@ class Bundle:
             raise UserError(f"score: {self.manifest.model} is a recall model; use retrieve or vectors")
         names = [f"predicted_{name}" for name in self.manifest.graphs["score"].outputs]
         pieces = [dict(zip(names, outputs, strict=True)) for outputs in self._run("score", rows)]
-        return like(rows, pa.table({name: np.concatenate([piece[name] for piece in pieces]) for name in names}))
+        found = {name: numbers(np.concatenate([piece[name] for piece in pieces])) for name in names}
+        return like(rows, pa.table(found))
 
     def score_candidates(self, user: Any, candidates: Any) -> Any:
         """`score` of the candidates, each with the columns of the one row `user`, which are converted once.
@@ -176,7 +177,7 @@ class Bundle:
         outputs = [
             self._graph("score", pieces, rows) for rows, pieces in self._candidates.pieces(user, candidates, BATCH)
         ]
-        found = zip(names, map(np.concatenate, zip(*outputs, strict=True)), strict=True)
+        found = zip(names, (numbers(np.concatenate(pieces)) for pieces in zip(*outputs, strict=True)), strict=True)
         return like(candidates, pa.table(dict(found)))
 
     def vectors(self, side: str, rows: Any) -> Any:

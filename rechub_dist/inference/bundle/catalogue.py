@@ -277,6 +277,11 @@ def _opened(path: Path) -> pq.ParquetFile:
         raise UserError(f"{path} cannot be read: {one_line(error)}; export the bundle again") from None
 
 
+def numbers(values: Floats) -> pa.Array:
+    """[n] as n numbers, [n, C] as n lists of C."""
+    return pa.array(values) if values.ndim == 1 else fixed(values)
+
+
 def fixed(vectors: Floats) -> pa.Array:
     """[n, D] as n lists of D."""
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])

@@ -6,9 +6,9 @@ import threading
 from collections import deque
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
 
+from rechub_dist.inference.comparison import as_array, largest
 from rechub_dist.inference.server.batching import Job
 from rechub_dist.inference.server.metrics import Metrics
 from rechub_dist.inference.server.versions import Served
@@ -89,6 +89,5 @@ def difference(answer: pa.Table, other: pa.Table) -> float:
     common = [name for name in answer.column_names if name in other.column_names]
     if not common:
         raise ValueError(f"its columns are {other.column_names}, those of the answer {answer.column_names}")
-    numbers = [name for name in common if pa.types.is_floating(answer[name].type)]
-    apart = [np.abs(answer[name].to_numpy() - other[name].to_numpy()).max(initial=0) for name in numbers]
-    return float(max(apart, default=0.0))
+    scores = [name for name in common if name.startswith("predicted_")]
+    return max((largest(as_array(answer[name]), as_array(other[name])) for name in scores), default=0.0)

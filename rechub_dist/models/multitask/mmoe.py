@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import DenseFeature, Feature
+from rechub_dist.features import DenseFeature, Feature, Outputs
 from rechub_dist.layers.activation import activation as make_activation
-from rechub_dist.layers.arguments import MAX_LAYERS, check_choice, check_layers
-from rechub_dist.layers.grouped import GroupedLinear, GroupedMLP
+from rechub_dist.layers.arguments import MAX_LAYERS, check_choice, check_layers, check_outputs
+from rechub_dist.layers.grouped import GroupedLinear, GroupedMLP, side_by_side
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.models.base import Model, check_tasks
 
@@ -32,13 +32,14 @@ class MMoE(Model):
         num_tasks: number of tasks.
         expert_activation: the experts' activation.
         gate_activation: "softmax" over the experts, or an elementwise one ("sigmoid", "relu", ...).
-        task_types: "classification" or "regression" for each task, in the run's label order; None leaves them to the
-            labels. A tower gives a logit or a value accordingly; both are linear.
+        task_types: "classification", "regression" or "multiclass" for each task, in the run's label order; None leaves
+            them to the labels. A tower gives a logit, a value or a logit for each class accordingly; all are linear.
         tower_units: hidden widths of each task's tower h_k; None or empty makes it linear.
         dropout_rates: of each expert, one rate per layer, or one for all.
         tower_dropout_rates: the same for each tower.
         tower_activation: the towers' activation.
         batch_norm: batch normalisation in experts and towers.
+        outputs: logits of each task, C for a label of C classes, else 1; None for one each.
     """
 
     paper = "Ma et al. 2018, Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts"
@@ -58,6 +59,7 @@ class MMoE(Model):
         tower_dropout_rates: float | list[float] = 0.0,
         tower_activation: str = "relu",
         batch_norm: bool = False,
+        outputs: Outputs = None,
     ) -> None:
         super().__init__()
         check_choice("gate_activation", gate_activation, get_args(GateActivation))
@@ -69,6 +71,7 @@ class MMoE(Model):
             raise ValueError("num_experts is 1, of which a softmax gate is always 1: give at least 2 experts")
         every = ["classification"] * max(0, min(num_tasks, MAX_LAYERS))
         check_tasks(num_tasks, every if task_types is None else task_types)
+        self.label_outputs = check_outputs(outputs, num_tasks)
         self.num_tasks = num_tasks
         self.task_types = None if task_types is None else tuple(task_types)
         self.fields = Fields.of(features)
@@ -89,7 +92,7 @@ class MMoE(Model):
             tower_dropout_rates,
             activation=tower_activation,
             batch_norm=batch_norm,
-            out_dim=1,
+            out_dim=max(self.label_outputs),
         )
 
     def lookups(self) -> tuple[Lookup, ...]:
@@ -102,7 +105,7 @@ class MMoE(Model):
         return tuple(self.experts.parameters())
 
     def forward(self, embedded: Embedded) -> Output:
-        """Logits [B, num_tasks]."""
+        """Logits [B, sum of outputs]."""
         x = self.fields.concat(embedded)
         experts = self.experts(x)  # [B, E, D]
         gates = self.gates(x)  # [B, T, E]
@@ -111,4 +114,4 @@ class MMoE(Model):
         else:
             gates = self.gate_activation(gates.flatten(1)).view_as(gates)
         mixed = torch.bmm(gates, experts)  # [B, T, D]
-        return Output(logits=self.towers(mixed).squeeze(2))
+        return Output(logits=side_by_side(self.towers(mixed), self.label_outputs))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import DenseFeature, Feature
-from rechub_dist.layers.arguments import check_choice, check_layers
-from rechub_dist.layers.grouped import GroupedLinear, GroupedMLP
+from rechub_dist.features import DenseFeature, Feature, Outputs
+from rechub_dist.layers.arguments import check_choice, check_layers, check_outputs
+from rechub_dist.layers.grouped import GroupedLinear, GroupedMLP, side_by_side
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.models.base import Model, check_tasks
 
@@ -31,8 +31,8 @@ class PLE(Model):
         num_experts: experts of each task in each level, or of all tasks together: `experts_per`.
         num_layers: number of levels.
         num_shared_experts: shared experts in each level.
-        task_types: "classification" or "regression" for each task, in the run's label order. A tower gives a logit or
-            a value accordingly; both are linear.
+        task_types: "classification", "regression" or "multiclass" for each task, in the run's label order. A tower
+            gives a logit, a value or a logit for each class accordingly; all are linear.
         tower_units: hidden widths of each task's tower h_k; None or empty makes it linear.
         dropout_rates: of each expert, one rate per layer, or one for all.
         tower_dropout_rates: the same for each tower.
@@ -41,6 +41,7 @@ class PLE(Model):
         experts_per: what `num_experts` counts in each level: a "task"'s experts, the m_k of the paper (a level then has
             `num_experts` times the tasks, and the shared ones), or those of the "level", of which each task gets an
             equal part; shared ones are not among them.
+        outputs: logits of each task, C for a label of C classes, else 1; None for one each.
     """
 
     paper = (
@@ -63,6 +64,7 @@ class PLE(Model):
         activation: str = "relu",
         batch_norm: bool = False,
         experts_per: ExpertsPer = "task",
+        outputs: Outputs = None,
     ) -> None:
         super().__init__()
         check_choice("experts_per", experts_per, get_args(ExpertsPer))
@@ -72,6 +74,7 @@ class PLE(Model):
         check_layers("num_layers", num_layers)
         check_layers("num_shared_experts", num_shared_experts)
         check_tasks(len(task_types), task_types)
+        self.label_outputs = check_outputs(outputs, len(task_types))
         self.num_tasks, self.task_types = len(task_types), tuple(task_types)
         if experts_per == "level":
             if num_experts % self.num_tasks:
@@ -102,7 +105,7 @@ class PLE(Model):
             tower_dropout_rates,
             activation=activation,
             batch_norm=batch_norm,
-            out_dim=1,
+            out_dim=max(self.label_outputs),
         )
 
     def lookups(self) -> tuple[Lookup, ...]:
@@ -118,11 +121,11 @@ class PLE(Model):
         return tuple(p for level in levels for part in parts for p in level.get_submodule(part).parameters())
 
     def forward(self, embedded: Embedded) -> Output:
-        """Logits [B, T], one per task."""
+        """Logits [B, sum of outputs], one per task, or per class of it."""
         states = self.fields.concat(embedded)
         for level in self.levels:
             states = level(states)
-        return Output(logits=self.towers(states).squeeze(2))
+        return Output(logits=side_by_side(self.towers(states), self.label_outputs))
 
 
 class _Level(nn.Module):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import DenseFeature, Feature
-from rechub_dist.layers.grouped import GroupedMLP
+from rechub_dist.features import DenseFeature, Feature, Outputs
+from rechub_dist.layers.arguments import check_outputs
+from rechub_dist.layers.grouped import GroupedMLP, side_by_side
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.mlp import MLP
 from rechub_dist.models.base import Model, check_tasks
@@ -20,12 +21,13 @@ class SharedBottom(Model):
         hidden_units: widths of the shared network f.
         task_hidden_units: hidden widths of each task's tower h_k; may be empty.
         num_tasks: number of tasks.
-        task_types: "classification" or "regression" for each task, in the run's label order. A tower gives a logit or
-            a value accordingly; both are linear.
+        task_types: "classification", "regression" or "multiclass" for each task, in the run's label order. A tower
+            gives a logit, a value or a logit for each class accordingly; all are linear.
         dropout_rates: of the shared network, one rate per layer, or one for all.
         task_dropout_rates: the same for each tower.
         activation: of all networks.
         batch_norm: batch normalisation in all networks.
+        outputs: logits of each task, C for a label of C classes, else 1; None for one each.
     """
 
     paper = "Caruana 1997, Multitask Learning"
@@ -42,9 +44,11 @@ class SharedBottom(Model):
         task_dropout_rates: float | list[float] = 0.0,
         activation: str = "relu",
         batch_norm: bool = False,
+        outputs: Outputs = None,
     ) -> None:
         super().__init__()
         check_tasks(num_tasks, task_types)
+        self.label_outputs = check_outputs(outputs, num_tasks)
         self.num_tasks, self.task_types = num_tasks, tuple(task_types)
         self.fields = Fields.of(features)
         self.bottom = MLP(self.fields.width, hidden_units, dropout_rates, activation=activation, batch_norm=batch_norm)
@@ -55,7 +59,7 @@ class SharedBottom(Model):
             task_dropout_rates,
             activation=activation,
             batch_norm=batch_norm,
-            out_dim=1,
+            out_dim=max(self.label_outputs),
         )
 
     def lookups(self) -> tuple[Lookup, ...]:
@@ -68,6 +72,6 @@ class SharedBottom(Model):
         return tuple(self.bottom.parameters())
 
     def forward(self, embedded: Embedded) -> Output:
-        """Logits [B, num_tasks]."""
+        """Logits [B, sum of outputs]."""
         shared = self.bottom(self.fields.concat(embedded))
-        return Output(logits=self.towers(shared).squeeze(2))
+        return Output(logits=side_by_side(self.towers(shared), self.label_outputs))

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import DenseFeature, Feature, SequenceFeature, SparseFeature, TimeGapFeature
-from rechub_dist.layers.arguments import check_layers, check_positive, check_rate
+from rechub_dist.features import DenseFeature, Feature, Outputs, SequenceFeature, SparseFeature, TimeGapFeature
+from rechub_dist.layers.arguments import check_layers, check_outputs, check_positive, check_rate
 from rechub_dist.layers.attention import SelfAttention
 from rechub_dist.layers.inputs import Fields, check_cut, check_distinct, check_pairs, unpooled
 from rechub_dist.layers.masking import newest_first, zero_padding
@@ -47,6 +47,7 @@ class BST(Model):
         feedforward_units: hidden width of FFN; None takes 4 * hidden_size.
         activation: of the MLP; the paper's is "leaky_relu", which FFN always has.
         batch_norm: batch normalisation in the MLP.
+        outputs: the number of logits in a list, [C] for a label of C classes; None for one.
     """
 
     table_width = "hidden_size"
@@ -67,8 +68,10 @@ class BST(Model):
         feedforward_units: int | None = None,
         activation: str = "leaky_relu",
         batch_norm: bool = False,
+        outputs: Outputs = None,
     ) -> None:
         super().__init__()
+        self.label_outputs = check_outputs(outputs, 1)
         check_layers("num_layers", num_layers)
         check_positive("hidden_size", hidden_size)
         check_rate("dropout_rate", dropout_rate)
@@ -100,7 +103,7 @@ class BST(Model):
             dropout_rate,
             activation=activation,
             batch_norm=batch_norm,
-            out_dim=1,
+            out_dim=self.label_outputs[0],
         )
 
     def lookups(self) -> tuple[Lookup, ...]:
@@ -113,7 +116,7 @@ class BST(Model):
         return (tuple(lookup.feature.name for lookup in (*self.behavior_lookups, *self.gap_lookups)),)
 
     def forward(self, embedded: Embedded) -> Output:
-        """Logits [B, 1]."""
+        """Logits [B, 1], or [B, C]."""
         x, mask = self._sequence(embedded)
         for block in self.blocks:
             x = block(x, mask)

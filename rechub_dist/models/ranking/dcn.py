@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import DenseFeature, Feature
-from rechub_dist.layers.arguments import check_layers
+from rechub_dist.features import DenseFeature, Feature, Outputs
+from rechub_dist.layers.arguments import check_layers, check_outputs
 from rechub_dist.layers.cross import CrossNetwork, VectorCross
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.mlp import MLP
@@ -26,6 +26,7 @@ class DCN(Model):
         dropout_rates: of the deep network, one rate per hidden layer, or one for all.
         activation: the deep network's activation.
         batch_norm: batch normalisation in the deep network (as in the paper, section 4.2).
+        outputs: the number of logits in a list, [C] for a label of C classes; None for one.
     """
 
     paper = "Wang et al. 2017, Deep & Cross Network for Ad Click Predictions"
@@ -39,15 +40,17 @@ class DCN(Model):
         dropout_rates: float | list[float] = 0.0,
         activation: str = "relu",
         batch_norm: bool = False,
+        outputs: Outputs = None,
     ) -> None:
         super().__init__()
+        self.label_outputs = check_outputs(outputs, 1)
         check_layers("cross_num", cross_num)
         self.fields = Fields.of(features)
         width = self.fields.width
         self.cross = CrossNetwork(VectorCross(width) for _ in range(cross_num))
         mlp = MLP(width, hidden_units, dropout_rates, activation=activation, batch_norm=batch_norm)
         self.mlp = mlp if hidden_units else None
-        self.output = nn.Linear(width + mlp.out_dim if hidden_units else width, 1)
+        self.output = nn.Linear(width + mlp.out_dim if hidden_units else width, self.label_outputs[0])
 
     def lookups(self) -> tuple[Lookup, ...]:
         return self.fields.lookups
@@ -56,7 +59,7 @@ class DCN(Model):
         return self.fields.dense
 
     def forward(self, embedded: Embedded) -> Output:
-        """Logits [B, 1]."""
+        """Logits [B, 1], or [B, C]."""
         x0 = self.fields.concat(embedded)
         crossed = self.cross(x0)
         if self.mlp is None:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import DenseFeature, Feature
-from rechub_dist.layers.arguments import check_choice, check_layers
+from rechub_dist.features import DenseFeature, Feature, Outputs
+from rechub_dist.layers.arguments import check_choice, check_layers, check_outputs
 from rechub_dist.layers.cross import CrossNetwork, LowRankCross, MatrixCross, MixtureCross, VectorCross
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.mlp import MLP
@@ -41,6 +41,7 @@ class DCNv2(Model):
         dropout_rates: of the deep network, one rate per hidden layer, or one for all.
         activation: the deep network's activation.
         batch_norm: batch normalisation in the deep network.
+        outputs: the number of logits in a list, [C] for a label of C classes; None for one.
     """
 
     paper = "Wang et al. 2021, DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale LTR Systems"
@@ -58,8 +59,10 @@ class DCNv2(Model):
         dropout_rates: float | list[float] = 0.0,
         activation: str = "relu",
         batch_norm: bool = False,
+        outputs: Outputs = None,
     ) -> None:
         super().__init__()
+        self.label_outputs = check_outputs(outputs, 1)
         check_layers("cross_num", cross_num)
         check_choice("structure", structure, ("parallel", "stacked"))
         self.fields = Fields.of(features)
@@ -71,7 +74,7 @@ class DCNv2(Model):
         # Without hidden layers the MLP is the identity, so that the stacked form is the cross network alone.
         self.parallel = structure == "parallel" and bool(hidden_units)
         self.mlp = MLP(width, hidden_units, dropout_rates, activation=activation, batch_norm=batch_norm)
-        self.output = nn.Linear(width + self.mlp.out_dim if self.parallel else self.mlp.out_dim, 1)
+        self.output = nn.Linear(width + self.mlp.out_dim if self.parallel else self.mlp.out_dim, self.label_outputs[0])
 
     def lookups(self) -> tuple[Lookup, ...]:
         return self.fields.lookups
@@ -80,7 +83,7 @@ class DCNv2(Model):
         return self.fields.dense
 
     def forward(self, embedded: Embedded) -> Output:
-        """Logits [B, 1]."""
+        """Logits [B, 1], or [B, C]."""
         x0 = self.fields.concat(embedded)
         crossed = self.cross(x0)
         top = torch.cat([crossed, self.mlp(x0)], dim=1) if self.parallel else self.mlp(crossed)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import DenseFeature, Feature, NegativeFeature, SequenceFeature, SparseFeature
-from rechub_dist.layers.arguments import check_choice, check_widths
+from rechub_dist.features import DenseFeature, Feature, NegativeFeature, Outputs, SequenceFeature, SparseFeature
+from rechub_dist.layers.arguments import check_choice, check_outputs, check_widths
 from rechub_dist.layers.attention import BilinearAttention
 from rechub_dist.layers.inputs import Fields, check_cut, check_distinct, check_pairs, check_same_table, unpooled
 from rechub_dist.layers.masking import last, zero_padding
@@ -61,6 +61,7 @@ class DIEN(Model):
         activation: of the MLP: "dice", "prelu", "relu", ...
         dropout_rates: of the MLP, one rate per hidden layer, or one for all.
         batch_norm: batch normalisation in the MLP.
+        outputs: the number of logits in a list, [C] for a label of C classes; None for one.
 
     Every table's width is its own `dim`.
     """
@@ -80,8 +81,10 @@ class DIEN(Model):
         activation: str = "dice",
         dropout_rates: float | list[float] = 0.0,
         batch_norm: bool = False,
+        outputs: Outputs = None,
     ) -> None:
         super().__init__()
+        self.label_outputs = check_outputs(outputs, 1)
         check_choice("gru_type", gru_type, get_args(GruType))
         if not interest_units:
             raise ValueError("interest_units is empty: give at least one width")
@@ -111,7 +114,7 @@ class DIEN(Model):
             dropout_rates,
             activation=activation,
             batch_norm=batch_norm,
-            out_dim=1,
+            out_dim=self.label_outputs[0],
         )
 
     def lookups(self) -> tuple[Lookup, ...]:
@@ -125,7 +128,7 @@ class DIEN(Model):
         return (tuple(lookup.feature.name for lookup in together),)
 
     def forward(self, embedded: Embedded) -> Output:
-        """Logits [B, 1] and the auxiliary loss `next_behavior` [B]."""
+        """Logits [B, 1], or [B, C], and the auxiliary loss `next_behavior` [B]."""
         history = embedded.sequences[self.behavior_lookups[0].name]
         behaviors = _side_by_side(embedded, self.behavior_lookups, history.mask)  # [B, L, E]
         negatives = _side_by_side(embedded, self.negative_lookups, history.mask)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import DenseFeature, Feature, SequenceFeature, SparseFeature
+from rechub_dist.features import DenseFeature, Feature, Outputs, SequenceFeature, SparseFeature
+from rechub_dist.layers.arguments import check_outputs
 from rechub_dist.layers.attention import ActivationUnit
 from rechub_dist.layers.inputs import Fields, check_distinct, check_pairs, unpooled
 from rechub_dist.layers.masking import zero_padding
@@ -29,6 +30,7 @@ class DIN(Model):
             the same table. They are part of the MLP's input, so leave them out of `features`.
         dropout_rates: of the MLP, one rate per hidden layer, or one for all.
         batch_norm: batch normalisation in the MLP.
+        outputs: the number of logits in a list, [C] for a label of C classes; None for one.
 
     Every table's width is its own `dim`.
     """
@@ -46,8 +48,10 @@ class DIN(Model):
         target_features: list[SparseFeature],
         dropout_rates: float | list[float] = 0.0,
         batch_norm: bool = False,
+        outputs: Outputs = None,
     ) -> None:
         super().__init__()
+        self.label_outputs = check_outputs(outputs, 1)
         check_distinct([*features, *target_features, *behavior_features])
         check_pairs(behavior_features, target_features)
         self.fields = Fields.of([*features, *target_features])
@@ -61,7 +65,7 @@ class DIN(Model):
             dropout_rates,
             activation=activation,
             batch_norm=batch_norm,
-            out_dim=1,
+            out_dim=self.label_outputs[0],
         )
 
     def lookups(self) -> tuple[Lookup, ...]:
@@ -74,7 +78,7 @@ class DIN(Model):
         return (tuple(lookup.feature.name for lookup in self.behavior_lookups),)
 
     def forward(self, embedded: Embedded) -> Output:
-        """Logits [B, 1]."""
+        """Logits [B, 1], or [B, C]."""
         sequences = [embedded.sequences[lookup.name] for lookup in self.behavior_lookups]
         mask = sequences[0].mask
         behaviors = zero_padding(torch.cat([sequence.values for sequence in sequences], dim=2), mask)  # [B, L, D]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rechub_dist.embedded import Embedded, Lookup, Output
-from rechub_dist.features import DenseFeature, Feature
-from rechub_dist.layers.arguments import check_choice, check_layers
+from rechub_dist.features import DenseFeature, Feature, Outputs
+from rechub_dist.layers.arguments import check_choice, check_layers, check_outputs
 from rechub_dist.layers.cross import VectorCross
 from rechub_dist.layers.inputs import Fields
 from rechub_dist.layers.mlp import MLP, dropouts
@@ -62,6 +62,7 @@ class EDCN(Model):
         batch_norm: batch normalisation in the deep tower, before the activation.
         bridge_type: "hadamard_product", "pointwise_addition", "concatenation" or "attention_pooling".
         gate_batch_norm: batch normalisation after the gates.
+        outputs: the number of logits in a list, [C] for a label of C classes; None for one.
     """
 
     paper = (
@@ -82,8 +83,10 @@ class EDCN(Model):
         batch_norm: bool = False,
         bridge_type: BridgeType = "hadamard_product",
         gate_batch_norm: bool = False,
+        outputs: Outputs = None,
     ) -> None:
         super().__init__()
+        self.label_outputs = check_outputs(outputs, 1)
         check_layers("cross_num", cross_num)
         if len(hidden_units) != cross_num:
             raise ValueError(
@@ -109,7 +112,7 @@ class EDCN(Model):
         self.bridges = nn.ModuleList(Bridge(bridge_type, width) for _ in range(cross_num))
         count = 2 * cross_num if gate_batch_norm else 0
         self.gate_norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(count))  # cross and deep in turn
-        self.output = nn.Linear(3 * width, 1)
+        self.output = nn.Linear(3 * width, self.label_outputs[0])
 
     def lookups(self) -> tuple[Lookup, ...]:
         return self.fields.lookups
@@ -118,7 +121,7 @@ class EDCN(Model):
         return self.fields.dense
 
     def forward(self, embedded: Embedded) -> Output:
-        """Logits [B, 1]."""
+        """Logits [B, 1], or [B, C]."""
         gates = self.regulation()  # [L, 2, d]
         bridge = self.fields.concat(embedded)  # [B, d]
         start = None
