@@ -56,6 +56,25 @@ def test_reloads_under_load(exports: Exports, tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+def test_what_asks_after_a_reload_joins_no_batch_of_the_version_before(exports: Exports, tmp_path: Path) -> None:
+    target, asked = tmp_path / "bundle", {"rows": exports.rows}
+    before = exports.put(0, target)
+    arguments = (str(target), "--batch-wait-ms", "1000", "--threads", "1", "--token-env", "SERVING_TOKEN")
+    with (
+        serving(tmp_path / "log", *arguments, **ADMIN) as server,
+        server.client(TOKEN) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for number in range(1, 5):
+            early = pool.submit(lambda: exports.check(client.post("/score", json=asked)))
+            time.sleep(0.1)  # by then it waits for others to be scored with
+            wanted = exports.put(number, target)
+            assert client.post("/admin/reload").json()["versions"] == {"bundle": wanted}
+            assert exports.check(client.post("/score", json=asked)) == wanted
+            assert early.result() in (before, wanted)
+            before = wanted
+
+
 def test_rollback_to_a_bundle_whose_files_are_gone(exports: Exports, tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     exports.put(0, target)

@@ -119,12 +119,17 @@ class Batcher:
                     return None
                 self._changed.wait()
 
-    def _next(self, first: Job) -> Job | None:
-        """A further request of the same lane; None if there is none in time."""
+    def _next(self, first: Job, version: Version) -> Job | None:
+        """A further request of the same lane; None if there is none in time.
+
+        Nor where another version has come to answer: what asks after that is not to be answered by the one before.
+        """
         until = first.arrived + self._wait
         with self._changed:
             while True:
                 lane = self._lanes.get((first.served.name, first.asked))
+                if lane and first.served.current is not version:
+                    return None
                 if lane:
                     return lane.popleft()
                 left = until - time.monotonic()
@@ -134,7 +139,7 @@ class Batcher:
 
     def _work(self) -> None:
         while (first := self._first()) is not None:
-            version = first.served.current  # of all answers of this batch, whatever comes meanwhile
+            version = first.served.current  # of all answers of this batch
             answers: list[tuple[Job, Answer]] = []
             read: list[_Read] = []
             rows, job = 0, first
@@ -146,7 +151,7 @@ class Batcher:
                         read.append(one)
                 except Exception as error:
                     answers.append((job, _failed(error, version)))
-                further = self._next(first) if rows < self._rows else None
+                further = self._next(first, version) if rows < self._rows else None
                 if further is None:
                     break
                 job = further
