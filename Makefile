@@ -83,12 +83,12 @@ sbom: $(TOOLS)/bin/pip-audit
 	        -o dist/sbom-$$target.cdx.json || exit 1; \
 	done
 
-# Two processes: most tests wait more than they compute. The slow ones tell the time by faults, and have the machine alone.
+# Two processes: most tests wait more than they compute.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-all:
 	$(MAKE) test
