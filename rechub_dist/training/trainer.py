@@ -307,13 +307,15 @@ class Trainer:
         layout, config = self.parts.layout, self.config
         rows = sum(placed.table.rows for placed in layout.tables.values())
         weights = sum(placed.table.rows * (placed.table.dim or 0) for placed in layout.tables.values())
+        halves = sum(p.table.rows * (p.table.dim or 0) for p in layout.tables.values() if p.precision == "fp16")
         dense = sum(parameter.numel() for parameter in self.optimizers.parameters.values())
         frozen = sum(p.numel() for p in self.optimizers.parameters.values() if not p.requires_grad)
         frozen += sum(placed.table.rows * (placed.table.dim or 0) for placed in layout.tables.values() if placed.frozen)
         parameters = f"{dense:,} dense parameters" + (f", {frozen:,} values frozen" if frozen else "")
         resumed = f", resumed at step {self.position.step}" if self.position.step else ""
         return (
-            f"{config.model.name}: {len(layout.tables)} tables of {rows:,} rows ({weights:,} weights), {parameters}; "
+            f"{config.model.name}: {len(layout.tables)} tables of {rows:,} rows ({weights:,} weights"
+            f"{f', {halves:,} in fp16' if halves else ''}), {parameters}; "
             f"{self.rt.world_size} rank(s) on {self.rt.device.type}; {self.passes.rows:,} rows, "
             f"{self.loop.schedule.steps:,} steps of {config.data.batch_size:,}{resumed}"
         )
