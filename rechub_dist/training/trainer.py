@@ -12,7 +12,7 @@ import torch
 
 from rechub_dist.assembly.code import dense_optimizer, table_optimizers
 from rechub_dist.assembly.identity import identity, other_than
-from rechub_dist.assembly.parts import Parts, build
+from rechub_dist.assembly.parts import Parts, build, unheeded
 from rechub_dist.assembly.precision import check_precision
 from rechub_dist.assembly.readers import check_items, check_kinds, open_passes, optional_reader, warning_of, with_draws
 from rechub_dist.assembly.sharded import shard_train_module
@@ -322,7 +322,7 @@ class Trainer:
 
     def _warn(self) -> None:
         """Say what is bad about how the data lies, which files are left out and what is placed otherwise, once."""
-        for note in self.parts.layout.notes:
+        for note in (*self.parts.layout.notes, *unheeded(self.parts)):
             self.report.say(note)
         for change in self.config.train.lr_changes:
             self.report.say(f"from step {change.step} on, all learning rates are times {change.factor:g}")
