@@ -188,14 +188,23 @@ class TableRule(Section):
         return self
 
 
+def _of_a_codec(given: Any) -> Any:
+    if given == "int8":
+        raise ValueError(
+            "TorchRec's codec for int8 fails under row_wise, and wherever a message is no multiple of 32 numbers; "
+            "use fp16, or bf16 on CUDA"
+        )
+    return given
+
+
+Exchanged = Annotated[Literal["fp32", "fp16", "bf16"], BeforeValidator(_of_a_codec)]
+
+
 class CommunicationConfig(Section):
-    """The precision in which vectors and gradients of sharded tables travel between ranks; all else is fp32.
+    """The precision in which vectors and gradients of sharded tables travel between ranks; all else is fp32."""
 
-    int8 is not offered: TorchRec's codec fails where a message is no multiple of its blocks.
-    """
-
-    forward: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="of looked-up vectors; bf16 needs CUDA")
-    backward: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="of their gradients; bf16 needs CUDA")
+    forward: Exchanged = Field("fp32", description="of looked-up vectors; bf16 needs CUDA")
+    backward: Exchanged = Field("fp32", description="of their gradients; bf16 needs CUDA")
     gradient_scale: float = Field(
         1.0,
         gt=0,

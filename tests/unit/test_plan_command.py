@@ -104,6 +104,10 @@ def test_what_would_fit_is_told(tmp_path: Path) -> None:
             ("--set", "embedding.precision=bf16"),
             "embedding.precision: no kernel trains tables in bf16; use fp16 or fp32",
         ),
+        (
+            ("--set", "embedding.communication.backward=int8"),
+            "embedding.communication.backward: TorchRec's codec for int8 fails under row_wise",
+        ),
         (("--device", "tpu"), "--device tpu: must be cpu or cuda"),
         (("--memory", "lots"), "--memory is 'lots'"),
         (("--against", "none.json"), "--against none.json: no saved plan"),
