@@ -9,7 +9,7 @@ from torchrec.distributed.planner.types import Shard
 
 from rechub_dist.assembly.code import dense_optimizer, table_optimizers
 from rechub_dist.assembly.parts import build
-from rechub_dist.assembly.sharded import planned
+from rechub_dist.assembly.sharded import planned, refuse_exchange
 from rechub_dist.config import RunConfig
 from rechub_dist.embedding.layout import REPLICATED
 from rechub_dist.embedding.planning import Cluster, sharded_tables
@@ -87,6 +87,7 @@ def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
     Raises:
         UserError: the run file is wrong, or the tables do not fit, with how much is missing.
     """
+    refuse_exchange(config.embedding.communication, cluster.device)
     parts = build(config, device=cluster.device, world_size=cluster.world_size)
     dense_optimizer(config)
     table_optimizers(config)
@@ -96,7 +97,7 @@ def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
     names = {placed.table.name: key for key, placed in sharded_tables(parts.layout).items()}
     tables = []
     for name, placed in parts.layout.tables.items():
-        size = placed.table.rows * placed.table.stored_dim * 4
+        size = placed.weight_bytes
         if placed.collection == REPLICATED:
             rows, width = placed.table.rows, placed.table.stored_dim
             states = {"sgd": 0, "adagrad": 1, "momentum_sgd": 1}.get(placed.optimizer.name, 2)

@@ -185,6 +185,7 @@ def _resolved(found: Plan, facts: Mapping[str, Any], training: Mapping[str, Any]
             "widths": {name: placed.table.dim for name, placed in tables.items()},
             "init_std": {name: placed.table.init_std for name, placed in tables.items()},
             "dropout": {name: placed.dropout for name, placed in tables.items()},
+            "precision": {name: placed.precision for name, placed in tables.items()},
         },
     }
     found_tree: dict[str, Any] = json.loads(json.dumps(tree, default=str))

@@ -30,7 +30,7 @@ from rechub_dist.embedding.dense import freeze
 from rechub_dist.embedding.layout import REPLICATED, Layout, make_layout
 from rechub_dist.embedding.stage import EmbeddingStage
 from rechub_dist.errors import UserError, nearest
-from rechub_dist.features import FeatureSchema, Label, with_width
+from rechub_dist.features import FeatureSchema, Label, SequenceFeature, with_width
 from rechub_dist.metrics.catalogue import KnownMetrics
 from rechub_dist.models import Model, RecallModel
 from rechub_dist.objectives import EntireSpaceObjective, Objective, PointwiseObjective, RetrievalObjective
@@ -134,6 +134,25 @@ def plan(config: RunConfig, *, device: str, world_size: int) -> Plan:
         keys=objective.row_keys,
     )
     return Plan(config, schema, labels, layout, spec, model, chosen, objective)
+
+
+def unheeded(found: Plan) -> list[str]:
+    """A note where the run file gives the model a length of histories that is not what counts.
+
+    A model cuts a history that is longer than it takes, or refuses it; a shorter one, and one that is a feature of the
+    schema, stay as they are. Such run files were accepted from the first version on, so they are not refused.
+    """
+    histories = [lookup.feature for lookup in found.model.lookups() if isinstance(lookup.feature, SequenceFeature)]
+    if not histories or is_code(found.config.model.name):
+        return []
+    history = max(histories, key=lambda feature: feature.max_length)
+    given = {key: found.config.model.parameters.get(key) for key in ("max_seq_len", "max_len", "max_length")}
+    return [
+        f"note: model.{key} is {length}, but its longest history, {history.name!r}, has max_length "
+        f"{history.max_length} in the schema, and that counts; change it there"
+        for key, length in given.items()
+        if length is not None and length != history.max_length
+    ]
 
 
 def _check_whole_gradients(config: RunConfig, layout: Layout, objective: Objective) -> None:

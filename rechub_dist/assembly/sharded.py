@@ -33,8 +33,8 @@ def shard_train_module(
     """
     config, layout = parts.config, parts.layout
     communication = config.embedding.communication if trains else None
-    if communication is not None and rt.device.type == "cpu":
-        rt.together(lambda: _refuse_bf16(communication))
+    if communication is not None:
+        rt.together(lambda: refuse_exchange(communication, rt.device.type))
     cluster = agreed_cluster(parts, rt)
     mark_optimizers(parts.train_module, layout)
     plan = rt.from_main(lambda: planned(parts, cluster, config.distributed.pipeline if trains else "base"))
@@ -52,7 +52,8 @@ def planned(parts: Parts, cluster: Cluster, pipeline: Literal["auto", "base", "s
     return make_plan(parts.train_module, layout, cluster, config.data.batch_size, kind)
 
 
-def _refuse_bf16(communication: CommunicationConfig) -> None:
+def refuse_exchange(communication: CommunicationConfig, device: str) -> None:
+    """Raise UserError for a precision in which ranks on `device` cannot exchange vectors in training."""
     for key in ("forward", "backward"):
-        if getattr(communication, key) == "bf16":
+        if device == "cpu" and getattr(communication, key) == "bf16":
             raise UserError(f"embedding.communication.{key}: bf16 cannot be exchanged on CPU; use fp16 or fp32")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from rechub_dist.checkpoint.load import READ
 from rechub_dist.checkpoint.tensors import Entry
@@ -58,10 +59,15 @@ class _Vectors:
         """An error about the file."""
         return UserError(f"warm_start.embeddings: {self.config.file}: {what} (table {self.config.table!r})")
 
-    def check_finite(self, vectors: np.ndarray) -> None:
-        """Raise a UserError for NaN or infinity."""
-        if not np.isfinite(vectors).all():
+    def checked(self, vectors: np.ndarray) -> Tensor:
+        """The vectors as the table is to have them. Raises UserError for NaN, infinity, and what its range lacks."""
+        found = torch.from_numpy(vectors)
+        if not found.isfinite().all():
             raise self.wrong("has non-finite vectors; replace or remove them")
+        found = found.to(self.entry.dtype)
+        if not found.isfinite().all():
+            raise self.wrong("has numbers that fp16 cannot hold (up to 65,504); set precision: fp32 for the table")
+        return found
 
 
 class _Npy(_Vectors):
@@ -79,8 +85,7 @@ class _Npy(_Vectors):
                     raise self.wrong(f"ends before row {last:,} of {shape[0]:,}; write it again")
                 vectors = np.frombuffer(data, dtype).reshape(last - first, self.width)
                 part = vectors[:, piece.column : piece.column + columns].astype(np.float32)
-                self.check_finite(part)
-                piece.values[first - piece.row : last - piece.row].copy_(torch.from_numpy(part))
+                piece.values[first - piece.row : last - piece.row].copy_(self.checked(part))
         return shape[0]
 
     def _header(self) -> tuple[tuple[int, ...], np.dtype[Any], int]:
@@ -158,5 +163,4 @@ class _Parquet(_Vectors):
                 raise self.wrong(f"id {twice[0] + piece.row} is duplicated; remove one")
             seen[unique] = True
             part = vectors[rows, piece.column : piece.column + piece.values.shape[1]].astype(np.float32)
-            self.check_finite(part)
-            piece.values[torch.from_numpy(target)] = torch.from_numpy(part).to(piece.values)
+            piece.values[torch.from_numpy(target)] = self.checked(part).to(piece.values)

@@ -126,4 +126,5 @@ def _table_entry(value: Any, placed: PlacedTable) -> Entry:
         row, *column = shard.metadata.shard_offsets
         tensor = shard.tensor[:, : width - column[0]] if column else shard.tensor.view(-1, 1)
         pieces.append(Piece(row, column[0] if column else 0, tensor))
-    return Entry((size[0], width) if len(size) == 2 else size, value.dtype, tuple(pieces), replicated=False)
+    dtype = pieces[0].values.dtype if pieces else value.dtype
+    return Entry((size[0], width) if len(size) == 2 else size, dtype, tuple(pieces), replicated=False)

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
+
 from rechub_dist.checkpoint.find import find_checkpoint
 from rechub_dist.checkpoint.load import read_tensors
 from rechub_dist.checkpoint.manifest import SavedTensor, no_other
 from rechub_dist.checkpoint.pretrained import load_vectors
-from rechub_dist.checkpoint.tensors import Tensors
+from rechub_dist.checkpoint.tensors import Entry, Tensors
 from rechub_dist.checkpoint.together import agree, verify_together
 from rechub_dist.config import StorageConfig, WarmStartConfig
 from rechub_dist.distributed.runtime import Runtime
@@ -31,11 +33,13 @@ class Taken:
 def warm_start(config: WarmStartConfig, storage: StorageConfig, state: Tensors, rt: Runtime) -> list[str]:
     """Load weights into `state` as configured; returns a summary, one string per line.
 
-    Collective: call on every rank. Optimizer states are unchanged. Each rank reads only what its pieces need.
+    Collective: call on every rank. Optimizer states are unchanged. Each rank reads only what its pieces need. Weights
+    of another precision are rounded to that of this run.
 
     Raises:
         UserError: the checkpoint is missing or damaged; a pattern or name matches nothing; shapes differ, except for
-            tables with more rows here; a file of vectors does not match its table.
+            tables with more rows here; a file of vectors does not match its table; weights are beyond the range of
+            their table's precision.
     """
     told = []
     if config.from_ is not None:
@@ -47,6 +51,7 @@ def warm_start(config: WarmStartConfig, storage: StorageConfig, state: Tensors, 
         with no_other():
             verify_together(rt, folder, manifest)
             agree(rt, lambda: read_tensors(folder, manifest, pairs))
+        rt.together(lambda: _check_range([(t.target, entry) for t, (_, entry) in zip(taken, pairs, strict=True)]))
         tables = sum(t.target.startswith("tables/") for t in taken)
         others = len(taken) - tables
         line = f"warm start from {folder.address}, step {manifest.step}: {tables} tables, {others} other tensors"
@@ -64,6 +69,15 @@ def warm_start(config: WarmStartConfig, storage: StorageConfig, state: Tensors, 
         rows = rt.together(lambda item=item, entry=entry: load_vectors(item, entry, storage))  # type: ignore[misc]
         told.append(f"table {item.table!r}: vectors of {rows:,} of {entry.shape[0]:,} rows from {item.file}")
     return told
+
+
+def _check_range(loaded: Iterable[tuple[str, Entry]]) -> None:
+    """Refuse weights that fp16 cannot hold."""
+    for key, entry in loaded:
+        if entry.dtype == torch.float16 and not all(piece.values.isfinite().all() for piece in entry.pieces):
+            raise UserError(
+                f"warm_start: {key} has weights that fp16 cannot hold (up to 65,504); set precision: fp32 for it"
+            )
 
 
 def choose(config: WarmStartConfig, saved: Mapping[str, SavedTensor], state: Tensors, address: str) -> list[Taken]:

@@ -100,6 +100,9 @@ def _what_fits(config: RunConfig, cluster: Cluster) -> list[str]:
     for factor in (2, 4, 8, 16):
         more = cluster.world_size * factor
         tries.append((f"--world-size {more}", config, replace(cluster, world_size=more)))
+    if config.embedding.precision == "fp32":  # last, as it changes what is learnt
+        values = {"embedding.precision": "fp16"}
+        tries.append(("--set embedding.precision=fp16", changed(config, values, "--set"), cluster))
     found: list[str] = []
     for text, other, ranks in tries:
         if text.startswith("--world-size") and any(one.startswith("--world-size") for one in found):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rechub_dist.config.code import check_name, is_code
 from rechub_dist.config.section import MAX_COUNT, MAX_FLOAT, MAX_ROWS, Section
@@ -151,6 +151,15 @@ class TableOptimizerConfig(Section):
 Sharding = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "replicated"]
 
 
+def _of_a_kernel(given: Any) -> Any:
+    if given == "bf16":
+        raise ValueError("no kernel trains tables in bf16; use fp16 or fp32")
+    return given
+
+
+TablePrecision = Annotated[Literal["fp32", "fp16"], BeforeValidator(_of_a_kernel)]
+
+
 class TableRule(Section):
     """Sharding, optimizer and initial weights of the tables whose name matches a glob pattern.
 
@@ -163,6 +172,7 @@ class TableRule(Section):
         None, description="as in embedding; default: that of embedding"
     )
     cache_load_factor: float | None = Field(None, gt=0, lt=1, description="overrides embedding.cache_load_factor")
+    precision: TablePrecision | None = Field(None, description="overrides embedding.precision")
     optimizer: TableOptimizerConfig | None = Field(None, description="overrides embedding.optimizer, as a whole")
     init_std: float | None = Field(
         None,
@@ -180,14 +190,23 @@ class TableRule(Section):
         return self
 
 
+def _of_a_codec(given: Any) -> Any:
+    if given == "int8":
+        raise ValueError(
+            "TorchRec's codec for int8 fails under row_wise, and wherever a message is no multiple of 32 numbers; "
+            "use fp16, or bf16 on CUDA"
+        )
+    return given
+
+
+Exchanged = Annotated[Literal["fp32", "fp16", "bf16"], BeforeValidator(_of_a_codec)]
+
+
 class CommunicationConfig(Section):
-    """The precision in which vectors and gradients of sharded tables travel between ranks; all else is fp32.
+    """The precision in which vectors and gradients of sharded tables travel between ranks; all else is fp32."""
 
-    int8 is not offered: TorchRec's codec fails where a message is no multiple of its blocks.
-    """
-
-    forward: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="of looked-up vectors; bf16 needs CUDA")
-    backward: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="of their gradients; bf16 needs CUDA")
+    forward: Exchanged = Field("fp32", description="of looked-up vectors; bf16 needs CUDA")
+    backward: Exchanged = Field("fp32", description="of their gradients; bf16 needs CUDA")
     gradient_scale: float = Field(
         1.0,
         gt=0,
@@ -223,6 +242,11 @@ class EmbeddingConfig(Section):
     )
     cache_load_factor: float = Field(
         0.2, gt=0, lt=1, description="kernel fused_uvm_caching: fraction of a table's rows that the GPU caches"
+    )
+    precision: TablePrecision = Field(
+        "fp32",
+        description="of the weights of sharded tables: fp32 or fp16; replicated tables, optimizer states and what is "
+        "looked up are fp32",
     )
     optimizer: TableOptimizerConfig = Field(TableOptimizerConfig(), description="of tables without a rule for it")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="of all tables' learning rates")

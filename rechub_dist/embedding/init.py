@@ -19,7 +19,10 @@ _STAGED = 2  # blocks per thread that may be in flight to a device
 
 @dataclass(frozen=True)
 class Part:
-    """The part of a table from `row` and `column` on that the tensor `out`, float [rows, columns], holds."""
+    """The part of a table from `row` and `column` on that the tensor `out`, float [rows, columns], holds.
+
+    Of a smaller type than float32 it gets the same values, rounded to nearest.
+    """
 
     out: Tensor
     table: Table
@@ -131,8 +134,8 @@ def _draw(part: Part, block: int, seed: int, staging: _Staging) -> None:
     lo, hi = max(start, part.row), min(start + BLOCK, part.row + part.out.shape[0])
     out = part.out[lo - part.row : hi - part.row, : part.used]
     whole = out.shape == (BLOCK, part.table.dim) and out.is_contiguous()
-    # In place a draw costs no copy; the values are the same.
-    values = out if whole and out.device.type == "cpu" else staging.block()
+    # In place a draw costs no copy; the values are the same, as long as the type is.
+    values = out if whole and out.device.type == "cpu" and out.dtype != torch.float16 else staging.block()
     values.normal_(0.0, part.table.init_std, generator=generator)
     if values is not out:
         staging.copy(values[lo - start : hi - start, part.column : part.column + part.used], out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, Literal
 
 from rechub_dist.config import EmbeddingConfig, Sharding, TableOptimizerConfig, TableRule
 from rechub_dist.data.spec import WEIGHTED
@@ -35,6 +35,7 @@ class PlacedTable:
         cache_load_factor: the share of its rows that fits the cache on the GPU; None where it has no cache.
         frozen: whether it keeps its weights; its optimizer is one of learning rate zero then.
         dropout: of its vectors in training.
+        precision: of its weights; the states of its optimizer and what is looked up are fp32.
     """
 
     table: Table
@@ -46,6 +47,12 @@ class PlacedTable:
     cache_load_factor: float | None = None
     frozen: bool = False
     dropout: float = 0.0
+    precision: Literal["fp32", "fp16"] = "fp32"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights, once, at the width in which they are stored."""
+        return self.table.rows * self.table.stored_dim * (2 if self.precision == "fp16" else 4)
 
     @property
     def decays(self) -> bool:
@@ -130,6 +137,11 @@ def make_layout(lookups: Iterable[Lookup], config: EmbeddingConfig, *, device: s
             placed = replace(placed, sharding="table_wise")
         _refuse(placed, device)
         tables[name] = placed
+    whole = [name for name, placed in tables.items() if placed.collection == REPLICATED]
+    if config.precision == "fp16" and whole:
+        more = f" and {len(whole) - 5} more" if whole[5:] else ""
+        replicated = ", ".join(whole[:5]) + more
+        notes.append(f"embedding.precision: fp16 is of sharded tables; replicated ones are in fp32: {replicated}")
     return Layout(unique, tables, features, tuple(notes))
 
 
@@ -163,6 +175,14 @@ def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig, dev
     else:
         weighted = any(isinstance(lk.feature, SparseFeature) and lk.feature.weights for lk in readers)
         collection = WEIGHTED if weighted else POOLED
+    precision = (rule and rule.precision) or config.precision
+    if sharding == REPLICATED and precision == "fp16":
+        if rule and rule.precision:
+            raise UserError(
+                f"embedding.rules: precision: fp16 is given for table {table.name!r}, which is replicated and so in "
+                f"fp32; leave it out, or shard the table"
+            )
+        precision = "fp32"
     kernel = (rule and rule.kernel) or config.kernel
     factor = rule.cache_load_factor if rule else None
     if factor is not None and (kernel != CACHED or sharding == REPLICATED):
@@ -180,6 +200,7 @@ def _place(table: Table, readers: Sequence[Lookup], config: EmbeddingConfig, dev
         cache_load_factor=(factor or config.cache_load_factor) if kernel == CACHED else None,
         frozen=frozen,
         dropout=config.dropout if rule is None or rule.dropout is None else rule.dropout,
+        precision=precision,
     )
 
 

@@ -27,6 +27,7 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 from torchrec.distributed.types import CacheParams, ModuleSharder, PipelineType, ShardingPlan, ShardingType
+from torchrec.modules.embedding_configs import DataType
 
 from rechub_dist.config import CommunicationConfig
 from rechub_dist.data.spec import WEIGHTED
@@ -102,6 +103,30 @@ class _UnpooledSharder(EmbeddingCollectionSharder):
         return _SHARDING_TYPES[:3]
 
 
+# Numbers of an optimizer's state for each weight, as TorchRec counts them; a row-wise one is next to nothing.
+_STATES = {"adagrad": 1, "lazy_adam": 2, "partial_rowwise_adam": 1}
+
+
+class _Enumerator(EmbeddingEnumerator):
+    """Counts optimizer states in fp32 beside weights in fp16; TorchRec takes them for as small as the weights."""
+
+    halves: dict[str, PlacedTable]
+
+    def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
+        super().populate_estimates(sharding_options)
+        for option in sharding_options:
+            if (placed := self.halves.get(option.name)) is None:
+                continue
+            on_device = self._compute_device == "cuda" and placed.kernel == "fused"
+            for shard in option.shards:
+                assert shard.storage is not None
+                more = shard.size[0] * shard.size[1] * _STATES.get(placed.optimizer.name, 0) * 2
+                if on_device:
+                    shard.storage.hbm += more
+                else:
+                    shard.storage.ddr += more
+
+
 # How many batches' ids and vectors are in GPU memory at once.
 _IN_FLIGHT = {
     "base": PipelineType.NONE,
@@ -155,6 +180,7 @@ def make_plan(train_module: nn.Module, layout: Layout, cluster: Cluster, batch_s
     batch_size = max(1, batch_size // cluster.world_size)
     constraints = {name: _constraint(table, cluster, layout, kind) for name, table in placed.items()}
     enumerator = _enumerator(topology, constraints, batch_size, kind)
+    enumerator.halves = {name: table for name, table in placed.items() if table.precision == "fp16"}
     chosen: list[ShardingOption] = []
 
     def remember(plan: list[ShardingOption]) -> list[ShardingOption]:
@@ -202,6 +228,8 @@ def sharders(
 
 def _constraint(placed: PlacedTable, cluster: Cluster, layout: Layout, kind: Kind) -> ParameterConstraints:
     constraint = ParameterConstraints(sharding_types=[placed.sharding], compute_kernels=[placed.kernel])
+    if placed.precision == "fp16":
+        constraint.output_dtype = DataType.FP32  # otherwise vectors are taken for as small as weights
     if placed.sharding in ("column_wise", "table_column_wise"):
         # As many column shards as ranks, where multiples of 4 allow it.
         width = placed.table.stored_dim
@@ -228,14 +256,14 @@ def _ids_of_a_row(layout: Layout, name: str) -> float:
 
 def _enumerator(
     topology: Topology, constraints: dict[str, ParameterConstraints], batch_size: int, kind: Kind
-) -> EmbeddingEnumerator:
+) -> _Enumerator:
     estimators = None
     if topology.compute_device == "cuda":
         storage = EmbeddingStorageEstimator(
             topology, constraints, pipeline_type=_IN_FLIGHT[kind], run_embedding_at_peak_memory=True
         )
         estimators = [EmbeddingPerfEstimator(topology, constraints), storage]
-    return EmbeddingEnumerator(topology, batch_size, constraints, estimator=estimators)
+    return _Enumerator(topology, batch_size, constraints, estimator=estimators)
 
 
 def _note(plan: Sequence[ShardingOption], cluster: Cluster) -> str:
@@ -254,7 +282,7 @@ def _note(plan: Sequence[ShardingOption], cluster: Cluster) -> str:
 
 def _shortage(options: Sequence[ShardingOption], cluster: Cluster, placed: dict[str, PlacedTable]) -> str:
     """The message about which memory is too small for the tables, and by how much."""
-    weights = sum(p.table.rows * p.table.stored_dim for p in placed.values()) * 4
+    weights = sum(p.weight_bytes for p in placed.values())
     cuda, ranks = cluster.device == "cuda", cluster.world_size
     there = {"hbm": cluster.memory, "ddr": cluster.host_memory} if cuda else {"ddr": cluster.memory}
     words = {"hbm": "of GPU memory", "ddr": "of host memory" if cuda else "of memory"}
@@ -277,7 +305,7 @@ def _shortage(options: Sequence[ShardingOption], cluster: Cluster, placed: dict[
     return (
         f"embedding.{'kernel' if host else 'memory_per_rank_gb'}: the sharded tables ({_gb(weights)} of weights, with "
         f"optimizer states and buffers more) do not fit {ranks} ranks of {sizes} under the given shardings: {why}; "
-        f"{fixes}, or use a smaller embedding.dim"
+        f"{fixes}, or lower embedding.dim or embedding.precision"
     )
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
@@ -52,6 +53,7 @@ class EmbeddingStage(nn.Module):
                     num_embeddings=p.table.rows,
                     feature_names=list(p.features),
                     init_fn=_leave,
+                    data_type=DataType.FP16 if p.precision == "fp16" else DataType.FP32,
                     **({"pooling": PoolingType.SUM} if bag else {}),
                 )
                 for p in placed

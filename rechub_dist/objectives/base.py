@@ -98,6 +98,10 @@ class Objective(nn.Module):
         """What training changes in it, live, by name: a checkpoint holds it beside the model's weights."""
         return dict(self.named_parameters())
 
+    def watched(self) -> dict[str, float]:
+        """What to tell of its state beside the loss, by name; the host may wait for a GPU. Not collective."""
+        return {}
+
     def settings(self) -> dict[str, Any]:
         """What its configuration leaves to the model or the labels, as resolved, by the configuration's keys."""
         return {}

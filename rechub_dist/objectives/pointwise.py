@@ -66,6 +66,13 @@ class PointwiseObjective(TaskObjective):
         state = {} if self.weighting is None else self.weighting.state_dict()
         return {**super().learned(), **{f"weighting.{name}": value for name, value in state.items()}}
 
+    def watched(self) -> dict[str, float]:
+        """The weights of the labels' losses, where they are not fixed."""
+        used = None if self.weighting is None else self.weighting.used()
+        if used is None:
+            return {}
+        return {f"weight/{label.name}": w for label, w in zip(self.labels, used.tolist(), strict=True)}
+
     def losses(self, output: Output, labels: Tensor) -> Tensor:
         """The weighted sum of each row's losses, [B]."""
         terms = [self.aux_weight * loss for loss in output.aux.values()]

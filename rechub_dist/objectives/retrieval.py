@@ -96,6 +96,11 @@ class RetrievalObjective(Objective):
         }
         return own if self.tasks is None else own | self.tasks.settings()
 
+    def watched(self) -> dict[str, float]:
+        """The temperature, where it is learnt."""
+        learnt = None if self._temperature is None else self._temperature.learnt
+        return {} if learnt is None else {"temperature": learnt}
+
     def predictions(self, output: Output) -> dict[str, Tensor]:
         """Those of the auxiliary tasks."""
         return {} if self.tasks is None else self.tasks.predictions(output)

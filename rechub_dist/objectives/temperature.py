@@ -32,6 +32,11 @@ class Temperature(nn.Module):
         else:
             self._fixed = config.temperature
 
+    @property
+    def learnt(self) -> float | None:
+        """Its value so far, if it is learnt; the host waits for it."""
+        return None if self._fixed is not None else max(_LEAST, math.exp(float(self.log_value)))
+
     def forward(self) -> Tensor | float:
         """What to multiply scores by, a scalar."""
         if self._fixed is not None:

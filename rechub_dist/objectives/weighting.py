@@ -26,6 +26,10 @@ _LEAST = 1e-3  # of a weight of GradNorm, whose steps could make it negative
 class TaskWeighting(nn.Module):
     """From each label's loss to the loss that is trained on."""
 
+    @abstractmethod
+    def used(self) -> Tensor | None:
+        """The weights, [T], that the labels' losses have, or had in the last step; None where there was none."""
+
     def forward(self, parts: Tensor, share: Tensor) -> Tensor:
         """This rank's part of the loss, a scalar. Collective.
 
@@ -46,6 +50,10 @@ class Uncertainty(TaskWeighting):
         super().__init__()
         self.log_variances = nn.Parameter(torch.zeros(len(labels)))
         self._scales = tuple(0.5 if label.type == "regression" else 1.0 for label in labels)
+
+    def used(self) -> Tensor:
+        """The factors of the labels' losses, without a regression's half."""
+        return self.log_variances.detach().neg().exp()
 
     def forward(self, parts: Tensor, share: Tensor) -> Tensor:
         scaled = [scale * part for scale, part in zip(self._scales, parts, strict=True)]
@@ -71,12 +79,18 @@ class OfGradients(TaskWeighting):
                 f"tasks share, and this model names none; choose fixed or uncertainty, or give a model of your own "
                 f"shared_parameters"
             )
+        self._used: Tensor | None = None
+
+    def used(self) -> Tensor | None:
+        """Those of the last step, in which they were found."""
+        return self._used
 
     def _chosen(self, shared: list[nn.Parameter]) -> list[nn.Parameter]:
         return shared
 
     def forward(self, parts: Tensor, share: Tensor) -> Tensor:  # noqa: ARG002
-        return weighted(self.weigh(parts.detach(), self._gradients(parts)), parts)
+        self._used = self.weigh(parts.detach(), self._gradients(parts))
+        return weighted(self._used, parts)
 
     @abstractmethod
     def weigh(self, parts: Tensor, gradients: Tensor) -> Tensor:

@@ -147,6 +147,9 @@ class Loop:
             values, self.note = meter.take(step, rate)
             self.saves.tell()
             if due:
+                factor = self.optimizers.rates.factors(step - 1, self.position.plateaus)[1]
+                values["table_learning_rate"] = factor * self.config.embedding.optimizer.lr
+                values |= self.train_module.objective.watched()
                 self.report.record("train", step, current.number, values | peak_memory(self.rt.device))
         if (parts := self.times.take()) is not None:
             self.report.record("time", step, current.number, parts)

@@ -12,7 +12,7 @@ import torch
 
 from rechub_dist.assembly.code import dense_optimizer, table_optimizers
 from rechub_dist.assembly.identity import identity, other_than
-from rechub_dist.assembly.parts import Parts, build
+from rechub_dist.assembly.parts import Parts, build, unheeded
 from rechub_dist.assembly.precision import check_precision
 from rechub_dist.assembly.readers import check_items, check_kinds, open_passes, optional_reader, warning_of, with_draws
 from rechub_dist.assembly.sharded import shard_train_module
@@ -313,20 +313,22 @@ class Trainer:
         layout, config = self.parts.layout, self.config
         rows = sum(placed.table.rows for placed in layout.tables.values())
         weights = sum(placed.table.rows * (placed.table.dim or 0) for placed in layout.tables.values())
+        halves = sum(p.table.rows * (p.table.dim or 0) for p in layout.tables.values() if p.precision == "fp16")
         dense = sum(parameter.numel() for parameter in self.optimizers.parameters.values())
         frozen = sum(p.numel() for p in self.optimizers.parameters.values() if not p.requires_grad)
         frozen += sum(placed.table.rows * (placed.table.dim or 0) for placed in layout.tables.values() if placed.frozen)
         parameters = f"{dense:,} dense parameters" + (f", {frozen:,} values frozen" if frozen else "")
         resumed = f", resumed at step {self.position.step}" if self.position.step else ""
         return (
-            f"{config.model.name}: {len(layout.tables)} tables of {rows:,} rows ({weights:,} weights), {parameters}; "
+            f"{config.model.name}: {len(layout.tables)} tables of {rows:,} rows ({weights:,} weights"
+            f"{f', {halves:,} in fp16' if halves else ''}), {parameters}; "
             f"{self.rt.world_size} rank(s) on {self.rt.device.type}; {self.passes.rows:,} rows, "
             f"{self.loop.schedule.steps:,} steps of {config.data.batch_size:,}{resumed}"
         )
 
     def _warn(self) -> None:
         """Say what is bad about how the data lies, which files are left out and what is placed otherwise, once."""
-        for note in self.parts.layout.notes:
+        for note in (*self.parts.layout.notes, *unheeded(self.parts)):
             self.report.say(note)
         for change in self.config.train.lr_changes:
             self.report.say(f"from step {change.step} on, all learning rates are times {change.factor:g}")

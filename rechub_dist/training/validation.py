@@ -128,6 +128,6 @@ class Validation:
             assert local is not None
             pieces[placed.table.name] = [local.local.weight(placed.table.name).detach()]
         for name, tensors in pieces.items():
-            norms = [tensor[:100_000].norm(dim=1).cpu() for tensor in tensors]
+            norms = [tensor[:100_000].float().norm(dim=1).cpu() for tensor in tensors]
             if norms:
                 self._report.histogram(f"row_norms/{name}", torch.cat(norms).numpy(), step)

@@ -89,29 +89,30 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "model"),
+    ("optimizer", "model", "precision"),
     [
-        ("rowwise_adagrad", "DeepFM"),
-        slow("adagrad", "DIN"),
-        ("adam", "DeepFM"),
-        slow("adagrad", "DeepFM"),
-        slow("sgd", "DIN"),
+        ("rowwise_adagrad", "DeepFM", "fp32"),
+        slow("adagrad", "DIN", "fp32"),
+        ("adam", "DeepFM", "fp32"),
+        slow("adagrad", "DeepFM", "fp32"),
+        slow("sgd", "DIN", "fp32"),
+        slow("adagrad", "DIN", "fp16"),  # in fp32 where they are replicated
     ],
 )
 def test_any_placement_loads_under_any_other(
-    pool: RankPool, data_root: Path, tmp_path: Path, optimizer: str, model: str
+    pool: RankPool, data_root: Path, tmp_path: Path, optimizer: str, model: str, precision: str
 ) -> None:
-    table_optimizer = {"name": optimizer, "lr": 0.05}
+    tables = {"optimizer": {"name": optimizer, "lr": 0.05}, "precision": precision}
     trained = run_file(
         tmp_path / "trained",
         data_root,
         model,
-        embedding={"optimizer": table_optimizer, "sharding": next(iter(placements(optimizer)))},
+        embedding={**tables, "sharding": next(iter(placements(optimizer)))},
         train={"epochs": 1},
     )
     pool.run(2, train, trained)
     paths = {
-        name: run_file(tmp_path / name, data_root, model, embedding={**section, "optimizer": table_optimizer})
+        name: run_file(tmp_path / name, data_root, model, embedding={**section, **tables})
         for name, section in placements(optimizer).items()
     }
     original = tmp_path / "original"

@@ -130,6 +130,13 @@ def test_initial_weights_are_those_of_all_versions(threads: int) -> None:
     assert torch.equal(parts[-1].out, parts[0].out[2 * BLOCK - 5 : 3 * BLOCK - 2, 4:])
 
 
+def test_in_fp16_they_are_the_same_rounded() -> None:
+    table = Table("t", BLOCK + 17, dim=8, init_std=1 / 3)
+    weights = torch.full((table.rows, 8), math.nan, dtype=torch.float16)
+    init_table(weights, table, seed=7)
+    assert torch.equal(weights, drawn(table, 7).half())
+
+
 def test_a_fault_of_one_thread_is_told() -> None:
     integers = Part(torch.zeros(2 * BLOCK, 4, dtype=torch.int64), Table("t", 2 * BLOCK, dim=4))
     with pytest.raises(NotImplementedError):

@@ -77,6 +77,17 @@ def test_a_rule_sets_the_initial_weights() -> None:
     assert {lookup.table.init_std for lookup in found.lookups if lookup.table.name == "item"} == {0.5}
 
 
+def test_the_precision_is_of_sharded_tables() -> None:
+    rules = (TableRule(tables="*.linear", precision="fp32"), TableRule(tables="item", sharding="replicated"))
+    found = layout(precision="fp16", rules=rules)
+    precisions = {name: placed.precision for name, placed in found.tables.items()}
+    assert precisions == {"user": "fp16", "user.linear": "fp32", "item": "fp32"}
+    assert found.notes == ("embedding.precision: fp16 is of sharded tables; replicated ones are in fp32: item",)
+    assert found.tables["user"].weight_bytes == 100 * 8 * 2
+    assert layout(precision="fp16", rules=rules, world=64).tables == found.tables
+    assert {placed.precision for placed in layout().tables.values()} == {"fp32"}
+
+
 def test_placement_does_not_depend_on_the_world_size() -> None:
     assert layout(world=1) == layout(world=2) == layout(world=64)
 
@@ -114,6 +125,10 @@ ADAGRAD = TableOptimizerConfig(name="adagrad")
         ({"sharding": "column_wise"}, "rowwise_adagrad on a column_wise table"),
         ({"sharding": "table_column_wise"}, "rowwise_adagrad on a table_column_wise table"),
         ({"sharding": "table_row_wise", "optimizer": ADAGRAD}, "not supported for a table that is read unpooled"),
+        (
+            {"rules": (TableRule(tables="item", sharding="replicated", precision="fp16"),)},
+            "precision: fp16 is given for table 'item', which is replicated",
+        ),
         ({"rules": (TableRule(tables="itme"),)}, "'itme' matches no table; the tables are user, user.linear, item"),
     ],
 )

@@ -46,8 +46,8 @@ TABLES: list[tuple[type[Section], tuple[str, ...]]] = [
     (OptimizerConfig, tuple(OptimizerConfig.model_fields)),
     (DenseRule, tuple(DenseRule.model_fields)),
     (TableOptimizerConfig, tuple(TableOptimizerConfig.model_fields)),
-    (EmbeddingConfig, ("optimizer", "schedule", "dropout", "clip_norm", "rules")),
-    (TableRule, ("tables", "optimizer", "frozen", "dropout", "init_std")),
+    (EmbeddingConfig, ("precision", "optimizer", "schedule", "dropout", "clip_norm", "rules")),
+    (TableRule, ("tables", "precision", "optimizer", "frozen", "dropout", "init_std")),
     (CommunicationConfig, tuple(CommunicationConfig.model_fields)),
     (TrainConfig, ("lr_changes", "accumulate", "ema")),
 ]

@@ -54,6 +54,19 @@ def test_memory_adds_up(tmp_path: Path) -> None:
     assert not any(found.of_ranks("device_bytes"))
 
 
+def test_fp16_halves_the_weights_alone(tmp_path: Path) -> None:
+    def of(**embedding: object) -> list[float]:
+        config = load_run(write_run(tmp_path, 1_000_000, dim=64, **embedding))
+        return estimate(config, Cluster(2, 2, "cpu", 16 * GB)).of_ranks("host_bytes")
+
+    adagrad = {"optimizer": {"name": "adagrad"}, "sharding": "row_wise"}
+    for optimizer, states in (({"sharding": "row_wise"}, 0), (adagrad, 1)):
+        for single, half in zip(of(**optimizer), of(**optimizer, precision="fp16"), strict=True):
+            weights = 4 * 500_000 * 64 * 4
+            assert single == pytest.approx(weights * (1 + states), rel=0.05)
+            assert half == pytest.approx(weights * (0.5 + states), rel=0.05)
+
+
 def test_the_command(tmp_path: Path) -> None:
     path, saved = str(write_run(tmp_path, 1_000_000)), str(tmp_path / "plan.json")
     done = plan(path, "--world-size", "4", "--device", "cuda", "--memory", "80GB", "--save", saved)
@@ -74,7 +87,8 @@ def test_what_would_fit_is_told(tmp_path: Path) -> None:
     done = plan(path, "--world-size", "2", "--device", "cuda", "--memory", "40GB", "--host-memory", "500GB")
     assert (done.returncode, done.stdout) == (2, "")
     assert "do not fit 2 ranks" in done.stderr
-    assert "Would fit: --set embedding.kernel=fused_uvm_caching; --world-size 4" in done.stderr
+    fits = "--set embedding.kernel=fused_uvm_caching; --world-size 4; --set embedding.precision=fp16"
+    assert f"Would fit: {fits}" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -83,6 +97,18 @@ def test_what_would_fit_is_told(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--world-size", "6", "--local-world-size", "4"), "--world-size 6: is no multiple of the 4 ranks of a host"),
+        (
+            ("--set", "embedding.communication.forward=bf16"),
+            "embedding.communication.forward: bf16 cannot be exchanged on CPU; use fp16 or fp32",
+        ),
+        (
+            ("--set", "embedding.precision=bf16"),
+            "embedding.precision: no kernel trains tables in bf16; use fp16 or fp32",
+        ),
+        (
+            ("--set", "embedding.communication.backward=int8"),
+            "embedding.communication.backward: TorchRec's codec for int8 fails under row_wise",
+        ),
         (("--device", "tpu"), "--device tpu: must be cpu or cuda"),
         (("--memory", "lots"), "--memory is 'lots'"),
         (("--against", "none.json"), "--against none.json: no saved plan"),
