@@ -39,8 +39,8 @@ WHEN: Final = {
 _MARK: Final = "<!-- rechub-dist models --markdown FOLDER -->"
 _FAMILIES: Final = {"recall": "recall model", "ranking": "ranking model", "multitask": "multi-task model"}
 _OUTPUTS: Final = {"logits": "logits", "user": "users' vectors", "item": "items' vectors"}
-_PICTURE: Final = """Of the run file below, as seen in a forward pass. Dropouts are left out; what is computed between the
-parts (sums, products, concatenations) is in the arrows."""
+_PICTURE: Final = """Of the run file below, as seen in a forward pass. Dropouts are left out; what is computed between
+the parts (sums, products, concatenations) is in the arrows."""
 _PARAMETERS: Final = "Keys of `model` in a run file, beside `name: {name}`. Features are given by their names."
 _LOOKUPS: Final = "What it reads with the run file below; `[rows x width]` are those of the table."
 _RUN_FILE: Final = """`rechub-dist models {name} --run-file` prints it; its first line is the command that makes the

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,9 +24,15 @@ def said(folder: Path, block: str) -> str:
     """What the commands of a block print."""
     env = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     env |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1"}  # beside other tests, more threads wait for each other
-    done = subprocess.run(["sh", "-e"], input=block, text=True, cwd=folder, env=env, capture_output=True, check=False)
-    assert done.returncode == 0, (block, done.stdout[-2000:], done.stderr[-3000:])
-    return done.stdout
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(["sh", "-e"], text=True, cwd=folder, env=env, start_new_session=True, **pipes) as shell:
+        try:
+            stdout, stderr = shell.communicate(block)
+        finally:
+            with suppress(ProcessLookupError):  # a server that a failing block has left
+                os.killpg(shell.pid, signal.SIGKILL)
+    assert shell.returncode == 0, (block, stdout[-2000:], stderr[-3000:])
+    return stdout
 
 
 @pytest.mark.slow
@@ -42,7 +50,7 @@ def test_the_first_ten_minutes(tmp_path: Path) -> None:
             answer = said(tmp_path, block.replace("8000", port) if "serve" in block else block)
         else:
             assert [line for line in block.splitlines() if line not in answer] == []
-    scores = json.loads(answer[answer.index('{"bundle"') :])["columns"]["predicted_rating_high"]
+    scores = json.loads(answer[answer.rindex('{"bundle"') :])["columns"]["predicted_rating_high"]
     assert len(scores) == 2
     assert all(0 < score < 1 for score in scores)
     predicted = pq.read_table(tmp_path / "mine" / "predictions")

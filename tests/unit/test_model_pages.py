@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_which_model_to_take() -> None:
     assert set(WHEN) == set(catalogue())
     text = (DOCS / "choose_a_model.md").read_text(encoding="utf-8")
     assert [name for name, when in WHEN.items() if f"| [{name}](models/{name.lower()}.md) | {when} |" not in text] == []
+
+
+def test_figures_are_those_of_the_results() -> None:
+    table = re.findall(r"^\| \[\w+\].*\| ([^|]*) \|$", (DOCS / "choose_a_model.md").read_text(), re.MULTILINE)
+    figures = re.findall(r"\b0\.\d{4}\b", " ".join(table))
+    results = (DOCS / "models.md").read_text(encoding="utf-8")
+    assert len(table) == len(catalogue())
+    assert [figure for figure in figures if figure not in results] == []
 
 
 def test_what_feeds_what() -> None:
