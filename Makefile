@@ -64,10 +64,10 @@ check: $(STAMP)
 
 lint: check
 
-# A link or an anchor that leads nowhere fails.
+# A link or an anchor that leads nowhere fails; not with --quiet, which leaves warnings out of the count.
 DOCS := .venv-docs
 docs: $(DOCS)/bin/mkdocs
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --site-dir site
 
 $(DOCS)/bin/mkdocs: docs/requirements.txt
 	$(PYTHON) -m venv $(DOCS)
