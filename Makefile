@@ -3,6 +3,7 @@
 #   make demo                    generate data, train a sharded DeepFM on two ranks, evaluate
 #   make test                    run the tests; within ten minutes on two cores
 #   make check                   style and types (also: make lint)
+#   make docs                    the documentation as a site, in site/
 #   make test-all                the tests, then those that are slow (make test-slow): faults, launchers, every model
 #   make fuzz                    feed run files, schemas, Parquet files and checkpoints that nobody would write, FUZZ=20000
 #                                of each fuzzer; FUZZ_SEED=1 for others
@@ -35,7 +36,7 @@ DEMO_OUT := runs/deepfm_synthetic
 DEMO_RUN := configs/runs/deepfm_synthetic.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-slow test-all fuzz check lint audit sbom gpu-check compat clean
+.PHONY: install demo test test-slow test-all fuzz check lint docs audit sbom gpu-check compat clean
 
 install: $(STAMP)
 
@@ -62,6 +63,16 @@ check: $(STAMP)
 	$(BIN)/shellcheck launch/*.sh launch/slurm/*.sbatch
 
 lint: check
+
+# A link or an anchor that leads nowhere fails; not with --quiet, which leaves warnings out of the count.
+DOCS := .venv-docs
+docs: $(DOCS)/bin/mkdocs
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --site-dir site
+
+$(DOCS)/bin/mkdocs: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 TOOLS := .venv-tools
 $(TOOLS)/bin/pip-audit: docker/requirements-tools.lock
@@ -127,4 +138,4 @@ compat-torch-%:
 endif
 
 clean:
-	rm -rf $(VENV) .venv-* data/synthetic data/compat-* runs/deepfm_synthetic runs/compat-*
+	rm -rf $(VENV) .venv-* site data/synthetic data/compat-* runs/deepfm_synthetic runs/compat-*

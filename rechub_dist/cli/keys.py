@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -104,7 +105,7 @@ def _table(keys: Any) -> str:
     for key in keys:
         cells = (f"`{key.path}`", key.type, f"`{_default(key)}`" if key.default else _default(key), key.meaning)
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    return "\n".join(lines)
+    return re.sub(r"\bdocs/(\w+)\.md", r"[docs/\1.md](\1.md)", "\n".join(lines))
 
 
 def _default(key: Key) -> str:

@@ -247,6 +247,9 @@ def models(
     data: Annotated[
         str | None, typer.Option(help="With --run-file: the prepared data set to train on; default: the example's.")
     ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write a page of documentation for each model.")
+    ] = None,
 ) -> None:
     """List the models by family, or describe one: parameters, lookups, outputs, paper and a complete run file.
 
@@ -256,8 +259,14 @@ def models(
 
     if data is not None and not (run_file and name):
         raise UserError("--data: is for a run file: rechub-dist models NAME --run-file --data FOLDER")
+    if markdown is not None and (name or run_file):
+        raise UserError("--markdown: writes the pages of all models; leave NAME and --run-file out")
     console = Console()
-    if name is None:
+    if markdown is not None:
+        from rechub_dist.cli.model_pages import write_pages  # noqa: PLC0415
+
+        write_pages(markdown)
+    elif name is None:
         list_models(console)
     elif run_file:
         print_run_file(name, data)

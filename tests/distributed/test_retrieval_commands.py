@@ -304,8 +304,8 @@ def test_the_export_refuses_items_that_are_not_there(shop: Shop, tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_commands_of_the_page(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each line of docs/index.md, in its order; then its Python."""
-    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    """Each line of docs/retrieval.md, in its order; then its Python."""
+    text = (ROOT / "docs" / "retrieval.md").read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     assert len(lines) == 8
     (tmp_path / "runs").mkdir()
@@ -324,7 +324,7 @@ def test_the_commands_of_the_page(shop: Shop, tmp_path: Path, monkeypatch: pytes
     exact, indexed = (rows_of(Path("retrieved") / out) for out in ("exact", "indexed"))
     assert_alike(indexed, exact)
     [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(compile(code, "docs/index.md", "exec"), {})
+    exec(compile(code, "docs/retrieval.md", "exec"), {})
 
 
 def test_a_run_is_exported_for_its_vectors(shop: Shop, tmp_path: Path) -> None:
