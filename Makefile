@@ -36,7 +36,7 @@ DEMO_OUT := runs/deepfm_synthetic
 DEMO_RUN := configs/runs/deepfm_synthetic.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-slow test-all fuzz check lint docs audit sbom gpu-check compat clean
+.PHONY: install pages demo test test-slow test-all fuzz check lint docs audit sbom gpu-check compat clean
 
 install: $(STAMP)
 
@@ -104,6 +104,12 @@ test-slow: $(STAMP)
 test-all:
 	$(MAKE) test
 	$(MAKE) test-slow
+
+# The pages that are made from the code; tests compare them.
+pages: $(STAMP)
+	$(BIN)/rechub-dist config --markdown >docs/configuration.md
+	$(BIN)/python -m rechub_dist.cli.command_page >docs/commands.md
+	$(BIN)/rechub-dist models --markdown docs/models
 
 fuzz: $(STAMP)
 	FUZZ=$(or $(FUZZ),20000) $(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS)

@@ -16,6 +16,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from rechub_dist.cli.main import app
+from rechub_dist.cli.markdown import row
 
 _INTRODUCTION: Final = """# Commands
 
@@ -79,7 +80,7 @@ def _row(parameter: inspect.Parameter, kind: Any, info: OptionInfo | ArgumentInf
     bounds = {"At least": info.min, "At most": info.max}
     limits = "".join(f" {which} {bound}." for which, bound in bounds.items() if bound is not None)
     cells = (f"`{name}`", "required" if required else shown, f"{_cell(info.help or '')}{limits}")
-    return "| " + " | ".join(cells) + " |"
+    return row(cells)
 
 
 def _name(parameter: inspect.Parameter, kind: Any, info: OptionInfo | ArgumentInfo) -> str:
@@ -95,7 +96,7 @@ def _name(parameter: inspect.Parameter, kind: Any, info: OptionInfo | ArgumentIn
     value = info.metavar or (
         "" if flag else next((_METAVARS[one] for one in (kind, *values) if one in _METAVARS), "TEXT")
     )
-    return f"{names} {value}".strip().replace("|", r"\|")
+    return f"{names} {value}".strip()
 
 
 def _usage(parameter: inspect.Parameter, kind: Any, info: OptionInfo | ArgumentInfo) -> str:
@@ -120,7 +121,7 @@ def _text(paragraph: str) -> str:
 
 def _cell(text: str, *, lines: bool = False) -> str:
     """Plain text as Markdown, in one line; options and pages are marked."""
-    text = text if lines else " ".join(text.split()).replace("|", r"\|")
+    text = text if lines else " ".join(text.split())
     pieces = re.split(r"(`[^`]*`)", text)
     pieces[::2] = [
         re.sub(r"(?<![\w/.-])(--[a-z][a-z-]*)", r"`\1`", re.sub(r"([*\[\]])", r"\\\1", one).replace("<", "&lt;"))

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
+from rechub_dist.cli.markdown import row
 from rechub_dist.errors import UserError, nearest
 
 _WIDEST = 1_000_000  # a bound beyond this guards against overflow, and tells a reader nothing
@@ -104,7 +105,7 @@ def _table(keys: Any) -> str:
     lines = ["| key | takes | default | meaning |", "|---|---|---|---|"]
     for key in keys:
         cells = (f"`{key.path}`", key.type, f"`{_default(key)}`" if key.default else _default(key), key.meaning)
-        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+        lines.append(row(cells))
     return re.sub(r"\bdocs/(\w+)\.md", r"[docs/\1.md](\1.md)", "\n".join(lines))
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from rechub_dist.assembly.examples import example_model, example_run
 from rechub_dist.assembly.flow import flow, parts
+from rechub_dist.cli.markdown import row
 from rechub_dist.errors import UserError
 from rechub_dist.models import Model, catalogue, family
 
@@ -146,7 +147,7 @@ def _parameters(cls: type[Model], meanings: dict[str, str]) -> str:
             default = f"`{parameter.default!r}`"
         meaning = _markdown(meanings[parameter.name])
         cells = (f"`{parameter.name}`", f"`{kind}`", default, meaning)
-        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+        lines.append(row(cells))
     return "\n".join(lines)
 
 
