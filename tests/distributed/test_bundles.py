@@ -42,7 +42,7 @@ def exported(pool: RankPool, data: Path, folder: Path, model: str, tables: str =
     return folder / "bundle"
 
 
-@pytest.mark.parametrize("model", each_model())
+@pytest.mark.parametrize("model", each_model(fast=("DIN", "DSSM")))
 def test_a_bundle_scores_what_the_run_scores(pool: RankPool, data: Path, tmp_path: Path, model: str) -> None:
     folder = exported(pool, data, tmp_path, model)
     run, bundle = load(tmp_path / "out"), Bundle(folder, check=True)

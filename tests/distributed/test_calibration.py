@@ -17,6 +17,7 @@ from rechub_dist.inference.export import export_bundle
 from rechub_dist.inference.run import load
 from rechub_dist.metrics.binary import binary_metrics
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import output, records, run_file, train, write_data
 
 
@@ -31,7 +32,7 @@ def evaluated(out: str, data: str, settings: list[str]) -> dict[str, float]:
     return evaluate_run(trained_config(out, settings), data)[1].metrics
 
 
-@pytest.mark.parametrize("method", ["temperature", "isotonic"])
+@pytest.mark.parametrize("method", ["temperature", slow("isotonic")])
 def test_every_way_says_the_same(pool: RankPool, data: Path, tmp_path: Path, method: str) -> None:
     path = run_file(tmp_path, data, "DeepFM")
     pool.run(1, train, path)

@@ -15,6 +15,7 @@ import rechub_dist
 from rechub_dist.errors import UserError
 from rechub_tests.derived import FEATURES, held_rows, raw_rows, write_derived
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import last_checkpoint, losses, output, records, run_file, train
 
 MODEL = {"features": FEATURES, "embedding_dim": 4}
@@ -36,7 +37,7 @@ def equal(path: Path, reference: Path) -> None:
     assert [each["auc"] for each in evaluated[0]] == [each["auc"] for each in evaluated[1]] != []
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [slow(1), 2])
 def test_a_run_on_raw_columns_is_the_run_on_derived_ones(
     pool: RankPool, roots: dict[str, Path], tmp_path: Path, ranks: int
 ) -> None:

@@ -18,6 +18,7 @@ import pytest
 from rechub_dist.checkpoint.manifest import MANIFEST
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import SCHEMA, output, run_file, train, write_data
 
 
@@ -89,7 +90,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("fault", list(DATA), ids=lambda fault: fault.__name__)
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [slow(1), 3])
 def test_bad_data_stops_all_ranks(pool: RankPool, own_data: Path, tmp_path: Path, fault: Any, ranks: int) -> None:
     fault(own_data)
     path = run_file(tmp_path, own_data, "DeepFM", distributed={"timeout_seconds": 300})

@@ -104,7 +104,7 @@ def test_candidates_that_the_host_has_counted(
     same(paths[1], paths[0], 2e-6 if ranks > 1 and objective["negatives"] != "full" else 0.0)
 
 
-@pytest.mark.parametrize("kind", ["base", "sparse_dist"])
+@pytest.mark.parametrize("kind", [slow("base"), "sparse_dist"])
 def test_a_stop_loses_no_row(pool: RankPool, data_root: Path, tmp_path: Path, kind: str) -> None:
     sections = {**SECTIONS, "distributed": {"pipeline": kind, "timeout_seconds": 60}}
     paths = [run_file(tmp_path / name, data_root, "DeepFM", **sections) for name in ("whole", "stopped")]

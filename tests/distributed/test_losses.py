@@ -79,7 +79,7 @@ def tasks_of(model: str) -> dict[str, Any]:
     return {**TASKS, "model": sizes, "optimizer": {"lr": 0.001}}
 
 
-@pytest.mark.parametrize(("model", "objective"), WEIGHTED)
+@pytest.mark.parametrize(("model", "objective"), [slow(*WEIGHTED[0]), WEIGHTED[1], slow(*WEIGHTED[2]), WEIGHTED[3]])
 @pytest.mark.parametrize("ranks", RANKS)
 def test_weighting_of_labels(
     pool: RankPool, data_root: Path, tmp_path: Path, model: str, objective: dict[str, Any], ranks: int
@@ -101,7 +101,7 @@ def test_weighting_in_the_sparse_dist_pipeline(
     check(pool, path, 2)
 
 
-@pytest.mark.parametrize("name", ["uncertainty", "gradnorm", "pareto"])
+@pytest.mark.parametrize("name", [slow("uncertainty"), "gradnorm", slow("pareto")])
 def test_weighting_is_resumed_to_the_bit(pool: RankPool, data_root: Path, tmp_path: Path, name: str) -> None:
     tree = {"name": "pointwise", "task_weighting": name}
     whole, halved = (

@@ -27,6 +27,7 @@ from rechub_dist.inference.predict import Prediction
 from rechub_dist.inference.run import load
 from rechub_dist.inference.server.shadow import difference
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, losses, output, records, run_file, train, write_data
 from rechub_tests.serving import ARROW, serving
 
@@ -64,13 +65,13 @@ def file_of(folder: Path, root: Path, model: str, **sections: Any) -> Path:
     ("model", "sharding", "objective"),
     [
         ("SharedBottom", "row_wise", OBJECTIVE),
-        ("DCN", "table_wise", {"name": "pointwise", "loss": "softmax"}),
+        slow("DCN", "table_wise", {"name": "pointwise", "loss": "softmax"}),
         ("DIN", "row_wise", OBJECTIVE),
-        pytest.param("MMoE", "table_wise", WEIGHTED, marks=pytest.mark.slow),
-        pytest.param("PLE", "row_wise", OBJECTIVE, marks=pytest.mark.slow),
+        slow("MMoE", "table_wise", WEIGHTED),
+        slow("PLE", "row_wise", OBJECTIVE),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("ranks", [slow(1), slow(2), 3])
 def test_equals_plain_torch(
     pool: RankPool,
     data_root: Path,
@@ -86,7 +87,7 @@ def test_equals_plain_torch(
     assert np.mean(found[-5:]) < np.mean(found[:5])  # it does learn
 
 
-@pytest.mark.parametrize("objective", [OBJECTIVE, {"name": "pointwise", "task_weighting": "gradnorm"}])
+@pytest.mark.parametrize("objective", [OBJECTIVE, slow({"name": "pointwise", "task_weighting": "gradnorm"})])
 def test_resumed_to_the_bit(pool: RankPool, data_root: Path, tmp_path: Path, objective: dict[str, Any]) -> None:
     whole, halved = (
         file_of(tmp_path / part, data_root, "SharedBottom", objective=objective) for part in ("whole", "halved")

@@ -67,12 +67,14 @@ PLACEMENTS: dict[str, dict] = {
 CASES = [
     *(slow(model, "table_wise", 2) for model in catalogue()),
     *each_model("row_wise", 3),
-    *((model, "table_wise", 1) for model in ("DeepFM", "DIN", "SASRec", "SharedBottom")),
-    *(("DeepFM", placement, 2) for placement in ("column_wise", "sgd", "replicated", "replicated_adam", "mixed")),
-    *(("DIN", placement, 2) for placement in ("column_wise", "replicated")),
-    ("SASRec", "column_wise", 2),
-    ("SASRec", "replicated_adam", 2),
-    ("DeepFM", "mixed", 4),
+    *(slow(model, "table_wise", 1) for model in ("DeepFM", "DIN", "SASRec", "SharedBottom")),
+    *(("DeepFM", placement, 2) for placement in ("column_wise", "mixed")),
+    *(slow("DeepFM", placement, 2) for placement in ("sgd", "replicated", "replicated_adam")),
+    ("DIN", "replicated", 2),
+    slow("DIN", "column_wise", 2),
+    slow("SASRec", "column_wise", 2),
+    slow("SASRec", "replicated_adam", 2),
+    slow("DeepFM", "mixed", 4),
     slow("DIN", "row_wise", 4),
 ]
 
@@ -173,6 +175,7 @@ def test_options_of_models(pool: RankPool, data_root: Path, tmp_path: Path, mode
     torch.testing.assert_close(losses(path), unsharded(path)[0], rtol=0, atol=3e-6)
 
 
+@pytest.mark.slow
 def test_row_weights(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     data = {"dataset": {**SCHEMA, "weight": "importance"}}  # the auxiliary loss of DIEN counts by row, too
     for model in ("SharedBottom", "DIEN"):

@@ -25,6 +25,7 @@ from rechub_dist.errors import UserError
 from rechub_dist.inference.predict import Prediction, predict_run
 from rechub_dist.models import RecallModel
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import config_of, labels, last_weights, output, run_file, train, write_data
 
 ITEMS, ROWS = 61, 70
@@ -74,7 +75,7 @@ def in_order(out: Path) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("model", ["DeepFM", "DIN", "ESMM", "MMoE"])
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [slow(1), 3])
 def test_probabilities_and_values(pool: RankPool, data_root: Path, tmp_path: Path, model: str, ranks: int) -> None:
     path = trained(pool, data_root, tmp_path, model, embedding={"sharding": "row_wise"})
     data = without(data_root, tmp_path / "data", "click", "buy", "stay")

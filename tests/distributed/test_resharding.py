@@ -93,7 +93,7 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
     [
         ("rowwise_adagrad", "DeepFM", "fp32"),
         slow("adagrad", "DIN", "fp32"),
-        ("adam", "DeepFM", "fp32"),
+        slow("adam", "DeepFM", "fp32"),
         slow("adagrad", "DeepFM", "fp32"),
         slow("sgd", "DIN", "fp32"),
         slow("adagrad", "DIN", "fp16"),  # in fp32 where they are replicated

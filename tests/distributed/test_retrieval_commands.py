@@ -98,6 +98,7 @@ def test_the_unknown_item_is_recommended_by_nobody(shop: Shop, tmp_path: Path, m
         assert sorted(table["item"].to_pylist()) == sorted(f"thing {i}" for i in range(ALL))
 
 
+@pytest.mark.slow
 def test_a_run_of_ids_alone_has_all_of_them(shop: Shop, tmp_path: Path) -> None:
     """Without a vocabulary every id is an item, id 0 too."""
     schema = yaml.safe_load((shop.root / "dataset.yaml").read_text())

@@ -81,6 +81,7 @@ def test_deltas_under_load(exports: Exports, deltas: list[Path], tmp_path: Path)
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_rollback_and_a_broken_delta(exports: Exports, deltas: list[Path], tmp_path: Path) -> None:
     target = tmp_path / "published"
     target.mkdir()

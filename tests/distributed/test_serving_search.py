@@ -214,6 +214,7 @@ def slow(small: dict[str, Path], tmp_path: Path) -> Iterator[Slow]:
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_request_whose_client_has_gone_is_not_scored(slow: Slow) -> None:
     with slow.server.client() as client, pytest.raises(httpx.ReadTimeout):
         client.post("/score", json={"rows": slow.rows}, timeout=0.5)

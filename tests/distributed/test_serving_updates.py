@@ -65,7 +65,7 @@ def test_what_asks_after_a_reload_joins_no_batch_of_the_version_before(exports: 
         server.client(TOKEN) as client,
         ThreadPoolExecutor(1) as pool,
     ):
-        for number in range(1, 5):
+        for number in (1, 2):
             early = pool.submit(lambda: exports.check(client.post("/score", json=asked)))
             time.sleep(0.1)  # by then it waits for others to be scored with
             wanted = exports.put(number, target)

@@ -20,6 +20,7 @@ from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.stored import StoredRows
 from rechub_dist.errors import UserError
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import config_of, last_checkpoint, output, read_checkpoint, run_file, train, write_data
 
 BIG = {"hidden_units": [768, 768], "dropout_rates": 0.0, "batch_norm": False}
@@ -199,7 +200,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_shows_its_rows(
     assert sum(int((part["dense"].abs() > 1e38).sum()) for part in found) == 1
 
 
-@pytest.mark.parametrize("pipeline", ["base", "sparse_dist"])
+@pytest.mark.parametrize("pipeline", [slow("base"), "sparse_dist"])
 def test_a_skipped_step_leaves_the_weights_untouched(
     pool: RankPool, spoilt: Path, tmp_path: Path, pipeline: str
 ) -> None:

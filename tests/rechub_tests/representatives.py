@@ -17,6 +17,6 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def each_model(*rest: Any) -> list[Any]:
-    """A parameter set for each model, `(model, *rest)`; slow, unless the model stands for others."""
-    return [pytest.param(model, *rest) if model in MODELS else slow(model, *rest) for model in catalogue()]
+def each_model(*rest: Any, fast: tuple[str, ...] = MODELS) -> list[Any]:
+    """A parameter set for each model, `(model, *rest)`; slow, unless it is one of `fast`, which stand for others."""
+    return [pytest.param(model, *rest) if model in fast else slow(model, *rest) for model in catalogue()]

@@ -67,6 +67,7 @@ def test_fp16_halves_the_weights_alone(tmp_path: Path) -> None:
             assert half == pytest.approx(weights * (0.5 + states), rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     path, saved = str(write_run(tmp_path, 1_000_000)), str(tmp_path / "plan.json")
     done = plan(path, "--world-size", "4", "--device", "cuda", "--memory", "80GB", "--save", saved)
