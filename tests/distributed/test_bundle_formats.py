@@ -166,6 +166,7 @@ def scored(bundle: Path, data: Path, engine: str = "", before: str = "") -> tupl
     return found[0], found[1], found[2]
 
 
+@pytest.mark.slow
 def test_torch_alone_scores(din: Path, data: Path) -> None:
     asked = scored(din / "bundle", data, ", engine='torch'")
     without = scored(din / "bundle", data, before="sys.modules['onnxruntime'] = None  # as where it is not installed")

@@ -24,13 +24,14 @@ from rechub_dist.inference.check import as_values
 from rechub_dist.inference.deltas import compare, fold, write_delta
 from rechub_dist.inference.export import export_bundle, export_delta
 from rechub_dist.typed import validated
-from rechub_tests.representatives import slow
 from rechub_tests.runs import run_file, train, write_data
 from rechub_tests.shop import DSSM, SASREC, import_shop, trained
 
 ROOT = Path(__file__).parents[2]
 STEPS = (1, 2, 3)
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
+
+pytestmark = pytest.mark.slow
 
 
 class Days(NamedTuple):
@@ -104,7 +105,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", slow("fp16"), slow("int4")])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_scores_are_those_of_an_export_in_full(ranked: dict[str, Days], root: Path, precision: str) -> None:
     days, rows = ranked[precision], pq.read_table(root / "data" / "test")
     for count, step in enumerate(STEPS):

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from rechub_tests.ranks import RankPool
-from rechub_tests.representatives import slow
 from rechub_tests.runs import RECORD, config_of, output, run_file, train
 
 PLACEMENTS: dict[str, dict[str, Any]] = {
@@ -88,15 +87,16 @@ def reshard(paths: dict[str, Path], sources: list[Path], saves: Path | None) -> 
     return compared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "model", "precision"),
     [
         ("rowwise_adagrad", "DeepFM", "fp32"),
-        slow("adagrad", "DIN", "fp32"),
-        slow("adam", "DeepFM", "fp32"),
-        slow("adagrad", "DeepFM", "fp32"),
-        slow("sgd", "DIN", "fp32"),
-        slow("adagrad", "DIN", "fp16"),  # in fp32 where they are replicated
+        ("adagrad", "DIN", "fp32"),
+        ("adam", "DeepFM", "fp32"),
+        ("adagrad", "DeepFM", "fp32"),
+        ("sgd", "DIN", "fp32"),
+        ("adagrad", "DIN", "fp16"),  # in fp32 where they are replicated
     ],
 )
 def test_any_placement_loads_under_any_other(
