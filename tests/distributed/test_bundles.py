@@ -65,6 +65,7 @@ def test_a_bundle_scores_what_the_run_scores(pool: RankPool, data: Path, tmp_pat
                 assert one["predicted_items"] == other["predicted_items"]
 
 
+@pytest.mark.slow
 def test_tables_take_less_room_at_a_known_cost(pool: RankPool, data: Path, tmp_path: Path) -> None:
     dim = {"features": ["user", "item", "tags", "brands", "history", "age", "profile"], "embedding_dim": 15}
     pool.run(1, train, run_file(tmp_path, data, "DeepFM", model=dim))

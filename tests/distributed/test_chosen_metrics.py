@@ -139,6 +139,7 @@ def evaluated(path: Path, overrides: list[str]) -> tuple[dict[str, float], np.nd
     return found.metrics, next(iter(found.predictions.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["string", "number"])
 def test_a_run_by_a_grouped_auc(pool: RankPool, tmp_path: Path, kind: str) -> None:
     """The column is read in evaluation alone, and `default` is what it was without it."""

@@ -82,6 +82,7 @@ def test_five_kills_and_other_numbers_of_ranks(pool: RankPool, tmp_path: Path) -
     torch.testing.assert_close(losses(path)[-1], losses(reference)[-1], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_chosen_rows(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     chosen = {"path": "train", "where": [["age", ">", 0.0], ["user", "<", 80]]}
     sections = {"data": {"train": chosen, "batch_size": BATCH}, "train": {"log_every": 1, "trace_rows": True}}

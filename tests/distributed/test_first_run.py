@@ -123,6 +123,7 @@ def test_a_plan_and_paths_from_python(files: Path, mine: Path, tables: dict[str,
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_in_a_terminal_it_asks(files: Path, tmp_path: Path) -> None:
     answers = ["user_id", "movie_id", "none", "rating = 5", "DCNv2"]
     master, slave = pty.openpty()

@@ -20,6 +20,7 @@ from rechub_dist.inference.export import export_bundle
 from rechub_dist.inference.run import load
 from rechub_tests.plain import PlainRun
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import config_of, last_checkpoint, last_weights, losses, output, run_file, train
 
 HALF = {"precision": "fp16", "optimizer": {"name": "rowwise_adagrad", "lr": 0.05}}
@@ -80,9 +81,9 @@ class HalfRun(PlainRun):
         ("sgd", (2, 2)),
         ("mixed", (2, 1)),
         ("decay", (2, 2)),
-        pytest.param("rowwise_adagrad", (2, 2), marks=pytest.mark.slow),
-        pytest.param("adagrad", (1, 3), marks=pytest.mark.slow),
-        pytest.param("sgd", (3, 1), marks=pytest.mark.slow),
+        slow("rowwise_adagrad", (2, 2)),
+        slow("adagrad", (1, 3)),
+        slow("sgd", (3, 1)),
     ],
 )
 def test_equals_plain_torch(pool: RankPool, data_root: Path, tmp_path: Path, case: str, ranks: tuple[int, int]) -> None:
@@ -106,7 +107,8 @@ def test_equals_plain_torch(pool: RankPool, data_root: Path, tmp_path: Path, cas
             assert value.dtype == torch.float32, name
 
 
-@pytest.mark.parametrize(("model", "ranks"), [("DIN", 2), pytest.param("DeepFM", 3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "ranks"), [("DIN", 2), ("DeepFM", 3)])
 def test_a_resumed_run_is_the_uninterrupted_one(
     pool: RankPool, data_root: Path, tmp_path: Path, model: str, ranks: int
 ) -> None:
@@ -121,6 +123,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
             assert (value == resumed[name]).float().mean() > 0.99, name
 
 
+@pytest.mark.slow
 def test_everything_reads_them(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, data_root, "DeepFM", embedding=HALF)
     [summary, _] = pool.run(2, train, path)
@@ -151,6 +154,7 @@ def evaluation(path: Path) -> dict[str, float]:
     return evaluate_run(config, f"{config.data.root}/test")[1].metrics
 
 
+@pytest.mark.slow
 def test_another_precision_is_another_run(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     sections = {"train": {"max_steps": 3}}
     path = run_file(tmp_path / "fp32", data_root, "DeepFM", **sections)

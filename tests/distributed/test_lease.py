@@ -251,6 +251,7 @@ def remote(folder: Path, data_root: Path, port: int, **more: Any) -> Path:
     return run_file(folder, data_root, "DeepFM", checkpoint=given, distributed={"lease_seconds": 6, **more})
 
 
+@pytest.mark.slow
 def test_a_folder_of_checkpoints_on_a_store_is_held(
     server: int, pool: RankPool, alone: Runtime, data_root: Path, tmp_path: Path
 ) -> None:

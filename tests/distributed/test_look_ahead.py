@@ -69,8 +69,9 @@ def same(path: Path, reference: Path, tolerance: float = 0.0) -> None:
         torch.testing.assert_close(found[name], value, rtol=0, atol=10 * tolerance, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["base", "sparse_dist"])
-@pytest.mark.parametrize("model", [slow("DeepFM"), "DIN"])
+@pytest.mark.parametrize("model", ["DeepFM", "DIN"])
 def test_the_same_run(pool: RankPool, data_root: Path, tmp_path: Path, model: str, kind: str) -> None:
     """Over ends of passes, evaluations and saves."""
     sections = {**SECTIONS, "distributed": {"pipeline": kind, "timeout_seconds": 60}}

@@ -129,6 +129,7 @@ def test_a_step_that_is_left_out_leaves_weights_as_they_were(pool: RankPool, dat
     assert state["dense/objective/weighting.first"].tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["pairwise", "listwise"])
 def test_groups_where_ranks_have_no_rows(pool: RankPool, data_root: Path, tmp_path: Path, loss: str) -> None:
     # 200 rows in batches of 199: the second batch of an epoch has one row for three ranks.
@@ -175,6 +176,7 @@ def test_losses_of_recall_models(
 TEMPERATURE = "dense/objective/_temperature.log_value"
 
 
+@pytest.mark.slow
 def test_a_learnt_temperature_is_resumed_to_the_bit(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     tree = {"name": "retrieval", "temperature": "learn"}
     whole, halved = (run_file(tmp_path / name, data_root, "DSSM", objective=tree) for name in ("whole", "halved"))

@@ -132,6 +132,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     assert f"monitor.metrics_port: rank 0 cannot listen on port {port}" in text
 
 
+@pytest.mark.slow
 def test_lines_for_collectors(tmp_path: Path) -> None:
     write_data(tmp_path / "data")
     path = run_file(tmp_path, tmp_path / "data", "DeepFM", train={"max_steps": 3}, monitor={"json_lines": True})

@@ -101,6 +101,7 @@ def test_resumed_to_the_bit(pool: RankPool, data_root: Path, tmp_path: Path, obj
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+@pytest.mark.slow
 def test_another_number_of_classes_is_another_run(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     path = file_of(tmp_path, data_root, "DCN", train={"max_steps": 2})
     pool.run(1, train, path)
@@ -133,6 +134,7 @@ def trained(pool: RankPool, root: Path, tmp_path_factory: pytest.TempPathFactory
     return path
 
 
+@pytest.mark.slow
 def test_measured_alike_on_any_number_of_ranks(pool: RankPool, root: Path, trained: Path) -> None:
     data = str(root / "test")
     alone, together = pool.run(1, evaluation, trained, data)[0], pool.run(3, evaluation, trained, data)
@@ -153,6 +155,7 @@ def test_measured_alike_on_any_number_of_ranks(pool: RankPool, root: Path, train
     assert {"click/auc", "stay/mse"} <= alone.keys()
 
 
+@pytest.mark.slow
 def test_metrics_without_a_label_of_two_classes(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     path = file_of(tmp_path, data_root, "DCN", train={"epochs": 6, "histograms": True})
     summaries = pool.run(3, train, path)
@@ -186,6 +189,7 @@ def bundle(trained: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_bundle_says_what_predict_says(root: Path, trained: Path, bundle: Path) -> None:
     rows = pq.read_table(root / "test")
     wanted = load(output(trained)).predict(rows)
@@ -211,6 +215,7 @@ def test_a_bundle_says_what_predict_says(root: Path, trained: Path, bundle: Path
     assert "store: {type: multiclass, column: shop, classes: 17}" in (bundle / "dataset.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_answers_of_a_server_are_lists(root: Path, bundle: Path, tmp_path: Path) -> None:
     found = Bundle(bundle)
     rows = pq.read_table(root / "test").select(list(found.columns)).slice(0, 5)

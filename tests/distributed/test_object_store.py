@@ -72,6 +72,7 @@ def test_an_object_that_cannot_be_had_stops_all_ranks(
     assert fault in proxy.met
 
 
+@pytest.mark.slow
 def test_ranks_divide_the_footers(pool: RankPool, proxy: FaultyProxy, data_root: Path, tmp_path: Path) -> None:
     path = remote_run(tmp_path, proxy.port, deadline_seconds=2, cache=False)
     local = Manifest.read(str(data_root / "train"))

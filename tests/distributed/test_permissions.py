@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rechub_tests.runs import output, run_file, write_data
 
 UMASK = 0o027
 
 
+@pytest.mark.slow
 def test_files_keep_to_the_umask(tmp_path: Path) -> None:
     write_data(tmp_path / "data")
     path = run_file(tmp_path, tmp_path / "data", "DeepFM", train={"max_steps": 3}, checkpoint={"every_steps": 2})

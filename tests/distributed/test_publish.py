@@ -68,6 +68,7 @@ def test_a_bundle_then_deltas_then_a_bundle(tmp_path: Path) -> None:
     assert names(folder) == ["000004-bundle", "000005-delta", "000006-delta", "000007-bundle", MARK]
 
 
+@pytest.mark.slow
 def test_where_no_delta_can_lead_there_is_a_bundle(tmp_path: Path) -> None:
     stream, folder = Stream(tmp_path), tmp_path / "published"
     stream.go_on()

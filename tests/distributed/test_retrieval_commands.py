@@ -212,6 +212,7 @@ def test_users_without_a_history(shop: Shop, model: str) -> None:
     assert [len(row["predicted_items"]) for row in found] == [5, 5]
 
 
+@pytest.mark.slow
 def test_vectors_of_users_and_items(shop: Shop, tmp_path: Path) -> None:
     for model in ("DSSM", "MIND"):
         run, bundle = load(shop.runs[model]), str(shop.bundles[model])

@@ -75,6 +75,7 @@ PLATEAU = {"name": "plateau", "gamma": 0.5, "patience": 1}
 OVERFITS = {"epochs": 4, "log_every": 1, "eval_every": 4}
 
 
+@pytest.mark.slow
 def test_plateau_goes_on_where_it_was(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     sections = {
         "optimizer": {"lr": 0.05, "schedule": PLATEAU},

@@ -210,6 +210,7 @@ def test_columns_must_be_of_one_length_and_kind(client: httpx.Client) -> None:
     assert "the rows of a column must be alike" in unlike.json()["detail"]
 
 
+@pytest.mark.slow
 def test_arrow_that_does_not_fit(client: httpx.Client, bundles: dict[str, Path]) -> None:
     table = pq.read_table(bundles["rows"]).slice(0, 5)
     whole = stream(table)
@@ -359,6 +360,7 @@ def test_other_addresses_need_a_token(bundles: dict[str, Path], tmp_path: Path) 
             assert client.get("/bundles").status_code == 200
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_one_line(bundles: dict[str, Path], tmp_path: Path) -> None:
     for arguments, told in (
         ([str(tmp_path)], "is no bundle: it has no bundle.json"),

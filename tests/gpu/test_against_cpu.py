@@ -47,6 +47,7 @@ def test_every_model(pool: RankPool, data_root: Path, tmp_path: Path, model: str
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "model", "placement"),
     [

@@ -21,6 +21,7 @@ MODELS = ("DeepFM", "DIN", "MMoE", "SASRec", "DSSM")
 ADAM = {"optimizer": {"name": "adam", "lr": 0.002}, "checkpoint": {"every_steps": 10**6}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "model", "setting"),
     [

@@ -26,6 +26,7 @@ THEIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["DIN", "SASRec"])
 def test_the_same_losses(pool: RankPool, data_root: Path, tmp_path: Path, device: str, model: str) -> None:
     """Over ends of passes, evaluations and saves, at which the pipeline is emptied and taken up again."""
@@ -60,6 +61,7 @@ def watched(pool: RankPool, root: Path, folder: Path, model: str, device: str) -
     return pool.run(1, syncs_of, path, 3, 20)[0]
 
 
+@pytest.mark.slow
 def test_nothing_waits_on_cpu(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
     assert watched(pool, data_root, tmp_path, "DeepFM", "cpu") == {}
 

@@ -73,6 +73,7 @@ def test_the_agent_reads_its_arguments(kind: str) -> None:
     assert template["spec"]["terminationGracePeriodSeconds"] > 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_job_may_take_over(kind: str) -> None:
     def said(*options: str) -> bool:

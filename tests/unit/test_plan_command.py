@@ -83,6 +83,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "f0: 4 shard(s) on ranks 0-3 -> 1 on ranks" in other.stdout
 
 
+@pytest.mark.slow
 def test_what_would_fit_is_told(tmp_path: Path) -> None:
     path = str(write_run(tmp_path, 100_000_000))
     done = plan(path, "--world-size", "2", "--device", "cuda", "--memory", "40GB", "--host-memory", "500GB")

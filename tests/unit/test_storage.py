@@ -79,6 +79,7 @@ def test_options_in_the_address(server: int, data: str) -> None:
     assert Manifest.read(join(address, "part-0.parquet"), plain).rows == ROWS
 
 
+@pytest.mark.slow
 def test_footers_from_the_cache_cost_no_request(proxy: FaultyProxy, data: str) -> None:
     time.sleep(3.5)  # a fresh object may still change within the second that its time of modification tells
     first = Manifest.read(data, settings(proxy.port))
