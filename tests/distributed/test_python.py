@@ -29,7 +29,7 @@ from rechub_dist.training.loop import Loop
 from rechub_tests.ranks import RankPool
 from rechub_tests.runs import config_of, losses, run_file, train, write_data
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "notebook.md"
 ROWS = 70
 
 
@@ -251,13 +251,12 @@ def shared_run(words_root: Path, tmp_path_factory: pytest.TempPathFactory) -> An
     return rechub_dist.load(finished(tmp_path_factory.mktemp("shared"), words_root, "DeepFM"))
 
 
-def test_the_lines_of_the_readme(words_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lines_of_the_page(words_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_file(tmp_path, words_root, "DeepFM")
     frame = frame_of(words_root / "test", *LABELS)
     frame.to_parquet(tmp_path / "rows.parquet")
     monkeypatch.chdir(tmp_path)
-    section = README.read_text().partition("## In a notebook")[2].partition("\n## ")[0]
-    [code, *_] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    [code, *_] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)
     scores = names["scores"]
