@@ -17,6 +17,7 @@ import torch
 
 from rechub_dist.builds import require_builds
 from rechub_dist.config import RunConfig, changed, run_from
+from rechub_dist.config.code import module_of, named_code
 from rechub_dist.data.run_file import load_run, resolve_dataset
 from rechub_dist.distributed.process import quiet_libraries, stop_signals
 from rechub_dist.inference.run import Run, as_settings, load, random_state_kept
@@ -40,8 +41,10 @@ class Finished:
         return self.config.output_dir
 
     def load(self, device: Literal["auto", "cpu", "cuda"] = "cpu") -> Run:
-        """Load its best weights for prediction, as `rechub_dist.load`."""
-        return load(self.config.output_dir, device)
+        """Load its best weights for prediction, as `rechub_dist.load`, with the code that its own run names."""
+        modules = [module_of(name) for name in named_code(self.config.model_dump()).values()]
+        settings = [] if self.config.code is None else [f"code={self.config.code}"]
+        return load(self.config.output_dir, device, settings=settings, allowed_code=modules)
 
 
 def train(
