@@ -25,7 +25,7 @@ from rich.table import Column, Table
 
 from rechub_dist import __version__
 from rechub_dist.builds import require_builds, versions
-from rechub_dist.distributed.host import host_memory
+from rechub_dist.distributed.host import SHARED, host_memory
 from rechub_dist.errors import UserError, one_line
 from rechub_dist.launching.ports import RENDEZVOUS
 
@@ -173,7 +173,7 @@ def of_limits() -> Iterator[Finding]:
     with suppress(OSError):
         found = os.statvfs("/dev/shm")
         size = found.f_blocks * found.f_frsize
-        enough = size >= 512 << 20
+        enough = size >= SHARED
         fix = "" if enough else "several GPUs of a host need it: docker --shm-size 1g, k8s render --shared-memory 1Gi"
         yield Finding("ok" if enough else "note", "limits", f"{_gb(size)} of shared memory (/dev/shm)", fix)
 

@@ -12,7 +12,7 @@ from rechub_dist.errors import UserError
 
 _FILES = 64  # open files of a rank besides its connections
 _CONNECTIONS = 8  # to each other rank: of each process group, and of the exchange of ids
-_SHARED = 512 << 20  # bytes of shared memory below which NCCL may fail between the ranks of a host
+SHARED = 512 << 20  # bytes of shared memory below which NCCL may fail between the ranks of a host
 
 _PROC = Path("/proc/self/cgroup")
 _SYS = Path("/sys/fs/cgroup")
@@ -53,7 +53,7 @@ def warn_of_little_shared_memory(local_world_size: int, folder: str = "/dev/shm"
     except OSError:
         return
     size = found.f_blocks * found.f_frsize
-    if local_world_size > 1 and size < _SHARED:
+    if local_world_size > 1 and size < SHARED:
         print(
             f"warning: {folder} has {size >> 20} MB, through which NCCL moves data between the "
             f"{local_world_size} ranks of this host; give the container more (docker --shm-size 1g, "

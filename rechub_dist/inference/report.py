@@ -22,7 +22,7 @@ from rechub_dist.inference.run import load
 from rechub_dist.reporting.records import read_records
 
 BINS: Final = 20
-_NO_SCALARS: Final = {"scalars": 1, "histograms": 1, "images": 1, "audio": 1, "tensors": 1}  # to keep: the last
+_KEPT: Final = {"scalars": 1, "histograms": 1, "images": 1, "audio": 1, "tensors": 1}  # of each tag: the last
 
 Floats = NDArray[np.float64]
 
@@ -147,7 +147,7 @@ def _norms(folder: Path) -> dict[str, Histogram]:
         EventAccumulator,
     )
 
-    events = EventAccumulator(str(folder), size_guidance=_NO_SCALARS)
+    events = EventAccumulator(str(folder), size_guidance=_KEPT)
     with contextlib.redirect_stderr(None):
         events.Reload()
     found = {}

@@ -52,6 +52,21 @@ def check(pool: RankPool, path: Path, ranks: int, within: float = 3e-6) -> None:
         assert (state[f"tables/{name}/weight"] - weight).norm() < 1e-4 * weight.norm(), name
 
 
+def resumed_to_the_bit(pool: RankPool, whole: Path, halved: Path) -> dict[str, torch.Tensor]:
+    """Two run files of one run: stopped at step 10 and resumed on two ranks, the second is the first, to the bit.
+
+    Returns what its last checkpoint holds.
+    """
+    pool.run(2, train, whole)
+    pool.run(2, train, halved, ["train.max_steps=10"])
+    pool.run(2, train, halved)
+    assert losses(halved) == losses(whole)
+    found, expected = last_checkpoint(halved), last_checkpoint(whole)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    return found
+
+
 @pytest.mark.parametrize("objective", POINTWISE)
 @pytest.mark.parametrize("ranks", RANKS)
 def test_losses_of_labels(
@@ -107,13 +122,7 @@ def test_weighting_is_resumed_to_the_bit(pool: RankPool, data_root: Path, tmp_pa
     whole, halved = (
         run_file(tmp_path / part, data_root, "SharedBottom", **TASKS, objective=tree) for part in ("whole", "halved")
     )
-    pool.run(2, train, whole)
-    pool.run(2, train, halved, ["train.max_steps=10"])
-    pool.run(2, train, halved)
-    assert losses(halved) == losses(whole)
-    found, expected = last_checkpoint(halved), last_checkpoint(whole)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    found = resumed_to_the_bit(pool, whole, halved)
     learned = {key: value for key, value in found.items() if key.startswith("dense/objective/")}
     assert bool(learned) == (name != "pareto")
     assert all(value.isfinite().all() and value.unique().numel() == 3 for value in learned.values())

@@ -10,10 +10,9 @@ import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from sklearn import metrics as sk
 from test_bundle_formats import check_repository
-from test_losses import check
+from test_losses import check, resumed_to_the_bit
 from test_predict import predict
 from typer.testing import CliRunner
 
@@ -28,7 +27,7 @@ from rechub_dist.inference.run import load
 from rechub_dist.inference.server.shadow import difference
 from rechub_tests.ranks import RankPool
 from rechub_tests.representatives import slow
-from rechub_tests.runs import SCHEMA, config_of, last_checkpoint, losses, output, records, run_file, train, write_data
+from rechub_tests.runs import SCHEMA, config_of, losses, output, records, run_file, train, write_data
 from rechub_tests.serving import ARROW, serving
 
 C = 17
@@ -92,13 +91,7 @@ def test_resumed_to_the_bit(pool: RankPool, data_root: Path, tmp_path: Path, obj
     whole, halved = (
         file_of(tmp_path / part, data_root, "SharedBottom", objective=objective) for part in ("whole", "halved")
     )
-    pool.run(2, train, whole)
-    pool.run(2, train, halved, ["train.max_steps=10"])
-    pool.run(2, train, halved)
-    assert losses(halved) == losses(whole)
-    found, expected = last_checkpoint(halved), last_checkpoint(whole)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    resumed_to_the_bit(pool, whole, halved)
 
 
 @pytest.mark.slow

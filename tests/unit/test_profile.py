@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,23 +11,7 @@ import torch
 
 from rechub_dist.reporting.profile import BEFORE, PARTS, STEP, Profile, breakdown
 from rechub_dist.reporting.step_times import REPLICATED_LOOKUP, WAITING_FOR_DATA
-
-
-@dataclass
-class Range:
-    start: float
-    end: float
-
-
-@dataclass
-class Event:
-    name: str
-    time_range: Range
-    thread: int = 1
-
-
-def event(name: str, start: float, end: float, thread: int = 1) -> Event:
-    return Event(name, Range(start, end), thread)
+from rechub_tests.events import event
 
 
 def test_each_instant_belongs_to_one_part() -> None:

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch.profiler import record_function
 
 from rechub_dist.reporting.step_times import PARTS, REPLICATED_LOOKUP, WAITING_FOR_DATA, StepTimes, split
-
-
-@dataclass
-class Range:
-    start: float
-    end: float
-
-
-@dataclass
-class Event:
-    name: str
-    time_range: Range
-
-
-def event(name: str, start: float, end: float) -> Event:
-    return Event(name, Range(start, end))
+from rechub_tests.events import event
 
 
 def test_what_overlaps_belongs_to_one_part() -> None:
