@@ -12,13 +12,15 @@ from typing import Any
 
 from rechub_dist.config.section import MAX_SECONDS
 
-VERSION = 1
+VERSION = 2
 
 # version: {path: default in this version}, for each default that the next version changes. A path is a dotted key like
 # `data.shuffle_rows`; missing sections on the way are created. A suffix makes a part conditional instead:
 # `objective[retrieval]` and `model[DSSM]` match by name, `features.*[sparse]` by kind, `optimizer?` if the section
 # exists. `*` stands for each entry of a list or mapping.
-FORMER: dict[int, dict[str, Any]] = {}
+FORMER: dict[int, dict[str, Any]] = {
+    1: {"model[MIND].readout": "attention"},
+}
 
 # Keys of sections that have been renamed: the former name is still accepted, and not documented.
 RENAMED = {"data.max_lanes": "data.max_streams"}

@@ -112,8 +112,10 @@ def test_shapes(model: Model, kind: str, training: bool) -> None:
         assert mask.any(dim=1).all()
         assert user.isfinite().all()
         assert output.user.shape[:2] == output.user_mask.shape
-        assert output.user.shape == output.item.shape
-        assert output.user.shape[2] == user.shape[2]
+        assert output.user.shape[:2] == output.item.shape[:2]
+        assert output.item.shape[2] == user.shape[2]
+        states = output.user[output.user_mask]  # of all interests side by side with MIND's readout "max"
+        assert model.score(states, item).shape == (len(states), rows)
         if model.num_tasks:
             assert output.logits.shape == (rows, model.num_tasks)
     else:

@@ -24,7 +24,8 @@ def mind(
     iterations: int = 3, interests: int = 3, user_features: list[Feature] | None = None, **options: object
 ) -> MIND:
     torch.manual_seed(0)
-    return MIND(11, interests, iterations, 8, 4, user_features=user_features, **options).double()
+    given = {"readout": "attention"} | options
+    return MIND(11, interests, iterations, 8, 4, user_features=user_features, **given).double()
 
 
 def live_of(interests: int, n: int) -> int:

@@ -77,7 +77,7 @@ def test_no_default_has_changed_without_a_version() -> None:
 
 @pytest.fixture
 def second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second version, in which the defaults of today are the former ones of others."""
+    """A next version, in which the defaults of today are the former ones of others."""
     former = {
         "train.epochs": 3,
         "data.shuffle_rows": 1000,
@@ -89,8 +89,8 @@ def second(monkeypatch: pytest.MonkeyPatch) -> None:
         "warm_start?.step": "newest",
         "data.dataset.features.*[sparse].missing": "drop",
     }
-    monkeypatch.setattr(versions, "VERSION", 2)
-    monkeypatch.setattr(versions, "FORMER", {1: former})
+    monkeypatch.setattr(versions, "FORMER", versions.FORMER | {versions.VERSION: former})
+    monkeypatch.setattr(versions, "VERSION", versions.VERSION + 1)
 
 
 def load(tmp_path: Path, text: str, *overrides: str) -> RunConfig:
@@ -124,16 +124,25 @@ def test_what_is_written_stays_and_a_newer_version_has_its_own(tmp_path: Path) -
     assert config.objective.model_dump()["aux_weight"] == 0.5
     assert config.warm_start is not None
     assert config.warm_start.step == "newest"
-    config = load(tmp_path, f"version: 2{RUN}")
+    config = load(tmp_path, f"version: {versions.VERSION}{RUN}")
     assert (config.train.epochs, config.data.shuffle_rows) == (1, 8_000_000)
     assert default_objective(config, "pointwise").model_dump()["aux_weight"] == 1.0
     assert config.model.parameters == {"hidden_units": [1]}
 
 
+def test_mind_trains_as_it_serves_from_the_second_version_on(tmp_path: Path) -> None:
+    mind = "\nmodel: {name: MIND, num_interests: 2, routing_iterations: 1, hidden_size: 4, embedding_dim: 4}\n"
+    text = RUN.replace("\nmodel: {name: DeepFM, hidden_units: [1]}\n", mind)
+    assert load(tmp_path, text).model.parameters["readout"] == "attention"
+    assert stored_run(text, "here").model.parameters["readout"] == "attention"
+    assert "readout" not in load(tmp_path, f"version: 2{text}").model.parameters
+    assert load(tmp_path, text, "model.readout=best").model.parameters["readout"] == "best"
+
+
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        ("2", r"run\.yaml: version: 2 needs a newer rechub_dist: this one knows versions up to 1; upgrade it"),
+        ("3", r"run\.yaml: version: 3 needs a newer rechub_dist: this one knows versions up to 2; upgrade it"),
         ("0", "version: must be an integer from 1 up, got 0"),
         ("new", "version: must be an integer from 1 up, got 'new'"),
     ],
