@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class Roles:
         plain: features that give one vector or numbers.
         histories, targets: sequences of items, and the features whose tables they read.
         of_item: those of `plain` that belong to the item.
-        labels: names of the labels.
+        labels: the type of each label, by its name.
         items: whether there is a row of each item.
     """
 
@@ -33,13 +34,14 @@ class Roles:
     histories: list[str]
     targets: list[str]
     of_item: list[str]
-    labels: list[str]
+    labels: Mapping[str, str]
     items: bool
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Roles:
         """Those of the data set that a plan makes."""
-        return cls(_one_vector(plan), _histories(plan), _targets(plan), _of_item(plan), list(plan.labels), plan.items)
+        types = {n: (None if isinstance(one, str) else one.type) or "classification" for n, one in plan.labels.items()}
+        return cls(_one_vector(plan), _histories(plan), _targets(plan), _of_item(plan), types, plan.items)
 
     @classmethod
     def of_schema(cls, schema: FeatureSchema) -> Roles:
@@ -51,7 +53,7 @@ class Roles:
             if same:
                 pairs[feature.name] = same[0]
         plain = [feature.name for feature in schema.features if isinstance(feature, DenseFeature | SparseFeature)]
-        labels = [label.name for label in schema.labels]
+        labels = {label.name: label.type for label in schema.labels}
         return cls(plain, list(pairs.values()), list(pairs), [], labels, items=False)
 
 
@@ -102,14 +104,14 @@ def _run(name: str, where: str, roles: Roles, model: str, root: str, output_dir:
         key: [128, 64] for key, value in parameters.items() if value == [32, 16] and key != "attention_units"
     }
     if kind == "multitask":
-        per_task = {"num_tasks": tasks, "task_types": ["classification"] * tasks}
+        per_task = {"num_tasks": tasks, "task_types": list(roles.labels.values())[:tasks]}
         larger |= {key: value for key, value in per_task.items() if key in parameters}
     if "dropout_rates" in wanted and "dropout_rates" not in parameters:
         larger["dropout_rates"] = 0.1
     tree = {
         "version": VERSION,
         "output_dir": output_dir,
-        "data": {"root": root, **BATCHES, **({"labels": roles.labels[:tasks]} if tasks else {})},
+        "data": {"root": root, **BATCHES, **({"labels": list(roles.labels)[:tasks]} if tasks else {})},
         "model": {"name": model, **parameters, **larger},
         **TRAINING,
     }

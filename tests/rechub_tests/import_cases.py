@@ -42,6 +42,7 @@ SQL: Meanings = {
     "lower(tag) || '!'": lambda r: None if r["tag"] is None else r["tag"].lower() + "!",
     "item % 7": lambda r: r["item"] % 7,
     "1 + item % 3": lambda r: 1 + r["item"] % 3,
+    "item % 3": lambda r: r["item"] % 3,
 }
 
 
@@ -150,6 +151,8 @@ def random_plan(draw: random.Random, time: str, rows: int) -> dict[str, Any]:
         plan["weight"] = "1 + item % 3"
     if maybe(0.4):
         plan["labels"]["stars"] = {"expression": "coalesce(rating, 0)", "type": "regression"}
+    if maybe(0.4):
+        plan["labels"]["third"] = {"expression": "item % 3", "type": "multiclass", "classes": 3}
     if maybe(0.4):
         plan["keep"] = draw.sample(["user", "when", "words", "number"], 2)
     if maybe(0.7):

@@ -91,6 +91,23 @@ def complaint(folder: Path, plan: dict[str, Any], *options: str) -> str:
         ({"labels": {"y": "select"}, "columns": {"select": "1"}}, r"labels\.y: 'select': it is a word of SQL; write"),
         ({"labels": {"y": "text"}}, r"labels\.y: 'text' is VARCHAR; a label is a number"),
         ({"labels": {"y": {"expression": "price", "type": "classification"}}}, r"labels\.y: it has other values than"),
+        ({"labels": {"y": {"expression": "item", "type": "multiclass"}}}, r"labels\.y\..*: multiclass needs classes"),
+        (
+            {"labels": {"y": {"expression": "item", "type": "multiclass", "classes": 6}}},
+            r"labels\.y: it has other values than the integers 0 \.\. 5 of 6 classes; set classes: 7",
+        ),
+        (
+            {"labels": {"y": {"expression": "item - 3", "type": "multiclass", "classes": 7}}},
+            r"labels\.y: it has other values than the integers 0 \.\. 6 of 7 classes; number them from 0",
+        ),
+        (
+            {"labels": {"y": {"expression": "price", "type": "multiclass", "classes": 100}}},
+            r"labels\.y: it has other values than the integers 0 \.\. 99 .*; number them from 0",
+        ),
+        (
+            {"negatives": {"per_row": 1}, "labels": {"y": {"expression": "item", "type": "multiclass", "classes": 7}}},
+            r"negatives: labels\.y is of several classes",
+        ),
         ({"labels": {"y": "nullif(click, 0)"}}, r"labels\.y: 20 rows have no value; leave them out with filter"),
         ({"labels": {"_rechub_x": "click"}}, r"labels: a column may not be called '_rechub_x'"),
         ({"labels": {"a": "1", "A": "0"}}, r"labels\.A: label 'a' has the same name"),

@@ -61,6 +61,12 @@ def compare(out: Path, plan: dict[str, Any], expected: Reference) -> None:
         read = pq.read_table(out / "_vocabularies" / f"{table}.parquet").to_pylist()
         assert [(row["value"], row["id"], row["count"]) for row in read] == entries, table
     schema = yaml.safe_load((out / "dataset.yaml").read_text())
+    for name, label in plan["labels"].items():
+        if isinstance(label, dict):
+            assert {key: schema["labels"][name].get(key) for key in ("type", "classes")} == {
+                "type": label["type"],
+                "classes": label.get("classes"),
+            }
     for name, (mean, deviation) in expected.moments.items():
         feature = schema["features"][name]
         if plan["features"][name].get("standardize", True):

@@ -129,8 +129,9 @@ def _columns(plan: Plan, engine: Engine, shape: Shape, first: int) -> tuple[list
 def check_negatives(plan: Plan) -> None:
     """Raise UserError for labels that a drawn row cannot have."""
     for name, label in plan.labels.items() if plan.negatives is not None else ():
-        if not isinstance(label, str) and label.type == "regression":
+        if not isinstance(label, str) and label.type in ("regression", "multiclass"):
+            what = "a regression" if label.type == "regression" else "of several classes"
             raise UserError(
-                f"negatives: labels.{name} is a regression: {expression_of(label)} has no value for an item "
+                f"negatives: labels.{name} is {what}: {expression_of(label)} has no value for an item "
                 "that was not shown; leave negatives or the label out"
             )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from rechub_dist.config.run import override
 from rechub_dist.config.section import MAX_COUNT, MAX_ROWS, Section
 from rechub_dist.config.strict_yaml import read_yaml
-from rechub_dist.features import MAX_DIM, MAX_LENGTH
+from rechub_dist.features import MAX_DIM, MAX_LENGTH, Label
 from rechub_dist.typed import validated
 
 # A column's type in a plan, and in DuckDB.
@@ -235,9 +235,22 @@ class LabelPlan(Section):
     """A label by an expression."""
 
     expression: Expression = Field(description="SQL over the columns of a row")
-    type: Literal["classification", "regression"] | None = Field(
-        None, description="default: classification for true and false, regression for numbers"
+    type: Literal["classification", "regression", "multiclass"] | None = Field(
+        None, description="default: classification if all values are true and false or 0 and 1, else regression"
     )
+    classes: int | None = Field(None, description="multiclass: their number C; the values are 0, 1 .. C - 1")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        Label("label", type=self.type or "classification", classes=self.classes)
+        return self
+
+
+# By its shape, so that a mistake in a mapping is told as the mapping's.
+AnyLabel = Annotated[
+    Annotated[Expression, Tag("sql")] | Annotated[LabelPlan, Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, dict | LabelPlan) else "sql"),
+]
 
 
 class Plan(Section):
@@ -260,7 +273,7 @@ class Plan(Section):
         default_factory=dict, description="column -> how many rows a value needs; dropped repeatedly until all have"
     )
     split: SplitPlan = Field(default_factory=SplitPlan, description="which rows are train, valid and test")
-    labels: dict[str, Expression | LabelPlan] = Field(
+    labels: dict[str, AnyLabel] = Field(
         default_factory=dict, description="by name, SQL, or expression and type; window functions may occur"
     )
     weight: Expression | None = Field(None, description="a row's weight; window functions may occur")

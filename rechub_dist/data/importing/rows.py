@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from rechub_dist.data.importing.engine import Engine, quoted
 from rechub_dist.data.importing.plan import NUMBERS, RESERVED, LabelPlan, Plan
 from rechub_dist.data.importing.sources import check_values, source_query
 from rechub_dist.errors import UserError, nearest, shown
+from rechub_dist.features import Label
 
 ROWS: Final = f"{RESERVED}rows"
 JOINED: Final = f"{RESERVED}joined"
@@ -25,7 +26,6 @@ SPLIT: Final = f"{RESERVED}split"
 DRAWN: Final = f"{RESERVED}drawn"
 WEIGHT: Final = "row_weight"
 
-LabelType = Literal["classification", "regression"]
 FRACTIONS: Final = ("FLOAT", "DOUBLE")
 
 
@@ -36,12 +36,12 @@ class Shape:
     Attributes:
         types: of all columns that a row may have: the log's, the tables', the plan's.
         origin: by column of a table, the table's name.
-        labels: their types in a schema; None where the values decide.
+        labels: as the schema has them; None where the values decide.
     """
 
     types: dict[str, str]
     origin: dict[str, str]
-    labels: dict[str, LabelType | None]
+    labels: dict[str, Label | None]
 
 
 def flag(history: str) -> str:
@@ -108,15 +108,18 @@ def _with_expressions(plan: Plan, engine: Engine, types: dict[str, str], origin:
         added = ", ".join(f"({expression}\n) as {quoted(name)}" for name, expression in plan.columns.items())
         engine.run(f"create or replace view {JOINED}_2 as select *, {added} from {JOINED}")
         engine.run(f"create or replace table {_SHAPE} as select *, {added} from {_SHAPE}")
-    labels: dict[str, LabelType | None] = {}
+    labels: dict[str, Label | None] = {}
     for name, label in plan.labels.items():
         kind = engine.expression_type(expression_of(label), _SHAPE, f"labels.{name}", windows=True)
         if kind != "BOOLEAN" and not is_numeric(kind):
             raise UserError(
                 f"labels.{name}: {shown(expression_of(label))} is {kind}; a label is a number, or true or false"
+                + ("; number its classes: case ... when 'a' then 0 when 'b' then 1 end" if kind == "VARCHAR" else "")
             )
         wanted = label.type if isinstance(label, LabelPlan) else None
-        labels[name] = wanted or ("classification" if kind == "BOOLEAN" else None)
+        wanted = wanted or ("classification" if kind == "BOOLEAN" else None)
+        classes = label.classes if isinstance(label, LabelPlan) else None
+        labels[name] = Label(name, type=wanted, classes=classes) if wanted is not None else None
     booleans = {"filter": plan.filter, **{f"histories.{k}.where": h.where for k, h in plan.histories.items()}}
     for where, condition in booleans.items():
         if condition is not None and (kind := engine.expression_type(condition, _SHAPE, where)) != "BOOLEAN":

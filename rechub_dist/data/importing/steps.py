@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -128,11 +129,13 @@ class Tally:
     Attributes:
         wrong: rows without a value that can be one.
         binary: whether all others are 0 or 1.
+        classes: if all others are integers from 0 up, 1 more than the largest, else infinite.
         sums: by split, the number of values and their sum.
     """
 
     wrong: int = 0
     binary: bool = True
+    classes: float = 0
     sums: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
@@ -140,7 +143,8 @@ class Tally:
         for split, (count, total) in other.sums.items():
             before = sums.get(split, (0, 0.0))
             sums[split] = (before[0] + count, before[1] + total)
-        return Tally(self.wrong + other.wrong, self.binary and other.binary, sums)
+        classes = max(self.classes, other.classes)
+        return Tally(self.wrong + other.wrong, self.binary and other.binary, classes, sums)
 
 
 def tallies_of(plan: Plan, engine: Engine) -> dict[str, Tally]:
@@ -148,15 +152,18 @@ def tallies_of(plan: Plan, engine: Engine) -> dict[str, Tally]:
     found = {}
     for name in plan.labels:
         column = quoted(name)
-        wrong, binary = engine.run(
+        wrong, binary, classes = engine.run(
             f"select count(*) filter ({column} is null or not abs({column}::DOUBLE) <= {MAX_FLOAT32!r}), "
-            f"coalesce(bool_and({column} in (0, 1)), true) from {ROWS} where {SPLIT} is not null"
+            f"coalesce(bool_and({column} in (0, 1)), true), "
+            f"case when bool_and({column} >= 0 and {column} = floor({column})) then 1 + max({column})::DOUBLE end "
+            f"from {ROWS} where {SPLIT} is not null"
         )[0]
         sums = engine.run(
             f"select {SPLIT}, count({column}), sum({column}::DOUBLE) from {ROWS} where {SPLIT} < {len(SPLITS)} "
             f"group by 1 having count({column}) > 0 order by 1"
         )
-        found[name] = Tally(wrong, binary, {SPLITS[split]: (count, total) for split, count, total in sums})
+        by_split = {SPLITS[split]: (count, total) for split, count, total in sums}
+        found[name] = Tally(wrong, binary, math.inf if classes is None else classes, by_split)
     if plan.weight is not None:
         wrong = engine.value(
             f"select count(*) from {ROWS} where {SPLIT} is not null and "
@@ -193,11 +200,25 @@ def labels_of(recipe: Recipe, tallies: dict[str, Tally]) -> tuple[Label, ...]:
                 f"labels.{name}: {tally.wrong:,} rows have no value; leave them out with filter, or write "
                 "coalesce(..., 0)"
             )
-        kind = recipe.shape.labels[name] or ("classification" if tally.binary else "regression")
-        if kind == "classification" and not tally.binary:
-            raise UserError(f"labels.{name}: it has other values than 0 and 1; compare it, or set type: regression")
-        found.append(Label(name, type=kind))
+        label = recipe.shape.labels[name] or Label(name, type="classification" if tally.binary else "regression")
+        if label.type == "classification" and not tally.binary:
+            raise UserError(
+                f"labels.{name}: it has other values than 0 and 1; compare it, or set type: regression, or type: "
+                "multiclass and classes"
+            )
+        if label.classes is not None and tally.classes > label.classes:
+            raise UserError(
+                f"labels.{name}: it has other values than the integers 0 .. {label.classes - 1} of {label.classes} "
+                f"classes; {_classes_that_fit(tally)}"
+            )
+        found.append(label)
     return tuple(found)
+
+
+def _classes_that_fit(tally: Tally) -> str:
+    if math.isfinite(tally.classes):
+        return f"set classes: {tally.classes:.0f}, or subtract what they begin with"
+    return "number them from 0 with case, floor or a subtraction"
 
 
 def write_descriptions(folder: Path, found: Imported, fitted: Fitted, labels: Iterable[Label]) -> None:
