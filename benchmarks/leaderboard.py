@@ -41,7 +41,7 @@ from rechub_dist.batch import Batch
 from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.parquet.storage import join
 from rechub_dist.data.reader import ParquetReader
-from rechub_dist.data.run_file import load_run, schema_of
+from rechub_dist.data.run_file import load_run
 from rechub_dist.errors import UserError
 from rechub_dist.models import catalogue, family
 from rechub_dist.reporting.records import read_records
@@ -153,14 +153,14 @@ def main(
 ) -> None:
     """Train, compare, print, write."""
     torch.set_num_threads(1)
-    schema, console = schema_of(data), Console()
+    console = Console()
     found: dict[str, dict[str, Any]] = {}
     out.mkdir(parents=True, exist_ok=True)
     chosen = [name for name, cls in catalogue().items() if family(cls) == family_ and name in (model or [name])]
     first: Path | None = None
     for name in chosen:
         try:
-            text = run_on(schema, name, data, str(out / name))
+            text = run_on(data, name, str(out / name))
         except UserError as error:
             console.print(f"[dim]{name}: {error}")
             continue

@@ -38,12 +38,17 @@ SIZES = {
 }
 # What printed run files say of training. Chosen on five data sets (5,760 to 269,272 rows) by valid AUC of DeepFM and
 # DCNv2 (docs/models.md, "First settings"): small batches and early stopping reach what few steps of large ones do not.
-BATCHES: Final = {"batch_size": 256, "eval_batch_size": 4096}
+FIRST_BATCH: Final = 256
 TRAINING: Final = {
     "embedding": {"optimizer": {"lr": 0.02}},
     "optimizer": {"lr": 0.002},
     "train": {"epochs": 10, "patience": 2},
 }
+
+
+def batches(size: int) -> dict[str, int]:
+    """The keys of `data` for batches of `size` rows in training."""
+    return {"batch_size": size, "eval_batch_size": 4096}
 
 
 def example_schema() -> FeatureSchema:
@@ -103,7 +108,7 @@ def example_model(cls: type[Model]) -> Model:
 def example_run(cls: type[Model]) -> str:
     """A minimal run file."""
     name = cls.__name__
-    data: dict[str, Any] = {"root": ROOT, **BATCHES}
+    data: dict[str, Any] = {"root": ROOT, **batches(FIRST_BATCH)}
     if tasks := example_model(cls).num_tasks:
         data["labels"] = [label.name for label in example_schema().labels[:tasks]]
     tree = {

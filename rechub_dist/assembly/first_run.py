@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from rechub_dist.assembly.examples import BATCHES, TRAINING, example_parameters
+from rechub_dist.assembly.examples import FIRST_BATCH, TRAINING, batches, example_parameters
 from rechub_dist.config import VERSION
 from rechub_dist.data.importing.fitted import column_of, table_of
 from rechub_dist.data.importing.plan import DensePlan, Plan, SequencePlan, SparsePlan
+from rechub_dist.data.parquet.manifest import Manifest
+from rechub_dist.data.parquet.storage import join
+from rechub_dist.data.run_file import schema_of
 from rechub_dist.errors import UserError, nearest
 from rechub_dist.features import DenseFeature, FeatureSchema, SequenceFeature, SparseFeature
 from rechub_dist.models import catalogue, family
@@ -71,17 +75,32 @@ def first_run(plan: Plan, model: str, root: str, output_dir: str) -> str:
     return _run(plan.name, "the plan", Roles.of_plan(plan), model, root, output_dir, _how(plan))
 
 
-def run_on(schema: FeatureSchema, model: str, root: str, output_dir: str) -> str:
-    """The text of a run file for a model on a data set that is there.
+def run_on(root: str, model: str, output_dir: str) -> str:
+    """The text of a run file for a model on a prepared data set, by its folder or address.
 
     Raises:
-        UserError: as `first_run`.
+        UserError: as `first_run`; or there is no schema, or no split `train`.
     """
     how = "a sequence in the schema that reads the table of a sparse feature"
-    return _run(root, root, Roles.of_schema(schema), model, root, output_dir, how)
+    roles, rows = Roles.of_schema(schema_of(root)), Manifest.read(join(root, "train")).rows
+    return _run(root, root, roles, model, root, output_dir, how, batch_size_for(rows))
 
 
-def _run(name: str, where: str, roles: Roles, model: str, root: str, output_dir: str, how: str) -> str:
+def batch_size_for(rows: int) -> int:
+    """The batch size of a first run on `rows` rows: about a thousand steps an epoch, within 256 and 4,096."""
+    return min(4096, max(FIRST_BATCH, 2 ** round(math.log2(max(1, rows) / 1000))))
+
+
+def _run(
+    name: str,
+    where: str,
+    roles: Roles,
+    model: str,
+    root: str,
+    output_dir: str,
+    how: str,
+    batch_size: int = FIRST_BATCH,
+) -> str:
     models = catalogue()
     if model not in models:
         raise UserError(f"--model: there is no model {model!r}: {nearest(model, models)}")
@@ -111,7 +130,7 @@ def _run(name: str, where: str, roles: Roles, model: str, root: str, output_dir:
     tree = {
         "version": VERSION,
         "output_dir": output_dir,
-        "data": {"root": root, **BATCHES, **({"labels": list(roles.labels)[:tasks]} if tasks else {})},
+        "data": {"root": root, **batches(batch_size), **({"labels": list(roles.labels)[:tasks]} if tasks else {})},
         "model": {"name": model, **parameters, **larger},
         **TRAINING,
     }

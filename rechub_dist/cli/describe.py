@@ -62,13 +62,12 @@ def print_run_file(name: str, data: str | None = None) -> None:
     """
     from rechub_dist.assembly.examples import example_run  # noqa: PLC0415
     from rechub_dist.assembly.first_run import run_on  # noqa: PLC0415
-    from rechub_dist.data.run_file import schema_of  # noqa: PLC0415
 
     cls = _find(name)
     if data is None:
         print(example_run(cls), end="")
     else:
-        print(run_on(schema_of(data), name, data, f"runs/{name.lower()}"), end="")
+        print(run_on(data, name, f"runs/{name.lower()}"), end="")
 
 
 def _find(name: str) -> type[Model]:

@@ -16,11 +16,12 @@ import pytest
 import yaml
 
 import rechub_dist
-from rechub_dist.assembly.examples import example_schema
-from rechub_dist.assembly.first_run import first_run, run_on
+from rechub_dist.assembly.examples import DATA, example_schema
+from rechub_dist.assembly.first_run import batch_size_for, first_run, run_on
 from rechub_dist.assembly.parts import build_model
 from rechub_dist.config import VERSION, run_from
 from rechub_dist.data.importing.plan import Plan, plan_of, read_plan
+from rechub_dist.data.prepare.synthetic import synthesize
 from rechub_dist.errors import UserError
 from rechub_dist.models import catalogue
 from rechub_tests.runs import write_data
@@ -181,18 +182,40 @@ def test_what_a_model_needs_is_told(plan: Plan) -> None:
         assert text in str(error.value)
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    synthesize(folder, rows=1000, sequence=True, **DATA)
+    return folder
+
+
 @pytest.mark.parametrize("name", catalogue())
-def test_a_run_file_for_data_that_are_there(name: str) -> None:
-    schema = example_schema()
-    config = run_from(yaml.safe_load(run_on(schema, name, "data/mine", "runs/mine")))
+def test_a_run_file_for_data_that_are_there(name: str, prepared: Path) -> None:
+    config = run_from(yaml.safe_load(run_on(str(prepared), name, "runs/mine")))
     assert config.version == VERSION
-    model = build_model(config, schema)
+    assert config.data.batch_size == 256
+    model = build_model(config, example_schema())
     assert type(model).__name__ == name
     if name == "DIN":
         assert (config.model.parameters["target_features"], config.model.parameters["behavior_features"]) == (
             ["item"], ["history"],
         )  # fmt: skip
         assert "item" not in config.model.parameters["features"]
+
+
+def test_batches_grow_with_the_data() -> None:
+    rows = (0, 1, 5_760, 269_272, 360_000, 591_210, 1_000_000, 3_000_000, 10**10)
+    assert [batch_size_for(one) for one in rows] == [256, 256, 256, 256, 256, 512, 1024, 4096, 4096]
+
+
+def test_types_of_labels_are_the_schemas(tmp_path: Path) -> None:
+    synthesize(tmp_path / "data", rows=1000, sequence=True, **DATA)
+    file = tmp_path / "data" / "dataset.yaml"
+    tree = yaml.safe_load(file.read_text())
+    tree["labels"] = {"label_0": {"type": "regression"}, "label_1": {"type": "multiclass", "classes": 2}}
+    file.write_text(yaml.safe_dump(tree))
+    config = run_from(yaml.safe_load(run_on(str(tmp_path / "data"), "SharedBottom", "runs/mine")))
+    assert config.model.parameters["task_types"] == ["regression", "multiclass"]
 
 
 @pytest.mark.slow
