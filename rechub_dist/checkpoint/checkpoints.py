@@ -24,10 +24,11 @@ from rechub_dist.checkpoint.load import read_manifest, read_tensors
 from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedRun, no_other
 from rechub_dist.checkpoint.position import Position, position_of
 from rechub_dist.checkpoint.publish import Publisher
-from rechub_dist.checkpoint.save import RankFile, chunks_of, merge, plan_file, stage
+from rechub_dist.checkpoint.save import Hold, HostCopy, RankFile, chunks_of, merge, plan_file, stage
 from rechub_dist.checkpoint.tensors import Tensors
 from rechub_dist.checkpoint.together import agree, reason_of, verify_together
 from rechub_dist.config import CheckpointConfig, RunConfig
+from rechub_dist.distributed.host import free_memory
 from rechub_dist.distributed.runtime import Runtime
 from rechub_dist.errors import UserError, shortened
 from rechub_dist.reporting.saves import Save
@@ -74,7 +75,8 @@ class Checkpoints:
     """The checkpoints in one folder. Collective, call on every rank: all methods but `amend`, `news`, `wait`, `close`.
 
     A save copies this rank's share of the state to host memory and writes it in a thread, which communicates with the
-    other ranks' threads in a process group of its own. The manifest is written last: without it there is no checkpoint.
+    other ranks' threads in a process group of its own. What does not fit into the memory for the copy is written first,
+    from the live tensors, and training waits for that. The manifest is written last: without it there is no checkpoint.
     Each save uses new file names, so saving a step again keeps its old checkpoint intact until the new one is complete.
     """
 
@@ -86,6 +88,7 @@ class Checkpoints:
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._buffer: Tensor | None = None
+        self._memory: int | None = None  # bytes for the copy, once it is known
         self._news: list[Save] = []
         self._last: Save | None = None
         self._position: Position | None = None  # of what is saved, is being saved, or was loaded
@@ -141,13 +144,16 @@ class Checkpoints:
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._position = position
+        if self._memory is None:
+            self._memory = self._memory_for_copy()
         token = self._rt.from_main(self._publisher.begin)
         self._id = self._id or token
         name = f"rank-{self._rt.rank:05d}-{token}.safetensors"
         file = plan_file(state, self._rt.rank, self._rt.world_size, name)
-        staged = None
-        if self._config.asynchronous:
-            staged = self._buffer = stage(file, self._buffer)
+        copy, hold = stage(file, self._memory, self._buffer), Hold(began)
+        self._buffer = copy.staged
+        if not copy.live:
+            hold.end()
         record = {
             "id": self._id,
             "position": position.saved(),
@@ -156,14 +162,14 @@ class Checkpoints:
             "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {"rechub_dist": __version__, "torch": str(torch.__version__)},
         }
-        blocked = time.monotonic() - began
         self._thread = threading.Thread(
             target=self._finish,
-            args=(file, staged, record, position, began, blocked),
+            args=(file, copy, hold, record, position),
             name="rechub-dist-checkpoint",
             daemon=True,
         )
         self._thread.start()
+        hold.wait()
         if not self._config.asynchronous:
             self.wait()
 
@@ -297,19 +303,23 @@ class Checkpoints:
         """
         self._fill(self._opened(step), state)
 
+    def _memory_for_copy(self) -> int:
+        """Bytes of host memory that this rank's copy may take."""
+        if not self._config.asynchronous:
+            return 0
+        if self._config.copy_gb is not None:
+            return int(self._config.copy_gb * (1 << 30))
+        return free_memory() // 2 // self._rt.local_world_size
+
     def _finish(
         self,
         file: RankFile,
-        staged: Tensor | None,
+        copy: HostCopy,
+        hold: Hold,
         run: dict[str, Any],
         position: Position,
-        began: float,
-        blocked: float,
     ) -> None:
-        """The save thread: write, agree, publish and report; all ranks get the same result.
-
-        `began` is when the save was asked for (monotonic); training waited for `blocked` seconds.
-        """
+        """The save thread: write, agree, publish and report; all ranks get the same result."""
         step, size, seconds = position.step, 0, 0.0
         error = warning = None
         name = f"{step_folder(step)}/{file.name}"
@@ -319,9 +329,10 @@ class Checkpoints:
             dist.all_reduce(total, group=self._group)
             try:
                 self.folder.check_room(int(total))
-                record = self.folder.write(name, chunks_of(file, staged))
+                record = self.folder.write(name, chunks_of(file, copy, hold))
             except Exception as failure:  # whatever the store's client raises
                 error = f"{self.folder.path(name)}: {reason_of(failure)}"
+            hold.end()
             parts = self._gather((file.name, record, file.tensors, error))
             if parts is not None:
                 error = next((part[3] for part in parts if part[3] is not None), None)
@@ -331,14 +342,16 @@ class Checkpoints:
                     error = self._publisher.publish(
                         CheckpointManifest(step, cast(SavedRun, run), files, merge([part[2] for part in parts]))
                     )
-                seconds = time.monotonic() - began
+                seconds = time.monotonic() - hold.began
                 warning = self._publisher.clean(position, self._id, saved=error is None)
             error, warning, size, seconds = self._from_main((error, warning, size, seconds))
         except RuntimeError as failure:  # from the process group: a rank has died, as training will notice, too
             error = f"{self.folder.path(step_folder(step))}: lost contact with another rank: {reason_of(failure)}"
+        finally:
+            hold.end()
         if error is not None:
             error = f"the checkpoint of step {step} could not be saved: {error}"
-        self._last = Save(step, seconds, blocked if self._config.asynchronous else seconds, size, error, warning)
+        self._last = Save(step, seconds, hold.seconds if self._config.asynchronous else seconds, size, error, warning)
         self._news.append(self._last)
 
     def _amend(self, before: threading.Thread | None, position: Position) -> None:

@@ -1,7 +1,9 @@
-"""A rank's part of a checkpoint: one safetensors file, written from a host copy or from the live tensors."""
+"""A rank's part of a checkpoint: one safetensors file, written from a host copy, or in part from the live tensors."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,27 +64,43 @@ def plan_file(entries: Tensors, rank: int, world_size: int, name: str) -> RankFi
     return RankFile(name, beginning, live, tensors, offset)
 
 
-def stage(file: RankFile, buffer: Tensor | None) -> Tensor:
-    """Copy the tensors to host memory in file layout: uint8 [bytes]. `buffer` is reused if its size matches."""
-    if buffer is None or len(buffer) != file.bytes:
-        buffer = torch.empty(file.bytes, dtype=torch.uint8)
-    if any(piece.is_cuda for piece in file.pieces):
-        _stage_by_blocks(file, buffer, pinned=True)
-        return buffer
-    offset = 0
-    for piece in file.pieces:
-        size = piece.numel() * piece.dtype.itemsize
-        buffer[offset : offset + size].view(piece.dtype).view(piece.shape).copy_(piece)
-        offset += size
-    return buffer
+@dataclass(frozen=True)
+class HostCopy:
+    """The end of a file's body in host memory; its beginning is still to be read from the live tensors.
+
+    Attributes:
+        live: the tensors of the beginning, in blocks of rows.
+        staged: the end, uint8 [bytes].
+    """
+
+    live: list[Tensor]
+    staged: Tensor
 
 
-def _stage_by_blocks(file: RankFile, buffer: Tensor, *, pinned: bool) -> None:
+def stage(file: RankFile, limit: int, buffer: Tensor | None = None) -> HostCopy:
+    """Copy as much of the end of the body as fits into `limit` bytes; `buffer` is reused if its size matches."""
+    blocks, size = list(_blocks(file)), 0
+    first = len(blocks)
+    while first and size + (more := _bytes(blocks[first - 1])) <= limit:
+        first, size = first - 1, size + more
+    if buffer is None or len(buffer) != size:
+        buffer = torch.empty(size, dtype=torch.uint8)
+    if any(block.is_cuda for block in blocks[first:]):
+        _stage_by_halves(blocks[first:], buffer, pinned=True)
+    else:
+        offset = 0
+        for block in blocks[first:]:
+            _as(block, buffer[offset : offset + _bytes(block)]).copy_(block)
+            offset += _bytes(block)
+    return HostCopy(blocks[:first], buffer)
+
+
+def _stage_by_halves(blocks: list[Tensor], buffer: Tensor, *, pinned: bool) -> None:
     """Copy through two small buffers: the device fills one while the host empties the other.
 
     Device copies are fast only into pinned memory, which is too scarce to pin the whole buffer.
     """
-    largest = max((block.numel() * block.dtype.itemsize for block in _blocks(file)), default=0)
+    largest = max(map(_bytes, blocks), default=0)
     halves = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
     under_way: deque[tuple[Tensor, Tensor, torch.cuda.Event | None]] = deque()
 
@@ -93,12 +111,12 @@ def _stage_by_blocks(file: RankFile, buffer: Tensor, *, pinned: bool) -> None:
         target.copy_(half)
 
     offset = 0
-    for number, block in enumerate(_blocks(file)):
+    for number, block in enumerate(blocks):
         if len(under_way) == len(halves):
             settle()
-        size = block.numel() * block.dtype.itemsize
+        size = _bytes(block)
         half = halves[number % 2][:size]
-        half.view(block.dtype).view(block.shape).copy_(block, non_blocking=True)
+        _as(block, half).copy_(block, non_blocking=True)
         copied = None
         if block.is_cuda:
             copied = torch.cuda.Event()
@@ -117,15 +135,42 @@ def _blocks(file: RankFile) -> Iterator[Tensor]:
             yield piece[start : start + rows]
 
 
-def chunks_of(file: RankFile, staged: Tensor | None) -> Iterator[memoryview]:
-    """Yield the file's bytes in chunks, from the host copy or, if None, from the live tensors."""
+def _bytes(block: Tensor) -> int:
+    return block.numel() * block.dtype.itemsize
+
+
+def _as(block: Tensor, memory: Tensor) -> Tensor:
+    """Bytes as a tensor like the block."""
+    return memory.view(block.dtype).view(block.shape)
+
+
+class Hold:
+    """How long training waits for a save: until its tensors may change again."""
+
+    def __init__(self, began: float) -> None:
+        self.began = began  # monotonic
+        self.seconds = 0.0
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Let training go on, unless it has."""
+        if not self._ended.is_set():
+            self.seconds = time.monotonic() - self.began
+            self._ended.set()
+
+    def wait(self) -> None:
+        """Return when training may go on."""
+        self._ended.wait()
+
+
+def chunks_of(file: RankFile, copy: HostCopy, hold: Hold) -> Iterator[memoryview]:
+    """Yield the file's bytes in chunks; ends `hold` when the live tensors are not needed any more."""
     yield memoryview(file.header)
-    if staged is not None:
-        for start in range(0, len(staged), CHUNK):
-            yield staged[start : start + CHUNK].numpy().data
-        return
-    for block in _blocks(file):
+    for block in copy.live:
         yield block.contiguous().cpu().view(-1).view(torch.uint8).numpy().data
+    hold.end()
+    for start in range(0, len(copy.staged), CHUNK):
+        yield copy.staged[start : start + CHUNK].numpy().data
 
 
 def merge(parts: list[dict[str, SavedTensor]]) -> dict[str, SavedTensor]:

@@ -25,7 +25,7 @@ from rich.table import Column, Table
 
 from rechub_dist import __version__
 from rechub_dist.builds import require_builds, versions
-from rechub_dist.distributed.host import SHARED, host_memory
+from rechub_dist.distributed.host import SHARED, free_memory, host_memory
 from rechub_dist.errors import UserError, one_line
 from rechub_dist.launching.ports import RENDEZVOUS
 
@@ -156,7 +156,7 @@ def of_devices() -> Iterator[Finding]:
 def of_memory() -> Finding:
     """Memory of the host, or of the container."""
     size, machine = host_memory(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    text = f"{_gb(size)} of memory, {_gb(_available())} of it free"
+    text = f"{_gb(size)} of memory, {_gb(free_memory())} of it free"
     if size < machine:
         text += f"; a limit of its control group: the machine has {_gb(machine)}"
     if size < 2 << 30:
@@ -302,13 +302,6 @@ def _why_no_gpu(torch: Any) -> str:
     except RuntimeError as error:
         return one_line(error)
     return "none is visible: CUDA_VISIBLE_DEVICES"
-
-
-def _available() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return min(int(line.split()[1]) << 10, host_memory())
-    return host_memory()
 
 
 def _gb(size: float) -> str:

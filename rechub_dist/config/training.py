@@ -103,6 +103,13 @@ class CheckpointConfig(Section):
         True,
         description="copy the state to host memory, then write it while training continues; false: training waits",
     )
+    copy_gb: float | None = Field(
+        None,
+        ge=0,
+        le=1 << 20,
+        description="GiB of host memory for a rank's copy; the rest of its state is written before training goes on; "
+        "default: its share of half of the host's free memory",
+    )
     storage: StorageConfig | None = Field(
         None, description="storage settings of folder and warm_start; default: data.storage"
     )

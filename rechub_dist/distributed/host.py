@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rechub_dist.errors import UserError
@@ -27,6 +28,27 @@ def host_memory(proc: Path = _PROC, sys: Path = _SYS) -> int:
     """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine, *_limits(proc, sys)])
+
+
+def free_memory(proc: Path = _PROC, sys: Path = _SYS, machine: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that may still be used: what the machine has available, or less where control groups leave less.
+
+    Files that the kernel may drop from memory count as free.
+
+    Args:
+        proc, sys: as for `host_memory`.
+        machine: where the machine tells its memory.
+    """
+    found = host_memory(proc, sys)
+    with suppress(OSError):
+        known = dict(line.split(":", 1) for line in machine.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in known:
+            found = min(found, int(known["MemAvailable"].split()[0]) << 10)
+    for folder, limit, usage in _groups(proc, sys):
+        for most in _number(folder / limit):
+            for used in _number(folder / usage):
+                found = min(found, most - used + _droppable(folder / "memory.stat"))
+    return max(0, found)
 
 
 def allow_open_files(world_size: int) -> None:
@@ -79,6 +101,12 @@ def require_home() -> None:
 
 def _limits(proc: Path, sys: Path) -> Iterator[int]:
     """The limits, in bytes, of this process's groups and of their parents."""
+    for folder, limit, _ in _groups(proc, sys):
+        yield from _number(folder / limit)
+
+
+def _groups(proc: Path, sys: Path) -> Iterator[tuple[Path, str, str]]:
+    """This process's groups and their parents, with the names of the files of limit and usage."""
     try:
         lines = proc.read_text().splitlines()
     except OSError:
@@ -86,18 +114,26 @@ def _limits(proc: Path, sys: Path) -> Iterator[int]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            mount, name = sys, "memory.max"
+            mount, names = sys, ("memory.max", "memory.current")
         elif "memory" in controllers.split(","):
-            mount, name = sys / "memory", "memory.limit_in_bytes"
+            mount, names = sys / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
         group = mount / path.lstrip("/")
         for folder in (group, *group.parents):
             if folder.is_relative_to(mount):
-                yield from _limit(folder / name)
+                yield folder, *names
 
 
-def _limit(file: Path) -> Iterator[int]:
+def _droppable(file: Path) -> int:
+    """Bytes of a group's memory.stat that are files which nobody has used of late."""
+    with suppress(OSError):
+        known = dict(line.split() for line in file.read_text().splitlines())
+        return int(known.get("total_inactive_file", known.get("inactive_file", 0)))
+    return 0
+
+
+def _number(file: Path) -> Iterator[int]:
     try:
         text = file.read_text().strip()
     except OSError:  # not visible here: a container sees its own group as the root

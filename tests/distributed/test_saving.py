@@ -55,10 +55,10 @@ def values(folder: Path, step: int) -> set[float]:
     return {value for tensor in found.values() for value in tensor.unique().tolist()}
 
 
-def save_and_go_on(folder: Path, asynchronous: bool) -> list[Save]:
+def save_and_go_on(folder: Path, asynchronous: bool, copy_gb: float | None) -> list[Save]:
     """Two saves, the state being changed as soon as each call returns."""
     with runtime("cpu", 60) as rt:
-        found = checkpoints(rt, folder, asynchronous=asynchronous)
+        found = checkpoints(rt, folder, asynchronous=asynchronous, copy_gb=copy_gb)
         state = state_of(rt, 1_000_000, 1.0)
         for step in (1, 2):
             found.save(state, Position(step=step), RECORD)
@@ -67,9 +67,15 @@ def save_and_go_on(folder: Path, asynchronous: bool) -> list[Save]:
         return found.news()
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_a_save_is_of_the_moment_at_which_it_was_asked_for(pool: RankPool, tmp_path: Path, asynchronous: bool) -> None:
-    told = pool.run(2, save_and_go_on, tmp_path, asynchronous)
+@pytest.mark.parametrize(
+    ("asynchronous", "copy_gb"),
+    [(True, None), (True, 0.04), (True, 0), (False, None)],
+    ids=["copied", "half", "none", "waits"],
+)
+def test_a_save_is_of_the_moment_at_which_it_was_asked_for(
+    pool: RankPool, tmp_path: Path, asynchronous: bool, copy_gb: float | None
+) -> None:
+    told = pool.run(2, save_and_go_on, tmp_path, asynchronous, copy_gb)
     assert saved_steps(tmp_path) == [1, 2]
     assert (values(tmp_path, 1), values(tmp_path, 2)) == ({1.0}, {2.0})
     size = sum(file.stat().st_size for file in (tmp_path / "step-0000000001").glob("rank-*"))

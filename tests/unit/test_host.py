@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rechub_dist.data.parquet.footers import FooterCache
-from rechub_dist.distributed.host import host_memory, require_home, warn_of_little_shared_memory
+from rechub_dist.distributed.host import free_memory, host_memory, require_home, warn_of_little_shared_memory
 from rechub_dist.errors import UserError
 
 GB = 2**30
@@ -29,6 +29,23 @@ def test_version_2(tmp_path: Path, own: str, parent: str, expected: int | None) 
     group(tmp_path / "sys" / "pods", "memory.max", parent)
     group(tmp_path / "sys" / "pods" / "mine", "memory.max", own)
     assert host_memory(tmp_path / "cgroup", tmp_path / "sys") == (expected or host_memory(tmp_path / "none"))
+
+
+def test_what_is_free(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:  {GB >> 10} kB\nHugePages_Total: 0\n")
+    there = (tmp_path / "cgroup", tmp_path / "sys", tmp_path / "meminfo")
+    assert free_memory(*there) == GB
+    (tmp_path / "cgroup").write_text("0::/pods/mine\n")
+    group(tmp_path / "sys" / "pods" / "mine", "memory.max", str(GB))
+    group(tmp_path / "sys" / "pods" / "mine", "memory.current", str(GB // 2))
+    assert free_memory(*there) == GB // 2
+    group(tmp_path / "sys" / "pods" / "mine", "memory.stat", f"anon 3\ninactive_file {GB // 4}")
+    assert free_memory(*there) == GB // 4 * 3
+    (tmp_path / "cgroup").write_text("4:memory:/box\n")
+    group(tmp_path / "sys" / "memory" / "box", "memory.limit_in_bytes", str(GB))
+    group(tmp_path / "sys" / "memory" / "box", "memory.usage_in_bytes", str(2 * GB))
+    assert free_memory(*there) == 0
+    assert 0 < free_memory(tmp_path / "none", tmp_path, tmp_path / "none") == host_memory(tmp_path / "none")
 
 
 def test_version_1_beside_version_2(tmp_path: Path) -> None:

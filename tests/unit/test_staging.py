@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rechub_dist.checkpoint import save
-from rechub_dist.checkpoint.save import RankFile, chunks_of, plan_file, stage
+from rechub_dist.checkpoint.save import Hold, RankFile, chunks_of, plan_file, stage
 from rechub_dist.checkpoint.tensors import Entry, Piece
 
 
@@ -24,24 +24,37 @@ def file(monkeypatch: pytest.MonkeyPatch) -> RankFile:
     return plan_file(entries, 0, 1, "a.safetensors")
 
 
+def whole(file: RankFile) -> torch.Tensor:
+    """The body of the file, uint8 [bytes]."""
+    return stage(file, file.bytes).staged
+
+
 def test_by_small_buffers_it_is_the_same(file: RankFile) -> None:
-    expected = stage(file, None)
+    expected, blocks = whole(file), list(save._blocks(file))
     found = torch.zeros_like(expected)
-    save._stage_by_blocks(file, found, pinned=False)
+    save._stage_by_halves(blocks, found, pinned=False)
     assert torch.equal(found, expected)
-    assert max(block.numel() * block.dtype.itemsize for block in save._blocks(file)) == 1600  # one row of `wide`
-    assert len(list(save._blocks(file))) > 10
+    assert max(block.numel() * block.dtype.itemsize for block in blocks) == 1600  # one row of `wide`
+    assert len(blocks) > 10
 
 
 def test_a_buffer_is_used_again_where_it_fits(file: RankFile) -> None:
-    first = stage(file, None)
-    assert stage(file, first) is first
-    assert stage(file, torch.zeros(3, dtype=torch.uint8)) is not first
+    first = whole(file)
+    assert stage(file, file.bytes, first).staged is first
+    assert stage(file, file.bytes, torch.zeros(3, dtype=torch.uint8)).staged is not first
 
 
-def test_what_is_written_is_the_same_without_a_copy(file: RankFile) -> None:
-    staged, live = (b"".join(bytes(part) for part in chunks_of(file, copy)) for copy in (stage(file, None), None))
-    assert staged == live
+@pytest.mark.parametrize("limit", [0, 7, 999, 1000, 3000, 10**9])
+def test_what_is_written_is_the_same_whatever_is_copied(file: RankFile, limit: int) -> None:
+    copy, hold, written, during = stage(file, limit), Hold(0.0), b"", []
+    assert len(copy.staged) <= limit
+    for chunk in chunks_of(file, copy, hold):
+        written += bytes(chunk)
+        during.append(hold.seconds > 0)
+    assert written == file.header + whole(file).numpy().tobytes()
+    assert len(copy.staged) > limit - 1600 or limit > file.bytes  # a block more would not have fitted
+    assert during.count(False) == 1 + len(copy.live)  # the header, and what is read from the live tensors
+    hold.wait()
 
 
 @pytest.mark.gpu
@@ -49,6 +62,6 @@ def test_from_a_gpu(file: RankFile) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     there = RankFile(file.name, file.header, [piece.cuda() for piece in file.pieces], file.tensors, file.bytes)
-    found = stage(there, None)
-    assert torch.equal(found, stage(file, None))
+    found = whole(there)
+    assert torch.equal(found, whole(file))
     assert not found.is_pinned()
