@@ -12,7 +12,7 @@ from rechub_dist.assembly.parts import build
 from rechub_dist.assembly.sharded import planned, refuse_exchange
 from rechub_dist.config import RunConfig
 from rechub_dist.embedding.layout import REPLICATED
-from rechub_dist.embedding.planning import Cluster, sharded_tables
+from rechub_dist.embedding.planning import Cluster, ids_of_a_row, sharded_tables
 from rechub_dist.embedding.sharding import mark_optimizers
 
 
@@ -34,6 +34,9 @@ class TableEstimate:
 
     Attributes:
         sharding, kernel: as resolved; a replicated table has no kernel.
+        collection: which it is in (`PlacedTable`).
+        features: how many features read it.
+        ids: the most ids that they have together in a row, where that is known; else one each.
         weight_bytes: of all rows, at their stored width, once.
         shards: of a sharded table with its optimizer's state and buffers; a replicated one has one on each rank.
     """
@@ -43,6 +46,9 @@ class TableEstimate:
     dim: int
     sharding: str
     kernel: str
+    collection: str
+    features: int
+    ids: float
     weight_bytes: int
     shards: tuple[ShardEstimate, ...]
 
@@ -108,9 +114,13 @@ def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
         else:
             shards = tuple(_shard(s) for s in chosen[names[name]])
             kernel = placed.kernel
+        ids = sum(ids_of_a_row(parts.layout, feature) for feature in placed.features)
         tables.append(
-            TableEstimate(name, placed.table.rows, placed.table.dim or 0, placed.sharding, kernel, size, shards)
-        )
+            TableEstimate(
+                name, placed.table.rows, placed.table.dim or 0, placed.sharding, kernel, placed.collection,
+                len(placed.features), ids, size, shards,
+            )
+        )  # fmt: skip
     return Estimate(cluster, tuple(tables))
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from rechub_dist.embedded import Embedded, Output, Sequence
+from rechub_dist.embedded import Embedded, Lookup, Output, Sequence
 from rechub_dist.models import Model
 
-_ROWS: Final = 4
+ROWS: Final = 4
 _POSITIONS: Final = 3
 _CONTAINERS: Final = (nn.ModuleList, nn.ModuleDict)
 _LEFT_OUT: Final = (nn.Dropout, nn.Identity)  # what nobody looks for in a picture
@@ -34,7 +34,7 @@ def flow(model: Model) -> list[tuple[str, str]]:
     of its inputs.
     """
     owners: dict[Any, str] = {}  # of nodes in the graph, and of the tensors where it ends
-    leaves, embedded = _embedded(model)
+    leaves, embedded = random_batch(model)
     owners.update((id(tensor), name) for name, tensor in leaves)
     for name, part in parts(model):
         owners.update((id(parameter), name) for parameter in part.parameters())
@@ -60,19 +60,25 @@ def flow(model: Model) -> list[tuple[str, str]]:
     return list(edges)
 
 
-def _embedded(model: Model) -> tuple[list[tuple[str, Tensor]], Embedded]:
-    """Random vectors for what the model reads, which require gradients, and the batch of them."""
+def random_batch(
+    model: Model, positions: Callable[[Lookup], int] = lambda _: _POSITIONS
+) -> tuple[list[tuple[str, Tensor]], Embedded]:
+    """Random vectors for what the model reads, which require gradients, and the batch of them.
+
+    `positions` says how many of a sequence there are.
+    """
     embedded = Embedded()
     leaves = []
     for lookup in model.lookups():
         if lookup.pooling is None:
-            values = torch.rand(_ROWS, _POSITIONS, lookup.dim, requires_grad=True)
-            embedded.sequences[lookup.name] = Sequence(values, torch.full((_ROWS,), _POSITIONS), _ROWS * _POSITIONS)
+            length = positions(lookup)
+            values = torch.rand(ROWS, length, lookup.dim, requires_grad=True)
+            embedded.sequences[lookup.name] = Sequence(values, torch.full((ROWS,), length), ROWS * length)
         else:
-            values = embedded.vectors[lookup.name] = torch.rand(_ROWS, lookup.dim, requires_grad=True)
+            values = embedded.vectors[lookup.name] = torch.rand(ROWS, lookup.dim, requires_grad=True)
         leaves.append((lookup.name, values))
     for feature in model.dense_features():
-        embedded.dense[feature.name] = torch.rand(_ROWS, feature.dim, requires_grad=True)
+        embedded.dense[feature.name] = torch.rand(ROWS, feature.dim, requires_grad=True)
         leaves.append((feature.name, embedded.dense[feature.name]))
     return leaves, embedded
 

@@ -28,6 +28,7 @@ from rechub_dist.cli.plan import plan
 from rechub_dist.cli.report import report
 from rechub_dist.cli.retrieval import index, retrieve, vectors
 from rechub_dist.cli.serve import serve
+from rechub_dist.cli.simulate import simulate
 from rechub_dist.distributed.process import AGENT_PID, PREEMPTED, die_with_agent, preempted_exit_code, quiet_libraries
 from rechub_dist.errors import UserError
 from rechub_dist.launch.ray_import import main as ray_import
@@ -230,6 +231,7 @@ app.command()(doctor)
 app.command()(init)
 app.command()(config)
 app.command()(plan)
+app.command()(simulate)
 app.command()(report)
 app.command()(export)
 app.command()(fold)

@@ -240,17 +240,17 @@ def _constraint(placed: PlacedTable, cluster: Cluster, layout: Layout, kind: Kin
             load_factor=placed.cache_load_factor, prefetch_pipeline=True if kind == "prefetch" else None
         )
     if cluster.device == "cuda":  # on CPU, plans stay those of earlier versions
-        constraint.pooling_factors = [_ids_of_a_row(layout, name) for name in placed.features]
+        constraint.pooling_factors = [ids_of_a_row(layout, name) for name in placed.features]
     return constraint
 
 
-def _ids_of_a_row(layout: Layout, name: str) -> float:
+def ids_of_a_row(layout: Layout, name: str) -> float:
     """Upper bound on the ids of a row, where known (else 1): batches in flight need room for as many."""
     feature = layout.features[name]
     if isinstance(feature, SequenceFeature | TimeGapFeature):
         return float(feature.max_length)
     if isinstance(feature, NegativeFeature):
-        return feature.count * _ids_of_a_row(layout, feature.like)
+        return feature.count * ids_of_a_row(layout, feature.like)
     return 1.0
 
 
