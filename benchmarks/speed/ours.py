@@ -51,7 +51,7 @@ def evaluating(pipe: Connection, seat: Seat, shape: Shape, cache: Path, changes:
     """Evaluations of the train split, one after another."""
     with _joined(seat, shape, cache, changes) as (config, rt):
         parts = _with_tables(config, rt)
-        reader: Any = Gate(evaluation_reader(config, parts, rt, "train"), pipe)
+        reader: Any = Gate(evaluation_reader(config, parts, rt, f"{config.data.root}/train"), pipe)
         while True:
             evaluate(parts, reader, rt)
 
@@ -59,12 +59,12 @@ def evaluating(pipe: Connection, seat: Seat, shape: Shape, cache: Path, changes:
 def predicting(pipe: Connection, seat: Seat, shape: Shape, cache: Path, changes: Tree) -> None:
     """Predictions of the train split, one after another, into files."""
     with _joined(seat, shape, cache, changes) as (config, rt):
-        parts = _with_tables(config, rt)
-        reader: Any = Gate(prediction_reader(config, parts, rt, "train"), pipe)
+        parts, data = _with_tables(config, rt), f"{config.data.root}/train"
+        reader: Any = Gate(prediction_reader(config, parts, rt, data), pipe)
         report = Reporter(None, quiet=True)
         for number in range(1_000_000):
             out = seat.scratch / f"predictions-{number}"
-            predict(Prediction("train", str(out)), parts, reader, rt, report)
+            predict(Prediction(data, str(out)), parts, reader, rt, report)
 
 
 def _with_tables(config: RunConfig, rt: Runtime) -> Parts:
