@@ -12,6 +12,7 @@
 #   make compat                  models, parity, resume and resharding under the oldest, usual and latest torch that
 #                                are known, each in an environment of its own; TORCH=2.12 for one alone
 #   make compat PYTHON=3.12      install, demo and unit tests under another Python, in an environment of their own
+#   make bench                   measure everything in docs/performance.md, on an idle machine; BENCH="a e --rounds 3" some
 #   make audit                   known holes in what the images hold; needs the network
 #   make sbom                    what the images hold, as dist/sbom-*.cdx.json; each image also has its own
 #
@@ -36,7 +37,7 @@ DEMO_OUT := runs/deepfm_synthetic
 DEMO_RUN := configs/runs/deepfm_synthetic.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install pages demo test test-slow test-all fuzz check lint docs audit sbom gpu-check compat clean
+.PHONY: install bench pages demo test test-slow test-all fuzz check lint docs audit sbom gpu-check compat clean
 
 install: $(STAMP)
 
@@ -110,6 +111,21 @@ pages: $(STAMP)
 	$(BIN)/rechub-dist config --markdown >docs/configuration.md
 	$(BIN)/python -m rechub_dist.cli.command_page >docs/commands.md
 	$(BIN)/rechub-dist models --markdown docs/models
+
+# An environment on top of .venv, with what is compared and what draws: .venv itself is not to have it.
+BENCH_VENV := .venv-bench
+BENCH_OUT := runs/bench
+bench: $(BENCH_VENV)/.installed
+	$(BENCH_VENV)/bin/python benchmarks/suite.py $(BENCH) --out $(BENCH_OUT); measured=$$?; \
+	$(BENCH_VENV)/bin/python benchmarks/suite.py --out $(BENCH_OUT) --docs docs/performance.md && exit $$measured
+
+$(BENCH_VENV)/.installed: $(STAMP)
+	$(BIN)/python -m venv --clear $(BENCH_VENV)
+	site='import site; print(site.getsitepackages()[0])'; \
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$$site")')" >"$$($(BENCH_VENV)/bin/python -c "$$site")/base.pth"
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torch-rechub==0.9.0
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "matplotlib>=3.9" "pandas>=2" "scikit-learn>=1.5"
+	@touch $@
 
 fuzz: $(STAMP)
 	FUZZ=$(or $(FUZZ),20000) $(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS)

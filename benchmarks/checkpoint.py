@@ -136,6 +136,12 @@ def main() -> None:
                 "peak memory of a save over this rank's state": round(first * rt.world_size / saves[0].bytes, 2),
                 "load, MB/s": round(saves[0].bytes / loading / 1e6),
                 "peak memory of a load, MB": round(peak.bytes / 1e6),
+                "rounds": {
+                    "ratio": ratios,
+                    "save, MB/s": [save.bytes / save.seconds / 1e6 for save in saves],
+                    "plain write, MB/s": [speed / 1e6 for speed in plains],
+                    "training waits, s": [save.blocked_seconds for save in saves],
+                },
             }
             print(json.dumps(found, indent=1))
         dist.barrier()

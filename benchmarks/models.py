@@ -31,9 +31,10 @@ from rich.console import Console
 from rich.table import Table as Sheet
 from torch import Tensor, nn
 
-from handwritten import multitask, ranking, sequence
+from handwritten import multitask, ranking, recall, sequence
 from handwritten.common import (
     ATTENTION,
+    BLOCKS,
     CROSS_EXPERTS,
     CROSSES,
     DENSE,
@@ -49,10 +50,13 @@ from handwritten.common import (
     OTHERS,
     RANK,
     REDUCTION,
+    STATE,
     TARGET,
     TASKS,
+    TEMPERATURE,
     TOWER,
     UNITS,
+    VECTOR,
     WIDTH,
     Written,
 )
@@ -74,6 +78,8 @@ from rechub_dist.models.ranking.din import DIN
 from rechub_dist.models.ranking.edcn import EDCN
 from rechub_dist.models.ranking.fibinet import FiBiNET
 from rechub_dist.models.ranking.widedeep import WideDeep
+from rechub_dist.models.recall.dssm import DSSM
+from rechub_dist.models.recall.sasrec import SASRec
 
 ROWS = 1000  # of every table, which only its feature's declaration needs
 GOAL = 1.15
@@ -90,6 +96,14 @@ BEHAVIORS = [
     SequenceFeature(name, Table(of, ROWS, WIDTH), max_length=LENGTH) for name, of in zip(HISTORY, TARGET, strict=True)
 ]
 KINDS = ["classification"] * TASKS
+
+
+def _history(width: int) -> SequenceFeature:
+    return SequenceFeature(HISTORY[0], Table(TARGET[0], ROWS, width), max_length=LENGTH)
+
+
+def _of_item(width: int) -> SparseFeature:
+    return SparseFeature(TARGET[0], Table(TARGET[0], ROWS, width))
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,15 @@ CASES = {
     "MMoE": Case(lambda: MMoE(FEATURES, HIDDEN, EXPERTS, TASKS, tower_units=TOWER), multitask.MMoE),
     "PLE": Case(
         lambda: PLE(FEATURES, HIDDEN, EXPERTS // 2, LEVELS, EXPERTS // 2, KINDS, tower_units=TOWER), multitask.PLE
+    ),
+    "SASRec": Case(
+        lambda: SASRec(ROWS, LENGTH, HEADS, BLOCKS, STATE, 0.0, history=_history(STATE), item=_of_item(STATE)),
+        recall.SASRec,
+        512,
+    ),
+    "DSSM": Case(
+        lambda: DSSM([*FEW, _history(WIDTH)], [_of_item(WIDTH)], HIDDEN, 0.0, VECTOR, temperature=TEMPERATURE),
+        recall.DSSM,
     ),
 }
 
@@ -224,9 +247,15 @@ class Step:
         ]
 
     def outputs(self) -> tuple[Tensor, ...]:
-        """The logits and further losses."""
+        """The logits and further losses; of a recall model users and items, without what is padding."""
         output = self.model(self.batch)
-        return output if isinstance(output, tuple) else (output.logits, *output.aux.values())
+        if isinstance(output, tuple):
+            return output
+        if output.logits is not None:
+            return (output.logits, *output.aux.values())
+        mask = output.user_mask[..., None]
+        sides = (output.user * mask, output.item * mask)
+        return sides if mask.shape[1] > 1 else tuple(side.flatten(0, 1) for side in sides)
 
     def run(self) -> tuple[Tensor, ...]:
         """One step; gradients of the one before go first, as an optimizer lets them go."""

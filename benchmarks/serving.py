@@ -35,7 +35,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -250,6 +250,7 @@ def main(
     rechub: Annotated[
         Path | None, typer.Option(help="Python that has torch-rechub and onnx: measures its own export, too.")
     ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures of all rounds to a file.")] = None,
 ) -> None:
     """Measure them, and print the table."""
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
@@ -286,6 +287,13 @@ def main(
                     figures = measure(*ports[name], wanted, requests)
                     if number:
                         found.setdefault((size, name), []).append(figures)
+    if json_file is not None:
+        keys = [each.name for each in fields(Figures)]
+        rows_of = [
+            {"candidates": size, "scorer": name, **{key: [getattr(one, key) for one in rounds_of] for key in keys}}
+            for (size, name), rounds_of in found.items()
+        ]
+        json_file.write_text(json.dumps(rows_of), encoding="utf-8")
     show(found)
 
 

@@ -1,4 +1,4 @@
-"""What `models.py` compares with: the ranking and multi-task models as one writes them from the papers in plain torch.
+"""What `models.py` and `suite.py` compare with: the models as one writes them from the papers in plain torch.
 
 None of the project's layers is used: `nn.Linear`s in lists, `nn.MultiheadAttention`, `nn.GRU`, loops over experts,
 pairs and time. Where several ways are as natural, the fastest on CPU stands here. Each class reads the same `Embedded`

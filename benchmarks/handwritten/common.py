@@ -24,7 +24,9 @@ LEVELS = 2
 OTHERS = IDS[:6]
 TARGET, HISTORY, LENGTH = ["item", "category"], ["items", "categories"], 50
 ITEM = WIDTH * len(TARGET)
-UNITS, INTEREST, HEADS = [64, 32], 32, 2  # DIN's activation unit, DIEN's states and BST's heads
+UNITS, INTEREST, HEADS = [64, 32], 32, 2  # DIN's activation unit, DIEN's states and the heads of BST and SASRec
+STATE, BLOCKS = 64, 2  # SASRec
+VECTOR, TEMPERATURE = 64, 0.05  # DSSM
 
 
 class Written(nn.Module):
@@ -71,11 +73,11 @@ def stack(batch: Embedded) -> Tensor:
 
 
 def dense(batch: Embedded) -> Tensor:
-    return torch.cat([batch.dense[name] for name in DENSE], 1)
+    return torch.cat([*batch.dense.values()], 1)
 
 
 def flat(batch: Embedded) -> Tensor:
-    return torch.cat([*(batch.vectors[name] for name in IDS), *(batch.dense[name] for name in DENSE)], 1)
+    return torch.cat([*(batch.vectors[name] for name in IDS), *batch.dense.values()], 1)
 
 
 def first_order(batch: Embedded) -> Tensor:

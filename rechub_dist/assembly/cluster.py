@@ -64,7 +64,8 @@ def _facts(parts: Parts) -> dict[str, str]:
     """What must be the same on all ranks, by name: as it is, or a digest of it."""
     config = parts.config.model_dump(mode="json")
     mathematics = {key: config[key] for key in ("seed", "model", "objective", "embedding", "optimizer", "train")}
-    mathematics["embedding"].pop("memory_per_rank_gb")
+    for placement in ("memory_per_rank_gb", "plan"):
+        mathematics["embedding"].pop(placement)
     tables = {name: asdict(placed) for name, placed in parts.layout.tables.items()}
     shapes = {name: list(value.shape) for name, value in parts.train_module.model.state_dict().items()}
     schema = {"schema": config["data"]["dataset"], "batch_size": parts.config.data.batch_size}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,9 +10,9 @@ from torchrec.distributed.planner.types import Shard
 
 from rechub_dist.assembly.code import dense_optimizer, table_optimizers
 from rechub_dist.assembly.parts import build
-from rechub_dist.assembly.sharded import planned, refuse_exchange
+from rechub_dist.assembly.sharded import Agreed, planned, refuse_exchange
 from rechub_dist.config import RunConfig
-from rechub_dist.embedding.layout import REPLICATED
+from rechub_dist.embedding.layout import REPLICATED, Layout
 from rechub_dist.embedding.planning import Cluster, ids_of_a_row, sharded_tables
 from rechub_dist.embedding.sharding import mark_optimizers
 
@@ -68,6 +69,17 @@ class Estimate:
                 found[shard.rank] += getattr(shard, what)
         return found
 
+    def summary(self) -> str:
+        """In a line: shardings, ranks, and the memory of the ranks with the least and the most."""
+        kinds = Counter(table.sharding for table in self.tables)
+        said = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        used = zip(self.of_ranks("device_bytes"), self.of_ranks("host_bytes"), strict=True)
+        sizes = sorted({f"{sum(both) / 2**20:,.0f}": sum(both) for both in used}.items(), key=lambda size: size[1])
+        memory = " to ".join(dict.fromkeys([sizes[0][0], sizes[-1][0]]))
+        cost = self.of_ranks("cost")
+        uneven = f"; the busiest has {max(cost) * len(cost) / sum(cost):.2f} times the mean load" if any(cost) else ""
+        return f"{len(self.tables)} tables ({said}) on {len(cost)} rank(s), {memory} MiB a rank{uneven}"
+
     def as_tree(self) -> dict[str, Any]:
         """In JSON types, to be saved and compared."""
         return {
@@ -88,7 +100,8 @@ class Estimate:
 
 
 def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
-    """Plan a run's tables as its ranks would do it on `cluster`. Local; no such hardware is needed.
+    """Plan a run's tables as its ranks would do it on `cluster`, whatever plan the run file names. Local; no such
+    hardware is needed.
 
     Raises:
         UserError: the run file is wrong, or the tables do not fit, with how much is missing.
@@ -98,11 +111,15 @@ def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
     dense_optimizer(config)
     table_optimizers(config)
     mark_optimizers(parts.train_module, parts.layout)
-    plan = planned(parts, cluster, config.distributed.pipeline)
-    chosen = {} if plan is None else plan.shards
-    names = {placed.table.name: key for key, placed in sharded_tables(parts.layout).items()}
+    return estimate_of(parts.layout, Agreed(cluster, planned(parts, cluster, config.distributed.pipeline)))
+
+
+def estimate_of(layout: Layout, agreed: Agreed) -> Estimate:
+    """What a plan comes to. Local."""
+    cluster, chosen = agreed.cluster, {} if agreed.plan is None else agreed.plan.shards
+    names = {placed.table.name: key for key, placed in sharded_tables(layout).items()}
     tables = []
-    for name, placed in parts.layout.tables.items():
+    for name, placed in layout.tables.items():
         size = placed.weight_bytes
         if placed.collection == REPLICATED:
             rows, width = placed.table.rows, placed.table.stored_dim
@@ -114,7 +131,7 @@ def estimate(config: RunConfig, cluster: Cluster) -> Estimate:
         else:
             shards = tuple(_shard(s) for s in chosen[names[name]])
             kernel = placed.kernel
-        ids = sum(ids_of_a_row(parts.layout, feature) for feature in placed.features)
+        ids = sum(ids_of_a_row(layout, feature) for feature in placed.features)
         tables.append(
             TableEstimate(
                 name, placed.table.rows, placed.table.dim or 0, placed.sharding, kernel, placed.collection,

@@ -62,7 +62,7 @@ def list_checkpoints(folder: Folder) -> list[dict[str, Any]]:
 
 
 def inspect_checkpoint(folder: Folder, manifest: CheckpointManifest) -> dict[str, Any]:
-    """Describe a checkpoint as a dict: position, data settings, model, versions, files, tables and tensors."""
+    """Describe a checkpoint as a dict: position, data settings, model, versions, files, tables, plan and tensors."""
     tables = manifest.run["tables"]
     tensors = []
     for name, saved in manifest.tensors.items():
@@ -91,6 +91,7 @@ def inspect_checkpoint(folder: Folder, manifest: CheckpointManifest) -> dict[str
         "bytes": manifest.bytes,
         "files": {name: record.size for name, record in manifest.files.items()},
         "tables": tables,
+        "plan": run.get("plan"),  # None where a version before there was one has saved it
         "tensors": tensors,
     }
 

@@ -126,6 +126,27 @@ class SavedTable(TypedDict):
     optimizer: Annotated[str, Field(pattern=_OPTIMIZER)]
 
 
+class SavedPlaces(TypedDict):
+    """Where a table lay: `shards` are rank, rows, columns, and the planned bytes of device and host memory."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+    rows: Count
+    dim: Count
+    sharding: str
+    kernel: str
+    shards: list[Annotated[list[Count], Field(min_length=5, max_length=5)]]
+
+
+class SavedPlan(TypedDict):
+    """The plan that the run had, as `rechub-dist plan --save` writes one."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+    world_size: Annotated[int, Field(ge=1, le=_LARGEST)]
+    local_world_size: Annotated[int, Field(ge=1, le=_LARGEST)] | None
+    device: Literal["cpu", "cuda"]
+    tables: dict[str, SavedPlaces]
+
+
 class _NamedModel(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     name: str
@@ -143,7 +164,7 @@ class SavedIdentity(TypedDict):
 class SavedRun(TypedDict):
     """What is recorded of a run. A key more is a new format: who does not know it would go on as if it were not there.
 
-    `id` is drawn once a run; checkpoints from before it was recorded have none. `config` is YAML.
+    `id` is drawn once a run; checkpoints from before it was recorded have none, nor a `plan`. `config` is YAML.
     """
 
     __pydantic_config__ = _CONFIG  # type: ignore[misc]
@@ -152,6 +173,7 @@ class SavedRun(TypedDict):
     identity: SavedIdentity
     config: str
     tables: dict[str, SavedTable]
+    plan: NotRequired[SavedPlan]
     world_size: Annotated[int, Field(ge=1, le=_LARGEST)]
     saved_at: str
     versions: dict[str, str]

@@ -93,6 +93,23 @@ def inspect(address: Address, step: Step = "best", as_json: Json = False, storag
         pieces, norm = str(tensor["pieces"]), f"{tensor['norm']:.5g}"
         table.add_row(tensor["name"], tensor["dtype"], shape, tensor["sharding"] or "", pieces, norm)
     console.print(table)
+    if found["plan"] is not None:
+        console.print(_plan_table(found["plan"]))
+
+
+def _plan_table(plan: dict[str, Any]) -> Table:
+    """How many shards of which sizes each table had, and on which ranks."""
+    ranks, device = plan["world_size"], plan["device"]
+    table = _table(
+        f"plan of {ranks} rank(s), {device}", "table", "sharding", "kernel", "shards", "rows x width", "ranks"
+    )
+    for name, one in plan["tables"].items():
+        shards = one["shards"]
+        sizes = {f"{rows:,} x {columns}" for _, rows, columns, *_ in shards}
+        on = ",".join(map(str, sorted({shard[0] for shard in shards})[:8]))
+        more = ", ..." if len({shard[0] for shard in shards}) > 8 else ""
+        table.add_row(name, one["sharding"], one["kernel"], str(len(shards)), ", ".join(sorted(sizes)[:3]), on + more)
+    return table
 
 
 @checkpoint_app.command()

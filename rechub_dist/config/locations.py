@@ -41,6 +41,7 @@ _KEYS: Final[dict[str, dict[str, bool]]] = {
     "data.mix.*.path": {"below_root": True},
     "data.dataset.features.*.vocabulary": {"below_root": True},
     "data.features.*.vocabulary": {"below_root": True},
+    "embedding.plan": {"path_only": True},
     "objective.sampling.path": {},
     "warm_start.from": {},
     "warm_start.embeddings.*.file": {},

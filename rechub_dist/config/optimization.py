@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -270,6 +271,11 @@ class EmbeddingConfig(Section):
         le=1 << 20,
         description="GiB that a rank may use for sharded tables, of GPU memory on CUDA, else of host memory; default: "
         "80% of the GPU's memory less what the rank's own parameters take, or 80% of its share of the host's memory",
+    )
+    plan: Path | None = Field(
+        None,
+        description="in training, put shards on the ranks that this plan has (rechub-dist plan --save, or that of a "
+        "checkpoint); refused where tables or number of ranks are others; default: a new plan",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -33,6 +34,7 @@ from rechub_dist.config import CommunicationConfig
 from rechub_dist.data.spec import WEIGHTED
 from rechub_dist.embedding.layout import CACHED, POOLED, REPLICATED, Layout, PlacedTable
 from rechub_dist.embedding.local import module_key
+from rechub_dist.embedding.pinned import Pinned
 from rechub_dist.errors import UserError
 from rechub_dist.features import NegativeFeature, SequenceFeature, TimeGapFeature
 
@@ -149,14 +151,22 @@ class Planned:
     shards: dict[str, tuple[Shard, ...]]
 
 
-def make_plan(train_module: nn.Module, layout: Layout, cluster: Cluster, batch_size: int, kind: Kind) -> Planned | None:
+def make_plan(
+    train_module: nn.Module,
+    layout: Layout,
+    cluster: Cluster,
+    batch_size: int,
+    kind: Kind,
+    pinned: Path | None = None,
+) -> Planned | None:
     """The sharding plan for global batches of `batch_size` rows; None where nothing is sharded. Not collective.
 
     The optimizers must be marked (`mark_optimizers`), so that the planner counts their states. On GPUs it also counts
-    the batches that the pipeline `kind` has in flight.
+    the batches that the pipeline `kind` has in flight. Ranks are those of the saved plan `pinned`, if there is one.
 
     Raises:
-        UserError: the tables do not fit, or one is to be sharded within hosts that differ in their number of ranks.
+        UserError: the tables do not fit, one is to be sharded within hosts that differ in their number of ranks, or the
+            saved plan is of other tables or ranks.
     """
     placed = sharded_tables(layout)
     if not placed:
@@ -192,6 +202,7 @@ def make_plan(train_module: nn.Module, layout: Layout, cluster: Cluster, batch_s
         batch_size=batch_size,
         enumerator=enumerator,
         constraints=constraints,
+        partitioner=None if pinned is None else Pinned(pinned, placed, cluster.world_size),
         storage_reservation=FixedPercentageStorageReservation(0.0),  # `cluster.memory` is for tables alone
         callbacks=[remember],
         debug=False,

@@ -24,6 +24,7 @@ class Saves:
 
     Args:
         identity: the run's, when it has done so many steps.
+        plan: where the tables lie, to be recorded.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Saves:
         report: Reporter,
         watchdog: Watchdog,
         identity: Callable[[int], dict[str, Any]],
+        plan: dict[str, Any],
     ) -> None:
         self._checkpoints = checkpoints
         self._parts = parts
@@ -47,6 +49,7 @@ class Saves:
         self._report = report
         self._watchdog = watchdog
         self._identity = identity
+        self._plan = plan
 
     def keep(self, position: Position) -> None:
         """Begin to save, unless this position is saved; training waits until the state is copied."""
@@ -59,6 +62,7 @@ class Saves:
             "identity": self._identity(position.step),
             "config": config.dump(),
             "tables": placement(self._parts.layout),
+            "plan": self._plan,
         }
         self._checkpoints.save(state, position, run)
         if self._rt.is_main and not (config.output_dir / "config.yaml").exists():

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from rechub_dist.assembly.code import dense_optimizer, table_optimizers
+from rechub_dist.assembly.estimate import estimate_of
 from rechub_dist.assembly.identity import identity, other_than
 from rechub_dist.assembly.parts import Parts, build, unheeded
 from rechub_dist.assembly.precision import check_precision
 from rechub_dist.assembly.readers import check_items, check_kinds, open_passes, optional_reader, warning_of, with_draws
-from rechub_dist.assembly.sharded import shard_train_module
+from rechub_dist.assembly.sharded import agree_on_plan, shard_train_module
 from rechub_dist.checkpoint import Position, open_checkpoints
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.state import train_state, weights_state
@@ -114,7 +115,13 @@ class Trainer:
         logs, json_lines = config.output_dir / "logs", config.monitor.json_lines
         rt.together(lambda: written(lambda: log_to(logs, rt.rank, json_lines=json_lines)))
         self._begun_with: list[str] = []
-        self.module = shard_train_module(self.parts, rt, notes=self._begun_with)
+        agreed = agree_on_plan(self.parts, rt)
+        self.module = shard_train_module(self.parts, rt, agreed=agreed)
+        self._placed = estimate_of(self.parts.layout, agreed)
+        pinned = config.embedding.plan
+        self._begun_with.append(f"placement: {self._placed.summary()}" + (f"; by {pinned}" if pinned else ""))
+        if agreed.plan is not None and agreed.plan.note:
+            self._begun_with.append(agreed.plan.note)
         self.optimizers = rt.together(
             lambda: Optimizers(
                 self.module,
@@ -161,7 +168,18 @@ class Trainer:
             passes,
             Schedule(config, passes, validates=reader is not None),
             Validation(parts, module, optimizers, passes, reader, rt, report, watchdog, stop, self._best_by),
-            Saves(self.checkpoints, parts, module, optimizers, passes, rt, report, watchdog, self._identity),
+            Saves(
+                self.checkpoints,
+                parts,
+                module,
+                optimizers,
+                passes,
+                rt,
+                report,
+                watchdog,
+                self._identity,
+                self._placed.as_tree(),
+            ),
             report,
             watchdog,
             stop,

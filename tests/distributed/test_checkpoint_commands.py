@@ -68,6 +68,10 @@ def test_inspect(finished: Path) -> None:
     told = command("inspect", output(finished) / "checkpoints" / "step-0000000009")
     assert "row_wise" in told
     assert "dense_optim/" in told
+    plan = found["plan"]
+    assert (plan["world_size"], plan["device"], plan["tables"]["user"]["kernel"]) == (2, "cpu", "fused")
+    assert [shard[:3] for shard in plan["tables"]["user"]["shards"]] == [[0, 51, 16], [1, 50, 16]]
+    assert "plan of 2 rank(s), cpu" in told
 
 
 def test_verify(finished: Path, tmp_path: Path) -> None:
