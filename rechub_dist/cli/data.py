@@ -131,6 +131,10 @@ def vocabulary(
     min_count: Annotated[int, typer.Option(help="Omit values that occur less often.")] = 1,
     max_size: Annotated[int | None, typer.Option(help="Keep only this many values, the most frequent.")] = None,
     first_id: Annotated[int, typer.Option(help="Id of the most frequent value; lower ids stay unused.")] = 1,
+    scatter: Annotated[
+        bool | None,
+        typer.Option(help="Spread frequent values over the ids, for tables sharded by rows; default: from 1M values."),
+    ] = None,
 ) -> None:
     """Build a vocabulary: a file with value, id and count, ids by descending frequency, for a feature's `vocabulary`.
 
@@ -153,6 +157,7 @@ def vocabulary(
             min_count=min_count,
             max_size=max_size,
             first_id=first_id,
+            scatter=scatter,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for found in summaries:

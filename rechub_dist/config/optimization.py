@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rechub_dist.config.code import check_name, is_code
-from rechub_dist.config.section import MAX_COUNT, MAX_FLOAT, MAX_ROWS, Section
+from rechub_dist.config.section import MAX_COUNT, MAX_FLOAT, MAX_ROWS, ROW_WISE_ABOVE, Section
 from rechub_dist.features import MAX_DIM
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -233,7 +233,7 @@ class EmbeddingConfig(Section):
         description="sharding of tables without a rule; auto: row_wise from row_wise_above rows up, else table_wise",
     )
     row_wise_above: int = Field(
-        1_000_000, gt=0, le=MAX_ROWS, description="number of rows from which auto shards a table row-wise"
+        ROW_WISE_ABOVE, gt=0, le=MAX_ROWS, description="number of rows from which auto shards a table row-wise"
     )
     replicate_below: int = Field(
         0, ge=0, le=MAX_ROWS, description="replicate tables with fewer rows than this on every rank; 0: only by rule"

@@ -140,7 +140,7 @@ def random_plan(draw: random.Random, time: str, rows: int) -> dict[str, Any]:
     if time == "date":
         del plan["derive"]["hour"], plan["features"]["hour"]
     if maybe():
-        plan["embeddings"] = {"tag": {"max_size": draw.choice([3, 50])}, "item": {"dim": 4}}
+        plan["embeddings"] = {"tag": {"max_size": draw.choice([3, 50])}, "item": {"dim": 4, "scatter": maybe()}}
     if maybe(0.3):
         plan["filter"] = draw.choice(["tag is distinct from 'it''s' -- of all", "rating >= 4"])
     if maybe(0.3):

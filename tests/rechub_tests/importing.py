@@ -327,7 +327,11 @@ def vocabulary(
         counts.items(), key=lambda pair: (-pair[1], pair[0].encode() if isinstance(pair[0], str) else pair[0])
     )
     kept = [(value, count) for value, count in ranked if count >= settings["min_count"]][: settings.get("max_size")]
-    return [(value, id_, count) for id_, (value, count) in enumerate(kept, 1)]
+    places = list(range(len(kept)))
+    if settings.get("scatter"):  # the next whole number from the golden section of them on that shares no factor
+        step = next(n for n in range(max(1, round(len(kept) * (5**0.5 - 1) / 2)), 10**9) if math.gcd(n, len(kept)) == 1)
+        places = [place * step % len(kept) for place in places]
+    return [(value, place + 1, count) for place, (value, count) in zip(places, kept, strict=True)]
 
 
 def moments(spec: Row, train: list[Row]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,14 @@ from typer.testing import CliRunner
 
 from rechub_dist.cli.main import app
 from rechub_dist.data.columns import frequencies
-from rechub_dist.data.columns.frequencies import Frequencies, build_vocabularies, count_values, value_type
+from rechub_dist.data.columns.frequencies import (
+    Frequencies,
+    build_vocabularies,
+    count_values,
+    frequent,
+    scattered,
+    value_type,
+)
 from rechub_dist.errors import UserError
 
 
@@ -162,3 +170,34 @@ def test_nothing_but_an_earlier_vocabulary_is_written_over(tmp_path: Path) -> No
         (found, slashed) = build_vocabularies(str(data), ["item", "a/b"], data / "_words", max_size=kept)
         assert found.kept == kept
     assert slashed.path == data / "_words" / "a%2Fb.parquet"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 999, 1000, 1_000_001])
+def test_scattered_places_are_all_places(count: int) -> None:
+    assert np.array_equal(np.sort(scattered(count)), np.arange(count))
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8, 16])
+def test_ranks_of_a_table_by_rows_have_equal_work_where_values_are_scattered(ranks: int) -> None:
+    """Of a power law: the different rows that a batch of 8,192 looks up and updates, by ranges of rows."""
+    values = 200_000
+    share = 1 / np.arange(1, values + 1) ** 1.05
+    counts = pa.table({"value": np.arange(values), "count": np.round(1e9 * share / share.sum()).astype(np.int64)})
+    ids = np.random.default_rng(3).choice(values, 8_192, p=share / share.sum())
+
+    def busiest(scatter: bool) -> float:
+        table = frequent(counts, 0, scatter=scatter)
+        rows = np.unique(table["id"].to_numpy()[ids])
+        work = np.bincount(rows // -(-(values + 1) // ranks), minlength=ranks)
+        return float(work.max() / work.mean())
+
+    assert busiest(scatter=True) < 1.1
+    assert busiest(scatter=False) > 1.5
+
+
+def test_a_million_values_are_scattered_by_default() -> None:
+    for count, expected in ((999_999, False), (1_000_000, True)):
+        counts = pa.table({"value": np.arange(count), "count": np.full(count, 7)})
+        ids = frequent(counts, 1)["id"].to_numpy()
+        assert (ids[:3].tolist() != [1, 2, 3]) is expected
+        assert (frequent(counts, 1, scatter=not expected)["id"][1].as_py() == 2) is expected

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rechub_dist.config.section import ROW_WISE_ABOVE
 from rechub_dist.data.columns.strings import is_string
 from rechub_dist.data.parquet.kinds import is_list
 from rechub_dist.data.parquet.manifest import Manifest
@@ -125,6 +128,7 @@ def build_vocabularies(
     min_count: int = 1,
     max_size: int | None = None,
     first_id: int = 1,
+    scatter: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
     threads: int = THREADS,
 ) -> list[VocabularySummary]:
@@ -138,6 +142,8 @@ def build_vocabularies(
         min_count: values that occur less often are left out.
         max_size: keep so many of the most frequent values.
         first_id: the id of the most frequent value; lower ids stay free, for unknown values for example.
+        scatter: spread frequent values evenly over the ids, for tables that are sharded by rows; None: if there are
+            as many as that by default takes.
         progress: called with the number of row groups that are done, and of all.
         threads: number of reading threads.
 
@@ -177,7 +183,7 @@ def build_vocabularies(
             progress(done, len(manifest.counts))
     out_columns = {target: tuple(name for name in columns if targets[name] == target) for target in found}
     return [
-        write_vocabulary(target, frequencies, min_count, max_size, first_id, out_columns[target])
+        write_vocabulary(target, frequencies, min_count, max_size, first_id, out_columns[target], scatter=scatter)
         for target, frequencies in found.items()
     ]
 
@@ -195,10 +201,30 @@ def is_vocabulary(path: Path) -> bool:
         return False
 
 
-def frequent(every: pa.Table, min_count: int, max_size: int | None = None, first_id: int = 1) -> pa.Table:
-    """Those of sorted counts that reach `min_count`, with ids: a table with columns `value`, `id` (int64), `count`."""
+def frequent(
+    every: pa.Table, min_count: int, max_size: int | None = None, first_id: int = 1, *, scatter: bool | None = None
+) -> pa.Table:
+    """Those of sorted counts that reach `min_count`, with ids: a table with columns `value`, `id` (int64), `count`.
+
+    Ids ascend by descending count, or `scatter` them, so that any range of ids has its share of the frequent values;
+    None: of as many values as have a table sharded by rows, unless a run says otherwise.
+    """
     kept = every.filter(pc.field("count") >= min_count).slice(0, max_size)
-    return kept.add_column(1, "id", pa.array(np.arange(first_id, first_id + kept.num_rows)))
+    scatter = kept.num_rows >= ROW_WISE_ABOVE if scatter is None else scatter
+    places = scattered(kept.num_rows) if scatter else np.arange(kept.num_rows)
+    return kept.add_column(1, "id", pa.array(first_id + places))
+
+
+def scattered(count: int) -> npt.NDArray[np.int64]:
+    """An order of 0 .. count - 1 in which every run of neighbours is spread evenly: int64 [count].
+
+    Multiples of the golden section modulo 1 lie as far from each other as any sequence's (Knuth, The Art of Computer
+    Programming 3, section 6.4); here of a whole number near it that has no factor in common with `count`.
+    """
+    step = max(1, round(count * 0.6180339887498949))
+    while math.gcd(step, count) > 1:
+        step += 1
+    return np.arange(count, dtype=np.int64) * step % max(1, count)
 
 
 def write_vocabulary(
@@ -208,14 +234,16 @@ def write_vocabulary(
     max_size: int | None = None,
     first_id: int = 1,
     columns: tuple[str, ...] = (),
+    *,
+    scatter: bool | None = None,
 ) -> VocabularySummary:
-    """Write the values that occur `min_count` times: columns `value`, `id` (int64, by frequency) and `count`.
+    """Write the values that occur `min_count` times: columns `value`, `id` (int64, as `frequent` has it) and `count`.
 
     Raises:
         UserError: there is no such value, or the file cannot be written.
     """
     every = frequencies.sorted()
-    kept = frequent(every, min_count, max_size, first_id)
+    kept = frequent(every, min_count, max_size, first_id, scatter=scatter)
     if not kept.num_rows:
         most = every["count"][0].as_py() if every.num_rows else 0
         raise UserError(

@@ -229,7 +229,7 @@ def _vocabularies(plan: Plan, facts: Facts, grown_from: Mapping[str, pa.Table]) 
         settings = plan.embeddings.get(table, TablePlan())
         least = settings.min_count or plan.min_count
         kept = _grown(table, grown_from[table], counts, least) if table in grown_from else frequent(
-            counts, least, settings.max_size
+            counts, least, settings.max_size, scatter=settings.scatter
         )  # fmt: skip
         if not kept.num_rows:
             what = (
@@ -296,6 +296,8 @@ def _without_vocabulary(
     assert isinstance(feature, SparsePlan)
     if settings.min_count is not None or settings.max_size is not None:
         raise UserError(f"embeddings.{name}: min_count and max_size are for vocabularies, and {name} has none")
+    if settings.scatter:
+        raise UserError(f"embeddings.{name}: scatter is for vocabularies, and {name} has none")
     if feature.hash is not None:
         rows, source = feature.hash, column
         entry = {"hash": True, "missing": "drop", "pooling": feature.pooling, "weights": feature.weights}

@@ -160,6 +160,11 @@ class TablePlan(Section):
     init_std: float | None = Field(None, ge=0, description="deviation of the initial weights; default: 0.01")
     min_count: int | None = Field(None, ge=1, le=MAX_COUNT, description="rarer values are unknown: id 0")
     max_size: int | None = Field(None, ge=1, le=MAX_ROWS, description="only so many values, the most frequent")
+    scatter: bool | None = Field(
+        None,
+        description="spread frequent values over the ids, so that ranks of a table that is sharded by rows have equal "
+        "work; default: from 1,000,000 values on",
+    )
 
 
 class SparsePlan(Section):
