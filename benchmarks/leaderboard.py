@@ -128,7 +128,9 @@ def train(run_file: Path, settings: list[str]) -> dict[str, Any]:
     if done.returncode:
         raise UserError(f"{run_file}: {done.stderr[-2000:]}")
     out = Path(load_run(run_file, settings).output_dir)
-    (test,) = [one for one in read_records(out) if one["split"] == "test"]
+    test = next((one for one in read_records(out) if one["split"] == "test"), None)
+    if test is None:
+        raise UserError(f"{run_file}: the run was stopped before its end, or the data set has no split test")
     evaluated = {one["step"]: one for one in read_records(out) if one["split"] == "valid"}
     valid, steps = _judged(evaluated[test["step"]]), max(evaluated)
     return {
