@@ -80,6 +80,17 @@ def _counts(parts: Parts, rt: Runtime, item: SparseFeature, history: SequenceFea
     return torch.stack(shares).sum(dim=0)
 
 
+def below_root(config: RunConfig, source: Source) -> list[str | Selection]:
+    """The paths, or selections of their rows, that a source stands for, with the data's root before them."""
+
+    def below(item: str | Selection) -> str | Selection:
+        if isinstance(item, Selection):
+            return item.model_copy(update={"path": join(config.data.root, item.path)})
+        return join(config.data.root, item)
+
+    return [below(item) for item in (source if isinstance(source, tuple) else (source,))]
+
+
 def read_manifest(
     config: RunConfig, rt: Runtime, source: Source, spec: BatchSpec, *, may_skip: bool = True
 ) -> Manifest:
@@ -93,15 +104,10 @@ def read_manifest(
             do not fit, or ranks that see different files.
     """
 
-    def below(item: str | Selection) -> str | Selection:
-        if isinstance(item, Selection):
-            return item.model_copy(update={"path": join(config.data.root, item.path)})
-        return join(config.data.root, item)
-
     def fit(schema: pa.Schema, where: str) -> dict[str, str]:
         return file_columns(schema, spec, where)
 
-    sources = [below(item) for item in (source if isinstance(source, tuple) else (source,))]
+    sources = below_root(config, source)
     skip = may_skip and config.data.on_bad_file == "skip"
     if all(is_remote(item if isinstance(item, str) else item.path) for item in sources):
         manifest = Manifest.read(sources, config.storage, skip_bad=skip, ranks=rt, fit=fit)

@@ -30,7 +30,7 @@ from rechub_dist.errors import UserError, one_line
 from rechub_dist.launching.ports import RENDEZVOUS
 
 if TYPE_CHECKING:
-    from rechub_dist.config.data import StorageConfig
+    from rechub_dist.config.data import Selection, StorageConfig
 
 State = Literal["ok", "note", "fault"]
 _STYLE: Final = {"ok": "green", "note": "yellow", "fault": "red"}
@@ -217,7 +217,7 @@ def of_features(importable: Callable[[str], bool]) -> Iterator[Finding]:
 
 def of_run(path: Path) -> Iterator[Finding]:
     """What a run file names: its data and its output folder."""
-    from rechub_dist.data.parquet.storage import join  # noqa: PLC0415 - slow to import
+    from rechub_dist.assembly.readers import below_root  # noqa: PLC0415 - slow to import
     from rechub_dist.data.run_file import load_run  # noqa: PLC0415
 
     try:
@@ -226,19 +226,22 @@ def of_run(path: Path) -> Iterator[Finding]:
         yield Finding("fault", "run file", str(path), str(error))
         return
     yield Finding("ok", "run file", f"{path}: {config.model.name}")
-    for split in (config.data.train, config.data.valid, config.data.test):
-        if isinstance(split, str):
-            yield at_data(join(str(config.data.root), split), config.data.storage)
+    data = config.data
+    train = [data.train] if data.mix is None else [source.path for source in data.mix]
+    for split in (*train, data.valid, data.test):
+        for source in () if split is None else below_root(config, split):
+            yield at_data(source, data.storage)
     yield at_output(config.output_dir)
 
 
-def at_data(address: str, storage: StorageConfig | None = None) -> Finding:
-    """Data at a path or address: its footers are read, as training reads them."""
+def at_data(source: str | Selection, storage: StorageConfig | None = None) -> Finding:
+    """Data at a path or address, or a selection of its rows: its footers are read, as training reads them."""
     from rechub_dist.config.data import StorageConfig  # noqa: PLC0415 - slow to import
     from rechub_dist.data.parquet.manifest import Manifest  # noqa: PLC0415
 
+    address = source if isinstance(source, str) else source.path
     try:
-        found = Manifest.read(address, storage or StorageConfig())
+        found = Manifest.read(source, storage or StorageConfig())
     except UserError as error:
         return Finding("fault", "data", f"{address} cannot be read", str(error))
     return Finding("ok", "data", f"{address}: {found.rows:,} rows in {len(found.files):,} files")

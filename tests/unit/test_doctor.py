@@ -48,6 +48,13 @@ def test_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(found) == [("run file", "ok"), ("data", "ok"), ("data", "fault"), ("output", "ok")]
     assert "gone" in found["data", "fault"].text
     assert not (tmp_path / "out").exists()
+    text = path.read_text()
+    path.write_text(text.replace("train: train, valid: gone", "train: [train, {path: lost}], valid: {path: train}"))
+    told = [(one.state, one.text) for one in doctor.of_run(path) if one.area == "data"]
+    assert [state for state, _ in told] == ["ok", "fault", "ok"]
+    assert "lost" in told[1][1]
+    path.write_text(text.replace("train: train, valid: gone", "mix: [{path: train}, {path: lost}], valid: null"))
+    assert [one.state for one in doctor.of_run(path) if one.area == "data"] == ["ok", "fault"]
     path.write_text("model: {name: WideDeeep}\n")
     (mistake,) = doctor.of_run(path)
     assert mistake.state == "fault"
