@@ -123,8 +123,8 @@ def estimate_of(layout: Layout, agreed: Agreed) -> Estimate:
         size = placed.weight_bytes
         if placed.collection == REPLICATED:
             rows, width = placed.table.rows, placed.table.stored_dim
-            states = {"sgd": 0, "adagrad": 1, "momentum_sgd": 1}.get(placed.optimizer.name, 2)
-            total = size * (2 + states)  # weights, gradients, states
+            states = {"sgd": 0, "rowwise_adagrad": 0, "adagrad": 1, "momentum_sgd": 1}.get(placed.optimizer.name, 2)
+            total = size if placed.frozen else size * (2 + states)  # weights, gradients, states
             device, host = (total, 0) if cluster.device == "cuda" else (0, total)
             shards = tuple(ShardEstimate(r, rows, width, device, host, 0.0) for r in range(cluster.world_size))
             kernel = ""

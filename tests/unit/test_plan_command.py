@@ -67,6 +67,18 @@ def test_fp16_halves_the_weights_alone(tmp_path: Path) -> None:
             assert half == pytest.approx(weights * (0.5 + states), rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("rule", "times"),
+    [({"optimizer": {"name": "adam"}}, 4), ({"optimizer": {"name": "rowwise_adagrad"}}, 2), ({"frozen": True}, 1)],
+)
+def test_a_replicated_table_has_a_gradient_and_states_unless_it_is_frozen(
+    tmp_path: Path, rule: dict[str, object], times: int
+) -> None:
+    config = load_run(write_run(tmp_path, 1000, rules=[{"tables": "f1", "sharding": "replicated", **rule}]))
+    [table] = [one for one in estimate(config, Cluster(2, 2, "cpu", 16 * GB)).tables if one.name == "f1"]
+    assert [shard.host_bytes for shard in table.shards] == [times * table.weight_bytes] * 2
+
+
 @pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     path, saved = str(write_run(tmp_path, 1_000_000)), str(tmp_path / "plan.json")
