@@ -46,7 +46,7 @@ PARTS = {
     "h": Part("Checkpoints", "commands:checkpoints", 0.7, 0.2),
     "i": Part("Memory beside the plan", "commands:memory", 0.8, 0.1),
     "j": Part("Serving", "commands:serving", 1.0, 0.35),
-    "r": Part("The reader beside bare decoding", "scoring:reading", 0.5, 0.25),
+    "r": Part("The reader beside bare decoding", "scoring:reading", 1.0, 0.3),
     "t": Part("What was tried", "training:what_was_tried", 5.5, 1.2),
     "p": Part("Where time goes", "commands:profile", 0.7, 0.0),
 }
