@@ -71,7 +71,7 @@ class Bench:
         self.say(f"  {found.name}: data after {time.monotonic() - began:.0f} s")
         return found
 
-    def pace(self, seconds: float = 2.5) -> Pace:
+    def pace(self, seconds: float = 2.0) -> Pace:
         """Rounds of two turns each of `seconds`."""
         return Pace(self.rounds, 1, 0.1, 4) if self.smoke else Pace(self.rounds, 2, seconds)
 

@@ -91,7 +91,7 @@ def what_was_tried(bench: Bench) -> None:
     base = "default"
     adam = "torch.optim:Adam"
     huge = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    often = {"train__log_every": 10}
+    often = {"train__log_every": 2 if bench.smoke else 10}
 
     def ours(name: str, changes: Tree | None = None, **more: Any) -> Contestant:
         return bench.ours(shape, name, often | (changes or {}), **more)
@@ -113,7 +113,7 @@ def what_was_tried(bench: Bench) -> None:
     ]
     for change in variants[1:]:  # two at a time: what is stopped still fills caches and memory
         try:
-            found = bench.contest(change.name, [variants[0], change], bench.pace(1.5))
+            found = bench.contest(change.name, [variants[0], change], bench.pace(1.0))
         except RuntimeError as error:
             bench.note(f"{change.name}: does not run here: {error}")
             continue
