@@ -137,10 +137,12 @@ def profile(bench: Bench) -> None:
     file = bench.folder() / "run.yaml"
     changes = {"train__max_steps": 11 + steps, "monitor__profile_steps": steps}
     file.write_text(yaml.safe_dump(shape.run(bench.cache, file.parent / "run", **changes)), encoding="utf-8")
-    lines = command(*PROGRAM, "train", str(file), "--nproc", str(RANKS)).splitlines()
-    first = next((n for n, line in enumerate(lines) if "profile of" in line), None)
+    command(*PROGRAM, "train", str(file), "--nproc", str(RANKS))
+    log = file.parent / "run" / "logs" / "rank-0.jsonl"
+    lines = [json.loads(line)["message"] for line in log.read_text(encoding="utf-8").splitlines()]
+    first = next((n for n, line in enumerate(lines) if line.startswith("profile of ")), None)
     if first is None:
-        raise RuntimeError(f"the run has printed no profile; its last line: {lines[-1] if lines else ''}")
+        raise RuntimeError(f"the run has told no profile; the last that it has told: {lines[-1]}")
     found = [lines[first]]
     for line in lines[first + 1 :]:
         if " ms " not in line:

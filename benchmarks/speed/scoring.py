@@ -128,7 +128,7 @@ def _longest(work: _Ranking) -> int:
 def reading(bench: Bench) -> None:
     """The reader beside Arrow's bare decoding, one thread each."""
     keep_freed_memory()
-    rows = 1 << 17 if bench.smoke else 1 << 20
+    rows = 1 << 17 if bench.smoke else 1 << 22
     cases = {
         ("flat", "stored order", None): 0.9,
         ("flat", "shuffled, 4 streams", 4): 0.8,

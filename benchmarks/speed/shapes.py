@@ -154,7 +154,8 @@ class Shape:
             "optimizer": {"name": "adam", "lr": DENSE_LR},
             "train": {"epochs": 1_000_000, "log_every": 50},
             "checkpoint": {"every_steps": 1_000_000_000},
-            "distributed": {"threads": threads},
+            # a contestant that is stopped while others have their turn has not stalled
+            "distributed": {"threads": threads, "timeout_seconds": 3600, "stall_seconds": 3600},
         }
         if self.width is not None:
             tree["embedding"]["dim"] = self.width

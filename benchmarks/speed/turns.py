@@ -101,7 +101,7 @@ class Pace:
 
     rounds: int
     turns: int = 2
-    seconds: float = 2.5
+    seconds: float = 2.0
     warmup: int = 20
 
 
