@@ -15,6 +15,7 @@
 #   make bench                   measure everything in docs/performance.md, on an idle machine; BENCH="a e --rounds 3" some
 #   make audit                   known holes in what the images hold; needs the network
 #   make sbom                    what the images hold, as dist/sbom-*.cdx.json; each image also has its own
+#   make release                 wheel, source, lists of packages, documentation and images in dist/; uploads nothing
 #
 # ACCELERATOR and TORCH go with every command that uses what they have set up: `make demo TORCH=2.14`.
 #
@@ -37,16 +38,17 @@ DEMO_OUT := runs/deepfm_synthetic
 DEMO_RUN := configs/runs/deepfm_synthetic.yaml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install bench pages demo test test-slow test-all fuzz check lint docs audit sbom gpu-check compat clean
+.PHONY: install bench pages demo test test-slow test-all fuzz check lint docs audit sbom release gpu-check compat clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml Makefile rechub_dist/builds.py
 	@test "$(ACCELERATOR)" = cpu -o "$(ACCELERATOR)" = cuda || { echo "ACCELERATOR is cpu or cuda, not $(ACCELERATOR)"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python cannot make environments: on Debian and Ubuntu, apt install python3-venv"; exit 2; }
 	@mkdir -p $(VENV)
 	@$(PYTHON) -m rechub_dist.builds $(RELEASE) $(ACCELERATOR),$(EXTRAS) >$(NEEDS)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	grep -v ^torchrec $(NEEDS) | $(PIP) --no-warn-conflicts -r /dev/stdin
 	$(PIP) --no-deps "$$(grep ^torchrec $(NEEDS))" --editable .
 	@rm -f $(VENV)/.installed-*; touch $@
@@ -95,6 +97,24 @@ sbom: $(TOOLS)/bin/pip-audit
 	        -o dist/sbom-$$target.cdx.json || exit 1; \
 	done
 
+# The steps before and after it: CONTRIBUTING.md. The wheel is made from the source archive, and used before anything else.
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' rechub_dist/__init__.py)
+ENGINE ?= docker
+release:
+	@test -z "$$(git status --porcelain)" || { echo "release: commit or remove what git status lists"; exit 2; }
+	@grep -qE '^## $(VERSION), [0-9]{4}-[0-9]{2}-[0-9]{2}$$' CHANGELOG.md || \
+	    { echo "release: CHANGELOG.md has no heading '## $(VERSION), YYYY-MM-DD'; write it, or another __version__"; exit 2; }
+	rm -rf dist
+	@$(MAKE) --no-print-directory $(STAMP) $(TOOLS)/bin/pip-audit docs sbom
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(TOOLS)/bin/python -m build --outdir dist
+	RECHUB_WHEEL=$$(echo $(CURDIR)/dist/*.whl) $(BIN)/python -m pytest -m slow tests/launch/test_wheel.py
+	tar -czf dist/rechub_dist-$(VERSION)-docs.tar.gz --sort=name --owner=0 --group=0 \
+	    --mtime="$$(git log -1 --format=%cI)" --transform 's|^site|rechub_dist-$(VERSION)-docs|' site
+	@if $(ENGINE) info >/dev/null 2>&1; then RECHUB_ENGINE=$(ENGINE) docker/release.sh rechub-dist; \
+	    else echo "release: no images: '$(ENGINE) info' finds no engine; ENGINE=podman for another"; fi
+	cd dist && sha256sum -- * >../SHA256SUMS && mv ../SHA256SUMS . && sha256sum --check --quiet SHA256SUMS
+	@ls -l dist
+
 # Two processes: most tests wait more than they compute.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
@@ -110,6 +130,7 @@ test-all:
 pages: $(STAMP)
 	$(BIN)/rechub-dist config --markdown >docs/configuration.md
 	$(BIN)/python -m rechub_dist.cli.command_page >docs/commands.md
+	$(BIN)/python -m rechub_dist.cli.python_page >docs/python.md
 	$(BIN)/rechub-dist models --markdown docs/models
 
 # An environment on top of .venv, with what is compared and what draws: .venv itself is not to have it.

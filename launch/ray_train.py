@@ -83,7 +83,7 @@ def main(
 
     rechub-dist ray train runs/deepfm/config.yaml --num-workers 2 --evaluate data/test --json
 
-    rechub-dist ray train runs/deepfm/config.yaml --num-workers 2 --predict data/test --out predictions --keep user
+    rechub-dist ray train runs/deepfm/config.yaml --num-workers 2 --predict data/test --out predictions --keep user_id
     """
     if predict is not None and (evaluate is not None or out is None):
         raise UserError("--predict: needs --out FOLDER, and cannot be combined with --evaluate")

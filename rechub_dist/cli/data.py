@@ -81,7 +81,7 @@ def sequences(
 
     users.parquet and items.parquet map ids to the original values.
 
-    Example: rechub-dist data sequences ratings.csv --out data/mine --user userId --item movieId --time timestamp
+    Example: rechub-dist data sequences ratings.csv --out data/next --user userId --item movieId --time timestamp
     """
     from rechub_dist.data.prepare.events import Columns, EventPlan, prepare_events  # noqa: PLC0415
 

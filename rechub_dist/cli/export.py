@@ -78,7 +78,7 @@ def export(
     torch.export, with whole also the model and its tables in one ONNX file, with triton a repository for that server.
     With --since it is a delta: the rows and files that differ.
 
-    Example: rechub-dist export runs/deepfm --out bundles/deepfm --tables fp16
+    Example: rechub-dist export runs/deepfm --out bundles/small --tables fp16
     """
     from rechub_dist.inference.bundle.deltas import read_state  # noqa: PLC0415
     from rechub_dist.inference.deltas import stored_precision  # noqa: PLC0415

@@ -81,7 +81,7 @@ def import_tables(
 
     rechub-dist data import ratings.csv --table movies=movies.csv --guess --plan plan.yaml
 
-    rechub-dist data import ratings.csv --plan plan.yaml --out data/mine
+    rechub-dist data import ratings.csv --plan plan.yaml --out data/ratings
     """
     from rechub_dist.data.importing.guess import guess_plan  # noqa: PLC0415 - DuckDB and pyarrow are slow to import
     from rechub_dist.data.importing.plan import Plan, read_plan  # noqa: PLC0415

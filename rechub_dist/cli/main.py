@@ -149,7 +149,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME | YAML",
-            help="Metric to report as well: rmse, or '{name: grouped_auc, group: user}'; repeatable.",
+            help="Metric to report as well: rmse, or '{name: grouped_auc, group: user_id}'; repeatable.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -160,7 +160,7 @@ def evaluate(
 
     The configuration comes from the checkpoint. If the data set has moved, use --set data.root=/new/place.
 
-    Example: rechub-dist evaluate runs/deepfm --data data/test --metric '{name: grouped_auc, group: user}'
+    Example: rechub-dist evaluate runs/deepfm --data data/test --metric '{name: grouped_auc, group: user_id}'
     """
     require_builds()
     from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415
@@ -206,7 +206,7 @@ def predict(
 
     The configuration comes from the checkpoint. If the data set has moved, use --set data.root=/new/place.
 
-    Example: rechub-dist predict runs/deepfm --data data/test --out predictions --keep user --nproc 2
+    Example: rechub-dist predict runs/deepfm --data data/test --out predictions --keep user_id --nproc 2
     """
     require_builds()
     from rechub_dist.checkpoint.trained import trained_config  # noqa: PLC0415

@@ -46,7 +46,8 @@ def fit(
     """The calibration of probabilities [N] that fits labels 0 or 1 [N] best, each row counting `weights` [N] times.
 
     Raises:
-        ValueError: no row counts, all labels are alike, or a prediction is NaN.
+        ValueError: no row counts, all labels are alike, a prediction is NaN, or the labels do not rise with the
+            predictions, so that no temperature helps.
     """
     p, y, w = (np.asarray(values, np.float64) for values in (predictions, labels, weights))
     there = w > 0
@@ -62,6 +63,8 @@ def _temperature(p: Floats, y: Floats, w: Floats) -> float:
     """1 / a, where a minimises the log loss of sigmoid(a * log odds), which is convex in a: Newton's steps, halved."""
     clipped = np.clip(p, EDGE, 1 - EDGE)
     logits, total = np.log(clipped) - np.log1p(-clipped), w.sum()
+    if w @ ((y - 0.5) * logits) <= 0:  # the slope at a = 0: the best a is not positive
+        raise ValueError("no temperature helps: its labels do not rise with its predictions, so look at its AUC first")
 
     def loss(scale: float) -> float:
         z = scale * logits

@@ -1,4 +1,7 @@
-"""The wheel, installed in an environment of its own and used far from any checkout."""
+"""The wheel, installed in an environment of its own and used far from any checkout.
+
+RECHUB_WHEEL names one that is there, as `make release` does; otherwise it is built.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
+    if given := os.environ.get("RECHUB_WHEEL"):
+        return Path(shutil.copy(given, folder))
     source = folder / "source"
     source.mkdir()
     for name in SOURCES:

@@ -74,6 +74,15 @@ def test_the_module_is_the_curve() -> None:
     )
 
 
+def test_no_temperature_turns_the_order_round() -> None:
+    """Here the search for one had no end."""
+    p, y, w = overconfident(800)
+    with pytest.raises(ValueError, match="look at its AUC first"):
+        fit("temperature", 1 - p, y, w)
+    with pytest.raises(ValueError, match="look at its AUC first"):
+        fit("temperature", np.full_like(p, 0.5), y, w)
+
+
 def test_one_class_cannot_be_fitted() -> None:
     with pytest.raises(ValueError, match="one class only"):
         fit("temperature", np.full(3, 0.5), np.ones(3), np.ones(3))

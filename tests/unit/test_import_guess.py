@@ -161,6 +161,19 @@ def test_dates_are_read_as_they_are_written(tmp_path: Path) -> None:
     assert split_of(tmp_path / "out", "test")[0]["date"] >= datetime.date(2024, 3, 20)
 
 
+@pytest.mark.parametrize("more", [(), ("left at",)])
+def test_the_only_column_of_times_is_the_time(tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Whatever its name is; of two it cannot be known which."""
+    names = ("Seen at", *more)
+    rows = [
+        {"user": i % 7, "clicked": i % 2} | dict.fromkeys(names, f"2024-03-{i % 28 + 1:02} 12:00:00")
+        for i in range(100)
+    ]
+    write_csv(rows, tmp_path / "log.csv")
+    _, plan, _ = guessed(tmp_path / "log.csv", tmp_path)
+    assert (plan.time, plan.split.by) == ((None, "random") if more else ("Seen at", "time"))
+
+
 def test_quotes_are_expected_unless_they_cannot_be(tmp_path: Path) -> None:
     rows = [{"user": i % 7, "clicked": i % 2, "kind": f"k{i % 3}"} for i in range(100)]
     write_csv(rows, tmp_path / "log.csv")

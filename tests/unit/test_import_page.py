@@ -27,7 +27,7 @@ SECTIONS = [
     for _, cls in inspect.getmembers(plans, inspect.isclass)
     if issubclass(cls, Section) and cls.__module__ == plans.__name__
 ]
-EXAMPLES = re.findall(r"```yaml example\n(.*?)```", TEXT, re.DOTALL)
+[RUN, *EXAMPLES] = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 BASE: dict[str, Any] = {"user": "u", "item": "i", "time": "t", "features": {"user_id": {"kind": "sparse"}}}
 
 
@@ -79,8 +79,8 @@ def test_the_ten_minute_way(tmp_path: Path) -> None:
         + "".join(f'{i},"Film, {i}",{draw.choice(["Drama|War", "War", "Comedy"])}\n' for i in range(40))
     )
     way = TEXT.partition("## The ten-minute way")[2].partition("\n## ")[0]
-    [run] = re.findall(r"```yaml run\n(.*?)```", way, re.DOTALL)
-    (tmp_path / "run.yaml").write_text(run)
+    assert RUN in way
+    (tmp_path / "run.yaml").write_text(RUN)
     commands = [line for block in re.findall(r"```sh\n(.*?)```", way, re.DOTALL) for line in block.splitlines()]
     assert len(commands) == 4
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200"}

@@ -168,7 +168,9 @@ def _roles(columns: Mapping[str, Column], given: dict[str, str | None]) -> dict[
         if found[option] is None:
             found[option] = next((c for c in named if c not in found.values()), None)
     if found["time"] is None:
-        found["time"] = next((c.name for c in of_log if _TIME.fullmatch(c.name) and unit_of(c)), None)
+        moments = [c.name for c in of_log if c.kind.startswith("TIMESTAMP")]
+        named = [c.name for c in of_log if _TIME.fullmatch(c.name) and unit_of(c)]
+        found["time"] = next(iter(named or (moments if len(moments) == 1 else [])), None)
     return {role: name or None for role, name in found.items()}
 
 

@@ -31,6 +31,7 @@ th:first-child,td:first-child{text-align:left}
 .card{margin:0;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px;min-width:0}
 .card svg{display:block;width:100%;height:auto;margin:8px 0 2px}
 .card table{width:100%}.card th,.card td{padding-right:6px}
+details{margin-top:12px}
 summary{cursor:pointer;color:var(--dim)}
 @media (max-width:600px){table{font-size:.8rem}th,td{padding-right:7px}}
 .key{display:inline-block;width:.75em;height:.75em;border-radius:2px;margin-right:.35em}
