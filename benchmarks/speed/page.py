@@ -11,7 +11,6 @@ from speed.record import Figure, Record
 
 BEGIN = "<!-- from here to the end mark `make bench` writes -->"
 END = "<!-- end -->"
-NOT_YET = "Not measured yet: `make bench` on an idle machine writes this."
 _BAR = 40
 
 
