@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from rechub_dist.embedded import Jagged
 
 _SCORES_AT_ONCE = 1 << 24  # elements of the largest temporary
+_ITEMS_AT_ONCE = 1 << 14  # of which the best are looked for while their scores are in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,14 @@ class Catalogue:
 
     vectors: Tensor
     place: Tensor
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """The id of each row of `vectors`, int64 [n]; -1 where it has none."""
+        held = (self.place >= 0).nonzero()[:, 0]
+        ids = torch.full((len(self.vectors),), -1, device=self.place.device)
+        ids[self.place[held]] = held
+        return ids
 
     @staticmethod
     def whole(vectors: Tensor) -> Catalogue:
@@ -69,36 +79,33 @@ def target_ranks(
     Raises:
         ValueError: for an id that the catalogue does not hold.
     """
-    items, here = len(catalogue.place), len(catalogue.vectors)
+    items = len(catalogue.place)
     _check_ids("target", target, items)
     if seen is not None:
         _check_ids("seen", seen.values, items)
-    chunk = max(1, _SCORES_AT_ONCE // max(1, user.shape[1] * items))
+    chunk = max(1, _SCORES_AT_ONCE // max(1, user.shape[1] * items))  # the same on all ranks
     ranks = [torch.empty(0, device=user.device)]
     start = 0  # of the chunk's seen ids
     for row in range(0, user.shape[0], chunk):
         rows = slice(row, row + chunk)
         n = len(target[rows])
-        scores = _scores(user[rows], user_mask[rows], catalogue.vectors)
-        competes = torch.zeros(n, here, dtype=torch.bool, device=user.device)
-        if among is None:
-            competes[:] = True
-        else:
-            _set(
-                competes,
-                torch.arange(n, device=user.device)[:, None].expand_as(among[rows]),
-                among[rows],
-                catalogue,
-                True,
-            )
+        every = torch.arange(n, device=user.device)
+        out = every * items + target[rows]  # pairs of a row and an id, as one number: no competitors
         if seen is not None:
-            start = _set_seen(competes, seen, rows, start, catalogue, False)
+            owner, ids, start = _seen_in(seen, rows, start)
+            out = torch.cat([out, owner * items + ids]).unique()
+        scores = _scores(user[rows], user_mask[rows], catalogue.vectors)
         place = catalogue.place[target[rows]]
         mine = (place >= 0).nonzero()[:, 0]
-        competes[mine, place[mine]] = False
         own = torch.zeros(n, dtype=scores.dtype, device=user.device)
         own[mine] = scores[mine, place[mine]]
-        ranks.append(total(_places(scores, total(own), competes)))
+        own = total(own).masked_fill(~user_mask[rows].any(dim=1), torch.nan)
+        if among is None:
+            places = _ahead(scores, own, 1) - _ahead_of(scores, own, out, catalogue)
+        else:
+            pairs = (every[:, None] * items + among[rows]).flatten().unique()
+            places = _ahead_of(scores, own, pairs[~torch.isin(pairs, out)], catalogue)
+        ranks.append(total(places))
     return torch.cat(ranks)
 
 
@@ -116,23 +123,41 @@ def top_items(
         k: at least 1.
         seen: ids to leave out of each row.
     """
-    items, here = len(catalogue.place), len(catalogue.vectors)
-    held = torch.full((here,), -1, device=user.device)
-    ids = (catalogue.place >= 0).nonzero()[:, 0]
-    held[catalogue.place[ids]] = ids
-    chunk = max(1, _SCORES_AT_ONCE // max(1, user.shape[1] * items))
-    found = torch.full((len(user), k), -1, device=user.device)
-    best = torch.full((len(user), k), -torch.inf, dtype=user.dtype, device=user.device)
+    block = len(catalogue.vectors) if user.is_cuda else _ITEMS_AT_ONCE  # a GPU would wait for the host at each
+    chunk = max(1, _SCORES_AT_ONCE // max(1, user.shape[1] * block))
+    found, best = [torch.empty(0, k, dtype=torch.int64, device=user.device)], [user.new_empty(0, k)]
     start = 0
     for row in range(0, len(user), chunk):
         rows = slice(row, row + chunk)
-        scores = _scores(user[rows], user_mask[rows], catalogue.vectors).nan_to_num(-torch.inf)
+        owner = place = None
         if seen is not None:
-            start = _set_seen(scores, seen, rows, start, catalogue, -torch.inf)
-        values, places = scores.topk(min(k, here), dim=1)
-        best[rows, : values.shape[1]] = values
-        found[rows, : values.shape[1]] = held[places].masked_fill(values == -torch.inf, -1)
-    return found, best
+            owner, ids, start = _seen_in(seen, rows, start)
+            place = catalogue.place[ids]
+        values, places = _best(user[rows], user_mask[rows], catalogue.vectors.split(max(1, block)), k, owner, place)
+        found.append(catalogue.ids[places].masked_fill(values == -torch.inf, -1))
+        best.append(values)
+    return torch.cat(found), torch.cat(best)
+
+
+def _best(
+    user: Tensor, user_mask: Tensor, blocks: Sequence[Tensor], k: int, owner: Tensor | None, place: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The k best scores, float [b, k], and the places of their items, int64 [b, k]; none of `owner`'s at `place`."""
+    best = torch.full((len(user), k), -torch.inf, dtype=user.dtype, device=user.device)
+    places = torch.zeros(len(user), k, dtype=torch.int64, device=user.device)
+    first = 0
+    for block in blocks:
+        scores = _scores(user, user_mask, block)
+        if owner is not None and place is not None:
+            inside = (place >= first) & (place < first + len(block))
+            scores[owner[inside], place[inside] - first] = -torch.inf
+        values, where = scores.topk(min(k, len(block)), dim=1)
+        if bool(values.isnan().any()):  # which would be the largest of all
+            values, where = scores.masked_fill(scores.isnan(), -torch.inf).topk(values.shape[1], dim=1)
+        best, order = torch.cat([best, values], dim=1).topk(k, dim=1)
+        places = torch.cat([places, where + first], dim=1).gather(1, order)
+        first += len(block)
+    return best.masked_fill(~user_mask.any(dim=1)[:, None], -torch.inf), places
 
 
 def best_of_parts(ids: Tensor, scores: Tensor, parts: int, k: int) -> tuple[Tensor, Tensor]:
@@ -178,34 +203,40 @@ def reciprocal_rank(ranks: Tensor, k: int) -> float:
     return float((1 / (ranks + 1)).where(ranks < k, 0.0).mean())
 
 
-def _scores(user: Tensor, user_mask: Tensor, catalogue: Tensor) -> Tensor:
-    """[b, N]: the best over live vectors, NaN for a user who has none."""
-    scores = user.flatten(0, 1) @ catalogue.T
-    scores = scores.view(*user.shape[:2], -1).masked_fill(~user_mask[..., None], -torch.inf).amax(dim=1)
-    return scores.masked_fill(~user_mask.any(dim=1)[:, None], torch.nan)
+def _scores(user: Tensor, user_mask: Tensor, vectors: Tensor) -> Tensor:
+    """[b, n]: the best over live vectors; meaningless for a user who has none."""
+    if user.shape[1] == 1:
+        return user[:, 0] @ vectors.T
+    scores = (user.flatten(0, 1) @ vectors.T).view(*user.shape[:2], -1)
+    return scores.masked_fill(~user_mask[..., None], -torch.inf).amax(dim=1)
 
 
-def _places(scores: Tensor, own: Tensor, competes: Tensor) -> Tensor:
-    """How many of the competitors, bool [b, n], with scores [b, n] are ahead of scores [b]: float32 [b]."""
-    ahead = ~(scores <= own[:, None])  # so a NaN on either side counts against the target
-    tied = scores == own[:, None]
-    return (ahead & competes).sum(dim=1).float() + 0.5 * (tied & competes).sum(dim=1).float()
+def _ahead(scores: Tensor, own: Tensor, dim: int) -> Tensor:
+    """How many of the scores [b, n], or of the pairs' scores [P] each by itself, are ahead of their own: float32.
+
+    A tie counts half. A NaN on either side counts against the target.
+    """
+    own = own[:, None] if scores.dim() == 2 else own
+    if dim < 0:
+        return (~(scores <= own)).float() + 0.5 * (scores == own).float()
+    behind_or_tied, tied = ((scores <= own).sum(dim), (scores == own).sum(dim))
+    return scores.shape[dim] - behind_or_tied.float() + 0.5 * tied.float()
 
 
-def _set(matrix: Tensor, rows: Tensor, ids: Tensor, catalogue: Catalogue, value: float) -> None:
-    """Set (row, id) pairs of [b, n], those whose item is here."""
-    place = catalogue.place[ids]
-    here = place >= 0
-    matrix[rows[here], place[here]] = value
+def _ahead_of(scores: Tensor, own: Tensor, pairs: Tensor, catalogue: Catalogue) -> Tensor:
+    """The same of some pairs alone, as numbers row * N + id, all different: float32 [b]."""
+    row, place = pairs // len(catalogue.place), catalogue.place[pairs % len(catalogue.place)]
+    row, place = row[place >= 0], place[place >= 0]
+    ahead = _ahead(scores[row, place], own[row], -1)
+    return torch.zeros(len(own), device=own.device).index_add(0, row, ahead)
 
 
-def _set_seen(matrix: Tensor, seen: Jagged, rows: slice, start: int, catalogue: Catalogue, value: float) -> int:
-    """Set what a chunk's rows have seen, whose ids begin at `start`; returns where those of the next chunk begin."""
+def _seen_in(seen: Jagged, rows: slice, start: int) -> tuple[Tensor, Tensor, int]:
+    """What a chunk's rows have seen, whose ids begin at `start`: rows and ids, and where the next chunk's begin."""
     lengths = seen.lengths[rows].long()
     stop = start + int(lengths.sum())
     owner = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-    _set(matrix, owner, seen.values[start:stop], catalogue, value)
-    return stop
+    return owner, seen.values[start:stop], stop
 
 
 def _check_ids(name: str, ids: Tensor, items: int) -> None:

@@ -184,6 +184,31 @@ def test_parts_of_a_catalogue_add_up(parts: int) -> None:
         assert sampled[b] == sum(float(scores[b, i] > own) + 0.5 * float(scores[b, i] == own) for i in ids)
 
 
+@pytest.mark.parametrize(("block", "at_once"), [(3, 1), (4, 1 << 24), (1 << 14, 60)])
+def test_the_best_items_against_sorting(block: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "_ITEMS_AT_ONCE", block)
+    monkeypatch.setattr(ranking, "_SCORES_AT_ONCE", at_once)
+    rng = torch.Generator().manual_seed(2)
+    user, vectors = torch.randn(7, 2, 4, generator=rng), torch.randn(11, 4, generator=rng)
+    vectors[5] = math.nan  # never one of the best
+    live = torch.tensor([[True, True]] * 5 + [[True, False], [False, False]])
+    seen = [[], [0, 1, 2, 3], [4, 4, 9], list(range(11)), [5], [10], [3]]
+    jagged = Jagged(torch.tensor([n for ids in seen for n in ids]), torch.tensor([len(ids) for ids in seen]))
+    found, best = ranking.top_items(user, live, Catalogue.whole(vectors), 4, jagged)
+    for b in range(7):
+        scores = {
+            n: max((float(user[b, q] @ vectors[n]) for q in range(2) if live[b, q]), default=-math.inf)
+            for n in range(11)
+        }
+        left = [n for n in scores if n != 5 and n not in seen[b] and live[b].any()]
+        rest = sorted(left, key=lambda n: -scores[n])[:4]
+        assert found[b].tolist() == rest + [-1] * (4 - len(rest))
+        assert best[b].tolist() == pytest.approx([scores[n] for n in rest] + [-math.inf] * (4 - len(rest)), rel=1e-5)
+    one = ranking.top_items(user[:, :1], live[:, :1], Catalogue.whole(vectors), 30)
+    assert one[0].shape == (7, 30)
+    assert (one[0] >= 0).sum(dim=1).tolist() == [10] * 6 + [0]
+
+
 def test_equal_scores_rank_in_the_middle() -> None:
     one = torch.ones(1, 1, 1)
     assert target_ranks(one, one[..., 0].bool(), torch.ones(9, 1), torch.tensor([3])).tolist() == [4]
