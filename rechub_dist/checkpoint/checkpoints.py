@@ -21,7 +21,14 @@ from rechub_dist.checkpoint.find import best_manifest
 from rechub_dist.checkpoint.folder import Folder, step_folder, steps_in
 from rechub_dist.checkpoint.lease import Lease
 from rechub_dist.checkpoint.load import read_manifest, read_tensors
-from rechub_dist.checkpoint.manifest import CheckpointManifest, DamagedError, SavedRun, no_other
+from rechub_dist.checkpoint.manifest import (
+    CheckpointManifest,
+    DamagedError,
+    FileRecord,
+    SavedRun,
+    SavedTensor,
+    no_other,
+)
 from rechub_dist.checkpoint.position import Position, position_of
 from rechub_dist.checkpoint.publish import Publisher
 from rechub_dist.checkpoint.save import Hold, HostCopy, RankFile, chunks_of, merge, plan_file, stage
@@ -34,6 +41,8 @@ from rechub_dist.errors import UserError, shortened
 from rechub_dist.reporting.saves import Save
 
 T = TypeVar("T")
+# What a rank tells of its part: the file's name and record, its tensors, an error.
+_Part = tuple[str, FileRecord | None, dict[str, SavedTensor], str | None]
 _TOLD = 4  # differences between two runs that one line tells
 # (record of the checkpoint's run, its step, its path) -> how that run differs from this one, one line per key.
 Differing = Callable[[Mapping[str, Any], int, str], list[str]]
@@ -335,13 +344,7 @@ class Checkpoints:
             hold.end()
             parts = self._gather((file.name, record, file.tensors, error))
             if parts is not None:
-                error = next((part[3] for part in parts if part[3] is not None), None)
-                files = {part[0]: part[1] for part in parts if part[1] is not None}
-                size = sum(found.size for found in files.values())
-                if error is None:
-                    error = self._publisher.publish(
-                        CheckpointManifest(step, cast(SavedRun, run), files, merge([part[2] for part in parts]))
-                    )
+                error, size = self._publish(step, run, parts)
                 seconds = time.monotonic() - hold.began
                 warning = self._publisher.clean(position, self._id, saved=error is None)
             error, warning, size, seconds = self._from_main((error, warning, size, seconds))
@@ -353,6 +356,18 @@ class Checkpoints:
             error = f"the checkpoint of step {step} could not be saved: {error}"
         self._last = Save(step, seconds, hold.seconds if self._config.asynchronous else seconds, size, error, warning)
         self._news.append(self._last)
+
+    def _publish(self, step: int, run: dict[str, Any], parts: list[_Part]) -> tuple[str | None, int]:
+        """Make the checkpoint of all ranks' parts visible. Main rank; returns an error, or None, and its bytes."""
+        files = {name: record for name, record, _, _ in parts if record is not None}
+        error = next((error for _, _, _, error in parts if error is not None), None)
+        if error is None:
+            try:
+                manifest = CheckpointManifest(step, cast(SavedRun, run), files, merge([part[2] for part in parts]))
+                error = self._publisher.publish(manifest)
+            except Exception as failure:  # a fault of ours, of which the other ranks must hear all the same
+                error = f"{self.folder.path(step_folder(step))}: {reason_of(failure)}"
+        return error, sum(found.size for found in files.values())
 
     def _amend(self, before: threading.Thread | None, position: Position) -> None:
         """The thread of `amend`, which first waits for that of the save."""

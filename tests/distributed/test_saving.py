@@ -123,7 +123,8 @@ def fail_in_between(folder: Path, fail: str) -> tuple[list[Save], list[int], lis
             fill(state, float(step))
             if step == 2 and fail == "limit" and rt.is_main:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-            found.save(state, Position(step=step), RECORD)
+            record = {**RECORD, "tables": 7} if step == 2 and fail == "record" else RECORD
+            found.save(state, Position(step=step), record)
             found.wait()
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             told += found.news()
@@ -138,6 +139,13 @@ def test_a_file_that_cannot_be_written_is_a_warning(pool: RankPool, tmp_path: Pa
         assert re.fullmatch(wanted, told[1].error)
         assert steps == [1, 3]
         assert not any("step-0000000002" in name for name in files)
+    assert (values(tmp_path, 1), values(tmp_path, 3)) == ({1.0}, {3.0})
+
+
+def test_a_record_that_cannot_be_written_is_told_to_all_ranks(pool: RankPool, tmp_path: Path) -> None:
+    for told, steps, _ in pool.run(2, fail_in_between, tmp_path, "record"):
+        assert [save.error is None for save in told] == [True, False, True]
+        assert steps == [1, 3]
     assert (values(tmp_path, 1), values(tmp_path, 3)) == ({1.0}, {3.0})
 
 
