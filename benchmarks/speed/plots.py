@@ -45,7 +45,7 @@ def _targets(ratios: Sequence[tuple[str, Figure]], path: Path) -> None:
         axes.barh(place, shares[0], color=_OURS if one.met else _MISSED, height=0.6)
         axes.plot(shares[1:], [place, place], color="black", linewidth=1)
     names = [f"{part}  {one.group}: {one.name}" if one.group else f"{part}  {one.name}" for part, one in ratios]
-    axes.set_yticks(range(len(ratios)), [name if len(name) < 70 else name[:67] + "..." for name in reversed(names)])
+    axes.set_yticks(range(len(ratios)), [name if len(name) < 100 else name[:97] + "..." for name in reversed(names)])
     axes.axvline(1, color="black", linestyle=":")
     axes.set_xlabel("median / target; the line from the lowest to the highest round")
     _save(figure, path)
