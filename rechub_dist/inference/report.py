@@ -169,7 +169,9 @@ def _scores(folder: Path, data: str | None, allowed_code: Iterable[str]) -> tupl
     if data is None:
         reader = optional_reader(run.config, run.parts, run.runtime, "valid")
         if reader is None:
-            raise UserError(f"{run.config.data.root} has no valid split; name rows by --data")
+            raise UserError(
+                f"{run.config.data.root} has no valid split that can be read from here; name rows by --data"
+            )
     else:
         reader = evaluation_reader(run.config, run.parts, run.runtime, data)
     found = evaluate(run.parts, reader, run.runtime)

@@ -19,7 +19,7 @@ MOST_RUNS: Final = 4  # as many colours as the style has
 _MARK: Final = '<meta name="generator" content="rechub-dist report">'
 _WHAT: Final = "a page of rechub-dist report"
 _W, _H = 330, 190  # of a plot, in its own units
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 22  # its margins
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 10, 22  # its margins
 _MOST_TABLES = 24  # whose norms are drawn
 _NO_METRICS = ("step", "epoch", "split", "samples_per_second", "rows_skipped")
 _LINES: Final = """<style>
@@ -189,21 +189,29 @@ def _frame(across: tuple[float, float], up: tuple[float, float]) -> str:
     left, right, top, bottom = _LEFT, _W - _RIGHT, _TOP, _H - _BOTTOM
     middle = (top + bottom) / 2
     rules = "".join(f'<line class="axis" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>' for y in (top, middle, bottom))
-    ends = zip((bottom, middle, top), (up[0], sum(up) / 2, up[1]), strict=True)
-    words = "".join(
-        f'<text class="d" x="{left - 4}" y="{y + 4}" text-anchor="end">{_short(value)}</text>' for y, value in ends
-    )
+    ends = zip((bottom, middle, top), _ticks((up[0], sum(up) / 2, up[1])), strict=True)
+    words = "".join(f'<text class="d" x="{left - 4}" y="{y + 4}" text-anchor="end">{tick}</text>' for y, tick in ends)
+    first, last = _ticks(across)
     return (
-        f'{rules}{words}<text class="d" x="{left}" y="{_H - 6}">{_short(across[0])}</text>'
-        f'<text class="d" x="{right}" y="{_H - 6}" text-anchor="end">{_short(across[1])}</text>'
+        f'{rules}{words}<text class="d" x="{left}" y="{_H - 6}">{first}</text>'
+        f'<text class="d" x="{right}" y="{_H - 6}" text-anchor="end">{last}</text>'
     )
 
 
-def _short(value: float) -> str:
+def _ticks(values: Sequence[float]) -> list[str]:
+    """Short forms of an axis's values, with as many digits as tell them apart."""
+    for digits in range(3, 7):
+        found = [_short(value, digits) for value in values]
+        if len(set(found)) == len(values):
+            break
+    return found
+
+
+def _short(value: float, digits: int) -> str:
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
-            return f"{value / (1e3 if unit == 'k' else size):.3g}{unit}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+            return f"{value / (1e3 if unit == 'k' else size):.{digits}g}{unit}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
