@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from rechub_dist.config.optimization import TABLE_OPTIMIZERS
 from rechub_dist.errors import UserError, one_line
+from rechub_dist.metrics.direction import Direction
 
 BLOCK = 64 << 20  # bytes of a file that share a checksum
 MANIFEST = "manifest.json"
@@ -106,7 +107,7 @@ class SavedPosition(TypedDict):
     step: Count
     best_step: Count | None
     best_metrics: dict[str, float]
-    best_mode: NotRequired[Literal["max", "min"]]  # from before metrics knew their direction there is none
+    best_mode: NotRequired[Direction]  # from before metrics knew their direction there is none
     evaluations_since_best: Count
     stopped_early: bool
     unevaluated: bool

@@ -65,6 +65,7 @@ NOT_THERE = [
         "objective.sampling.path: w.npy is not in the pods; use --set objective.sampling.path=/data/... "
         "(--data-claim NAME), /runs/... (--output-claim NAME) or an address such as s3://bucket/folder\n",
     ),
+    ("embedding.plan=plan.json", "embedding.plan: plan.json is not in the pods"),
     ("checkpoint.folder=/home/me/c", "checkpoint.folder: /home/me/c is not in the pods"),
     ("checkpoint.folder=c", "checkpoint.folder: c is not in the pods"),
     ("checkpoint.folder=/data/c", "checkpoint.folder: /data/c is read-only in the pods"),
@@ -265,7 +266,7 @@ def test_no_key_that_names_a_place_is_forgotten() -> None:
     assert place_keys(RunConfig) == {
         "output_dir", "data.root", "data.train", "data.train.path", "data.valid", "data.valid.path", "data.test",
         "data.test.path", "data.items", "data.items.path", "data.mix.path", "objective.sampling.path",
-        "warm_start.from", "warm_start.embeddings.file", "checkpoint.folder",
+        "warm_start.from", "warm_start.embeddings.file", "checkpoint.folder", "embedding.plan",
         "code",  # of the image, which nobody knows here: a note says so
     }  # fmt: skip
 
