@@ -63,6 +63,8 @@ def imported(plan: Mapping[str, Any], log: list[Row], tables: Mapping[str, list[
             first.setdefault(tuple(row[column] for column in plan["unique"]), row)
         rows = list(first.values())
     rows = k_core(rows, plan.get("k_core", {}))
+    if not rows:
+        raise NothingLeftError
     for row in rows:
         row[FLAGS] = {
             name: bool(sql[one["where"]](row)) if "where" in one else True

@@ -65,6 +65,11 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("docs/launch.md", "rechub-dist ray", CLUSTER),
     ("docs/launch.md", "curl -s http://127.0.0.1:9400", MEANWHILE),
     ("docs/models.md", "python benchmarks/leaderboard.py", PUBLIC),
+    (
+        "docs/performance.md",
+        ".venv-bench/bin/python benchmarks/suite.py",
+        "measures for most of an hour; tests/launch/test_bench_suite.py runs parts of it",
+    ),
     ("docs/runs.md", "rechub-dist ray", CLUSTER),
     ("docs/runs.md", "rechub-dist publish runs/deepfm --to published --every 60", ENDLESS),
     ("docs/serving.md", "rechub-dist publish runs/deepfm --to published/deepfm --every 60", ENDLESS),

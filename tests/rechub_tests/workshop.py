@@ -18,7 +18,6 @@ import pyarrow as pa
 import torch
 
 from rechub_dist.assembly.first_run import run_on
-from rechub_dist.config import read_yaml
 from rechub_dist.data.importing.frames import prepare
 from rechub_dist.data.prepare import preparation
 from rechub_dist.data.prepare.synthetic import synthesize
@@ -26,7 +25,6 @@ from rechub_dist.embedded import Jagged
 from rechub_dist.inference.bundle.deltas import read_state
 from rechub_dist.inference.export import export_bundle, export_delta
 from rechub_dist.inference.run import load
-from rechub_dist.schema import parse_schema
 from rechub_tests.blocks import ROOT, blocks
 from rechub_tests.raw import write_raw
 from rechub_tests.runs import train
@@ -147,8 +145,7 @@ def _taste() -> None:
     shutil.rmtree("runs/deepfm")
     shutil.rmtree("bundles/deepfm")
     prepare("data/taste", log=log, labels=("like",))
-    schema = parse_schema(read_yaml(Path("data/taste/dataset.yaml")))
-    Path("taste.yaml").write_text(run_on(schema, "DeepFM", "data/taste", "runs/deepfm"))
+    Path("taste.yaml").write_text(run_on("data/taste", "DeepFM", "runs/deepfm"))
     train(Path("taste.yaml"), ["train.epochs=1"])
 
 
