@@ -25,15 +25,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from alone import run_alone
 
 SECONDS = {"env": 90, "data": 240, "bare": 150, "throughput": 300, "profile": 150}  # at most, on a GPU
 
@@ -82,21 +81,9 @@ def _supervised(check: str, options: list[str], log: Path, deadline: float) -> s
     left = deadline - time.monotonic()
     if left < 1:
         return "no time left"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, __file__, "--one", check, *options],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        code = process.wait(left)
-    except subprocess.TimeoutExpired:
+    code = run_alone(__file__, ["--one", check, *options], log, left)
+    if code is None:
         return f"not done after {left:.0f} s, see {log}"
-    finally:
-        with suppress(ProcessLookupError):  # it, or what it has left running
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
     return f"exit code {code}, see {log}" if code else None
 
 

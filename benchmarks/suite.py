@@ -14,11 +14,8 @@ record of the same commit, rounds and size are passed over, so that a suite whic
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +27,7 @@ from typing import Annotated
 
 import typer
 
+from alone import run_alone
 from speed.machine import commit, machine
 from speed.parts import PARTS
 from speed.record import Record, read_record, read_records
@@ -93,24 +91,13 @@ def _supervise(part: str, out: Path, rounds: int, options: list[str]) -> None:
     log = out / f"{part}.log"
     print(f"{part}  {datetime.now():%H:%M:%S}  load {os.getloadavg()[0]:.1f}  {PARTS[part].title}", flush=True)
     began = time.monotonic()
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, __file__, "--one", part, *options],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
     why = None
-    try:
-        if code := process.wait(limit):
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            why = f"exit code {code}: {lines[-1] if lines else 'it has printed nothing'}"
-    except subprocess.TimeoutExpired:
+    code = run_alone(__file__, ["--one", part, *options], log, limit)
+    if code is None:
         why = f"not done after {limit:.0f} s"
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # it, or what it has left running
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    elif code:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        why = f"exit code {code}: {lines[-1] if lines else 'it has printed nothing'}"
     record = _record(out, part)
     if why is not None and record is not None and record.failed in (None, _UNFINISHED):
         record.failed = why

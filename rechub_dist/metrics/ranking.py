@@ -101,7 +101,7 @@ def target_ranks(
         own[mine] = scores[mine, place[mine]]
         own = total(own).masked_fill(~user_mask[rows].any(dim=1), torch.nan)
         if among is None:
-            places = _ahead(scores, own, 1) - _ahead_of(scores, own, out, catalogue)
+            places = _ahead(scores, own) - _ahead_of(scores, own, out, catalogue)
         else:
             pairs = (every[:, None] * items + among[rows]).flatten().unique()
             places = _ahead_of(scores, own, pairs[~torch.isin(pairs, out)], catalogue)
@@ -211,23 +211,20 @@ def _scores(user: Tensor, user_mask: Tensor, vectors: Tensor) -> Tensor:
     return scores.masked_fill(~user_mask[..., None], -torch.inf).amax(dim=1)
 
 
-def _ahead(scores: Tensor, own: Tensor, dim: int) -> Tensor:
-    """How many of the scores [b, n], or of the pairs' scores [P] each by itself, are ahead of their own: float32.
+def _ahead(scores: Tensor, own: Tensor) -> Tensor:
+    """How many of the scores [b, n] are ahead of a row's own [b], where a tie counts half: float32 [b].
 
-    A tie counts half. A NaN on either side counts against the target.
+    A NaN on either side counts against the target.
     """
-    own = own[:, None] if scores.dim() == 2 else own
-    if dim < 0:
-        return (~(scores <= own)).float() + 0.5 * (scores == own).float()
-    behind_or_tied, tied = ((scores <= own).sum(dim), (scores == own).sum(dim))
-    return scores.shape[dim] - behind_or_tied.float() + 0.5 * tied.float()
+    behind_or_tied, tied = (scores <= own[:, None]).sum(dim=1), (scores == own[:, None]).sum(dim=1)
+    return scores.shape[1] - behind_or_tied.float() + 0.5 * tied.float()
 
 
 def _ahead_of(scores: Tensor, own: Tensor, pairs: Tensor, catalogue: Catalogue) -> Tensor:
     """The same of some pairs alone, as numbers row * N + id, all different: float32 [b]."""
     row, place = pairs // len(catalogue.place), catalogue.place[pairs % len(catalogue.place)]
     row, place = row[place >= 0], place[place >= 0]
-    ahead = _ahead(scores[row, place], own[row], -1)
+    ahead = _ahead(scores[row, place][:, None], own[row])
     return torch.zeros(len(own), device=own.device).index_add(0, row, ahead)
 
 
