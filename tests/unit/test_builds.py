@@ -15,6 +15,7 @@ import torch
 
 from rechub_dist.builds import RELEASES, TORCH, requirements
 from rechub_dist.errors import UserError
+from rechub_tests.makefile import make
 
 ROOT = Path(__file__).parents[2]
 RELEASE = RELEASES[".".join(TORCH.split(".")[:2])]
@@ -132,16 +133,12 @@ def test_make_takes_another_release_with_what_belongs_to_it() -> None:
         requirements(ROOT / "pyproject.toml", "2.13", ["cpuu"])
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run make here, without what the make that runs the tests was given."""
-    given = ("MAKE", "MFLAGS", "TORCH", "ACCELERATOR", "EXTRAS", "VENV", "PYTHON")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(given)}
-    line = ["make", f"PYTHON={sys.executable}", *arguments]  # of two, the last counts
-    return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+def make_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return make(f"PYTHON={sys.executable}", *arguments, folder=ROOT)  # of two, the last counts
 
 
 def test_make_refuses_a_release_that_it_does_not_know(tmp_path: Path) -> None:
-    done = make("install", "TORCH=2.9", f"VENV={tmp_path / 'venv'}")
+    done = make_here("install", "TORCH=2.9", f"VENV={tmp_path / 'venv'}")
     assert done.returncode == 2
     told, of_make = done.stderr.splitlines()
     assert told == "error: TORCH=2.9: unknown release, write one of 2.11, 2.12, 2.13, 2.14"
@@ -152,13 +149,13 @@ def test_an_environment_is_of_one_release(tmp_path: Path) -> None:
     """Another one sets it up anew; the usual one, named or not, is the same."""
     (tmp_path / f".installed-{TORCH.rpartition('.')[0]}-cpu-dev,ray").touch()
     for named, up_to_date in (("", True), ("TORCH=2.13", True), ("TORCH=2.14", False), ("ACCELERATOR=cuda", False)):
-        done = make("--question", "install", f"VENV={tmp_path}", *([named] if named else []))
+        done = make_here("--question", "install", f"VENV={tmp_path}", *([named] if named else []))
         assert (done.returncode == 0) is up_to_date, (named, done.stderr)
 
 
 def test_make_compat_is_for_each_release_or_for_one() -> None:
     def environments(*arguments: str) -> list[str]:
-        found = re.findall(r"(\.venv-\S+)/bin/python -m pytest", make("--dry-run", "compat", *arguments).stdout)
+        found = re.findall(r"(\.venv-\S+)/bin/python -m pytest", make_here("--dry-run", "compat", *arguments).stdout)
         return list(dict.fromkeys(found))
 
     assert environments() == [".venv-torch-2.11", ".venv-torch-2.13", ".venv-torch-2.14"]

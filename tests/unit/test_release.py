@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rechub_tests.makefile import make
+
 ROOT = Path(__file__).parents[2]
 GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
 
@@ -31,7 +33,7 @@ def commit(folder: Path) -> None:
 
 
 def refused(folder: Path) -> str:
-    done = subprocess.run(["make", "release"], cwd=folder, capture_output=True, text=True, check=False)
+    done = make("release", folder=folder)
     assert done.returncode == 2
     assert not (folder / "dist").exists()
     [line] = done.stdout.splitlines()
