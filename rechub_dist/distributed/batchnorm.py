@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -16,20 +17,17 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """Normalise [N, C]; N may differ between ranks and be 0. Collective in training, forward and backward."""
         if not self.training:
             return super().forward(input)
-        stats = torch.cat([input.sum(0), input.square().sum(0), input.new_full((1,), len(input))])
-        stats = _AllReduceSum.apply(stats)
-        count = stats[-1].detach().clamp(min=1)
-        mean = stats[: self.num_features] / count
-        variance = (stats[self.num_features : -1] / count - mean.square()).clamp(min=0)
+        count, mean, variance = _moments(input.detach())
+        enough = count > 1
         if self.running_mean is not None and self.running_var is not None:
             # A single row has no variance: the running statistics are used, and not updated.
-            enough = count > 1
             with torch.no_grad():
                 self._update_running(mean, variance, count, enough)
             mean = torch.where(enough, mean, self.running_mean)
             variance = torch.where(enough, variance, self.running_var)
-        output = (input - mean) * torch.rsqrt(variance + self.eps)
-        return output if self.weight is None else output * self.weight + self.bias
+        scale = torch.rsqrt(variance + self.eps)
+        output: Tensor = _Normalize.apply(input, mean, scale, enough / count)
+        return output if self.weight is None else torch.addcmul(self.bias, output, self.weight)
 
     def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor, enough: Tensor) -> None:
         assert self.running_mean is not None
@@ -42,6 +40,23 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), weight)
 
 
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (at least 1), mean and variance over all ranks: float [], [C] and [C], from [N, C]. Collective.
+
+    Each rank's sum of squares is about its own mean, and these are put together as Chan et al. do (1983, Algorithms for
+    computing the sample variance): the mean of squares less the square of the mean leaves nothing of a small variance.
+    """
+    mean = x.sum(0) / max(1, len(x))
+    own = torch.cat([x.new_full((1,), len(x)), mean, (x - mean).square().sum(0)])
+    every = own.new_empty(dist.get_world_size() * len(own))
+    dist.all_gather_into_tensor(every, own)
+    counts, means, squares = every.view(-1, len(own)).split([1, *mean.shape, *mean.shape], dim=1)
+    count = counts.sum().clamp(min=1)
+    mean = (counts * means).sum(0) / count
+    squares = squares + counts * (means - mean).square()
+    return count, mean, squares.sum(0) / count
+
+
 def globalize(module: nn.Module) -> None:
     """Make every `nn.BatchNorm1d` in `module` a global one, in place; parameters and buffers are kept."""
     for child in module.modules():
@@ -49,17 +64,25 @@ def globalize(module: nn.Module) -> None:
             child.__class__ = GlobalBatchNorm1d
 
 
-class _AllReduceSum(torch.autograd.Function):
-    """Sum over ranks. Every rank's loss depends on every rank's input, so gradients are summed as well."""
+class _Normalize(torch.autograd.Function):
+    """(x - mean) * scale, [N, C], whose mean and scale, [C], are those of the rows of all ranks.
+
+    `share` is 1 / the number of these rows, or 0 where mean and scale do not depend on them: each rank's loss depends
+    on every rank's rows, through both.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ARG004
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx: Any, x: Tensor, mean: Tensor, scale: Tensor, share: Tensor) -> Tensor:
+        output = (x - mean).mul_(scale)
+        ctx.save_for_backward(output, scale, share)
+        return output
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        output, scale, share = ctx.saved_tensors
+        [grad] = grads
+        sums = torch.cat([grad.sum(0), (grad * output).sum(0)])
+        dist.all_reduce(sums)
+        of_mean, of_scale = (sums * share).chunk(2)
+        return grad.sub(torch.addcmul(of_mean, output, of_scale)).mul_(scale), None, None, None

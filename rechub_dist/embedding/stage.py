@@ -15,7 +15,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.spec import WEIGHTED
-from rechub_dist.embedded import Embedded, Jagged, rows_of, to_padded
+from rechub_dist.embedded import Embedded, Jagged, Sequence, rows_of
 from rechub_dist.embedding.layout import POOLED, REPLICATED, Layout
 from rechub_dist.embedding.local import LocalTables, module_key, pool
 from rechub_dist.features import DenseFeature
@@ -129,6 +129,9 @@ class Assemble(nn.Module):
             for lookup in layout.lookups
             if (collection := layout.tables[lookup.table.name].collection) != REPLICATED
         ]
+        self.widths: dict[str, dict[str, int]] = {}
+        for lookup, collection, key in self.lookups:
+            self.widths.setdefault(collection, {})[key] = lookup.dim
 
     def forward(
         self,
@@ -139,18 +142,24 @@ class Assemble(nn.Module):
     ) -> Embedded:
         """The batch as the model sees it: padding rows, which come last, are cut off."""
         embedded = replicated or Embedded()
-        # By key: sharding changes the order of the columns.
-        sums = {name: keyed.to_dict() for name, keyed in pooled.items()}
-        vectors = {name: dict(jagged) for name, jagged in unpooled.items()}
+        vectors: dict[str, Mapping[str, Tensor]] = {
+            name: _columns(keyed, self.widths[name], batch.rows) for name, keyed in pooled.items()
+        }
+        for name, found in unpooled.items():
+            vectors[name] = {key: jagged.values() for key, jagged in found.items()}
         for lookup, collection, key in self.lookups:
+            values = vectors[collection][key]
+            if collection in pooled and lookup.pooling == "sum":
+                embedded.vectors[lookup.name] = values
+                continue
             lengths = batch.jagged[collection][lookup.feature.name].lengths()[: batch.rows]
             weights = batch.id_weights.get(lookup.feature.name)
-            if collection in sums:
-                total = sums[collection][key][: batch.rows, : lookup.dim]
+            if collection in pooled:
+                total = values
             else:
-                values = vectors[collection][key].values()[:, : lookup.dim]
+                values = values[:, : lookup.dim]
                 if lookup.pooling is None:
-                    embedded.sequences[lookup.name] = to_padded(values, lengths, batch.longest.get(lookup.feature.name))
+                    embedded.sequences[lookup.name] = _padded(values, lengths, batch.longest.get(lookup.feature.name))
                     continue
                 scaled = values if weights is None else values * weights[:, None]
                 total = values.new_zeros(batch.rows, lookup.dim).index_add(0, rows_of(lengths, len(values)), scaled)
@@ -160,6 +169,33 @@ class Assemble(nn.Module):
                 _drop(embedded, name, dropout)
         embedded.dense.update(split_dense(batch.dense, self.dense))
         return embedded
+
+
+def _columns(keyed: KeyedTensor, widths: Mapping[str, int], rows: int) -> dict[str, Tensor]:
+    """The first `rows` rows and `widths[key]` columns of each key: views, which one split makes, forward and backward.
+
+    By key, since sharding changes their order. Kernels store some tables wider than they are.
+    """
+    sizes: list[int] = []
+    place = {}
+    for key, stored in zip(keyed.keys(), keyed.length_per_key(), strict=True):
+        place[key] = len(sizes)
+        width = widths[key]
+        sizes += [width, stored - width] if width < stored else [stored]
+    values = keyed.values()
+    if len(values) > rows:  # else the backward pass would copy the whole
+        values = values[:rows]
+    parts = values.split(sizes, dim=1)
+    return {key: parts[place[key]] for key in widths}
+
+
+def _padded(values: Tensor, lengths: Tensor, longest: int | None) -> Sequence:
+    """As `to_padded`, by FBGEMM, in half the time."""
+    if longest is None:
+        longest = int(lengths.max()) if len(lengths) else 0
+    offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
+    padded = torch.ops.fbgemm.jagged_2d_to_dense(values, offsets, max(1, longest))
+    return Sequence(padded, lengths.long(), len(values))
 
 
 def _drop(embedded: Embedded, name: str, dropout: float) -> None:

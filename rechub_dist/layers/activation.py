@@ -24,7 +24,7 @@ class Dice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         p = torch.sigmoid(batch_norm(self.norm, x))
-        return p * x + (1 - p) * self.alpha * x
+        return x * torch.lerp(self.alpha, torch.ones_like(self.alpha), p)
 
 
 _ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {

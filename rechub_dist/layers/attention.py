@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rechub_dist.layers.masking import places
+from rechub_dist.layers.masking import places, zero_padding
 from rechub_dist.layers.mlp import MLP
 
 
 class ActivationUnit(nn.Module):
-    """The weight of each behaviour for a target (DIN, section 4.3): MLP([e_j, v, e_j - v, e_j * v]), no softmax.
+    """sum_j a(e_j, v) e_j over a row's behaviours e_j, a(e_j, v) = MLP([e_j, v, e_j - v, e_j * v]) for its target v.
 
-    In training only real positions enter the MLP, so that padding cannot shift the statistics of Dice. In evaluation
-    positions do not depend on each other, so that all of them enter, with shapes that an export can trace.
+    DIN, section 4.3; the weights a are not normalised. In training only real positions enter the MLP, so that
+    padding cannot shift the statistics of Dice. In evaluation positions do not depend on each other, so that all of
+    them enter, with shapes that an export can trace.
 
     Args:
         width: of a behaviour's and of the target's vector.
@@ -27,22 +28,36 @@ class ActivationUnit(nn.Module):
         self.mlp = MLP(4 * width, hidden_units, activation=activation, out_dim=1)
 
     def forward(self, behaviors: Tensor, target: Tensor, mask: Tensor, total: int | None = None) -> Tensor:
-        """Weights [B, L], 0 where padded, from behaviours [B, L, D], target [B, D] and mask, bool [B, L].
+        """[B, D] from behaviours [B, L, D], of which mask, bool [B, L], tells the real ones, and targets [B, D].
 
         `total` is the number of real positions, if it is known.
         """
         if not self.training:
-            v = target[:, None].expand_as(behaviors)
-            weights = self._of_pairs(behaviors.flatten(0, 1), v.flatten(0, 1))  # [B * L]
-            return weights.view(mask.shape).masked_fill(~mask, 0.0)
+            weights = self.weights(behaviors, target, mask)
+            return torch.bmm(weights[:, None], zero_padding(behaviors, mask)).squeeze(1)
         place = places(mask, total)  # [P], P real positions among B * L
+        row = place // mask.shape[1]
         e = behaviors.flatten(0, 1).index_select(0, place)
-        weights = self._of_pairs(e, target.index_select(0, place // mask.shape[1]))
-        return weights.new_zeros(mask.numel()).index_copy(0, place, weights).view(mask.shape)
+        of_v = self._of_target(target).index_select(0, row)
+        weights = self.mlp.behind_first(self._first(e, target.index_select(0, row), of_v))  # [P, 1]
+        return torch.zeros_like(target).index_add(0, row, weights * e)
 
-    def _of_pairs(self, e: Tensor, v: Tensor) -> Tensor:
-        """Weights [N] of behaviours [N, D] for targets [N, D]."""
-        return self.mlp(torch.cat([e, v, e - v, e * v], dim=1)).squeeze(1)
+    def weights(self, behaviors: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """The weights a in evaluation, [B, L], 0 where padded; arguments as `forward` has them."""
+        hidden = self._first(behaviors, target[:, None], self._of_target(target)[:, None])  # [B, L, units]
+        return self.mlp.behind_first(hidden.flatten(0, 1)).view(mask.shape).masked_fill(~mask, 0.0)
+
+    # W [e, v, e - v, e * v] + b = (W_1 + W_3) e + W_4 (e * v) + (W_2 - W_3) v + b: what is v's is computed once a row.
+
+    def _first(self, e: Tensor, v: Tensor, of_v: Tensor) -> Tensor:
+        """The MLP's first layer, [..., units]."""
+        w1, _, w3, w4 = self.mlp.first.weight.chunk(4, dim=1)
+        return F.linear(e, w1 + w3) + F.linear(e * v, w4) + of_v
+
+    def _of_target(self, v: Tensor) -> Tensor:
+        """v's part of it, [B, units]."""
+        _, w2, w3, _ = self.mlp.first.weight.chunk(4, dim=1)
+        return F.linear(v, w2 - w3, self.mlp.first.bias)
 
 
 class CausalSelfAttention(nn.Module):

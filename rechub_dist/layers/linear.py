@@ -40,7 +40,7 @@ class FirstOrder(nn.Module):
         """[B, 1]."""
         terms = []
         if self.names:
-            terms.append(embedded.stack(self.names).sum(dim=1))
+            terms.append(embedded.concat(self.names, []).sum(dim=1, keepdim=True))
         if self.linear is not None:
             terms.append(self.linear(torch.cat([embedded.dense[feature.name] for feature in self.dense], dim=1)))
         return torch.stack(terms).sum(dim=0)

@@ -53,7 +53,18 @@ class MLP(nn.Module):
         self.out_dim = width
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
+        return self.behind_first(self.first(x)) if self.layers else x
+
+    @property
+    def first(self) -> nn.Linear:
+        """The first linear layer."""
+        layer = self.layers[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def behind_first(self, x: Tensor) -> Tensor:
+        """What follows the first linear layer, from that layer's output."""
+        for layer in self.layers[1:]:
             x = normalize(layer, x)
         return x
 

@@ -171,17 +171,23 @@ class RetrievalObjective(Objective):
         """The loss of each position, [M], against the global batch's candidates."""
         vectors, candidates, repeated = self._candidates(positive, ids, embedded, batch)  # [C, D], [C] ascending
         scores = self.ranking.score(user, vectors)  # [M, C]
-        if self.negatives.log_q:
-            scores = scores - self._log_q(candidates, batch).to(scores.dtype)
-        if self.loss == "softmax" and self.negatives.source != "sampled":  # the positives are among the candidates
-            if repeated is not None:
-                scores = scores.masked_fill(repeated, -torch.inf)
+        among = self.loss == "softmax" and self.negatives.source != "sampled"  # the positives are among the candidates
+        if (offset := self._offset(candidates, repeated if among else None, batch)) is not None:
+            scores = scores + offset.to(scores.dtype)
+        if among:
             return F.cross_entropy(scores, torch.searchsorted(candidates, ids), reduction="none")
         own = self.ranking.score_own(user, positive)
         if self.negatives.log_q:
             own = own - self._log_q(ids, batch).to(own.dtype)
         counts = candidates != ids[:, None]
         return self._of_scores(own, scores, counts if repeated is None else counts & ~repeated)
+
+    def _offset(self, candidates: Tensor, repeated: Tensor | None, batch: Batch) -> Tensor | None:
+        """What is added to the scores of each candidate, [C]: one pass over them, and none backwards."""
+        if not self.negatives.log_q and repeated is None:
+            return None
+        offset = -self._log_q(candidates, batch) if self.negatives.log_q else torch.zeros_like(candidates).double()
+        return offset if repeated is None else offset.masked_fill(repeated, -torch.inf)
 
     def _candidates(
         self, positive: Tensor, ids: Tensor, embedded: Embedded, batch: Batch

@@ -26,7 +26,7 @@ from rechub_dist.data.passes import Passes
 from rechub_dist.data.stored import Trace
 from rechub_dist.distributed.external_control import ExternalControl
 from rechub_dist.distributed.flight import dump_to
-from rechub_dist.distributed.process import Stop
+from rechub_dist.distributed.process import Stop, settled_objects
 from rechub_dist.distributed.runtime import Runtime, Stopped, device_type, environment, runtime
 from rechub_dist.distributed.watchdog import Watchdog
 from rechub_dist.embedding.optim import Optimizers
@@ -216,7 +216,8 @@ class Trainer:
                     self.report.say(line)
                 self._warn()
                 if not loop.preempted and not start.stopped_early and self._has_more(start):
-                    loop.train()
+                    with settled_objects():
+                        loop.train()
                 if loop.profile is not None:
                     loop.profile.finish()
                 test = {} if loop.preempted else self._final()

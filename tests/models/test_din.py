@@ -14,7 +14,7 @@ from rechub_tests.reference import assert_same, dice_mlp
 def weights_of(model: DIN, embedded: cases.Embedded) -> Tensor:
     behaviors = torch.cat([embedded.sequences["history"].values, embedded.sequences["shops"].values], dim=2)
     target = torch.cat([embedded.vectors["item"], embedded.vectors["shop"]], dim=1)
-    return model.attention(behaviors, target, embedded.sequences["history"].mask)
+    return model.attention.weights(behaviors, target, embedded.sequences["history"].mask)
 
 
 def test_forward_and_gradients() -> None:

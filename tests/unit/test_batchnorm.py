@@ -31,3 +31,18 @@ def test_the_running_statistics(momentum: float | None) -> None:
         torch.testing.assert_close(found(x), wanted(x))
     for name, value in wanted.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], value, msg=name)
+
+
+def test_a_small_variance_of_large_values() -> None:
+    """The mean of squares less the square of the mean has none of it left in float32."""
+    torch.manual_seed(0)
+    x = (1e4 + torch.randn(64, 3)).requires_grad_()
+    of_double = x.detach().double().requires_grad_()
+    found, wanted = nn.Sequential(nn.BatchNorm1d(3)).train(), nn.BatchNorm1d(3).double().train()
+    globalize(found)
+    output, exact = found(x), wanted(of_double)
+    torch.testing.assert_close(output.double(), exact, rtol=1e-3, atol=1e-3)
+    weights = torch.randn(64, 3)
+    (output * weights).sum().backward()
+    (exact * weights).sum().backward()
+    torch.testing.assert_close(x.grad.double(), of_double.grad, rtol=1e-3, atol=1e-3)

@@ -56,6 +56,6 @@ class DeepFM(Model):
 
     def forward(self, embedded: Embedded) -> Output:
         """Logits [B, 1]."""
-        second = pair_sum(embedded.stack(self.fields.names))[:, None]
-        deep = self.mlp(self.fields.concat(embedded))
-        return Output(logits=self.first_order(embedded) + second + deep)
+        x = self.fields.concat(embedded)
+        second = pair_sum(self.fields.vectors(x))[:, None]
+        return Output(logits=self.first_order(embedded) + second + self.mlp(x))

@@ -9,7 +9,6 @@ from rechub_dist.features import DenseFeature, Feature, Outputs, SequenceFeature
 from rechub_dist.layers.arguments import check_outputs
 from rechub_dist.layers.attention import ActivationUnit
 from rechub_dist.layers.inputs import Fields, check_distinct, check_pairs, unpooled
-from rechub_dist.layers.masking import zero_padding
 from rechub_dist.layers.mlp import MLP
 from rechub_dist.models.base import Model
 
@@ -80,9 +79,7 @@ class DIN(Model):
     def forward(self, embedded: Embedded) -> Output:
         """Logits [B, 1], or [B, C]."""
         sequences = [embedded.sequences[lookup.name] for lookup in self.behavior_lookups]
-        mask = sequences[0].mask
-        behaviors = zero_padding(torch.cat([sequence.values for sequence in sequences], dim=2), mask)  # [B, L, D]
+        behaviors = torch.cat([sequence.values for sequence in sequences], dim=2)  # [B, L, D]
         target = embedded.concat(self.target_names, [])  # [B, D]
-        weights = self.attention(behaviors, target, mask, sequences[0].total)  # [B, L]
-        interest = (weights[..., None] * behaviors).sum(dim=1)  # [B, D]
+        interest = self.attention(behaviors, target, sequences[0].mask, sequences[0].total)  # [B, D]
         return Output(logits=self.mlp(torch.cat([self.fields.concat(embedded), interest], dim=1)))
