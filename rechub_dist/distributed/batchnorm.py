@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from rechub_dist.distributed.collectives import all_rows
+
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
     """`nn.BatchNorm1d` over inputs [N, C], with statistics over the rows of all ranks."""
@@ -48,13 +50,13 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     mean = x.sum(0) / max(1, len(x))
     own = torch.cat([x.new_full((1,), len(x)), mean, (x - mean).square().sum(0)])
-    every = own.new_empty(dist.get_world_size() * len(own))
-    dist.all_gather_into_tensor(every, own)
-    counts, means, squares = every.view(-1, len(own)).split([1, *mean.shape, *mean.shape], dim=1)
+    every, _ = all_rows(own[None], sizes=[1] * dist.get_world_size())
+    counts, means, squares = every.split([1, *mean.shape, *mean.shape], dim=1)
     count = counts.sum().clamp(min=1)
     mean = (counts * means).sum(0) / count
-    squares = squares + counts * (means - mean).square()
-    return count, mean, squares.sum(0) / count
+    variance = (squares + counts * (means - mean).square()).sum(0) / count
+    # An infinite one would make all outputs 0, now and by the running statistics: a loss that is NaN gets noticed.
+    return count, mean, variance.masked_fill(variance.isinf(), torch.nan)
 
 
 def globalize(module: nn.Module) -> None:

@@ -92,11 +92,6 @@ class Fields:
         """The pooled vectors and the dense values side by side: [B, width]."""
         return embedded.concat(self.names, self.dense_names)
 
-    def vectors(self, flat: Tensor) -> Tensor:
-        """The pooled vectors of `concat`, all of width D: a view [B, F, D] of [B, width]."""
-        vectors, _ = flat.split([self.width - self.dense_width, self.dense_width], dim=1)
-        return vectors.unflatten(1, (len(self.lookups), -1))
-
 
 def pooling_of(feature: IdFeature) -> Pooling:
     """How a feature becomes one vector: a sparse one or a cross as it says, a sequence by its mean."""

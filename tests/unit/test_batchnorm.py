@@ -46,3 +46,9 @@ def test_a_small_variance_of_large_values() -> None:
     (output * weights).sum().backward()
     (exact * weights).sum().backward()
     torch.testing.assert_close(x.grad.double(), of_double.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_values_whose_variance_is_infinite_are_not_normalised_to_zeros() -> None:
+    norm = nn.Sequential(nn.BatchNorm1d(2)).train()
+    globalize(norm)
+    assert norm(torch.tensor([[3e38, 1.0], [0.0, 2.0]]))[:, 0].isnan().all()

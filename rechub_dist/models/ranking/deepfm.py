@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from rechub_dist.embedded import Embedded, Lookup, Output
 from rechub_dist.features import DenseFeature, Feature
 from rechub_dist.layers.fm import pair_sum
@@ -56,6 +58,8 @@ class DeepFM(Model):
 
     def forward(self, embedded: Embedded) -> Output:
         """Logits [B, 1]."""
-        x = self.fields.concat(embedded)
-        second = pair_sum(self.fields.vectors(x))[:, None]
-        return Output(logits=self.first_order(embedded) + second + self.mlp(x))
+        vectors = embedded.concat(self.fields.names, [])  # [B, F * D]
+        second = pair_sum(vectors.unflatten(1, (len(self.fields.names), -1)))[:, None]
+        dense = [embedded.dense[name] for name in self.fields.dense_names]
+        deep = self.mlp(torch.cat([vectors, *dense], dim=1))
+        return Output(logits=self.first_order(embedded) + second + deep)
