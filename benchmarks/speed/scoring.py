@@ -119,9 +119,11 @@ class _Lengths(TorchDispatchMode):
 
 
 def _longest(work: _Ranking) -> int:
-    """The longest side of any array that a step makes."""
-    with _Lengths() as lengths, torch.no_grad():
+    """The longest side of any array that a step makes, when the catalogue has what it keeps."""
+    with torch.no_grad():
         work.step()
+        with _Lengths() as lengths:
+            work.step()
     return lengths.longest
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from rechub_dist.embedded import Jagged
 
 _SCORES_AT_ONCE = 1 << 24  # elements of the largest temporary
-_ITEMS_AT_ONCE = 1 << 14  # of which the best are looked for while their scores are in the processor's cache
+_ITEMS_AT_ONCE = 1 << 14  # whose scores are looked at while they are in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,14 @@ def _ahead(scores: Tensor, own: Tensor) -> Tensor:
 
     A NaN on either side counts against the target.
     """
+    if scores.device.type == "cpu":  # block by block, in the processor's cache: one pass over the scores
+        lead, finite = scores.new_zeros(len(own)), scores.new_zeros(len(own))
+        for block in scores.split(_ITEMS_AT_ONCE, dim=1):
+            apart = own[:, None] - block
+            finite += apart.sum(dim=1)
+            lead += apart.sign_().sum(dim=1)  # 1 for what is behind, -1 for what is ahead; 0 for a NaN, too
+        if bool(finite.isfinite().all()):
+            return 0.5 * (scores.shape[1] - lead).float()
     behind_or_tied, tied = (scores <= own[:, None]).sum(dim=1), (scores == own[:, None]).sum(dim=1)
     return scores.shape[1] - behind_or_tied.float() + 0.5 * tied.float()
 

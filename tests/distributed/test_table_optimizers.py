@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "torch's": {
         "sharding": "replicated",
-        "optimizer": {"name": "torch.optim:NAdam", "lr": 0.01, "arguments": {"momentum_decay": 0.01}},
+        "optimizer": {"name": "torch.optim:NAdam", "lr": 0.01, "arguments": {"momentum_decay": 0.01, "eps": 1e-4}},
     },
 }
 
@@ -76,7 +76,7 @@ def test_equals_plain_torch(pool: RankPool, data_root: Path, tmp_path: Path, cas
         elif chosen.name == "adagrad":
             torchs.append(torch.optim.Adagrad([weights[name]], lr=0.05, eps=1e-8, initial_accumulator_value=0.02))
         elif chosen.name == "torch.optim:NAdam":
-            torchs.append(torch.optim.NAdam([weights[name]], lr=0.01, momentum_decay=0.01))
+            torchs.append(torch.optim.NAdam([weights[name]], lr=0.01, momentum_decay=0.01, eps=1e-4))
 
     def update(*_: Any) -> None:
         for optimizer in (dense, *torchs):
