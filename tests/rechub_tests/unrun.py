@@ -86,6 +86,7 @@ BLOCKS: tuple[tuple[str, str, str], ...] = (
 # pattern of pages, language, what the block is compared with
 CHECKED: tuple[tuple[str, str, str], ...] = (
     ("docs/*.md", "mermaid", "a picture: `make docs` draws it"),
+    ("docs/performance.md", "text", "measured: `make bench` writes it"),
     ("docs/python.md", "text", "made of the code: tests/unit/test_python_page.py"),
     ("docs/commands.md", "text", "made of the code: tests/unit/test_commands_page.py"),
     ("docs/models/*.md", "text", "made of the code: tests/unit/test_model_pages.py"),
