@@ -15,7 +15,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from rechub_dist.batch import Batch
 from rechub_dist.data.spec import WEIGHTED
-from rechub_dist.embedded import Embedded, Jagged, Sequence, rows_of
+from rechub_dist.embedded import Embedded, Jagged, Sequence, rows_of, to_padded
 from rechub_dist.embedding.layout import POOLED, REPLICATED, Layout
 from rechub_dist.embedding.local import LocalTables, module_key, pool
 from rechub_dist.features import DenseFeature
@@ -192,7 +192,7 @@ def _columns(keyed: KeyedTensor, widths: Mapping[str, int], rows: int) -> dict[s
 def _padded(values: Tensor, lengths: Tensor, longest: int | None) -> Sequence:
     """As `to_padded`, by FBGEMM, in half the time."""
     if longest is None:
-        longest = int(lengths.max()) if len(lengths) else 0
+        return to_padded(values, lengths)
     offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
     padded = torch.ops.fbgemm.jagged_2d_to_dense(values, offsets, max(1, longest))
     return Sequence(padded, lengths.long(), len(values))

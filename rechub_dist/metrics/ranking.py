@@ -217,15 +217,16 @@ def _ahead(scores: Tensor, own: Tensor) -> Tensor:
     A NaN on either side counts against the target.
     """
     if scores.device.type == "cpu":  # block by block, in the processor's cache: one pass over the scores
-        lead, finite = scores.new_zeros(len(own)), scores.new_zeros(len(own))
+        ahead, finite = scores.new_zeros(len(own)), scores.new_zeros(len(own))
         for block in scores.split(_ITEMS_AT_ONCE, dim=1):
             apart = own[:, None] - block
             finite += apart.sum(dim=1)
-            lead += apart.sign_().sum(dim=1)  # 1 for what is behind, -1 for what is ahead; 0 for a NaN, too
+            signs = apart.sign_().sum(dim=1)  # 1 for what is behind, -1 for what is ahead; 0 for a NaN, too
+            ahead += 0.5 * (block.shape[1] - signs)
         if bool(finite.isfinite().all()):
-            return 0.5 * (scores.shape[1] - lead).float()
+            return ahead.float()
     behind_or_tied, tied = (scores <= own[:, None]).sum(dim=1), (scores == own[:, None]).sum(dim=1)
-    return scores.shape[1] - behind_or_tied.float() + 0.5 * tied.float()
+    return (scores.shape[1] - behind_or_tied).float() + 0.5 * tied.float()
 
 
 def _ahead_of(scores: Tensor, own: Tensor, pairs: Tensor, catalogue: Catalogue) -> Tensor:

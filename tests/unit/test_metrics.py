@@ -224,6 +224,14 @@ def test_nan_is_never_a_good_rank() -> None:
     assert metrics == {"hit_rate@1": 0.5, "recall@1": 0.5, "ndcg@1": 0.5, "mrr@1": 0.5}
 
 
+@pytest.mark.parametrize("other", [0.0, math.nan])  # what is no number is counted in another way
+def test_more_items_than_float32_can_count(other: float) -> None:
+    vectors = torch.zeros((1 << 24) + 5, 1)
+    vectors[0], vectors[5], vectors[7] = 1, 2, other
+    places = target_ranks(torch.ones(1, 1, 1), torch.ones(1, 1).bool(), vectors, torch.tensor([0]))
+    assert places.tolist() == [2 if math.isnan(other) else 1]
+
+
 def test_ranks_of_nobody() -> None:
     none = Jagged(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int32))
     ids = torch.empty(0, dtype=torch.int64)
