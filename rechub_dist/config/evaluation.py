@@ -63,8 +63,8 @@ class EvaluationConfig(Section):
     )
     calibration: Literal["temperature", "isotonic"] | None = Field(
         None,
-        description="calibrate predicted probabilities by a curve that is fitted on the valid split with the best "
-        "weights; the final test, evaluate, predict and export apply it, evaluations while training do not",
+        description="calibrate predicted probabilities by a temperature or a curve fitted on the valid split with "
+        "the best weights; the final test, evaluate, predict and export apply it, evaluations while training do not",
     )
 
     @property

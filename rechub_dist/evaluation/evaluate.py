@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -72,10 +73,13 @@ def evaluate(
     runtime: Runtime,
     advance: Callable[[int], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    *,
+    every_label: bool = False,
 ) -> Evaluation:
     """Evaluate on every row that `reader` gives; all ranks return the same metrics. Collective.
 
-    `advance` is told the number of batches done.
+    `advance` is told the number of batches done. With `every_label` what is found has the rows of labels of several
+    classes, too.
 
     Raises:
         Stopped: on all ranks, between two batches, when `stop` says so on one.
@@ -86,7 +90,9 @@ def evaluate(
     try:
         with torch.no_grad():
             tally, skips = Tally(), list[Skipped]()
-            tasks = None if objective.tasks is None else Measured(objective.tasks, objective.wanted_of_tasks(wanted))
+            tasks = None
+            if objective.tasks is not None:
+                tasks = Measured(objective.tasks, objective.wanted_of_tasks(wanted), every=every_label)
             fault = (lambda: None) if tasks is None else tasks.fault
             batches = on_device(agreed_batches(reader, runtime, advance, stop, tally, skips, fault), runtime)
             if objective.ranking is not None:
@@ -122,8 +128,8 @@ def calibrate(
 
     Raises:
         Stopped: as `evaluate`.
-        UserError: no label is a probability, one has several classes, there is no valid split, or that has one class
-            only.
+        UserError: no label is a probability, one has several classes and the method is for one, there is no valid
+            split, or that has one class only.
     """
     method = parts.config.evaluation.calibration
     if method is None:
@@ -131,7 +137,7 @@ def calibrate(
     objective = parts.train_module.objective
     objective.check_calibration(parts.config.evaluation)
     kinds = {} if objective.tasks is None else objective.tasks.scored
-    names = [name for name, kind in kinds.items() if kind == "classification"]
+    names = [name for name, kind in kinds.items() if kind != "regression"]
     if not names:
         raise UserError(f"{CALIBRATION}: {parts.config.model.name} predicts no probability to calibrate; leave it out")
     reader = reader or optional_reader(parts.config, parts, runtime, "valid")
@@ -140,11 +146,13 @@ def calibrate(
             f"{CALIBRATION}: is fitted on the valid split, which {parts.config.data.root} has not; leave it out"
         )
     objective.set_calibrators({})
-    found = evaluate(parts, reader, runtime, advance, stop)
+    found = evaluate(parts, reader, runtime, advance, stop, every_label=True)
     calibrators: dict[str, nn.Module] = {}
     for name in names:
         try:
-            calibrators[name] = Calibrator(fit(method, *found.scored[name])).to(runtime.device)
+            *predictions, labels, weights = found.scored[name]
+            probabilities = predictions[0] if kinds[name] == "classification" else np.stack(predictions, axis=1)
+            calibrators[name] = Calibrator(fit(method, probabilities, labels, weights)).to(runtime.device)
         except ValueError as error:
             raise UserError(f"{CALIBRATION}: {name} cannot be calibrated on {reader.manifest.path}: {error}") from None
     objective.set_calibrators(calibrators)

@@ -29,8 +29,8 @@ class Evaluation:
     """Metrics by name, and by label the predictions, targets and weights of all rows, [3, N].
 
     With several labels a metric's name is `click/auc`, and `mean/auc` is the labels' mean. `skipped` rows of bad files
-    are in none of them; `skips` says which. Labels of several classes are not among those that are `scored`: all rows
-    of many classes have no place in a rank's memory.
+    are in none of them; `skips` says which. Labels of C classes, [C + 2, N], are among those that are `scored` only
+    where that is asked for: all rows of many classes take much of a rank's memory.
     """
 
     metrics: dict[str, float]
@@ -41,8 +41,8 @@ class Evaluation:
 
     @property
     def predictions(self) -> dict[str, np.ndarray]:
-        """The predictions by label, [N]."""
-        return {name: rows[0] for name, rows in self.scored.items()}
+        """The predictions by label of one prediction a row, [N]."""
+        return {name: rows[0] for name, rows in self.scored.items() if len(rows) == 3}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -51,15 +51,20 @@ class Evaluation:
 
 
 class Measured:
-    """The metrics of all that an objective scores."""
+    """The metrics of all that an objective scores.
 
-    def __init__(self, objective: TaskObjective, wanted: Sequence[MetricConfig]) -> None:
+    Args:
+        every: whether labels of several classes are among what is `scored`.
+    """
+
+    def __init__(self, objective: TaskObjective, wanted: Sequence[MetricConfig], *, every: bool = False) -> None:
         self._objective = objective
         self._metrics = objective.measures(wanted)
         self._keys = objective.task_keys(wanted)
         self._means = MEAN_AUC in objective.task_metrics(wanted)
         self._classes = objective.classes
         self._rows = {name: AllRows(self._classes.get(name, 1)) for name in objective.scored}
+        self._kept = [name for name in objective.scored if every or name not in self._classes]
         self._count = 0
         for name, metrics in self._metrics.items():
             for metric in metrics.values():
@@ -94,7 +99,7 @@ class Measured:
         runtime.raise_together(self._fault)
         values: dict[str, float] = {}
         for name, metrics in self._metrics.items():
-            if name not in self._classes:
+            if name in self._kept:
                 self._rows[name].merge(runtime)
             for reported, metric in metrics.items():
                 metric.merge(runtime)
@@ -102,7 +107,7 @@ class Measured:
         if self._means:
             aucs = [values[self._objective.metric(label.name, "auc")] for label in self._objective.labels]
             values[MEAN_AUC] = float(np.mean(aucs))
-        scored = {name: rows.whole for name, rows in self._rows.items() if name not in self._classes}
+        scored = {name: self._rows[name].whole for name in self._kept}
         return Evaluation(values, int(runtime.all_reduce_sum(torch.tensor([self._count]))), scored)
 
     def _fetch(self) -> None:
@@ -122,7 +127,7 @@ class Measured:
                 first, end = end, end + self._classes.get(name, 1) + 2
                 predictions = found[:, first : end - 2] if name in self._classes else found[:, first]
                 rows = Scored(predictions, found[:, end - 2], found[:, end - 1], keys)
-                if name not in self._classes:
+                if name in self._kept:
                     self._rows[name].update(rows)
                 for metric in self._metrics[name].values():
                     metric.update(rows)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Method = Literal["temperature", "isotonic"]
 Floats = NDArray[np.float64]
 EDGE: Final = 1e-7  # probabilities are kept so far off 0 and 1
+SMALLEST: Final = float(np.finfo(np.float32).tiny)  # those of one of several classes, which may all be below EDGE
 _MOST_POINTS: Final = 1000  # of an isotonic curve: finer than what any number of rows can tell apart
 
 
@@ -18,7 +19,8 @@ _MOST_POINTS: Final = 1000  # of an isotonic curve: finer than what any number o
 class Temperature:
     """Divides the log odds by a number (Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2).
 
-    The order of the rows, and so AUC, stays as it is.
+    Of several classes the logarithms of their probabilities, which are then made to add up to 1 again. The order of the
+    rows, and so AUC, stays as it is; of several classes that of each row's classes.
     """
 
     temperature: float
@@ -45,6 +47,8 @@ def fit(
 ) -> Temperature | Curve:
     """The calibration of probabilities [N] that fits labels 0 or 1 [N] best, each row counting `weights` [N] times.
 
+    For a temperature there may be C classes: probabilities [N, C] and labels 0 .. C - 1.
+
     Raises:
         ValueError: no row counts, all labels are alike, a prediction is NaN, or the labels do not rise with the
             predictions, so that no temperature helps.
@@ -56,25 +60,27 @@ def fit(
         raise ValueError("the rows to fit on have labels of one class only")
     if np.isnan(p).any():
         raise ValueError("a prediction is NaN")
-    return Temperature(_temperature(p, y, w)) if method == "temperature" else _isotonic(p, y, w)
+    return Temperature(_temperature(p, y.astype(int), w)) if method == "temperature" else _isotonic(p, y, w)
 
 
-def _temperature(p: Floats, y: Floats, w: Floats) -> float:
-    """1 / a, where a minimises the log loss of sigmoid(a * log odds), which is convex in a: Newton's steps, halved."""
-    clipped = np.clip(p, EDGE, 1 - EDGE)
-    logits, total = np.log(clipped) - np.log1p(-clipped), w.sum()
-    if w @ ((y - 0.5) * logits) <= 0:  # the slope at a = 0: the best a is not positive
+def _temperature(p: Floats, y: NDArray[np.int_], w: Floats) -> float:
+    """1 / a, where a minimises the log loss of softmax(a * log p), which is convex in a: Newton's steps, halved."""
+    logs = np.log(p.clip(min=SMALLEST) if p.ndim == 2 else np.stack([1 - p, p], axis=1).clip(EDGE, 1 - EDGE))
+    logs -= logs[np.arange(len(y)), y][:, None]  # what a row's own class is behind each by
+    total = w.sum()
+    if w @ logs.mean(axis=1) >= 0:  # the slope at a = 0: the best a is not positive
         raise ValueError("no temperature helps: its labels do not rise with its predictions, so look at its AUC first")
 
     def loss(scale: float) -> float:
-        z = scale * logits
-        return float(w @ (np.logaddexp(0, z) - y * z) / total)
+        return float(w @ np.logaddexp.reduce(scale * logs, axis=1) / total)
 
     scale, step = 1.0, 1.0
     while abs(step) >= 1e-9 * scale:
-        q = 1 / (1 + np.exp(-scale * logits))
-        curvature = float(w @ (q * (1 - q) * logits**2))
-        step = float(w @ ((q - y) * logits)) / max(curvature, 1e-300)
+        z = scale * logs
+        q = np.exp(z - np.logaddexp.reduce(z, axis=1, keepdims=True))
+        slope = (q * logs).sum(axis=1)
+        curvature = float(w @ ((q * logs**2).sum(axis=1) - slope**2))
+        step = float(w @ slope) / max(curvature, 1e-300)
         while abs(step) >= 1e-9 * scale and (scale - step <= 0 or loss(scale - step) > loss(scale)):
             step /= 2
         if abs(step) >= 1e-9 * scale:

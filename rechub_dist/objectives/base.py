@@ -55,7 +55,7 @@ class Objective(nn.Module):
             self.tasks.set_metrics(known)
 
     def set_calibrators(self, calibrators: dict[str, nn.Module]) -> None:
-        """Calibrate predictions by name from now on: modules of probabilities [B]."""
+        """Calibrate predictions by name from now on: modules of probabilities [B], of C classes [B, C]."""
         self.calibrators = calibrators
         if self.tasks is not None and self.tasks is not self:
             self.tasks.set_calibrators(calibrators)
@@ -146,16 +146,16 @@ class Objective(nn.Module):
         return found if evaluation.combined is None else {COMBINED: "max", **found}
 
     def check_calibration(self, evaluation: EvaluationConfig) -> None:
-        """Refuse a calibration of predictions that are not one probability a row.
+        """Refuse a curve for predictions that are not one probability a row.
 
         Raises:
             UserError: a label has several classes.
         """
         several = [] if self.tasks is None else list(self.tasks.classes)
-        if evaluation.calibration is not None and several:
+        if evaluation.calibration == "isotonic" and several:
             raise UserError(
-                f"evaluation.calibration: {several[0]} is a label of several classes, and only those of type "
-                "classification can be calibrated; leave it out"
+                f"evaluation.calibration: {several[0]} is a label of several classes, and a curve for each would not "
+                "leave probabilities that add up to 1; use temperature"
             )
 
     def group_keys(self, evaluation: EvaluationConfig) -> tuple[str, ...]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rechub_dist.metrics.calibrate import EDGE, Curve, Temperature
+from rechub_dist.metrics.calibrate import EDGE, SMALLEST, Curve, Temperature
 
 
 class Calibrator(nn.Module):
-    """A calibration of probabilities [N], which stay in their type; see `metrics.calibrate`."""
+    """A calibration of probabilities [N], of C classes [N, C], which stay in their type; see `metrics.calibrate`."""
 
     scores: Tensor
     probabilities: Tensor
@@ -23,6 +23,8 @@ class Calibrator(nn.Module):
 
     def forward(self, probabilities: Tensor) -> Tensor:
         if self.temperature is not None:
+            if probabilities.dim() == 2:
+                return (probabilities.clamp(min=SMALLEST).log() / self.temperature).softmax(dim=1)
             clipped = probabilities.clamp(EDGE, 1 - EDGE)
             return (torch.logit(clipped) / self.temperature).sigmoid()
         if len(self.scores) == 1:

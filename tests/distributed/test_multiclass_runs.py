@@ -16,6 +16,7 @@ from test_losses import check, resumed_to_the_bit
 from test_predict import predict
 from typer.testing import CliRunner
 
+from rechub_dist.checkpoint.trained import trained_config
 from rechub_dist.cli.main import app
 from rechub_dist.errors import UserError
 from rechub_dist.evaluation.evaluate import evaluate_run
@@ -33,7 +34,7 @@ from rechub_tests.serving import ARROW, serving
 C = 17
 LABELS: dict[str, Any] = {**SCHEMA["labels"], "store": {"column": "shop", "type": "multiclass", "classes": C}}  # type: ignore[dict-item]
 DATASET = {**SCHEMA, "labels": LABELS, "weight": "importance"}
-UNCALIBRATED = r"evaluation\.calibration: store is a label of several classes"
+NO_CURVE = r"evaluation\.calibration: store is a label of several classes.*use temperature"
 WEIGHTS = [1.0 + c % 3 for c in range(C)]
 # Smooth activations, so that a rounding error does not turn a unit on or off.
 SMOOTH: dict[str, dict[str, Any]] = {
@@ -236,19 +237,46 @@ def test_a_shadow_is_compared_class_by_class() -> None:
     assert difference(table(0.5), table(0.5)) == 0
 
 
-def test_a_calibration_is_refused_before_the_first_step(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
-    path = file_of(tmp_path, data_root, "SharedBottom", evaluation={"calibration": "temperature"})
-    with pytest.raises(UserError, match=UNCALIBRATED):
+def test_a_curve_is_refused_before_the_first_step(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    path = file_of(tmp_path, data_root, "SharedBottom", evaluation={"calibration": "isotonic"})
+    with pytest.raises(UserError, match=NO_CURVE):
         pool.run(2, train, path)
     assert not list((tmp_path / "out").glob("checkpoints/step-*"))
 
 
-def test_it_cannot_be_calibrated_afterwards(trained: Path) -> None:
-    with pytest.raises(UserError, match=UNCALIBRATED):
-        load(output(trained), overrides={"evaluation.calibration": "temperature"})
-    with pytest.raises(UserError, match=UNCALIBRATED):
-        export_bundle(str(output(trained)), trained.parent / "none", overrides=["evaluation.calibration=temperature"])
-    assert not (trained.parent / "none").exists()
+def test_a_temperature_is_the_same_everywhere(pool: RankPool, root: Path, tmp_path: Path) -> None:
+    """Fitted where it is evaluated, on any number of ranks, predicted and exported."""
+    path = file_of(tmp_path, root, "DCN")
+    pool.run(1, train, path, ["train.epochs=1", "optimizer.lr=0.02", "embedding.optimizer.lr=0.2"])
+    out, settings = str(output(path)), ["evaluation.calibration=temperature"]
+    plain, calibrated = (load(out, settings=given).predict(root / "valid") for given in ([], settings))
+    p, q = (as_array(table["predicted_store"]).astype(np.float64) for table in (plain, calibrated))
+    assert np.abs(p - q).max() > 1e-3
+    np.testing.assert_allclose(q.sum(axis=1), 1, atol=1e-6)
+    assert (np.diff(np.take_along_axis(q, p.argsort(axis=1), axis=1), axis=1) >= 0).all()
+    rows = pq.read_table(root / "valid")
+    label, weights = rows["shop"].to_numpy(), rows["importance"].to_numpy().astype(np.float64)
+
+    def loss(scale: float) -> float:
+        powers = p**scale
+        return float(weights @ -np.log(powers[np.arange(len(label)), label] / powers.sum(axis=1)))
+
+    best = min(np.geomspace(0.05, 50, 2001), key=loss)
+    wanted = p**best / (p**best).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(q, wanted, atol=5e-3)
+    one, two = (pool.run(ranks, measured, out, str(root / "test"), settings)[-1] for ranks in (1, 2))
+    assert two == pytest.approx(one, abs=1e-6)
+    assert one["log_loss"] != pytest.approx(measured(out, str(root / "test"), [])["log_loss"], abs=1e-4)
+    export_bundle(out, tmp_path / "bundle", overrides=settings)
+    found = as_array(Bundle(tmp_path / "bundle").score(rows)["predicted_store"])
+    np.testing.assert_allclose(found, q, atol=1e-5)
+    with pytest.raises(UserError, match=NO_CURVE):
+        export_bundle(out, tmp_path / "none", overrides=["evaluation.calibration=isotonic"])
+    assert not (tmp_path / "none").exists()
+
+
+def measured(out: str, data: str, settings: list[str]) -> dict[str, float]:
+    return evaluate_run(trained_config(out, settings), data)[1].metrics
 
 
 def test_a_value_that_is_no_class_ends_the_run_with_its_file(pool: RankPool, data_root: Path, tmp_path: Path) -> None:

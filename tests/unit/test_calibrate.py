@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp, softmax
 from sklearn.isotonic import IsotonicRegression
 
 from rechub_dist.metrics.binary import binary_metrics
 from rechub_dist.metrics.calibrate import Curve, Method, Temperature, fit
+from rechub_dist.metrics.metric import Scored
+from rechub_dist.metrics.multiclass import ClassLogLoss
 from rechub_dist.objectives.calibrated import Calibrator
 
 
@@ -31,6 +34,38 @@ def test_the_temperature_is_that_of_an_optimizer() -> None:
     assert isinstance(found, Temperature)
     assert found.temperature == pytest.approx(wanted, rel=1e-5)
     assert wanted == pytest.approx(2.5, rel=0.05)
+
+
+def test_the_temperature_of_several_classes_is_that_of_an_optimizer() -> None:
+    draw = np.random.default_rng(1)
+    logits = draw.normal(0, 1.5, (20_000, 4))
+    y = (softmax(logits, axis=1).cumsum(axis=1) < draw.random(20_000)[:, None]).sum(axis=1).clip(max=3).astype(float)
+    p, w = softmax(2.5 * logits, axis=1).astype(np.float32), draw.integers(0, 3, 20_000).astype(float)
+    logs = np.log(p.astype(float))
+
+    def loss(t: float, rows: slice) -> float:
+        own = (logs / t)[np.arange(len(y)), y.astype(int)]
+        return float(w[rows] @ (logsumexp(logs / t, axis=1) - own)[rows])
+
+    fitted, held = slice(0, 10_000), slice(10_000, None)
+    wanted = minimize_scalar(lambda t: loss(t, fitted), bounds=(0.1, 20), options={"xatol": 1e-9}).x
+    found = fit("temperature", p[fitted], y[fitted], w[fitted])
+    assert isinstance(found, Temperature)
+    assert found.temperature == pytest.approx(wanted, rel=1e-5)
+    assert wanted == pytest.approx(2.5, rel=0.05)
+    calibrated = Calibrator(found)(torch.from_numpy(p)).numpy()
+    np.testing.assert_allclose(calibrated, softmax(logs / wanted, axis=1), atol=1e-6)
+    np.testing.assert_array_equal(calibrated.argmax(axis=1), p.argmax(axis=1))
+    before, after = ClassLogLoss(4), ClassLogLoss(4)
+    before.update(Scored(p[held], y[held], w[held], {}))
+    after.update(Scored(calibrated[held], y[held], w[held], {}))
+    assert after.compute() < before.compute() - 0.05
+    # Two classes are the one probability.
+    p, y, w = overconfident(800)
+    one, two = fit("temperature", p, y, w), fit("temperature", np.stack([1 - p, p], axis=1), y, w)
+    assert two.temperature == pytest.approx(one.temperature, rel=1e-5)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="look at its AUC first"):
+        fit("temperature", np.full((3, 4), 0.25), np.array([0, 1, 3]), np.ones(3))
 
 
 def test_the_steps_are_those_of_scikit_learn() -> None:
