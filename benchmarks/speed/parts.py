@@ -47,6 +47,7 @@ PARTS = {
     "i": Part("Memory beside the plan", "commands:memory", 0.8, 0.1),
     "j": Part("Serving", "commands:serving", 1.0, 0.35),
     "r": Part("The reader beside bare decoding", "scoring:reading", 1.0, 0.3),
+    "s": Part("The simulation beside real ranks", "modelled:simulation_beside_ranks", 3.0, 0.8),
     "t": Part("What was tried", "training:what_was_tried", 3.5, 0.9),
     "p": Part("Where time goes", "commands:profile", 0.7, 0.0),
 }

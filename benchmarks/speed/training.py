@@ -87,7 +87,7 @@ def many_features(bench: Bench) -> None:
 
 def what_was_tried(bench: Bench) -> None:
     """Settings and changes beside the default, and whether losses stay what they are."""
-    shape = bench.sized(deepfm())
+    shape, sequences = map(bench.sized, (deepfm(), next(one for one in models() if one.name == "DIN")))
     base = "default"
     adam = "torch.optim:Adam"
     huge = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -111,14 +111,17 @@ def what_was_tried(bench: Bench) -> None:
         ours("prefetch of 16 batches", {"data__prefetch": 16}),
         ours("fp16 exchanged", {"embedding__communication": {"forward": "fp16", "backward": "fp16"}}),
     ]
-    for change in variants[1:]:  # two at a time: what is stopped still fills caches and memory
+    pairs = [(variants[0], change) for change in variants[1:]]
+    once = bench.ours(sequences, "DIN, ids of histories deduplicated", often, change=deduplicate)
+    pairs.append((bench.ours(sequences, "DIN, default", often), once))
+    for first, change in pairs:  # two at a time: what is stopped still fills caches and memory
         try:
-            found = bench.contest(change.name, [variants[0], change], bench.pace(1.0))
+            found = bench.contest(change.name, [first, change], bench.pace(1.0))
         except RuntimeError as error:
             bench.note(f"{change.name}: does not run here: {error}")
             continue
-        bench.compare(change.name, found, change.name, base)
-        before, after = found.losses[base], found.losses[change.name]
+        bench.compare(change.name, found, change.name, first.name)
+        before, after = found.losses[first.name], found.losses[change.name]
         if common := before.keys() & after.keys():
             worst = max(abs(after[step] / before[step] - 1) for step in common)
             name = f"largest relative difference of losses, up to step {max(common)}"
@@ -142,6 +145,13 @@ def ask_ahead() -> None:
     from rechub_dist.training import feed  # noqa: PLC0415
 
     feed.looks_ahead = lambda _: True
+
+
+def deduplicate() -> None:
+    """Have ranks exchange each id of an unpooled collection once, and each of its vectors."""
+    from torchrec.distributed.embedding import set_ec_index_dedup  # noqa: PLC0415
+
+    set_ec_index_dedup(True)
 
 
 def give_back_memory() -> None:

@@ -41,6 +41,7 @@ class Hardware:
         in_host, network: from a GPU to the others of its host and to other hosts, 10^9 bytes a second each way.
         latency: of a message between hosts, microseconds.
         fixed: of each step for launching kernels and all else that does not depend on its size, milliseconds.
+        overlap: whether exchanges of ids and gradients go on while a rank computes; on CPU they do not.
     """
 
     tflops: float = 25.0
@@ -49,6 +50,7 @@ class Hardware:
     network: float = 35.0
     latency: float = 20.0
     fixed: float = 3.0
+    overlap: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Step:
-    """One step on `ranks` ranks, by part, in milliseconds; what is hidden behind another part is left out.
+    """One step on `ranks` ranks, by part, in milliseconds; what is hidden behind another part is left out, and nothing
+    is hidden without `Hardware.overlap`.
 
     Attributes:
         rows: of a rank's batch.
@@ -199,10 +202,10 @@ def _step(planned: Estimate, rows: float, flops: float, bytes_: Traffic, hardwar
         lookup=bytes_.memory / hardware.memory / 1e6,
         ids=0.0,
         vectors=vectors,
-        gradients=max(0.0, reduce - dense * 2 / 3),
+        gradients=max(0.0, reduce - dense * 2 / 3) if hardware.overlap else reduce,
         fixed=hardware.fixed,
     )
-    return replace(step, ids=max(0.0, ids - step.total))
+    return replace(step, ids=max(0.0, ids - step.total) if hardware.overlap else ids)
 
 
 def _all_to_all(bytes_: float, world: int, local: int, hardware: Hardware) -> float:

@@ -41,6 +41,9 @@ def simulate(
     ] = 35,
     latency: Annotated[float, typer.Option(min=0, help="Of a message, microseconds.", rich_help_panel=_RATES)] = 20,
     fixed: Annotated[float, typer.Option(min=0, help="Of every step, milliseconds.", rich_help_panel=_RATES)] = 3,
+    overlap: Annotated[
+        bool, typer.Option(help="Ids and gradients are exchanged while ranks compute.", rich_help_panel=_RATES)
+    ] = True,
     set_: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
@@ -68,7 +71,7 @@ def simulate(
         Cluster(count, min(count, local_world_size), "cuda", room, host_memory=room, assumed=f"80% of {memory}")
         for count in counts
     ]
-    hardware = Hardware(tflops, memory_rate, in_host, network, latency, fixed)
+    hardware = Hardware(tflops, memory_rate, in_host, network, latency, fixed, overlap)
     steps = modelled(config, clusters, hardware, per_rank=per_rank)
     if as_json:
         print(json.dumps(as_tree(steps, hardware)))
@@ -105,7 +108,8 @@ def _show(console: Console, steps: list[Step], hardware: Hardware) -> None:
     print(
         f"assumed of a GPU: {hardware.tflops:g} TFLOPS, {hardware.memory:g} GB/s of memory, {hardware.in_host:g} GB/s "
         f"within a host, {hardware.network:g} GB/s between hosts, {hardware.latency:g} us a message, "
-        f"{hardware.fixed:g} ms a step; sequences at their longest, ids spread evenly"
+        f"{hardware.fixed:g} ms a step; {'' if hardware.overlap else 'nothing hidden behind computing, '}sequences at "
+        "their longest, ids spread evenly"
     )
 
 

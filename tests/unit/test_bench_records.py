@@ -111,7 +111,7 @@ def test_numbers_have_the_digits_that_are_worth_reading() -> None:
 def test_the_place_in_the_documentation() -> None:
     text = (DOCS / "performance.md").read_text()
     assert text.count(BEGIN) == text.count(END) == 1
-    assert set(PARTS) >= set("abcdefghijrtp")
+    assert set(PARTS) >= set("abcdefghijrstp")
 
 
 def pausing(pipe: Connection, seat: Seat, log: Path, seconds: float) -> None:

@@ -76,6 +76,10 @@ def test_hidden_exchanges_are_left_out(run: RunConfig) -> None:
     hidden, seen = (steps(run, 16, fixed=fixed, latency=500.0)[0] for fixed in (100.0, 0.0))
     assert hidden.ids == 0
     assert seen.total < hidden.total
+    [apart] = steps(run, 16, fixed=100.0, latency=500.0, overlap=False)
+    assert apart.ids > 0
+    assert apart.gradients > hidden.gradients
+    assert (apart.dense, apart.lookup, apart.vectors) == (hidden.dense, hidden.lookup, hidden.vectors)
 
 
 def test_the_command(run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
