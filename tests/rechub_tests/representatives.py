@@ -1,4 +1,6 @@
-"""Which models stand for all in the tests that run at each change; the others are run with what is slow."""
+"""Which models, and which combinations, stand for all in the tests that run at each change; the others are run before a
+release.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ MODELS = ("DeepFM", "DIN", "ESMM", "DSSM", "SASRec")
 
 
 def slow(*values: Any) -> Any:
-    """A parameter set that is run with what is slow."""
-    return pytest.param(*values, marks=pytest.mark.slow)
+    """A parameter set that is slow, and one more combination of what faster ones show."""
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.combination])
 
 
 def each_model(*rest: Any, fast: tuple[str, ...] = MODELS) -> list[Any]:
