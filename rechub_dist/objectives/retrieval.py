@@ -194,21 +194,22 @@ class RetrievalObjective(Objective):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The vectors [C, D] of the distinct items that the ranks bring, and their ids, ascending.
 
-        How many distinct ones several ranks bring together only a GPU would know. Rather than to wait for it, an item
-        that two of them bring stands there twice: then the last is bool [C], True at what is there already.
+        How many distinct ones several ranks bring together only the device knows. Rather than to wait for a GPU, an
+        item that two of them bring stands there twice: then the last is bool [C], True at what is there already.
         """
         vectors = [positive] if self.negatives.in_batch else []
         vectors += [self._items(_real(embedded.sequences[name])) for name in self._brought]
         sizes = batch.candidates
         local, first = _distinct(self._own_candidates(ids, batch), None if sizes is None else sizes[_rank()])
-        gathered = gather_rows(torch.cat(vectors)[first], sizes)
+        gathered = gather_rows(torch.cat(vectors).index_select(0, first), sizes)
         together = gather_rows(local, sizes)
         # Of a catalogue each rank has its own part.
-        if sizes is None or len(sizes) == 1 or self.negatives.source == "full":
-            found, first = _distinct(together, None if sizes is None else sum(sizes))
-            return gathered[first], found, None
+        known = sizes is not None and (len(sizes) == 1 or self.negatives.source == "full")
+        if known or sizes is None or counts_at_once(together):
+            found, first = _distinct(together, sum(sizes) if known and sizes is not None else None)
+            return gathered.index_select(0, first), found, None
         found, place = together.sort(stable=True)
-        return gathered[place], found, ~_new(found)
+        return gathered.index_select(0, place), found, ~_new(found)
 
     def _own_candidates(self, positives: Tensor, batch: Batch) -> Tensor:
         """The ids of this rank's candidates, int64 [n], of which some may stand there several times."""
@@ -260,6 +261,11 @@ class RetrievalObjective(Objective):
 def _real(sequence: Sequence) -> Tensor:
     """The vectors at real positions, row after row."""
     return sequence.values.flatten(0, 1).index_select(0, places(sequence.mask, sequence.total))
+
+
+def counts_at_once(ids: Tensor) -> bool:
+    """Whether the host knows how many of them are distinct without waiting for a device."""
+    return ids.device.type == "cpu"
 
 
 def _rank() -> int:

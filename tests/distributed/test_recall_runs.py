@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from rechub_dist.data.parquet.manifest import Manifest
 from rechub_dist.data.reader import ParquetReader
 from rechub_dist.embedded import Jagged
 from rechub_dist.errors import UserError
+from rechub_dist.objectives import retrieval
+from rechub_dist.reporting.summary import Summary
 from rechub_tests.items import ITEMS, several_features, write_items
 from rechub_tests.ranks import RankPool
-from rechub_tests.runs import config_of, labels, last_weights, records, run_file, train, write_data
+from rechub_tests.runs import config_of, labels, last_weights, losses, records, run_file, train, write_data
 
 
 @pytest.fixture
@@ -93,6 +96,25 @@ def test_weighted_features_of_replicated_tables(pool: RankPool, items_root: Path
     )
     found = [pool.run(2, train, path)[0].test for path in (sharded, replicated)]
     assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
+def train_as_on_a_device(path: Path) -> Summary:
+    """Ranks do not ask how many of the candidates that they bring together are distinct."""
+    with mock.patch.object(retrieval, "counts_at_once", return_value=False):
+        return train(path)
+
+
+@pytest.mark.parametrize(("loss", "log_q"), [("softmax", False), ("softmax", True), ("bpr", False)])
+def test_candidates_that_are_not_counted(
+    pool: RankPool, items_root: Path, tmp_path: Path, loss: str, log_q: bool
+) -> None:
+    """Items that several ranks bring stand there twice and count once."""
+    objective = {"name": "retrieval", "negatives": "in_batch", "loss": loss, "log_q": log_q}
+    paths = [run_file(tmp_path / name, items_root, "DSSM", objective=objective) for name in ("here", "device")]
+    for path, function in zip(paths, (train, train_as_on_a_device), strict=True):
+        pool.run(2, function, path)
+    assert len(losses(paths[0])) > 5
+    torch.testing.assert_close(losses(paths[0]), losses(paths[1]), rtol=1e-5, atol=0)
 
 
 def test_no_file_of_items(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
