@@ -51,7 +51,7 @@ def test_a_run_on_raw_columns_is_the_run_on_derived_ones(
     equal(paths["mixed"], paths["held"])
 
 
-@pytest.mark.parametrize(("first", "then"), [("raw", "held"), ("held", "raw")])
+@pytest.mark.parametrize(("first", "then"), [("raw", "held"), slow("held", "raw")])
 def test_a_run_goes_on_where_the_other_kind_of_file_is(
     pool: RankPool, roots: dict[str, Path], tmp_path: Path, first: str, then: str
 ) -> None:

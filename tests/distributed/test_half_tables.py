@@ -78,7 +78,7 @@ class HalfRun(PlainRun):
     [
         ("rowwise_adagrad", (1, 3)),
         ("adagrad", (2, 2)),
-        ("sgd", (2, 2)),
+        slow("sgd", (2, 2)),
         ("mixed", (2, 1)),
         ("decay", (2, 2)),
         slow("rowwise_adagrad", (2, 2)),

@@ -27,7 +27,7 @@ TASKS: dict[str, Any] = {
     "model": {"task_types": ["classification", "classification", "regression"], "num_tasks": 3, "activation": SMOOTH},
     "embedding": {"sharding": "row_wise"},
 }
-POINTWISE: list[dict[str, Any]] = [
+POINTWISE: list[Any] = [
     {
         "loss": "focal",
         "loss_arguments": {"gamma": 1.5},
@@ -38,7 +38,7 @@ POINTWISE: list[dict[str, Any]] = [
     },
     # 17 shops, so that most groups have rows on each rank
     {"group_loss": {"loss": "pairwise", "group": "shop", "share": 0.7}, "task_weights": {"buy": 2.0}},
-    {"group_loss": {"loss": "listwise", "group": "shop"}},
+    slow({"group_loss": {"loss": "listwise", "group": "shop"}}),
 ]
 
 
@@ -94,7 +94,9 @@ def tasks_of(model: str) -> dict[str, Any]:
     return {**TASKS, "model": sizes, "optimizer": {"lr": 0.001}}
 
 
-@pytest.mark.parametrize(("model", "objective"), [slow(*WEIGHTED[0]), WEIGHTED[1], slow(*WEIGHTED[2]), WEIGHTED[3]])
+@pytest.mark.parametrize(
+    ("model", "objective"), [slow(*WEIGHTED[0]), WEIGHTED[1], slow(*WEIGHTED[2]), slow(*WEIGHTED[3])]
+)
 @pytest.mark.parametrize("ranks", RANKS)
 def test_weighting_of_labels(
     pool: RankPool, data_root: Path, tmp_path: Path, model: str, objective: dict[str, Any], ranks: int
@@ -166,7 +168,7 @@ RETRIEVAL: list[tuple[str, dict[str, Any]]] = [
     slow("SASRec", {"loss": "softmax", "negatives": "full", "temperature": 0.5}),
     ("DSSM", {"temperature": "learn"}),
     slow("FacebookDSSM", {"loss": "softmax", "temperature": "learn", "temperature_start": 0.2}),
-    ("GRU4Rec", {"loss": "bpr", "negatives": "sampled", "num_negatives": 2, "temperature": "learn"}),
+    slow("GRU4Rec", {"loss": "bpr", "negatives": "sampled", "num_negatives": 2, "temperature": "learn"}),
 ]
 
 

@@ -123,7 +123,7 @@ RETRIEVAL = [
     slow("SASRec", {"loss": "softmax", "negatives": "full"}),
     slow("SASRec", {"loss": "gbce", "num_negatives": 3}),
     ("SASRec", {"loss": "softmax", "negatives": "sampled", "num_negatives": 4, "share_negatives": True}),
-    ("GRU4Rec", {"loss": "bpr_max", "negatives": "in_batch_and_sampled", "num_negatives": 2}),
+    slow("GRU4Rec", {"loss": "bpr_max", "negatives": "in_batch_and_sampled", "num_negatives": 2}),
     slow("GRU4Rec", {"loss": "top1_max", "negatives": "in_batch"}),
     ("NARM", {"loss": "bpr", "negatives": "sampled", "sampling": {"name": "popularity", "power": 0.5}}),
     slow("DSSM", {"negatives": "in_batch", "log_q": False}),

@@ -18,6 +18,7 @@ from rechub_dist.objectives import retrieval
 from rechub_dist.reporting.summary import Summary
 from rechub_tests.items import ITEMS, several_features, write_items
 from rechub_tests.ranks import RankPool
+from rechub_tests.representatives import slow
 from rechub_tests.runs import config_of, labels, last_weights, losses, records, run_file, train, write_data
 
 
@@ -104,7 +105,7 @@ def train_as_on_a_device(path: Path) -> Summary:
         return train(path)
 
 
-@pytest.mark.parametrize(("loss", "log_q"), [("softmax", False), ("softmax", True), ("bpr", False)])
+@pytest.mark.parametrize(("loss", "log_q"), [slow("softmax", False), ("softmax", True), slow("bpr", False)])
 def test_candidates_that_are_not_counted(
     pool: RankPool, items_root: Path, tmp_path: Path, loss: str, log_q: bool
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_tests.derived import write_derived
 from rechub_tests.listening import listening, others_reach
-from rechub_tests.serving import ARROW, TOKEN, Server, label, make_bundle, make_bundles, serving
+from rechub_tests.serving import ARROW, TOKEN, Server, label, make_bundle, serving
 
 DERIVED = {
     "features": ["user", "genres", "taste", "hour", "age_bucket", "age", "relative", "liked"],
@@ -27,12 +27,11 @@ DERIVED = {
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("bundles")
-    found = make_bundles(root)
-    data = write_derived(root / "derived" / "data", held=False)
-    found["derived"] = make_bundle(root / "derived", data, "DeepFM", model=DERIVED)
-    return {**found, "derived rows": next((data / "test").glob("*.parquet"))}
+def bundles(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("derived")
+    data = write_derived(root / "data", held=False)
+    made = make_bundle(root, data, "DeepFM", model=DERIVED)
+    return {**bundles, "derived": made, "derived rows": next((data / "test").glob("*.parquet"))}
 
 
 @pytest.fixture(scope="module")

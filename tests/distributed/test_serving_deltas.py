@@ -20,7 +20,6 @@ from rechub_tests.serving import (
     Exports,
     label,
     load,
-    make_bundles,
     rows_of,
     serving,
     variant,
@@ -28,11 +27,6 @@ from rechub_tests.serving import (
 )
 
 ADMIN = {"env": {"SERVING_TOKEN": TOKEN}}
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_bundles(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")

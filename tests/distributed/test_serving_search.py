@@ -19,7 +19,7 @@ from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_dist.inference.bundle.manifest import ITEMS, read_manifest, record, write_manifest
 from rechub_dist.inference.export import export_bundle
 from rechub_dist.inference.index import Wanted, make_index
-from rechub_tests.serving import TOKEN, Server, label, make_bundles, rows_of, serving, variant, wait_until
+from rechub_tests.serving import TOKEN, Server, label, rows_of, serving, variant, wait_until
 from rechub_tests.shop import DSSM, import_shop, trained
 
 ADMIN = {"env": {"SERVING_TOKEN": TOKEN}}
@@ -31,11 +31,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shop")
     export_bundle(str(trained(root / "run", import_shop(root / "data"), DSSM)), root / "bundle")
     return root / "bundle"
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_bundles(tmp_path_factory.mktemp("bundles"))
 
 
 class Told(NamedTuple):
@@ -151,12 +146,15 @@ def test_filters_are_those_of_the_version_that_answers(shop: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_indexes_that_cannot_be_served_are_one_line(shop: Path, small: dict[str, Path], tmp_path: Path) -> None:
+def test_indexes_that_cannot_be_served_are_one_line(shop: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
     make_index(str(shop), tmp_path / "index", Wanted("flat", k=5))
     for arguments, told in (
         ([f"a={shop}", "--index", f"b={tmp_path / 'index'}"], "--index: b is no bundle that is served; they are a"),
         ([f"a={shop}", "--index", f"a={tmp_path}"], "is no index: it has no index.json"),
-        ([f"a={small['din']}", "--index", f"a={tmp_path / 'index'}"], "--index: a is of DIN, which is no recall model"),
+        (
+            [f"a={bundles['din']}", "--index", f"a={tmp_path / 'index'}"],
+            "--index: a is of DIN, which is no recall model",
+        ),
     ):
         line = [sys.executable, "-m", "rechub_dist", "serve", *arguments]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
@@ -194,11 +192,11 @@ class Slow(NamedTuple):
 
 
 @pytest.fixture
-def slow(small: dict[str, Path], tmp_path: Path) -> Iterator[Slow]:
-    log, go, rows = tmp_path / "log", tmp_path / "go", rows_of(small["rows"], small["din"], 7)
+def slow(bundles: dict[str, Path], tmp_path: Path) -> Iterator[Slow]:
+    log, go, rows = tmp_path / "log", tmp_path / "go", rows_of(bundles["rows"], bundles["din"], 7)
     with (
         log.open("wb") as file,
-        subprocess.Popen([sys.executable, "-c", SLOW, small["din"], go], stderr=file) as process,
+        subprocess.Popen([sys.executable, "-c", SLOW, bundles["din"], go], stderr=file) as process,
     ):
         try:
             server = Server(process, "", log)
@@ -250,10 +248,10 @@ def test_a_request_has_a_deadline(slow: Slow) -> None:
     assert slow.server.metric("rechub_serving_batch_requests_sum", bundle="din") == 3
 
 
-def test_the_server_has_a_deadline(small: dict[str, Path], tmp_path: Path) -> None:
-    arguments = (f"din={small['din']}", "--batch-wait-ms", "500", "--deadline-ms", "100")
+def test_the_server_has_a_deadline(bundles: dict[str, Path], tmp_path: Path) -> None:
+    arguments = (f"din={bundles['din']}", "--batch-wait-ms", "500", "--deadline-ms", "100")
     with serving(tmp_path / "log", *arguments) as server, server.client() as client:
-        body = {"rows": rows_of(small["rows"], small["din"], 3)}
+        body = {"rows": rows_of(bundles["rows"], bundles["din"], 3)}
         for header in ({}, {"X-Rechub-Deadline-Ms": "60000"}):
             answer = client.post("/score", json=body, headers=header)
             assert (answer.status_code, answer.json()["detail"]) == (504, "there was no answer within 100 ms")

@@ -16,14 +16,9 @@ import pytest
 from rechub_dist.errors import UserError
 from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_dist.inference.server.versions import Served
-from rechub_tests.serving import TOKEN, VARIANTS, Exports, load, make_bundles, rows_of, serving, wait_until
+from rechub_tests.serving import TOKEN, VARIANTS, Exports, load, rows_of, serving, wait_until
 
 ADMIN = {"env": {"SERVING_TOKEN": TOKEN}}
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_bundles(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")

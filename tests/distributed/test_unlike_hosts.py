@@ -39,7 +39,7 @@ def alone(pool: RankPool, data_root: Path, tmp_path_factory: pytest.TempPathFact
     return losses(path)
 
 
-@pytest.mark.parametrize("sizes", [(2, 1), slow((1, 2)), (3, 1), slow((2, 2))])
+@pytest.mark.parametrize("sizes", [(2, 1), slow((1, 2)), slow((3, 1)), slow((2, 2))])
 def test_unlike_numbers_of_ranks(
     pool: RankPool, data_root: Path, tmp_path: Path, alone: list[float], sizes: tuple[int, ...]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from rechub_dist.errors import LONGEST, UserError
 from rechub_dist.inference.bundle.bundle import Bundle
 from rechub_tests.mutations import BYTES, MUTATIONS, Cut, Mutation, Place, cut, cuts, fuzz, mutated
-from rechub_tests.serving import ARROW, Server, make_bundles, rows_of, serving
+from rechub_tests.serving import ARROW, Server, rows_of, serving
 
 ROOTS: list[Place] = [("rows",), ("columns",), ("user",), ("candidates",)]
 
@@ -36,16 +37,17 @@ class Target(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    folder = tmp_path_factory.mktemp("fuzz")
-    paths = make_bundles(folder)
+def target(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     names = ("din", "wide", "sas")
-    bundles = {name: Bundle(paths[name], threads=1) for name in names}
-    rows = {name: rows_of(paths["rows"], paths[name], 3) for name in names}
-    arguments = (f"{name}={paths[name]}" for name in names)
-    with serving(folder / "log", *arguments, "--max-mb", "1") as server, server.client() as client:
-        table = pq.read_table(paths["rows"]).slice(0, 3)
-        yield Target(server, client, bundles, rows, table)
+    opened = {name: Bundle(bundles[name], threads=1) for name in names}
+    rows = {name: rows_of(bundles["rows"], bundles[name], 3) for name in names}
+    arguments = (f"{name}={bundles[name]}" for name in names)
+    with (
+        serving(tmp_path_factory.mktemp("fuzz") / "log", *arguments, "--max-mb", "1") as server,
+        server.client() as client,
+    ):
+        table = pq.read_table(bundles["rows"]).slice(0, 3)
+        yield Target(server, client, opened, rows, table)
         assert server.process.poll() is None
         assert "Traceback" not in server.log.read_text()
 
