@@ -36,6 +36,7 @@ TABLE_STATES: dict[str, tuple[str, ...]] = {
     "lazy_adam": ("exp_avg", "exp_avg_sq"),
     "partial_rowwise_adam": ("exp_avg", "exp_avg_sq"),
     "momentum_sgd": ("momentum_buffer",),
+    "momentum_adagrad": ("sum", "momentum_buffer"),
     "ftrl": ("z", "n"),
 }
 

@@ -79,11 +79,12 @@ TABLE_OPTIMIZERS = (
     "lazy_adam",
     "partial_rowwise_adam",
     "momentum_sgd",
+    "momentum_adagrad",
     "ftrl",
 )
 _OF_TABLE_OPTIMIZERS = {
-    "initial_accumulator": ("adagrad", "rowwise_adagrad", "ftrl"),
-    "momentum": ("momentum_sgd",),
+    "initial_accumulator": ("adagrad", "rowwise_adagrad", "momentum_adagrad", "ftrl"),
+    "momentum": ("momentum_sgd", "momentum_adagrad"),
     "l1": ("ftrl",),
     "l2": ("ftrl",),
     "beta": ("ftrl",),
@@ -94,9 +95,9 @@ class TableOptimizerConfig(Section):
     """The optimizer of embedding tables.
 
     `sgd`, `adagrad` and `rowwise_adagrad` compute the same updates under every sharding. The others need a replicated
-    table: `adam` and `momentum_sgd` (which also update rows without a gradient), `ftrl`, and a `package.module:Class`
-    of a torch optimizer; or a sharded one on CUDA: `lazy_adam` and `partial_rowwise_adam`, which update only looked-up
-    rows, the latter with one second moment a row.
+    table: `adam` and `momentum_sgd` (which also update rows without a gradient), `momentum_adagrad`, `ftrl`, and a
+    `package.module:Class` of a torch optimizer; or a sharded one on CUDA: `lazy_adam` and `partial_rowwise_adam`, which
+    update only looked-up rows, the latter with one second moment a row.
 
     Weight decay is of the rows that a step looks up: one that no batch reads keeps its weights. Only `adam` decays all
     rows at each step, as it updates all.
@@ -107,7 +108,7 @@ class TableOptimizerConfig(Section):
         description=f"{', '.join(TABLE_OPTIMIZERS)}, or package.module:Class of a torch optimizer",
     )
     lr: float = Field(0.02, gt=0, le=MAX_FLOAT, description="base learning rate")
-    eps: float = Field(1e-8, gt=0, le=MAX_FLOAT, description="adagrad, rowwise_adagrad and the Adams: in divisors")
+    eps: float = Field(1e-8, gt=0, le=MAX_FLOAT, description="the Adagrads and the Adams: in divisors")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="the Adams: decay of both moments")
     weight_decay: float = Field(
         0.0,
@@ -121,9 +122,9 @@ class TableOptimizerConfig(Section):
         "1 - lr weight_decay",
     )
     initial_accumulator: float = Field(
-        0.0, ge=0, le=MAX_FLOAT, description="adagrad, rowwise_adagrad, ftrl: initial sum of squared gradients"
+        0.0, ge=0, le=MAX_FLOAT, description="the Adagrads, ftrl: initial sum of squared gradients"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum_sgd: momentum")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum_sgd, momentum_adagrad: momentum")
     l1: float = Field(0.0, ge=0, le=MAX_FLOAT, description="ftrl: weight of the absolute values; makes weights zero")
     l2: float = Field(0.0, ge=0, le=MAX_FLOAT, description="ftrl: weight of half the squares")
     beta: float = Field(1.0, ge=0, le=MAX_FLOAT, description="ftrl: makes the first steps smaller")
@@ -279,7 +280,7 @@ class EmbeddingConfig(Section):
     )
 
 
-DENSE_OPTIMIZERS = ("adam", "adamw", "sgd", "adagrad")
+DENSE_OPTIMIZERS = ("adam", "adamw", "sgd", "adagrad", "momentum_adagrad")
 
 
 class DenseRule(Section):
@@ -302,7 +303,8 @@ class OptimizerConfig(Section):
 
     name: str = Field(
         "adam",
-        description="adam, adamw, sgd, adagrad, or package.module:Class of a torch optimizer: torch.optim:RAdam",
+        description="adam, adamw, sgd, adagrad, momentum_adagrad, or package.module:Class of a torch optimizer: "
+        "torch.optim:RAdam",
     )
     lr: float = Field(1e-3, gt=0, le=MAX_FLOAT, description="base learning rate")
     weight_decay: float = Field(
@@ -312,7 +314,8 @@ class OptimizerConfig(Section):
         "all", description="matrices: only of parameters of two or more dimensions, not of biases and norms"
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adam, adamw: decay of both moments")
-    eps: float = Field(1e-8, gt=0, le=MAX_FLOAT, description="adam, adamw, adagrad: in divisors")
+    eps: float = Field(1e-8, gt=0, le=MAX_FLOAT, description="adam, adamw and the Adagrads: in divisors")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum_adagrad: momentum")
     arguments: dict[str, Any] = Field(
         default_factory=dict,
         description="arguments of a package.module:Class besides lr, including weight_decay, betas and eps",
@@ -327,7 +330,9 @@ class OptimizerConfig(Section):
         return check_name(given, DENSE_OPTIMIZERS)
 
     @model_validator(mode="after")
-    def _arguments_of_a_class(self) -> Self:
+    def _keys_of_its_own(self) -> Self:
         if self.arguments and not is_code(self.name):
             raise ValueError(f"arguments are for a package.module:Class; {self.name} takes its parameters beside lr")
+        if self.name != "momentum_adagrad" and self.momentum != type(self).model_fields["momentum"].default:
+            raise ValueError(f"momentum is for momentum_adagrad, not for {self.name}; leave it out")
         return self

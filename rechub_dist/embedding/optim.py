@@ -21,6 +21,7 @@ from torchrec.optim.optimizers import PartialRowWiseAdam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from rechub_dist.config import OptimizerConfig, TableOptimizerConfig
+from rechub_dist.embedding.adagrad import MomentumAdagrad
 from rechub_dist.embedding.decay import ReplicatedDecay
 from rechub_dist.embedding.dense import Maker, parameter_groups
 from rechub_dist.embedding.ftrl import Ftrl
@@ -37,6 +38,7 @@ _DENSE: dict[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "rowwise_adagrad": RowWiseAdagrad,
     "momentum_sgd": torch.optim.SGD,
+    "momentum_adagrad": MomentumAdagrad,
     "ftrl": Ftrl,
 }
 _FUSED_ADAMS: dict[str, type[torch.optim.Optimizer]] = {
@@ -107,6 +109,8 @@ class Optimizers:
         arguments: dict[str, Any] = {"lr": dense.lr, "weight_decay": dense.weight_decay}
         if dense.name in ("adam", "adamw"):
             arguments["betas"] = dense.betas
+        elif dense.name == "momentum_adagrad":
+            arguments["momentum"] = dense.momentum
         self._average = average
         averaged = self.parameters if average is not None else {}
         self.averages = {name: parameter.detach().clone() for name, parameter in averaged.items()}
@@ -254,6 +258,9 @@ def _of_replicated(config: TableOptimizerConfig, weights: list[nn.Parameter]) ->
     elif config.name == "ftrl":
         arguments |= {key: getattr(config, key) for key in ("beta", "l1", "l2", "initial_accumulator")}
     elif config.name in ("adagrad", "rowwise_adagrad"):
+        arguments["initial_accumulator_value"] = config.initial_accumulator
+    elif config.name == "momentum_adagrad":
+        arguments |= {"momentum": config.momentum, "lazy": True}
         arguments["initial_accumulator_value"] = config.initial_accumulator
     return _made("embedding.optimizer", config, weights, arguments)
 

@@ -30,12 +30,29 @@ def ftrl_(weight: torch.nn.Parameter, z: torch.Tensor, n: torch.Tensor) -> None:
             weight[row, column] = -kept / ((1 + n_.sqrt()) / 0.1 + 0.01)
 
 
+def momentum_adagrad_(
+    weight: torch.nn.Parameter, v: torch.Tensor, n: torch.Tensor, momentum: float, *, lazy: bool = True
+) -> None:
+    """Adagrad of learning rate 0.05 with momentum, for every row with a gradient."""
+    assert weight.grad is not None
+    with torch.no_grad():
+        for row, grad in enumerate(weight.grad):
+            if grad.any() or not lazy:
+                n[row] += grad * grad
+                v[row] = momentum * v[row] + 0.05 * grad / (n[row].sqrt() + 1e-8)
+                weight[row] -= v[row]
+
+
 WIDE = [
     {"tables": "*.linear", "sharding": "replicated", "optimizer": {"name": "ftrl", "lr": 0.1, "l1": 0.002, "l2": 0.01}}
 ]
 CASES: dict[str, dict[str, Any]] = {
     "ftrl for the wide part": {"optimizer": {"name": "sgd", "lr": 0.1}, "rules": WIDE},
     "momentum": {"sharding": "replicated", "optimizer": {"name": "momentum_sgd", "lr": 0.02, "momentum": 0.8}},
+    "momentum of Adagrad": {
+        "sharding": "replicated",
+        "optimizer": {"name": "momentum_adagrad", "lr": 0.05, "momentum": 0.6, "initial_accumulator": 0.02},
+    },
     "accumulators": {
         "optimizer": {"name": "rowwise_adagrad", "lr": 0.05, "initial_accumulator": 0.01},
         "rules": [
@@ -66,7 +83,8 @@ def test_equals_plain_torch(pool: RankPool, data_root: Path, tmp_path: Path, cas
     weights = {name: run.tables.weight(name) for name in run.placed}
     torchs: list[torch.optim.Optimizer] = []
     states = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    initial = 0.02 if case == "momentum of Adagrad" else 0.0
+    squares = {name: torch.full_like(weight, initial) for name, weight in weights.items()}
     sums = {name: torch.full((len(weight),), 0.01) for name, weight in weights.items()}
     for name, chosen in run.placed.items():
         if chosen.name == "sgd":
@@ -84,6 +102,8 @@ def test_equals_plain_torch(pool: RankPool, data_root: Path, tmp_path: Path, cas
         for name, chosen in run.placed.items():
             if chosen.name == "ftrl":
                 ftrl_(weights[name], states[name], squares[name])
+            elif chosen.name == "momentum_adagrad":
+                momentum_adagrad_(weights[name], states[name], squares[name], 0.6)
             elif chosen.name == "rowwise_adagrad":
                 rowwise_adagrad_(weights[name], sums[name], 0.05)
 
@@ -95,6 +115,27 @@ def test_equals_plain_torch(pool: RankPool, data_root: Path, tmp_path: Path, cas
         assert 0 < int((linear == 0).sum()) < len(linear)
 
 
+def test_dense_parameters_with_the_momentum_of_adagrad(pool: RankPool, data_root: Path, tmp_path: Path) -> None:
+    settings = {"name": "momentum_adagrad", "lr": 0.05, "momentum": 0.4}
+    tables = {"optimizer": {"name": "sgd", "lr": 0.1}}
+    path = run_file(tmp_path, data_root, "DeepFM", optimizer=settings, embedding=tables, train={"epochs": 1})
+    pool.run(1, train, path, ["train.max_steps=4"])
+    pool.run(2, train, path)
+    run = PlainRun(path)
+    parameters = list(run.model.parameters())
+    states, squares = ([torch.zeros_like(one) for one in parameters] for _ in range(2))
+
+    def update(*_: Any) -> None:
+        for one, v, n in zip(parameters, states, squares, strict=True):
+            momentum_adagrad_(one, v, n, 0.4, lazy=False)
+        with torch.no_grad():
+            for name in run.placed:
+                run.tables.weight(name).add_(run.tables.weight(name).grad, alpha=-0.1)
+
+    torch.testing.assert_close(losses(path), run.train(update), rtol=0, atol=3e-5)
+    assert_same_weights(last_checkpoint(path), run.weights())
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -103,7 +144,11 @@ def test_equals_plain_torch(pool: RankPool, data_root: Path, tmp_path: Path, cas
         ("embedding.optimizer.name=torch.optim:RAdam", "no fused kernel of torch.optim:RAdam"),
         ("embedding.optimizer.name=partial_rowwise_adam", "fused Adam .partial_rowwise_adam. is not available on CPU"),
         ("embedding.optimizer.name=adagrd", "did you mean 'adagrad'"),
-        ("embedding.optimizer={name: sgd, momentum: 0.5}", "momentum is for momentum_sgd, not for sgd"),
+        (
+            "embedding.optimizer={name: sgd, momentum: 0.5}",
+            "momentum is for momentum_sgd, momentum_adagrad, not for sgd",
+        ),
+        ("optimizer={name: adam, momentum: 0.5}", "momentum is for momentum_adagrad, not for adam"),
         ("embedding.optimizer={name: ftrl, weight_decay: 0.5}", "ftrl takes no weight_decay; write l1 and l2 instead"),
         ("embedding.optimizer={name: adam, arguments: {a: 1}}", "arguments are for a package.module:Class"),
         ("embedding.optimizer={name: 'torch.optim:RAdm'}", "has no 'RAdm': did you mean 'RAdam'"),
