@@ -160,7 +160,7 @@ class RetrievalConfig(_OwnLoss):
     log_q: bool | None = Field(
         None,
         description="logQ correction of the softmax for how likely an item is among the candidates; default: on for "
-        "softmax with in-batch negatives, and for shared negatives that are not sampled uniformly",
+        "softmax with in-batch negatives, or with shared ones that are not sampled uniformly",
     )
     temperature: Literal["learn"] | Annotated[float, Field(gt=0, le=MAX_FLOAT)] | None = Field(
         None,

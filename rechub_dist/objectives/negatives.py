@@ -61,7 +61,7 @@ class Negatives:
         self._uniform = config.sampling.name == "uniform"
         self.log_q = config.log_q
         if self.log_q is None:
-            self.log_q = (loss == "softmax" and self.in_batch) or (self.shared and self.draws and not self._uniform)
+            self.log_q = loss == "softmax" and (self.in_batch or (self.shared and self.draws and not self._uniform))
         if self.log_q and not (loss == "softmax" and self.shared and source != "full"):
             raise UserError("objective.log_q: corrects a softmax over shared candidates, sampled or in_batch")
         self.positive_share: Tensor | None = None

@@ -207,6 +207,21 @@ def test_log_q_is_for_a_softmax_over_shared_candidates() -> None:
             objective(recall.dssm(), log_q=True, **config)
 
 
+@pytest.mark.parametrize("loss", ["softmax", "bpr", "bpr_max", "top1_max"])
+def test_log_q_is_on_where_shared_candidates_of_a_softmax_are_not_equally_likely(loss: str) -> None:
+    popular = {"sampling": {"name": "popularity", "power": 0.3}, "num_negatives": 2}
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({"negatives": "in_batch"}, True),
+        ({"negatives": "in_batch_and_sampled", **popular}, True),
+        ({"negatives": "sampled", "share_negatives": True, **popular}, True),
+        ({"negatives": "sampled", "share_negatives": True}, False),
+        ({"negatives": "sampled", **popular}, False),
+    ]
+    for config, corrected in cases:
+        made = objective(recall.dssm(), loss=loss, **config)
+        assert made.negatives.log_q == (corrected and loss == "softmax"), config
+
+
 def test_log_q_is_the_chance_to_be_a_candidate() -> None:
     made = objective(recall.dssm(), negatives="in_batch_and_sampled", num_negatives=2, log_q=True)
     made.negatives.set_counts(torch.tensor([1, 0, 3] + [0] * 8))
