@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -15,18 +14,19 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
 
+from handwritten.common import IDS, WIDTH
 from rechub_dist.assembly.simulate import Hardware, Step, simulate
-from rechub_dist.config import RunConfig
+from rechub_dist.config import RunConfig, changed
 from rechub_dist.data.run_file import load_run
 from rechub_dist.embedding.planning import Cluster
 from speed.bench import Bench
 from speed.record import Figure
-from speed.shapes import TABLE_LR, Shape, deepfm, models
+from speed.shapes import TABLE_LR, Shape, deepfm, model
 from speed.turns import Contestant, Seat, serve
 
 FEW, MANY = 1024, 4096  # rows of a rank's batch that its rates are taken from
 CHECKED = ((2, 4096), (2, 8192), (4, 4096))  # ranks, and rows of all of them together
-TABLES, ROWS, WIDTH = 26, 100_000, 16  # of the bare lookup
+TABLES, ROWS = len(IDS), 100_000  # of the bare lookup
 LARGE = 1 << 20  # numbers that a rank sends in the bare exchange
 _ROOM = 1 << 34  # bytes for tables
 
@@ -34,7 +34,7 @@ _ROOM = 1 << 34  # bytes for tables
 def simulation_beside_ranks(bench: Bench) -> None:
     """The time of a step on one rank gives the rates; on 2 and 4 ranks `simulate` is held against real ones."""
     lookup, exchange = _bare_rates(bench)
-    for shape in map(bench.sized, (deepfm(), *(one for one in models() if one.name == "DCNv2"))):
+    for shape in map(bench.sized, (deepfm(), model("DCNv2"))):
         _check(bench, shape, lookup, exchange)
     bench.note(
         "Rates of a rank: the network's and what every step costs follow from one rank with batches of "
@@ -85,7 +85,7 @@ def _config(bench: Bench, shape: Shape) -> RunConfig:
 
 
 def _step(config: RunConfig, ranks: int, rows: int, hardware: Hardware) -> Step:
-    config = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": rows})})
+    config = changed(config, {"data.batch_size": rows}, "rows")
     (found,) = simulate(config, [Cluster(ranks, ranks, "cpu", _ROOM)], hardware, per_rank=False)
     return found
 
@@ -107,7 +107,8 @@ def _bare_rates(bench: Bench) -> tuple[float, dict[int, tuple[float, float]]]:
     # as `simulate` counts them: read, the gradient read, the row read and written
     moved = 4 * TABLES * MANY * WIDTH * 4
     found = bench.contest(None, [Contestant("lookup", looking_up, moved, 1)], pace)
-    bench.add(Figure("rates", "lookup and update of a rank", "GB/s", rates := [r / 1e9 for r in found["lookup"].rates]))
+    lookup = Figure("rates", "lookup and update of a rank", "GB/s", [rate / 1e9 for rate in found["lookup"].rates])
+    bench.add(lookup)
     exchange = {}
     for ranks in sorted({ranks for ranks, _ in CHECKED}):
         away = LARGE * 4 * (ranks - 1) // ranks
@@ -118,7 +119,7 @@ def _bare_rates(bench: Bench) -> tuple[float, dict[int, tuple[float, float]]]:
         wait = Figure("rates", f"a small exchange of {ranks} ranks", "us", [1e6 / r for r in found["small"].rates])
         bench.add(speed, wait)
         exchange[ranks] = (speed.median, wait.median)
-    return Figure("", "", "", rates).median, exchange
+    return lookup.median, exchange
 
 
 def looking_up(pipe: Connection, seat: Seat) -> None:
@@ -147,12 +148,9 @@ def exchanging(pipe: Connection, seat: Seat, numbers: int) -> None:
     seat.join()
     dist.init_process_group("gloo")
     sent, received = torch.rand(numbers), torch.empty(numbers)
-    serve(pipe, _repeated(lambda: dist.all_to_all_single(received, sent)))
 
-
-def _repeated(work: Callable[[], object]) -> Callable[[int], None]:
     def steps(count: int) -> None:
         for _ in range(count):
-            work()
+            dist.all_to_all_single(received, sent)
 
-    return steps
+    serve(pipe, steps)

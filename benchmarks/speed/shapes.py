@@ -187,6 +187,11 @@ def deepfm(vocabulary: int = 100_000, sparse: int = len(IDS), rows: int = 1_024_
     return Shape(f"DeepFM, {sparse} x {vocabulary:,} rows", data, model, 4096, "DeepFM")
 
 
+def model(name: str) -> Shape:
+    """One of `models`."""
+    return next(one for one in models() if one.name == name)
+
+
 def models() -> list[Shape]:
     """What is beside loops by hand, in the sizes of `handwritten`."""
     flat, three = Data(512_000), Data(512_000, labels=TASKS)

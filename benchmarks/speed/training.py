@@ -7,7 +7,7 @@ from typing import Any
 from speed import rechub
 from speed.bench import BARE, OURS, Bench
 from speed.record import Figure, ratio
-from speed.shapes import RANKS, Tree, deepfm, models
+from speed.shapes import RANKS, Tree, deepfm, model, models
 from speed.turns import Contestant
 
 LOADER, MEMORY = "torch-rechub, its loader", "torch-rechub, from memory"
@@ -87,7 +87,7 @@ def many_features(bench: Bench) -> None:
 
 def what_was_tried(bench: Bench) -> None:
     """Settings and changes beside the default, and whether losses stay what they are."""
-    shape, sequences = map(bench.sized, (deepfm(), next(one for one in models() if one.name == "DIN")))
+    shape, sequences = map(bench.sized, (deepfm(), model("DIN")))
     base = "default"
     adam = "torch.optim:Adam"
     huge = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -78,9 +78,9 @@ def _temperature(p: Floats, y: NDArray[np.int_], w: Floats) -> float:
     while abs(step) >= 1e-9 * scale:
         z = scale * logs
         q = np.exp(z - np.logaddexp.reduce(z, axis=1, keepdims=True))
-        slope = (q * logs).sum(axis=1)
-        curvature = float(w @ ((q * logs**2).sum(axis=1) - slope**2))
-        step = float(w @ slope) / max(curvature, 1e-300)
+        mean = (q * logs).sum(axis=1, keepdims=True)
+        curvature = float(w @ (q * (logs - mean) ** 2).sum(axis=1))
+        step = float(w @ mean[:, 0]) / max(curvature, 1e-300)
         while abs(step) >= 1e-9 * scale and (scale - step <= 0 or loss(scale - step) > loss(scale)):
             step /= 2
         if abs(step) >= 1e-9 * scale:

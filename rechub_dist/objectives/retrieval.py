@@ -203,10 +203,11 @@ class RetrievalObjective(Objective):
         local, first = _distinct(self._own_candidates(ids, batch), None if sizes is None else sizes[_rank()])
         gathered = gather_rows(torch.cat(vectors).index_select(0, first), sizes)
         together = gather_rows(local, sizes)
-        # Of a catalogue each rank has its own part.
-        known = sizes is not None and (len(sizes) == 1 or self.negatives.source == "full")
-        if known or sizes is None or counts_at_once(together):
-            found, first = _distinct(together, sum(sizes) if known and sizes is not None else None)
+        count = None
+        if sizes is not None and (len(sizes) == 1 or self.negatives.source == "full"):
+            count = sum(sizes)  # of a catalogue each rank has its own part
+        if sizes is None or count is not None or counts_at_once(together):
+            found, first = _distinct(together, count)
             return gathered.index_select(0, first), found, None
         found, place = together.sort(stable=True)
         return gathered.index_select(0, place), found, ~_new(found)
